@@ -1,0 +1,53 @@
+"""Where documents come from: one file per format, each a random-access sequence of Documents.
+
+A source is a frozen dataclass and a pure function of the index, so that any number of hosts, and a resumed run, see the
+same documents. Adding a format: write its file, then add its case to `open_source`.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from dreamjax.config import ConfigError, SourceConfig
+from dreamjax.document import Document
+
+SPLITS = ("train", "eval")
+
+
+class Source(Protocol):
+    """What every format gives."""
+
+    skipped: tuple[str, ...]  # one line for each record left out: where it is and why
+
+    def __len__(self) -> int:
+        """Documents of the split."""
+
+    def __getitem__(self, index: int) -> Document:
+        """The document at 0 <= index < len(source); an IndexError outside. May be called from many threads."""
+
+    def texts(self) -> Iterable[str]:
+        """Strings to train a tokenizer on."""
+
+
+class SourceError(ValueError):
+    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
+
+
+def open_source(config: SourceConfig, seed: int = 0) -> Source:
+    """The source that `config` names; `seed` matters only where documents are generated.
+
+    Raises ConfigError for an unknown format or split, SourceError where nothing can be read at the path.
+    """
+    if config.split not in SPLITS:
+        raise ConfigError(f"data.split: {config.split!r} is none of {', '.join(SPLITS)}")
+    # Imported by case: a format's libraries are needed only by those who read it.
+    match config.format:
+        case "shapes":
+            from dreamjax.data.sources.shapes import LENGTHS, Shapes
+
+            return Shapes(config.split, seed, LENGTHS[config.split])
+        case "storybook":
+            from dreamjax.data.sources.storybook import Storybook
+
+            return Storybook(config.path, config.split)
+        case unknown:
+            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are shapes, storybook")

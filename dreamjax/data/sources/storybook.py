@@ -1,0 +1,203 @@
+"""A folder of picture stories: `stories.jsonl` and the pictures it names.
+
+One JSON object per line: id, title, pages [{text, image}], and where known cover, summary, text_by, illustration_by,
+license. Paths are relative to the folder; a page's image may be null and its text empty. Pictures are opened when a
+document is used, not before.
+
+Stories share pictures (a series, a cover used again). Those that share one, directly or through others, always lie in the
+same split; otherwise a model would be tested on pictures that it was trained on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import posixpath
+from collections.abc import Iterable, Sequence
+
+from dreamjax.data.sources import SPLITS, SourceError
+from dreamjax.document import Document, Image, Text
+
+EVAL_SHARE = 0.1  # of the stories, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """One record. `pages` are (text, path of the image in the folder), either may be empty; `cover` may be."""
+
+    id: str
+    title: str
+    pages: tuple[tuple[str, str], ...]
+    cover: str = ""
+    text_by: str = ""
+    illustration_by: str = ""
+    license: str = ""
+
+    @property
+    def pictures(self) -> set[str]:
+        """Paths of all pictures in the folder, the cover's included."""
+        return {image for _, image in self.pages if image} | ({self.cover} if self.cover else set())
+
+
+@dataclasses.dataclass(frozen=True)
+class Storybook:
+    """The stories of one split, in the order of the file. Raises SourceError where no story can be read."""
+
+    path: str | os.PathLike
+    split: str = "train"
+    stories: tuple[Story, ...] = dataclasses.field(init=False, repr=False)
+    skipped: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise SourceError(f"storybook: split {self.split!r} is none of {', '.join(SPLITS)}")
+        stories, skipped = read_stories(self.path)
+        chosen = tuple(story for story, split in zip(stories, assign_splits(stories)) if split == self.split)
+        if not chosen:
+            raise SourceError(
+                f"storybook: no story of {self.path} falls into the split {self.split!r}, since the {len(stories)} that can be read "
+                "are few or share pictures; add stories, or leave this split out of the config"
+            )
+        object.__setattr__(self, "stories", chosen)
+        object.__setattr__(self, "skipped", skipped)
+
+    def __len__(self) -> int:
+        return len(self.stories)
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has stories 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
+        story = self.stories[index]
+        parts = [Text(_heading(story.title))]
+        for text, image in story.pages:
+            if text:  # adjoining texts are read as one string
+                parts.append(Text(f" {text}" if isinstance(parts[-1], Text) else text))
+            if image:
+                parts.append(Image(pathlib.Path(self.path, image)))
+        return Document(tuple(parts), id=story.id)
+
+    def texts(self) -> Iterable[str]:
+        """Titles and pages, as they stand in the documents."""
+        for story in self.stories:
+            yield _heading(story.title)
+            yield from (text for text, _ in story.pages if text)
+
+    def credits(self, index: int) -> str:
+        """The attribution that the licence asks for wherever this story is shown."""
+        story = self.stories[index]
+        text_by, pictures_by = story.text_by or "unknown", story.illustration_by or "unknown"
+        return f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence {story.license or "unknown"}'
+
+
+def _heading(title: str) -> str:
+    return title if title.endswith((".", "!", "?")) else title + "."
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class _BadRecord(Exception):
+    """What is wrong with one line."""
+
+
+def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[str, ...]]:
+    """All stories of a folder, and one line for each record that was left out. Raises SourceError where none is left."""
+    folder = pathlib.Path(path)
+    file = folder / "stories.jsonl"
+    if not folder.is_dir():
+        raise SourceError(f"storybook: {folder} is no folder; give the one that holds stories.jsonl")
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise SourceError(f"storybook: cannot read {file}: {error.strerror}; give the folder that holds stories.jsonl") from None
+    stories, skipped = {}, []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            story = _parse(line)
+            if story.id in stories:
+                raise _BadRecord(f"id {story.id} occurs twice")
+            stories[story.id] = story
+        except _BadRecord as error:
+            skipped.append(f"{file}:{number}: {error}")
+    if not stories:
+        reason = f"the first of {len(skipped)} bad records is {skipped[0]}" if skipped else "the file is empty"
+        raise SourceError(f"storybook: no story in {file}: {reason}; each line is a JSON object with id, title and pages")
+    return tuple(stories.values()), tuple(skipped)
+
+
+def _parse(line: bytes) -> Story:
+    """One line of the file; a _BadRecord says what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise _BadRecord(f"is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise _BadRecord("is not a JSON object")
+    if not isinstance(record.get("pages"), list):
+        raise _BadRecord("pages is missing or no list")
+    pages = tuple((_string(page, "text"), _picture(page, "image")) for page in record["pages"])
+    pages = tuple(page for page in pages if any(page))
+    if not pages:
+        raise _BadRecord("no page has text or a picture")
+    others = {key: _string(record, key) for key in ("text_by", "illustration_by", "license")}
+    return Story(_string(record, "id", needed=True), _string(record, "title", needed=True), pages, _picture(record, "cover"), **others)
+
+
+def _string(record, key: str, needed: bool = False) -> str:
+    value = record.get(key) if isinstance(record, dict) else None
+    if value is None and isinstance(record, dict) and not needed:
+        return ""
+    if not isinstance(value, str) or (needed and not value.strip()):
+        raise _BadRecord(f"{key} is missing or no string")
+    return value.strip()
+
+
+def _picture(record, key: str) -> str:
+    """A path with one spelling, so that stories that share a picture are found."""
+    value = _string(record, key)
+    return posixpath.normpath(value) if value else ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+def assign_splits(stories: Sequence[Story]) -> list[str]:
+    """The split of each story.
+
+    Groups of stories that share pictures are ordered by a hash of their smallest id; eval takes, in this order, those that
+    still fit into its share, and at least one story where there are groups enough. So a group larger than the share, as real
+    folders have, is trained on, and the order of the file does not matter.
+    """
+    groups = sorted(_connected(stories), key=lambda group: hashlib.sha256(min(group).encode()).digest())
+    left = max(1, int(EVAL_SHARE * len(stories))) if len(groups) > 1 else 0
+    held_back = set()
+    for group in groups:
+        if len(group) <= left:
+            held_back |= group
+            left -= len(group)
+    return ["eval" if story.id in held_back else "train" for story in stories]
+
+
+def _connected(stories: Sequence[Story]) -> list[set[str]]:
+    """The ids of stories, in groups that share pictures transitively (union-find over stories and pictures)."""
+    parents = {}
+
+    def root(node):
+        parents.setdefault(node, node)
+        while parents[node] != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    for story in stories:
+        for picture in story.pictures:
+            parents[root(("picture", picture))] = root(("story", story.id))
+    groups = {}
+    for story in stories:
+        groups.setdefault(root(("story", story.id)), set()).add(story.id)
+    return list(groups.values())

@@ -1,0 +1,188 @@
+"""DreamLLM: the parts put together. Pictures are spliced into the LLM's input, conditions are read out of its hidden states.
+
+    uint8 picture -> CLIP -> visual projector --.                                    .--> LM head -> next token
+    text -> token embedding --------------------+-> LLaMA -> hidden states, normed --+
+    dream queries (learned) --------------------'                                    '--> (at the queries) condition projector -> U-Net
+
+Parameters are one nested dict with an entry per part: llm, clip, unet, vae, visual_projector, condition_projector,
+dream_queries. Everything here is a pure function of (parts, params, arrays). Axes as in DESIGN's legend: G groups, R rows,
+L tokens, D width, N seen and M dreamed slots, P patches, Q dream queries, S latent side, E context width.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamjax.batch import Batch
+from dreamjax.config import ModelConfig
+from dreamjax.models.clip import ClipVision, normalise
+from dreamjax.models.llama import Llama
+from dreamjax.models.projectors import ConditionProjector, VisualProjector
+from dreamjax.models.unet import UNet
+from dreamjax.models.vae import AutoencoderKL
+from dreamjax.sharding import constrain_rows
+
+Array = jax.Array
+
+
+class Parts(NamedTuple):
+    """The modules of a model; a part that it lacks is None."""
+
+    config: ModelConfig
+    llm: Llama
+    clip: ClipVision | None
+    visual_projector: VisualProjector | None
+    unet: UNet | None
+    vae: AutoencoderKL | None
+    condition_projector: ConditionProjector | None
+
+
+def build(config: ModelConfig) -> Parts:
+    """The modules that a configuration asks for; no parameters yet."""
+    dtype = jnp.dtype(config.dtype)
+    return Parts(
+        config=config,
+        llm=Llama(config.llm, dtype),
+        clip=ClipVision(config.clip, dtype) if config.clip else None,
+        visual_projector=VisualProjector(config.visual_projector, config.llm.width, dtype) if config.clip else None,
+        unet=UNet(config.unet, dtype) if config.unet else None,
+        vae=AutoencoderKL(config.vae, dtype) if config.vae else None,
+        condition_projector=ConditionProjector(config.unet.context_width, dtype) if config.unet else None,
+    )
+
+
+def init(parts: Parts, key: Array) -> dict:
+    """Fresh float32 parameters of every part; `jax.eval_shape` of this is how sizes are counted without memory."""
+    config = parts.config
+    keys = dict(zip(("llm", "clip", "visual_projector", "unet", "vae", "condition_projector", "dream_queries"), jax.random.split(key, 7)))
+    params = {"llm": parts.llm.init(keys["llm"], method="init_all")["params"]}
+    if parts.clip:
+        params["clip"] = parts.clip.init(keys["clip"], method="init_all")["params"]
+        patches = jnp.zeros((1, config.clip.patches, config.clip.width))
+        params["visual_projector"] = parts.visual_projector.init(keys["visual_projector"], patches)["params"]
+    if parts.unet:
+        size = config.unet.sample_size
+        latents, context = jnp.zeros((1, size, size, config.unet.in_channels)), jnp.zeros((1, config.dream_queries, config.unet.context_width))
+        params["unet"] = parts.unet.init(keys["unet"], latents, jnp.zeros(1, jnp.int32), context)["params"]
+        params["condition_projector"] = parts.condition_projector.init(keys["condition_projector"], jnp.zeros((1, 1, config.llm.width)))["params"]
+        params["dream_queries"] = nn.initializers.normal(0.02)(keys["dream_queries"], (config.dream_queries, config.llm.width))
+    if parts.vae:
+        size = config.decoder_size
+        params["vae"] = parts.vae.init(keys["vae"], jnp.zeros((1, size, size, 3)))["params"]
+    return params
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Into the LLM
+
+
+def see(parts: Parts, params: dict, images: Array) -> Array:
+    """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D] (paper Sec. 3.1): CLIP's selected hidden state without its class token, projected."""
+    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.clip.dtype))
+    return parts.visual_projector.apply({"params": params["visual_projector"]}, hidden[:, 1:])
+
+
+def embed(parts: Parts, params: dict, tokens: Array) -> Array:
+    """Token ids [..., L] -> embeddings [..., L, D]."""
+    return parts.llm.apply({"params": params["llm"]}, tokens, method="embed")
+
+
+def queries(parts: Parts, params: dict, batch: int) -> Array:
+    """The dream queries for each of `batch` pictures, [batch, Q, D]; every picture gets the same ones."""
+    learned = params["dream_queries"].astype(parts.llm.dtype)
+    return jnp.broadcast_to(learned, (batch, *learned.shape))
+
+
+def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
+    """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write nothing."""
+    index = start[..., None] + jnp.arange(features.shape[2])
+    index = jnp.where(valid[..., None], index, embeds.shape[1])
+    write = lambda row, at, what: row.at[at.reshape(-1)].set(what.reshape(-1, what.shape[-1]).astype(row.dtype), mode="drop")
+    return jax.vmap(write)(embeds, index, features)
+
+
+def embed_batch(parts: Parts, params: dict, batch: Batch) -> Array:
+    """What the LLM reads of a batch: its tokens' embeddings with the pictures and queries spliced in, [G R, L, D]."""
+    groups, rows, length = batch.tokens.shape
+    embeds = embed(parts, params, batch.tokens).reshape(groups, rows * length, -1)
+    if (slots := batch.seen_start.shape[1]) > 0:
+        images = constrain_rows(batch.seen_images.reshape(groups * slots, *batch.seen_images.shape[2:]))
+        features = see(parts, params, images)
+        embeds = splice(embeds, features.reshape(groups, slots, *features.shape[1:]), batch.seen_start, batch.seen_valid)
+    if (slots := batch.dreamed_start.shape[1]) > 0:
+        features = queries(parts, params, groups * slots)
+        embeds = splice(embeds, features.reshape(groups, slots, *features.shape[1:]), batch.dreamed_start, batch.dreamed_valid)
+    return constrain_rows(embeds.reshape(groups * rows, length, -1))
+
+
+def hidden_states(parts: Parts, params: dict, batch: Batch) -> Array:
+    """The LLM's final hidden states, after the last norm, of a batch: [G R, L, D]."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    embeds = embed_batch(parts, params, batch)
+    hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, flat(batch.positions), flat(batch.segments))
+    return hidden
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Out of the LLM
+
+
+def read_out(parts: Parts, hidden: Array, batch: Batch) -> Array:
+    """The hidden states at the dream queries of each dreamed slot: hidden [G R, L, D] -> [G M, Q, D]."""
+    groups, slots = batch.dreamed_start.shape
+    count = parts.config.dream_queries
+    hidden = constrain_rows(hidden.reshape(groups, -1, hidden.shape[-1]))
+    index = (batch.dreamed_start[..., None] + jnp.arange(count)).reshape(groups, slots * count)
+    read = jnp.take_along_axis(hidden, index[..., None], axis=1, mode="clip")
+    return constrain_rows(read.reshape(groups * slots, count, -1))
+
+
+def unconditional(parts: Parts, params: dict, bos: int, dream_start: int) -> Array:
+    """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
+
+    The same form in training (condition dropout) and in guidance. The official training code leaves the queries out
+    here, which is not what its inference sees.
+    """
+    opening = embed(parts, params, jnp.array([[bos, dream_start]]))
+    embeds = jnp.concatenate([opening, queries(parts, params, 1)], axis=1)
+    hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, jnp.arange(embeds.shape[1])[None])
+    return hidden[0, 2:]
+
+
+def condition(parts: Parts, params: dict, hidden: Array) -> Array:
+    """Hidden states at the queries [B, Q, D] -> the U-Net's context [B, Q, E] (paper eq. 3)."""
+    return parts.condition_projector.apply({"params": params["condition_projector"]}, hidden)
+
+
+def denoise(parts: Parts, params: dict, noisy: Array, timesteps: Array, context: Array) -> Array:
+    """The U-Net's prediction [B, S, S, channels] float32 for noisy latents of the same shape, timesteps [B], context [B, Q, E]."""
+    return parts.unet.apply({"params": params["unet"]}, noisy, timesteps, context)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures and latents
+
+
+def to_unit(images: Array) -> Array:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def encode_latents(parts: Parts, params: dict, images: Array, posterior_noise: Array | None) -> Array:
+    """uint8 pictures [B, H, W, 3] -> what diffusion works on [B, S, S, channels]: a scaled draw of the VAE's posterior (its mean without noise), or the pixels in [-1, 1]."""
+    pixels = to_unit(images)
+    if parts.vae is None:
+        return pixels
+    mean, logvar = parts.vae.apply({"params": params["vae"]}, pixels, method="encode")
+    drawn = mean if posterior_noise is None else mean + jnp.exp(0.5 * logvar) * posterior_noise
+    return drawn * parts.config.vae.scaling_factor
+
+
+def decode_latents(parts: Parts, params: dict, latents: Array) -> Array:
+    """The inverse: [B, S, S, channels] -> uint8 pictures [B, H, W, 3]."""
+    pixels = latents
+    if parts.vae is not None:
+        pixels = parts.vae.apply({"params": params["vae"]}, latents / parts.config.vae.scaling_factor, method="decode")
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

@@ -1,0 +1,195 @@
+"""The LLaMA decoder (Touvron et al. 2023), as `LlamaForCausalLM` of transformers computes it.
+
+RMSNorm, rotary positions, SwiGLU, grouped queries, no bias.
+
+Axes: B rows, L tokens, D model width, H heads, K kv heads, C head width, V vocabulary, T cache slots. Parameters are
+float32; those of the layers are stacked on axis 0:
+
+    embed/embedding [V, D]    norm/scale [D]    head/kernel [D, V] (absent where config.tie_embeddings)
+    layers/attention_norm/scale [layers, D]    layers/attention/{q,k,v,o}/kernel [layers, in, out]
+    layers/mlp_norm/scale [layers, D]          layers/mlp/{gate,up,down}/kernel [layers, in, out]
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamjax.config import LlamaConfig
+from dreamjax.models.attention import cached_attention, causal_attention
+from dreamjax.sharding import constrain_rows
+
+Array = jax.Array
+
+_INIT = nn.initializers.normal(0.02)
+
+
+def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Array]:
+    """Empty keys and values {"k", "v"}: [layers, B, T, K, C] for B = `batch` rows of T = `length` slots, in the model's compute dtype."""
+    shape = (config.layers, batch, length, config.kv_heads, config.width // config.heads)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+class Llama(nn.Module):
+    """The decoder in three steps, `embed`, the call, `logits`, so that other embeddings can be spliced in between.
+
+    All parameters: `Llama(config).init(key, method="init_all")`, of which `jax.eval_shape` gives the shapes of any size.
+    """
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config = self.config
+        self.embedding = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, embedding_init=_INIT, name="embed")
+        self.layers = _scan_layers(config)(config, self.dtype, name="layers")
+        self.norm = RMSNorm(config.rms_norm_eps, self.dtype, name="norm")
+        if not config.tie_embeddings:
+            self.head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=_INIT, dot_general=_dot_float32, name="head")
+
+    def embed(self, tokens: Array) -> Array:
+        """Token ids [..., L] int32 to embeddings [..., L, D] in the compute dtype."""
+        return self.embedding(tokens)
+
+    def __call__(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
+        """Runs the layers over [B, L, D] `embeds`; returns the hidden states [B, L, D] after the last norm, and the new cache or None.
+
+        `positions` [B, L] int32 turn the queries and keys. `segments` [B, L] int32 keep packed documents apart. With a
+        cache, a token's position is also its slot: its key and value are written there (nowhere, if the cache has no such
+        slot) and it attends to all slots up to its own. So padding needs no mask if it is on the right: a slot that it
+        wrote is written again before a query can reach it. Raises ValueError where both segments and a cache are given.
+        """
+        if segments is not None and cache is not None:
+            raise ValueError("Llama: a cache holds one document per row; pass either segments or a cache")
+        rotation = _rotation(positions, self.config)
+        hidden, cache = self.layers(constrain_rows(embeds.astype(self.dtype)), rotation, positions, segments, cache)
+        return constrain_rows(self.norm(hidden)), cache
+
+    def logits(self, hidden: Array) -> Array:
+        """Scores of the next token, [..., V] float32, for the call's hidden states [..., D]."""
+        if not self.config.tie_embeddings:
+            return self.head(hidden)
+        table = self.embedding.embedding.astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", hidden.astype(self.dtype), table, preferred_element_type=jnp.float32)
+
+    def init_all(self) -> Array:
+        """Touches every parameter once; for `init` alone."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        hidden, _ = self(self.embed(tokens), tokens)
+        return self.logits(hidden)
+
+
+# Logits leave the matrix product as they were accumulated: rounding them to bfloat16 first would lose what tells close tokens apart.
+_dot_float32 = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+def _scan_layers(config: LlamaConfig):
+    """The class of all layers as one: scanned over the parameters and the cache, recomputed in the backward pass by `config.remat`."""
+    layer = _Layer
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        # Inside a scan nothing can be shared with the forward pass, so the barriers against that would only cost.
+        layer = nn.remat(layer, policy=policy, prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        out_axes=0,
+        length=config.layers,
+    )
+
+
+def _rotation(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
+    """Cosine and sine [B, L, 1, C / 2] float32 of the angle by which each pair of a head's entries turns (RoPE, Su et al. 2021)."""
+    half = config.width // config.heads // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
+    """Turns queries or keys [B, L, heads, C] in float32; entry i pairs with entry i + C / 2, as in the Hugging Face weights."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=_INIT, name=name)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, rounded to the compute dtype before the scale, as in `LlamaRMSNorm`."""
+
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class _Layer(nn.Module):
+    """One decoder layer, in the form of a scan: the carry x [B, L, D] and this layer's cache {"k", "v"} [B, T, K, C] or None, both in and out."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None):
+        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.dtype)
+        attention = _Attention(self.config, self.dtype, name="attention")
+        attended, cache = attention(norm(name="attention_norm")(x), rotation, positions, segments, cache)
+        x = x + attended
+        x = x + _Mlp(self.config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
+        return constrain_rows(x), cache
+
+
+class _Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023); H = K is the usual multi-head attention."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None):
+        config = self.config
+
+        def heads(name, count):
+            head_width = config.width // config.heads
+            return _dense(count * head_width, self.dtype, name)(x).reshape(*x.shape[:2], count, head_width)
+
+        q = _rotate(heads("q", config.heads), rotation)
+        k = _rotate(heads("k", config.kv_heads), rotation)
+        v = heads("v", config.kv_heads)
+        if cache is None:
+            attended = causal_attention(q, k, v, segments)
+        else:
+            cache = {"k": _write(cache["k"], k, positions), "v": _write(cache["v"], v, positions)}
+            attended = cached_attention(q, cache["k"], cache["v"], positions)
+        return _dense(config.width, self.dtype, "o")(attended.reshape(*x.shape[:2], config.width)), cache
+
+
+def _write(slots: Array, values: Array, positions: Array) -> Array:
+    """Puts [B, L, K, C] values into the slots [B, T, K, C] at their rows' positions; those outside 0 .. T - 1 are dropped."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    # Without the last argument -1 would mean the last slot.
+    return slots.at[rows, positions].set(values.astype(slots.dtype), mode="drop", wrap_negative_indices=False)
+
+
+class _Mlp(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gate = _dense(self.config.ffn_width, self.dtype, "gate")(x)
+        up = _dense(self.config.ffn_width, self.dtype, "up")(x)
+        return _dense(self.config.width, self.dtype, "down")(nn.silu(gate) * up)

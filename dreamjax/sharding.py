@@ -1,0 +1,98 @@
+"""The mesh, and which part of it holds what: tables from parameter paths to partition specs, constraints, a report.
+
+Axes of the mesh: data (replicas, across slices), fsdp (parameters and rows are split), tensor (heads and hidden units are
+split). Rows of a batch are spread over data x fsdp.
+"""
+
+import math
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from dreamjax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """A mesh over all devices; raises ConfigError where the axes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices) or 0 in sizes:
+        raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
+    # make_mesh defaults to Explicit axes, under which constraints become assertions.
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Holds the leading axis to (data, fsdp), or the array whole on every device where that does not divide it.
+
+    Needed on the residual stream after splicing, after every layer and before every readout: without it XLA computes
+    wrong gradients through the dream-query readout on some meshes. Outside a mesh it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return jax.lax.with_sharding_constraint(x, ROWS if x.shape[0] % shards == 0 else P())
+
+
+# First match decides; a path that none matches is an error. Specs are aligned with the last axes, so the same rule
+# serves [in, out], [layers, in, out] and [height, width, in, out]; an axis that does not divide stays whole.
+PARAMETER_RULES = (
+    # The vocabulary (32,008 = 8 x 4001) divides by no large axis: embedding and head are split over D.
+    (r"^llm/embed/embedding$", P(None, "fsdp")),
+    (r"^llm/head/kernel$", P("fsdp", None)),
+    (r"^llm/layers/(attention/[qkv]|mlp/(gate|up))/kernel$", P("fsdp", "tensor")),
+    (r"^llm/layers/(attention/o|mlp/down)/kernel$", P("tensor", "fsdp")),
+    (r"^llm/.*norm/scale$", P()),
+    (r"^clip/layers/(attention/[qkv]|mlp/fc1)/kernel$", P("fsdp", "tensor")),
+    (r"^clip/layers/(attention/o|mlp/fc2)/kernel$", P("tensor", "fsdp")),
+    (r"^clip/layers/.*/(bias|scale)$", P()),
+    (r"^clip/(class_embedding|position_embedding|patch_embedding/kernel|(pre|post)_layernorm/(scale|bias))$", P()),
+    (r"^(unet|vae)/.*kernel$", P("fsdp", "tensor")),
+    (r"^(unet|vae)/.*(bias|scale)$", P()),
+    (r"^(visual|condition)_projector/.*kernel$", P("fsdp", "tensor")),
+    (r"^(visual|condition)_projector/.*bias$", P()),
+    (r"^dream_queries$", P()),
+)
+
+
+def path_of(key_path) -> str:
+    """`llm/layers/mlp/up/kernel` for the key path of a leaf in nested dicts."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The partition of one parameter by PARAMETER_RULES; axes that do not divide are dropped."""
+    for pattern, spec in PARAMETER_RULES:
+        if re.search(pattern, path):
+            break
+    else:
+        raise ValueError(f"no sharding rule matches the parameter {path} {shape}")
+    if len(spec) > len(shape):
+        raise ValueError(f"the sharding rule {pattern} has more axes than the parameter {path} {shape}")
+    entries = [None] * (len(shape) - len(spec)) + list(spec)
+    return P(*(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(entries)))
+
+
+def parameter_shardings(params, mesh: Mesh):
+    """The tree of NamedShardings for a tree of parameters (arrays or shapes) whose paths begin at the part's name."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, parameter_spec(path_of(path), leaf.shape, mesh)), params
+    )
+
+
+def unsharded_share(params, mesh: Mesh) -> float:
+    """Share of the parameters' elements that every device of the fsdp and tensor axes holds whole."""
+    whole = total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        size = math.prod(leaf.shape)
+        total += size
+        whole += size if not any(parameter_spec(path_of(path), leaf.shape, mesh)) else 0
+    return whole / total if total else 0.0

@@ -1,0 +1,148 @@
+"""Trains a model: python -m dreamjax.train --config=experiments/X.py[:arg] --workdir=DIR [--config.a.b=c] [--dry_run]
+
+Run it again on the same workdir and it goes on where it was; SIGTERM and Ctrl-C save first.
+"""
+
+import json
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from etils import epath
+from jax.sharding import NamedSharding
+from ml_collections import config_flags
+
+from dreamjax import cli, sharding
+from dreamjax.batch import Batch
+from dreamjax.config import ConfigError, RunConfig, from_dict
+from dreamjax.data.loader import Loader
+from dreamjax.data.vocabulary import open_tokenizer
+from dreamjax.document import Document, Text, render_html
+from dreamjax.models import dreamllm
+from dreamjax.sampling import interleave
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.training import checkpoint, optim, report
+from dreamjax.training.held_back import make_held_back
+from dreamjax.training.losses import SpecialIds
+from dreamjax.training.metrics import Watch
+from dreamjax.training.state import State, init, shardings
+from dreamjax.training.step import make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would do, the last line as JSON, and stop; needs no data and allocates no weight.")
+
+
+def main() -> int:
+    # -- Configuration and shapes
+    if CONFIG.value is None:
+        raise ConfigError("--config: is missing, for example --config=experiments/quickstart.py")
+    config = from_dict(RunConfig, CONFIG.value)
+    mesh = sharding.make_mesh(config.mesh)
+    parts = dreamllm.build(config.model)
+    shapes = jax.eval_shape(lambda: init(config, parts))
+    where = shardings(*shapes, mesh)
+    facts = report.summary(config, mesh, *shapes, where)
+    print(report.in_words(facts), flush=True)
+    if DRY_RUN.value:
+        print(json.dumps(facts))
+        return 0
+    if WORKDIR.value is None:
+        raise ConfigError("--workdir: is missing")
+    check_divides(config, mesh)
+
+    # -- Data
+    workdir = epath.Path(WORKDIR.value)
+    checkpoint.prepare_workdir(workdir, config)
+    tokenizer = open_tokenizer(config, workdir)
+    loader = Loader(config, config.data.train, tokenizer)
+    print(loader.in_words(), flush=True)
+    rows = NamedSharding(mesh, sharding.ROWS)
+    put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), loaded.batch)
+    hosts = {"hosts": jax.process_count(), "host": jax.process_index()}
+
+    with jax.set_mesh(mesh):
+        # -- State: restored, handed over or fresh
+        manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
+        state, frozen, meta = checkpoint.start(config, parts, workdir, manager, shapes, where)
+        start = int(state.step)
+        if start >= config.total_steps:
+            print(f"{workdir}: complete at step {start}, nothing to do")
+            return 0
+
+        # -- Compile
+        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start)
+        began = time.monotonic()
+        step = jax.jit(
+            make_train_step(config, parts, ids), donate_argnums=0,
+            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
+        ).lower(state, frozen, put(loader.load(start, **hosts))).compile()
+        print(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments", flush=True)
+        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in held_back_loaders(config, tokenizer, hosts).items()})
+
+        # -- Loop
+        signals = catch_signals()
+        watch = Watch(config, workdir, start, len(loader.source), loader.skipped)
+        for done, loaded in enumerate(loader.batches(start, config.total_steps, **hosts), start + 1):
+            state, metrics = step(state, frozen, put(loaded))
+            watch.after_dispatch(done, metrics, loaded.documents, loaded.skipped)
+            last = done == config.total_steps or bool(signals)
+            due = lambda every: every and (done % every == 0 or last)
+            if due(config.eval_every):
+                watch.held_back = held_back(state, frozen)
+            if due(config.sample_every):
+                write_samples(config, parts, tokenizer, state, frozen, workdir / "samples" / f"step_{done:07d}.html")
+            if due(config.checkpoint_every):
+                loss = watch.held_back.get("eval_loss")
+                watch.settle()
+                checkpoint.save(manager, state, meta | {"seconds": watch.seconds()}, loss)
+            if last:
+                break
+        watch.close()
+        manager.wait_until_finished()
+        manager.close()
+    if done < config.total_steps:
+        print(f"{signals[0]}: saved step {done}; the same command goes on from there")
+    return 0
+
+
+def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
+    """ConfigError where the groups of a batch do not spread evenly over microbatches and devices."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.groups % (config.accumulate * shards):
+        raise ConfigError(
+            f"config.batch_size: {config.batch_size} rows are {config.groups} groups, not a multiple of accumulate x data x fsdp = {config.accumulate} x {shards}"
+        )
+
+
+def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, hosts: dict) -> dict:
+    """{source: iterable of its held-back batches}, the same batches each time."""
+    if not config.eval_every:
+        return {}
+    loaders = {source.format: Loader(config, (source,), tokenizer) for source in config.data.eval}
+    return {name: [loader.load(k, **hosts, endless=False) for k in range(min(config.eval_batches, loader.epoch_batches()))] for name, loader in loaders.items()}
+
+
+def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path):
+    """Writes what the model makes of the configured prompts, as one page."""
+    params = optim.merge(state.trainable if state.average is None else state.average, frozen)
+    prompts = [Document((Text(prompt),)) for prompt in config.sample_prompts]
+    options = interleave.Options(max_tokens=config.sample_tokens, max_images=4, template=config.data.template)
+    written = interleave.generate(parts, params, tokenizer, prompts, range(len(prompts)), options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = [Document(prompt.parts + made.parts, notes=made.notes) for prompt, made in zip(prompts, written)]
+    path.write_text(render_html(whole, title=f"Step {int(state.step)}"))
+
+
+def catch_signals() -> list[str]:
+    """A list that SIGTERM and Ctrl-C add their names to."""
+    caught: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: caught.append(signal.Signals(number).name))
+    return caught
+
+
+if __name__ == "__main__":
+    cli.run("dreamjax.train", main)

@@ -1,0 +1,155 @@
+"""The two losses of DreamLLM, as sums: cross-entropy over supervised tokens and denoising error over dreamed pictures.
+
+Sums are divided by counts of the GLOBAL batch, taken before any microbatch runs, so a step does not depend on the mesh
+or on how the batch is cut.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.batch import Batch
+from dreamjax.config import LossConfig
+from dreamjax.diffusion import schedules
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+
+Array = jax.Array
+
+
+class Counts(NamedTuple):
+    """What the sums are divided by; at least 1, so that a batch without pictures has image loss 0."""
+
+    tokens: Array
+    pictures: Array
+
+
+def count(batch: Batch) -> Counts:
+    """Supervised tokens and valid dreamed pictures of a batch, as float32 scalars."""
+    tokens = jnp.sum(batch.learned[..., 1:], dtype=jnp.float32)
+    pictures = jnp.sum(batch.dreamed_valid, dtype=jnp.float32)
+    return Counts(jnp.maximum(tokens, 1), jnp.maximum(pictures, 1))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokens (paper eq. 1)
+
+
+def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, learned: Array, chunk: int) -> Array:
+    """Sum over learned tokens of -log p(token | what is before), float32.
+
+    hidden [B, L, D], tokens and learned [B, L]; hidden state i predicts token i + 1. Logits exist for `chunk` positions
+    of each row at a time and are recomputed in the backward pass, so [B, L, V] is never held.
+    """
+    targets = jnp.roll(tokens, -1, axis=1)
+    weights = jnp.roll(learned, -1, axis=1).at[:, -1].set(False)
+    batch, length, width = hidden.shape
+    pad = -length % chunk
+    if pad:
+        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+        targets, weights = jnp.pad(targets, ((0, 0), (0, pad))), jnp.pad(weights, ((0, 0), (0, pad)))
+    to_chunks = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add_chunk(total, inputs):
+        hidden, targets, weights = inputs
+        logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - picked
+        return total + jnp.sum(jnp.where(weights, losses, 0.0)), None
+
+    return jax.lax.scan(add_chunk, jnp.float32(0), (to_chunks(hidden), to_chunks(targets), to_chunks(weights)))[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures (paper eq. 4)
+
+
+class Draws(NamedTuple):
+    """The random draws of B pictures; an option that is off has None."""
+
+    timesteps: Array  # [B] int32
+    noise: Array  # [B, S, S, channels]
+    posterior: Array | None = None  # [B, S, S, channels], for the VAE
+    offset: Array | None = None  # [B, 1, 1, channels]
+    perturbation: Array | None = None  # [B, S, S, channels]
+    drop: Array | None = None  # [B] bool: train on the unconditional condition
+
+
+def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
+    """Draws for the pictures with the given [B] uint32 numbers; each depends on the key and its own number alone."""
+    unet, diffusion = parts.config.unet, parts.config.diffusion
+    shape = (unet.sample_size, unet.sample_size, unet.in_channels)
+
+    def one(number):
+        t, noise, posterior, offset, perturbation, drop = jax.random.split(jax.random.fold_in(key, number), 6)
+        return Draws(
+            timesteps=jax.random.randint(t, (), 0, diffusion.timesteps),
+            noise=jax.random.normal(noise, shape),
+            posterior=jax.random.normal(posterior, shape) if parts.vae else None,
+            offset=jax.random.normal(offset, (1, 1, shape[-1])) if loss.noise_offset else None,
+            perturbation=jax.random.normal(perturbation, shape) if loss.input_perturbation else None,
+            drop=jax.random.bernoulli(drop, loss.condition_dropout) if loss.condition_dropout else None,
+        )
+
+    return jax.vmap(one)(numbers)
+
+
+def picture_errors(parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
+    """Denoising error of each picture, mean over its elements: [B] float32.
+
+    images [B, H, W, 3] uint8; hidden [B, Q, D] at the queries; unconditional [Q, D] takes its place where draws.drop
+    says so. The gradient reaches the condition through the U-Net.
+    """
+    diffusion = parts.config.diffusion
+    x0 = dreamllm.encode_latents(parts, params, images, draws.posterior)
+    noise = draws.noise if draws.offset is None else draws.noise + loss.noise_offset * draws.offset
+    input_noise = noise if draws.perturbation is None else noise + loss.input_perturbation * draws.perturbation
+    noisy = schedules.add_noise(diffusion, x0, input_noise, draws.timesteps)
+    if draws.drop is not None:
+        hidden = jnp.where(draws.drop[:, None, None], unconditional, hidden)
+    context = dreamllm.condition(parts, params, hidden)
+    prediction = dreamllm.denoise(parts, params, noisy, draws.timesteps, context)
+    errors = jnp.mean((prediction - schedules.target(diffusion, x0, noise, draws.timesteps)) ** 2, axis=(1, 2, 3))
+    if loss.snr_gamma is not None:
+        errors = errors * schedules.min_snr_weight(diffusion, draws.timesteps, loss.snr_gamma)
+    return errors
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Both
+
+
+class SpecialIds(NamedTuple):
+    """The token ids that the loss needs to know."""
+
+    bos: int
+    dream_start: int
+
+
+def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array) -> tuple[Array, Array]:
+    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's."""
+    hidden = dreamllm.hidden_states(parts, params, batch)
+    flat = lambda x: x.reshape(hidden.shape[:2])
+    tokens = jnp.float32(0)
+    if loss.lm_weight:
+        tokens = cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), min(loss.ce_chunk, hidden.shape[1]))
+    pictures = jnp.float32(0)
+    if loss.image_weight and batch.dreamed_start.shape[1]:
+        draws = draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
+        errors = batch_picture_errors(parts, params, loss, ids, batch, hidden, draws)
+        pictures = jnp.sum(jnp.where(batch.dreamed_valid.reshape(-1), errors, 0.0))
+    return tokens, pictures
+
+
+def batch_picture_errors(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, hidden: Array, draws: Draws) -> Array:
+    """The error of each dreamed slot of a batch, [G M], given the LLM's hidden states [G R, L, D]."""
+    images = constrain_slots(batch.dreamed_images)
+    empty = dreamllm.unconditional(parts, params, *ids) if draws.drop is not None else None
+    return picture_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws)
+
+
+def constrain_slots(images: Array) -> Array:
+    """[G, M, ...] -> [G M, ...], spread over the mesh as rows are."""
+    return dreamllm.constrain_rows(images.reshape(-1, *images.shape[2:]))

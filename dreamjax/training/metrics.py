@@ -1,0 +1,117 @@
+"""What a run says of itself while it goes: metrics.jsonl, TensorBoard events, a progress bar, and when to stop."""
+
+import json
+import sys
+import time
+
+import jax
+import tensorboardX
+import tqdm
+from etils import epath
+
+from dreamjax.config import RunConfig
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step; on resume, what is newer than the restored step is cut off."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= restored_step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.seconds = json.loads(kept[-1])["elapsed"] if kept else 0.0
+        self.local = "://" not in str(workdir)
+        self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=restored_step + 1) if self.local else None
+
+    def _lines(self) -> list[str]:
+        """Whole lines only: a run that was killed may have left half of one."""
+        if not self.path.exists():
+            return []
+        whole, _, _ = self.path.read_text().rpartition("\n")
+        return whole.split("\n") if whole else []
+
+    def write(self, values: dict):
+        line = json.dumps(values) + "\n"
+        if self.local:
+            with open(self.path, "a") as file:
+                file.write(line)
+        else:  # object stores cannot append
+            self.path.write_text(self.path.read_text() + line)
+        if self.events:
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self.events.add_scalar(name, value, values["step"])
+
+    def close(self):
+        if self.events:
+            self.events.close()
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on; the message says at which step and why."""
+
+
+class Watch:
+    """Follows a run one step behind the device, so that the host never waits for the step it has just sent off."""
+
+    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: tuple[str, ...]):
+        self.config, self.records = config, records
+        self.log = MetricsLog(workdir, start)
+        interval = 0.5 if sys.stderr.isatty() else 30  # in a log file, a line now and then
+        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.began, self.before = time.monotonic(), self.log.seconds
+        self.last_log, self.tokens = self.began, 0
+        self.broken: set[str] = set()
+        self.pending = None
+        self.held_back: dict = {}
+        self.count_broken(broken)
+
+    def seconds(self) -> float:
+        """Seconds of training so far, earlier parts of the run included."""
+        return self.before + time.monotonic() - self.began
+
+    def after_dispatch(self, step: int, metrics: dict, documents: tuple[str, ...], broken: tuple[str, ...]):
+        """To be called once `step` is on its way; looks at the one before."""
+        self.settle()
+        self.pending = (step, metrics, documents)
+        self.count_broken(broken)
+
+    def count_broken(self, broken: tuple[str, ...]):
+        """Says which records were left out, once each; RunStopped where they are too large a share."""
+        for reason in broken:
+            if reason not in self.broken:
+                self.broken.add(reason)
+                self.bar.write(f"skipped {reason}", file=sys.stderr)
+        if len(self.broken) > self.config.data.max_bad_share * (self.records + len(self.broken)):
+            raise RunStopped(
+                f"{len(self.broken)} of {self.records} records are broken, more than config.data.max_bad_share = "
+                f"{self.config.data.max_bad_share:.2%}; the first: {min(self.broken)}"
+            )
+
+    def settle(self):
+        """Waits for the pending step, checks it, and logs it when it is due."""
+        if self.pending is None:
+            return
+        step, metrics, documents = self.pending
+        self.pending = None
+        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        finite = metrics.pop("finite")
+        if not finite and not self.config.skip_nonfinite:
+            raise RunStopped(
+                f"step {step}: loss {metrics['loss']}, grad_norm {metrics['grad_norm']}; documents: {', '.join(documents)}. "
+                "The weights are as before that step; --config.skip_nonfinite=True leaves such batches out"
+            )
+        self.tokens += metrics["tokens"]
+        self.bar.update()
+        if step % self.config.log_every == 0 or self.held_back or step == self.config.total_steps:
+            now = time.monotonic()
+            metrics |= {"tokens_per_second": self.tokens / (now - self.last_log), "elapsed": self.seconds()}
+            self.last_log, self.tokens = now, 0
+            self.log.write({"step": step} | metrics | ({} if finite else {"skipped": True}) | self.held_back)
+            self.held_back = {}
+            self.bar.set_postfix({"loss": f"{metrics['loss']:.3f}", "tokens/s": f"{metrics['tokens_per_second']:,.0f}"}, refresh=False)
+
+    def close(self):
+        """Ends the bar and the logs."""
+        self.bar.close()
+        self.log.close()

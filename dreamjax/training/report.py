@@ -1,0 +1,66 @@
+"""What a run is about to do, in words and as JSON, from shapes alone."""
+
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from dreamjax.config import RunConfig
+from dreamjax.sharding import unsharded_share
+from dreamjax.training import optim
+from dreamjax.training.state import State
+
+
+def elements(tree) -> int:
+    """Number of elements of all leaves (arrays or shapes)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree, shardings) -> int:
+    """Bytes that the fullest device holds of a tree of shapes under a tree of shardings."""
+    sizes = jax.tree.map(lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings) -> dict:
+    """Counts and bytes of a run's parts: `parameters` of each part, trainable and frozen, bytes per device."""
+    whole = optim.merge(state.trainable, frozen)
+    return {
+        "mesh": dict(mesh.shape),
+        "parameters": {name: elements(part) for name, part in whole.items()},
+        "trainable": elements(state.trainable),
+        "frozen": elements(frozen),
+        "bytes_per_device": {
+            "trainable": bytes_per_device(state.trainable, shardings[0].trainable),
+            "optimiser": bytes_per_device(state.optimiser, shardings[0].optimiser),
+            "average": bytes_per_device(state.average, shardings[0].average) if state.average is not None else 0,
+            "frozen": bytes_per_device(frozen, shardings[1]),
+        },
+        "unsharded_share": unsharded_share(whole, mesh),
+        "rows": config.batch_size,
+        "length": config.data.length,
+        "seen_slots": config.groups * config.data.seen_slots,
+        "dreamed_slots": config.groups * config.data.dreamed_slots,
+        "total_steps": config.total_steps,
+    }
+
+
+def in_words(facts: dict) -> str:
+    """The summary for a person to read."""
+    mesh = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items())
+    parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
+    memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in facts["bytes_per_device"].items())
+    return (
+        f"mesh          {mesh}\n"
+        f"parameters\n{parts}\n"
+        f"trainable     {facts['trainable']:,d}; frozen {facts['frozen']:,d}\n"
+        f"per device    {memory}\n"
+        f"unsharded     {facts['unsharded_share']:.2%} of the parameters lie whole on every device of fsdp x tensor\n"
+        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['seen_slots']} seen and {facts['dreamed_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
+    )
+
+
+def temporary_bytes(compiled) -> int:
+    """Bytes that a compiled step needs besides its arguments and results, on one device; 0 where the backend does not say."""
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes if analysis else 0

@@ -1,0 +1,110 @@
+"""The training step: fused loss, gradients of the trainable tree, update; and the step that measures held-back losses."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dreamjax.batch import Batch
+from dreamjax.config import RunConfig
+from dreamjax.models import dreamllm
+from dreamjax.training import losses, optim
+from dreamjax.training.losses import Counts, SpecialIds
+from dreamjax.training.state import State, cast
+
+Array = jax.Array
+
+
+def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainable: dict, frozen: dict, batch: Batch, key: Array):
+    """((loss, lm_loss, image_loss), gradients) of a global batch; `accumulate` microbatches add up to the same numbers as one.
+
+    Groups are dealt to the microbatches in turn, so that each microbatch is spread over the mesh as the batch is.
+    """
+    counts = losses.count(batch)
+
+    def loss(trainable, batch):
+        params = optim.merge(trainable, frozen)
+        tokens, pictures = losses.loss_sums(parts, params, config.loss, ids, batch, key)
+        lm, image = tokens / counts.tokens, pictures / counts.pictures
+        return config.loss.lm_weight * lm + config.loss.image_weight * image, (lm, image)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    if config.accumulate == 1:
+        (total, (lm, image)), grads = grad(trainable, batch)
+        return (total, lm, image), grads
+
+    def add(carry, micro):
+        (total, (lm, image)), grads = grad(trainable, micro)
+        return jax.tree.map(jnp.add, carry, ((total, lm, image), grads)), None
+
+    deal = lambda x: jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0)
+    zeros = ((jnp.float32(0),) * 3, jax.tree.map(jnp.zeros_like, trainable))
+    return jax.lax.scan(add, zeros, jax.tree.map(deal, batch))[0]
+
+
+def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
+    """`train_step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite changes nothing but the step count; its metrics say so.
+    """
+    optimiser = optim.optimiser(config.optim, config.total_steps)
+    rate = optim.schedule(config.optim, config.total_steps)
+
+    def train_step(state: State, frozen: dict, batch: Batch) -> tuple[State, dict]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        (loss, lm, image), grads = gradients(config, parts, ids, state.trainable, frozen, batch, key)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, moments = optimiser.update(grads, state.optimiser, state.trainable)
+        new = State(state.step, optax.apply_updates(state.trainable, updates), moments, state.average)
+        if state.average is not None:
+            new = new._replace(average=average(config.optim.ema_decay, state.step, state.average, new.trainable))
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        metrics = {
+            "loss": loss, "lm_loss": lm, "image_loss": image, "grad_norm": grad_norm, "learning_rate": rate(state.step),
+            "finite": finite, "tokens": jnp.sum(batch.segments > 0), "pictures": jnp.sum(batch.dreamed_valid),
+            "documents": jnp.sum((batch.segments > 0) & (batch.positions == 0)),
+        }
+        return new._replace(step=state.step + 1), metrics
+
+    return train_step
+
+
+def average(decay: float, step: Array, old: dict, new: dict) -> dict:
+    """Exponential moving average whose decay rises from 1/10 to `decay`, so that the first steps do not linger."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), old, new)
+
+
+def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
+    """`eval_step(trainable, frozen, batch, index) -> sums` of one held-back batch, with draws that depend on `index` alone.
+
+    Sums: lm_loss and tokens; image_loss and pictures as [TIMESTEP_BINS] by the timestep drawn, which runs evenly through
+    the schedule over the slots of a batch.
+    """
+    timesteps = config.model.diffusion.timesteps
+
+    def eval_step(trainable: dict, frozen: dict, batch: Batch, index: Array) -> dict:
+        params = cast(optim.merge(trainable, frozen), "float32") if config.model.dtype == "float32" else optim.merge(trainable, frozen)
+        hidden = dreamllm.hidden_states(parts, params, batch)
+        flat = lambda x: x.reshape(hidden.shape[:2])
+        chunk = min(config.loss.ce_chunk, hidden.shape[1])
+        sums = {
+            "lm_loss": losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk),
+            "tokens": jnp.sum(batch.learned[..., 1:], dtype=jnp.float32),
+        }
+        if slots := batch.dreamed_start.size:
+            plain = config.loss.__class__()
+            draws = losses.draw(parts, plain, jax.random.fold_in(jax.random.key(0), index), jnp.arange(slots))
+            draws = draws._replace(timesteps=(jnp.arange(slots) * 2 + 1) * timesteps // (2 * slots))
+            errors = losses.batch_picture_errors(parts, params, plain, ids, batch, hidden, draws)
+            valid = batch.dreamed_valid.reshape(-1).astype(jnp.float32)
+            bins = jax.nn.one_hot(draws.timesteps * TIMESTEP_BINS // timesteps, TIMESTEP_BINS)
+            sums |= {"image_loss": (errors * valid) @ bins, "pictures": valid @ bins}
+        return sums
+
+    return eval_step
+
+
+TIMESTEP_BINS = 4

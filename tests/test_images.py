@@ -1,0 +1,204 @@
+"""Pictures: recorded pixels of the official processors, every mode and orientation, and what broken files say."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from dreamjax import images
+from dreamjax.images import BadImage, for_decoder, for_encoder, open_rgb, to_png
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+GOLDENS = [pathlib.Path(p) for p in os.environ.get("DREAMJAX_GOLDENS", str(SHARED / "golden")).split(os.pathsep)]
+RECORDED = sorted({p for root in GOLDENS for pattern in ("golden/preproc.npz", "*/golden/preproc.npz") for p in root.glob(pattern)})
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sizes
+
+
+def recorded_pictures():
+    if not RECORDED:
+        pytest.skip("no recorded preproc.npz under DREAMJAX_GOLDENS")
+    for file in RECORDED:
+        arrays = np.load(file)
+        for name in sorted(arrays):
+            if name.endswith("/image_u8"):
+                yield arrays[name], {kind: arrays[name.replace("image_u8", kind)].transpose(1, 2, 0) for kind in ("clip", "sd", "sd_flip")}
+
+
+def test_recorded_encoder_pixels():
+    for source, recorded in recorded_pictures():
+        got = for_encoder(source, recorded["clip"].shape[0])
+        np.testing.assert_array_equal(got, np.rint((recorded["clip"] * CLIP_STD + CLIP_MEAN) * 255))
+        np.testing.assert_allclose((got / 255 - CLIP_MEAN) / CLIP_STD, recorded["clip"], atol=1e-6)
+
+
+def test_recorded_decoder_pixels():
+    for source, recorded in recorded_pictures():
+        for kind in ("sd", "sd_flip"):
+            got = for_decoder(source, recorded[kind].shape[0], flip=kind == "sd_flip")
+            np.testing.assert_allclose(got / 127.5 - 1, recorded[kind], atol=1e-6)
+
+
+def test_encoder_pixels_equal_transformers():
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    processor = module.CLIPImageProcessorPil(
+        size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14}, do_rescale=False, do_normalize=False
+    )
+    for i, (height, width) in enumerate([(14, 14), (15, 14), (9, 30), (31, 17), (100, 101), (14, 21), (3, 90)]):
+        source = PIL.Image.fromarray(picture(height, width, seed=i))
+        expected = processor(source, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(for_encoder(source, 14), expected)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(height=st.integers(2, 70), width=st.integers(2, 70), size=st.integers(2, 24))
+def test_any_size_fits(height, width, size):
+    source = picture(height, width)
+    for array in (for_encoder(source, size), for_decoder(source, size)):
+        assert array.shape == (size, size, 3) and array.dtype == np.uint8 and array.flags.writeable
+    np.testing.assert_array_equal(for_decoder(source, size, flip=True)[:, ::-1], for_decoder(source, size))
+
+
+def test_crop_takes_the_middle_and_rounds_as_torchvision():
+    source = np.zeros((8, 11, 3), np.uint8)
+    source[:, :, 0] = np.arange(11)
+    assert for_encoder(source, 8)[0, :, 0].tolist() == list(range(1, 9))
+    assert for_decoder(source, 8)[0, :, 0].tolist() == list(range(2, 10))
+
+
+def test_extreme_strips_stay_small(monkeypatch):
+    seen = []
+    resize = PIL.Image.Image.resize
+    monkeypatch.setattr(PIL.Image.Image, "resize", lambda self, size, *rest: seen.append(size) or resize(self, size, *rest))
+    strip = np.zeros((2, 5000, 3), np.uint8)
+    strip[:, 2400:2600] = 200
+    for source in (strip, strip.swapaxes(0, 1)):
+        assert (for_encoder(source, 32) == 200).all() and (for_decoder(source, 32) == 200).all()
+    assert max(max(size) for size in seen) == 32 * images.MAX_ASPECT
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Modes
+
+
+def test_every_kind_of_source(tmp_path):
+    array = picture(5, 4)
+    image = PIL.Image.fromarray(array)
+    (tmp_path / "a.png").write_bytes(encoded(image))
+    for source in (array, image, encoded(image), to_png(array), tmp_path / "a.png", str(tmp_path / "a.png")):
+        opened = open_rgb(source)
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), array)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparency_becomes_white(mode):
+    colours = [(200, 200, 200, 255), (0, 0, 0, 0), (0, 0, 0, 102), (0, 0, 0, 0)]
+    image = PIL.Image.new("RGBA", (2, 2))
+    image.putdata(colours)
+    if mode == "P":
+        image = PIL.Image.new("P", (2, 2))
+        image.putpalette([200, 200, 200, 0, 0, 0])
+        image.putdata([0, 1, 1, 1])
+        data = encoded(image, transparency=bytes([255, 0]))
+    elif mode in ("RGB", "L"):
+        key = (0, 0, 0) if mode == "RGB" else 0
+        data = encoded(image.convert(mode), transparency=key)
+    else:
+        data = encoded(image.convert(mode))
+    pixels = np.asarray(open_rgb(data))
+    assert pixels[0, 0].tolist() == [200] * 3 and pixels[0, 1].tolist() == [255] * 3
+    if mode in ("RGBA", "LA"):
+        assert pixels[1, 0].tolist() == [153] * 3  # 40 % black on white
+
+
+def test_other_modes():
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    stacked = np.repeat(grey[:, :, None], 3, axis=2)
+    for image in (PIL.Image.fromarray(grey), PIL.Image.fromarray(grey.astype(np.uint16) * 256), PIL.Image.fromarray(grey.astype(np.int32))):
+        np.testing.assert_array_equal(np.asarray(open_rgb(encoded(image, "TIFF"))), stacked)
+    np.testing.assert_array_equal(np.asarray(open_rgb(encoded(PIL.Image.fromarray(grey.astype(np.uint16) * 256)))), stacked)
+    red = PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert np.abs(np.asarray(open_rgb(encoded(red, "JPEG"))).astype(int) - [255, 0, 0]).max() < 8
+    assert np.asarray(open_rgb(PIL.Image.new("1", (2, 2), 1))).min() == 255
+
+
+def test_exif_orientation_is_applied_and_broken_exif_ignored():
+    image = PIL.Image.fromarray(np.repeat(np.repeat(picture(2, 3), 16, 0), 16, 1))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate clockwise to see it upright
+    turned = np.asarray(open_rgb(encoded(image, exif=exif)))
+    np.testing.assert_array_equal(turned, np.rot90(np.asarray(image), -1))
+    broken = open_rgb(encoded(image, exif=b"Exif\x00\x00junk"))
+    np.testing.assert_array_equal(np.asarray(broken), np.asarray(image))
+
+
+def test_first_frame_of_an_animation():
+    frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_rgb(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bad pictures
+
+
+def test_bad_files_are_named(tmp_path):
+    whole = to_png(picture(40, 40))
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    for name, reason in [("cut.png", "does not decode"), ("text.png", "no format"), ("empty.png", "no format"), ("none.png", "no such file"), (".", "cannot be read")]:
+        with pytest.raises(BadImage, match=reason) as caught:
+            open_rgb(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_sizes_out_of_range():
+    for width, height, reason in [(1, 9, "needs at least 2"), (9, 1, "needs at least 2"), (20_001, 2, "20,000 at most"), (10_000, 10_000, "bomb"), (19_000, 19_000, "bomb")]:
+        header = PIL.Image.new("1", (width, height))
+        with pytest.raises(BadImage, match=f"^picture given as bytes: .*{reason}"):
+            open_rgb(encoded(header))
+    with pytest.raises(BadImage, match="picture given as an array: 1 x 3"):
+        open_rgb(picture(3, 1))
+    assert open_rgb(picture(2, 20_000)).size == (20_000, 2)
+
+
+def test_arrays_are_checked():
+    for array in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)):
+        with pytest.raises(BadImage, match="needs uint8"):
+            open_rgb(array)
+    with pytest.raises(TypeError, match="not int"):
+        open_rgb(3)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP"]), place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
+def test_damaged_bytes_decode_or_are_bad_images(kind, place, value, cut):
+    data = bytearray(encoded(PIL.Image.fromarray(picture(6, 6)), kind))
+    at = int(place * (len(data) - 1))
+    data[at] = value
+    try:
+        open_rgb(bytes(data[:at] if cut else data))
+    except BadImage as error:
+        assert "\n" not in str(error)
