@@ -167,7 +167,8 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
-    for name, reason in [("cut.png", "does not decode"), ("text.png", "no format"), ("empty.png", "no format"), ("none.png", "no such file"), (".", "cannot be read")]:
+    reasons = {"cut.png": "does not decode", "text.png": "no format", "empty.png": "no format", "none.png": "no such file", ".": "cannot be read"}
+    for name, reason in reasons.items():
         with pytest.raises(BadImage, match=reason) as caught:
             open_rgb(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
@@ -175,7 +176,8 @@ def test_bad_files_are_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_sizes_out_of_range():
-    for width, height, reason in [(1, 9, "needs at least 2"), (9, 1, "needs at least 2"), (20_001, 2, "20,000 at most"), (10_000, 10_000, "bomb"), (19_000, 19_000, "bomb")]:
+    small, long, bomb = "needs at least 2", "20,000 at most", "bomb"
+    for width, height, reason in [(1, 9, small), (9, 1, small), (20_001, 2, long), (10_000, 10_000, bomb), (19_000, 19_000, bomb)]:
         header = PIL.Image.new("1", (width, height))
         with pytest.raises(BadImage, match=f"^picture given as bytes: .*{reason}"):
             open_rgb(encoded(header))

@@ -4,8 +4,9 @@ Axes: B pictures, S side of a feature map, D channels, L query positions, T key 
 Feature maps are channels-last, [B, S, S, D]. Parameters are float32; `dtype` is the type that is computed in, while
 normalisation statistics are always float32.
 
-Every convolution's result and every residual sum is held to rows over (data, fsdp): with constraints between blocks alone,
-XLA computes wrong gradients through two convolutions whose kernels are split over (fsdp, tensor), and the right loss.
+The result of every 3x3 convolution, every residual sum and what enters a transformer are held to rows over (data, fsdp).
+With constraints between blocks alone XLA computes the right loss and wrong gradients on some meshes, through two convolutions
+whose kernels are split over (fsdp, tensor) and through a projection before attention.
 """
 
 import functools
@@ -30,7 +31,6 @@ class Conv3x3(nn.Conv):
     def __call__(self, inputs: Array) -> Array:
         """[B, S, S, D] -> [B, S / strides, S / strides, features]."""
         return constrain_rows(super().__call__(inputs))
-
 
 
 def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:

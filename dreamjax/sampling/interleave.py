@@ -151,21 +151,8 @@ def banned(parts: Parts, tokenizer: Tokenizer) -> np.ndarray:
 
 def generate(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options) -> list[Document]:
     """What the model writes and draws after each prompt (the prompt itself is not repeated), one Document each."""
-    config, count = parts.config, len(prompts)
-    size = bucket(count, 1)
-    batch = prompt_batch(parts, tokenizer, prompts, options.template, size)
-    per_picture = config.dream_queries + 2 + (config.clip.patches + 2 if config.clip else 0)
-    wanted = batch.tokens.shape[-1] + options.max_tokens + options.max_images * per_picture
-    slots = min(bucket(wanted, 128), config.llm.max_positions)
-    keys = jax.vmap(jax.random.key)(jnp.array([*seeds, *[0] * (size - count)], jnp.uint32))
-    active = np.arange(size) < count
-    settings = Settings(
-        jnp.float32(options.temperature), jnp.float32(options.top_p), jnp.where(active, options.max_tokens, 0),
-        jnp.full(size, options.max_images), jnp.asarray(banned(parts, tokenizer)),
-    )
-    special = Special(tokenizer.eos, tokenizer.dream_start, per_picture)
-    state = _prefill(parts, params, batch, keys, slots=slots, width=bucket(max(options.max_tokens, 1), 64))
-    state = state._replace(status=jnp.where(active & (options.max_tokens > 0), state.status, TOKEN_LIMIT))
+    state, settings = _begin(parts, params, tokenizer, prompts, seeds, options)
+    special = Special(tokenizer.eos, tokenizer.dream_start, picture_room(parts))
     pictures: list[list[np.ndarray]] = [[] for _ in prompts]
     while True:
         state = _write(parts, params, state, settings, special)
@@ -176,7 +163,37 @@ def generate(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence
         for b in waiting:
             pictures[b].append(drawn[b])
         state = look_at(parts, params, tokenizer, state, drawn)
-    return [_document(tokenizer, state, b, pictures[b], options.max_tokens) for b in range(count)]
+    state = jax.device_get(state._replace(cache={}, logits=None, keys=None))
+    ends_in_text = [bool(prompt.parts) and isinstance(prompt.parts[-1], Text) for prompt in prompts]
+    return [_document(tokenizer, state, b, pictures[b], ends_in_text[b], options.max_tokens) for b in range(len(prompts))]
+
+
+def draw_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options) -> list[np.ndarray]:
+    """One picture right after each prompt, whatever the model would have written: uint8 [H, W, 3] each."""
+    state, _ = _begin(parts, params, tokenizer, prompts, seeds, options)
+    state = state._replace(status=jnp.full_like(state.status, DREAMING), pictures=jnp.ones_like(state.pictures))
+    return list(draw_waiting(parts, params, tokenizer, state, options)[1][: len(prompts)])
+
+
+def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options) -> tuple[State, Settings]:
+    """The state after the prompts and the settings of the writing; batch and lengths come from buckets, rows beyond the prompts are done from the start."""
+    count, size = len(prompts), bucket(len(prompts), 1)
+    batch = prompt_batch(parts, tokenizer, prompts, options.template, size)
+    wanted = batch.tokens.shape[-1] + options.max_tokens + options.max_images * picture_room(parts)
+    slots = min(bucket(wanted, 128), parts.config.llm.max_positions)
+    keys = jax.vmap(jax.random.key)(jnp.array([*seeds, *[0] * (size - count)], jnp.uint32))
+    active = np.arange(size) < count
+    settings = Settings(
+        jnp.float32(options.temperature), jnp.float32(options.top_p), jnp.where(active, options.max_tokens, 0),
+        jnp.full(size, options.max_images), jnp.asarray(banned(parts, tokenizer)),
+    )
+    state = _prefill(parts, params, batch, keys, slots=slots, width=bucket(max(options.max_tokens, 1), 64))
+    return state._replace(status=jnp.where(active & (options.max_tokens > 0), state.status, TOKEN_LIMIT)), settings
+
+
+def picture_room(parts: Parts) -> int:
+    """Cache slots that one drawn picture takes: the queries and the patches with the tokens around them."""
+    return parts.config.dream_queries + 2 + (parts.config.clip.patches + 2 if parts.config.clip else 0)
 
 
 def draw_waiting(parts: Parts, params: dict, tokenizer: Tokenizer, state: State, options: Options) -> tuple[State, np.ndarray]:
@@ -195,16 +212,24 @@ def look_at(parts: Parts, params: dict, tokenizer: Tokenizer, state: State, draw
     return _look(parts, params, state, resized, (tokenizer.im_start, tokenizer.im_end))
 
 
-def _document(tokenizer: Tokenizer, state: State, b: int, pictures: list[np.ndarray], max_tokens: int) -> Document:
+def _document(tokenizer: Tokenizer, state: State, b: int, pictures: list[np.ndarray], after_text: bool, max_tokens: int) -> Document:
+    """What document b wrote, as parts; a space before its first words is kept where the prompt ended in text."""
     tokens = np.asarray(state.tokens[b])[: int(state.written[b])].tolist()
     parts, run, drawn = [], [], iter(pictures)
+
+    def end_run():
+        words = tokenizer.decode_continuation(run)
+        words = words if after_text and not parts else words.lstrip()
+        if words:
+            parts.append(Text(words))
+        run.clear()
+
     for token in tokens:
         if token == tokenizer.dream_start:
-            parts += [Text(tokenizer.decode(run))] if run else []
+            end_run()
             parts.append(Image(next(drawn)))
-            run = []
         elif token != tokenizer.eos:
             run.append(token)
-    parts += [Text(tokenizer.decode(run))] if run else []
+    end_run()
     notes = {TOKEN_LIMIT: (f"stopped at the limit of {max_tokens} tokens",), CONTEXT_LIMIT: ("stopped at the end of the model's context",)}
     return Document(tuple(parts), notes=notes.get(int(state.status[b]), ()))

@@ -113,14 +113,19 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
     if (folder / "params").exists():
         return load_tree(folder / "params", target)
-    manager = ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) if (folder / "checkpoints").exists() else None
-    if manager is None or manager.latest_step() is None:
-        raise ConfigError(f"{folder}: has no checkpoint yet")
-    step = manager.latest_step() if which == "last" else best_step(folder)
+    step = best_step(folder) if which == "best" else last_step(folder)
     trainable, frozen = optim.split(config.optim, target)
     kind = "average" if config.optim.ema_decay else "trainable"
     trained = load_tree(folder / "checkpoints" / str(step) / "state", trainable, (kind,))
     return optim.merge(trained, load_tree(folder / "frozen", frozen) if frozen else {})
+
+
+def last_step(folder: epath.Path) -> int:
+    """The newest checkpoint of a workdir; one that is being written has another name until it is whole."""
+    steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    if not steps:
+        raise ConfigError(f"{folder}: has no checkpoint yet")
+    return max(steps)
 
 
 def best_step(folder: epath.Path) -> int:

@@ -115,3 +115,9 @@ class Watch:
         """Ends the bar and the logs."""
         self.bar.close()
         self.log.close()
+
+
+def train_seconds(workdir: epath.Path) -> float | None:
+    """Seconds of training that a workdir's metrics record; None for a folder without metrics."""
+    path = workdir / "metrics.jsonl"
+    return json.loads(path.read_text().splitlines()[-1])["elapsed"] if path.exists() else None

@@ -1,6 +1,7 @@
 """The VAE against diffusers' AutoencoderKL, its size and its compute dtype."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -48,6 +49,18 @@ def pictures(config: VaeConfig, batch: int = 2):
     return np.random.default_rng(0).uniform(-1, 1, (batch, 16, 24, config.image_channels)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def encode(config: VaeConfig, variables, images):
+    """The mean and the log-variance of our autoencoder."""
+    return AutoencoderKL(config).apply(variables, images, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(config: VaeConfig, variables, latents):
+    """The pictures of our autoencoder."""
+    return AutoencoderKL(config).apply(variables, latents, method="decode")
+
+
 # The small scale brings activations down to where 1e-5 and 1e-6 in a norm differ by more than the tolerance.
 @pytest.mark.parametrize("scale", [1.0, 0.03])
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
@@ -59,10 +72,9 @@ def test_encode_and_decode_match_diffusers(config, scale):
     theirs = randomize(torch_vae(config), scale=scale)
     variables = {"params": to_params(theirs.state_dict(), shapes_of(config))}
     images = pictures(config)
-    model = AutoencoderKL(config)
-    mean, logvar = jax.jit(lambda x: model.apply(variables, x, method="encode"))(images)
+    mean, logvar = encode(config, variables, images)
     latents = np.random.default_rng(1).standard_normal(mean.shape, np.float32)
-    decoded = jax.jit(lambda z: model.apply(variables, z, method="decode"))(latents)
+    decoded = decode(config, variables, latents)
 
     with torch.no_grad():
         posterior = theirs.encode(torch.tensor(images.transpose(0, 3, 1, 2))).latent_dist
@@ -75,7 +87,7 @@ def test_encode_and_decode_match_diffusers(config, scale):
 def test_log_variance_is_clipped_and_the_mean_is_not():
     bias = jnp.array([100.0, -100, 0, 0, 100, -100, 0, 0])
     params = random_params(SMALL) | {"quant_conv": {"kernel": jnp.zeros((1, 1, 8, 8)), "bias": bias}}
-    mean, logvar = jax.jit(lambda p, x: AutoencoderKL(SMALL).apply({"params": p}, x, method="encode"))(params, pictures(SMALL))
+    mean, logvar = encode(SMALL, {"params": params}, pictures(SMALL))
     np.testing.assert_array_equal(mean[0, 0, 0], [100, -100, 0, 0])
     np.testing.assert_array_equal(logvar[0, 0, 0], [20, -30, 0, 0])
 
@@ -84,7 +96,7 @@ def test_call_encodes_and_decodes_the_mean():
     variables = {"params": random_params(SMALL)}
     mean, logvar, decoded = jax.jit(AutoencoderKL(SMALL).apply)(variables, pictures(SMALL))
     assert mean.shape == logvar.shape == (2, 8, 12, 4)
-    again = jax.jit(lambda v, z: AutoencoderKL(SMALL).apply(v, z, method="decode"))(variables, mean)
+    again = decode(SMALL, variables, mean)
     np.testing.assert_allclose(decoded, again, atol=1e-5 * float(jnp.abs(again).max()))
 
 

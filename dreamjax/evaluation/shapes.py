@@ -1,0 +1,234 @@
+"""What a model trained on the embedded shapes data can do, judged exactly: on documents it did not train on.
+
+* stories: the model goes on after a first sentence; its pictures should come where they belong and show what the sentence
+  before them names. Prompts cover all combinations evenly; those that training leaves out are reported apart.
+* questions about a picture, whose answer is in the picture alone; asked again with the pictures swapped.
+* recalls: "The same again, in blue." must be drawn from an earlier picture and the text together.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from dreamjax.api import DreamLLM, enlarged
+from dreamjax.data.sources import shapes
+from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.evaluation.shapes_judge import Judgement, judge
+
+SHOWN = 12  # stories on the page
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One judged document: what was asked, what the model made, and whether each thing judged is right."""
+
+    task: str  # story | question | question_swapped | recall
+    prompt: Document
+    made: Document
+    named: tuple  # per picture (colour, shape), or the one right answer
+    judged: tuple  # per picture (colour, shape), or the answer given
+    placed: bool | None = None  # stories: every picture where it belongs and nowhere else
+
+
+def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
+    """Runs all tasks on `count` documents each, writes items.jsonl, pictures and stories.html to `out`, returns the figures."""
+    progress = tqdm.tqdm(total=4 * count, unit="document", desc="evaluating", dynamic_ncols=True)
+    items = stories(model, count, progress, options)
+    items += questions(model, count, progress, options)
+    items += recalls(model, count, progress, options)
+    progress.close()
+    write_items(items, out)
+    shown = [item for item in items if item.task == "story"][:SHOWN]
+    page = render_html([Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown], title="Stories by DreamJAX")
+    (out / "stories.html").write_text(page)
+    return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+def stories(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
+    """Stories told on from a first sentence; a story without its first picture counts as drawn wrong."""
+    prompts = [prompt for prompt, _ in shapes.story_prompts(count)]
+    items = []
+    for prompt, made in zip(prompts, _generate(model, prompts, progress, {"max_tokens": 64, "max_images": 4, "temperature": 1.0} | options)):
+        whole = Document(prompt.parts + made.parts)
+        judged = _judge(made.images)
+        named = _named_before_pictures(whole) or (shapes.named(prompt.text),)
+        judged = judged or ((None, None),)
+        items.append(Item("story", prompt, made, named, judged, is_well_placed(whole)))
+    return items
+
+
+def questions(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
+    """Questions with their own picture, and the same ones with the next document's picture."""
+    asked = shapes.questions(count)
+    prompts = [prompt for prompt, *_ in asked]
+    order = np.random.default_rng(0).permutation(count)
+    other = dict(zip(order, np.roll(order, 1)))  # a permutation that leaves none in place
+    swapped = [Document((prompts[other[i]].parts[0], *prompt.parts[1:])) for i, prompt in enumerate(prompts)]
+    items = []
+    for task, given in (("question", prompts), ("question_swapped", swapped)):
+        made = _generate(model, given, progress, options | {"max_tokens": 8, "max_images": 0})
+        items += [Item(task, p, m, (right,), (_first_word(m.text),)) for p, m, (_, right, *_) in zip(given, made, asked)]
+    return items
+
+
+def recalls(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
+    """Pictures that need an earlier picture: its shape, in the colour that the text names."""
+    asked = shapes.recalls(count)
+    prompts = [prompt for prompt, _ in asked]
+    made = _generate(model, prompts, progress, {"max_tokens": 8, "max_images": 1} | options)
+    named = [((scene.colour, scene.shape),) for _, scene in asked]
+    return [Item("recall", p, m, n, _judge(m.images)[:1] or ((None, None),)) for p, m, n in zip(prompts, made, named)]
+
+
+def _generate(model: DreamLLM, prompts: Sequence[Document], progress, options: dict) -> list[Document]:
+    made = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        made += model.generate_batch(batch, range(start, start + len(batch)), **options)
+        progress.update(len(batch))
+    return made
+
+
+def _judge(pictures: list) -> tuple[tuple[str | None, str | None], ...]:
+    return tuple((what.colour, what.shape) for what in _judgements(pictures))
+
+
+def _judgements(pictures: list) -> list[Judgement]:
+    return judge(np.stack([np.asarray(picture) for picture in pictures])) if pictures else []
+
+
+def _first_word(text: str) -> str:
+    words = re.findall(r"\w+", text.lower())
+    return words[0] if words else ""
+
+
+def _named_before_pictures(story: Document) -> tuple:
+    """For each picture, the (colour, shape) of the last sentence before it."""
+    named, text = [], ""
+    for part in story.parts:
+        if isinstance(part, Image):
+            named.append(shapes.named(text))
+        else:
+            text += part.text
+    return tuple(named)
+
+
+def is_well_placed(story: Document) -> bool:
+    """Whether each sentence that names a shape is followed at once by one picture, no other picture comes, and the story ends as stories do."""
+    expected = []
+    for part in story.parts:
+        if isinstance(part, Image):
+            expected.append("picture")
+        else:
+            expected += ["named" if shapes.named(sentence) else sentence.strip() for sentence in re.findall(r"[^.]+\.?", part.text) if sentence.strip()]
+    pages = len(expected) // 2
+    return pages > 0 and expected == ["named", "picture"] * pages + [shapes.ENDING]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def figures(items: Sequence[Item]) -> dict:
+    """Shares of what is right, each beside what chance gives; pictures of combinations never trained on are apart."""
+    task = lambda name: [item for item in items if item.task == name]
+    pairs = [pair for item in task("story") for pair in zip(item.named, item.judged)]
+    right = lambda pairs: float(np.mean([named == judged for named, judged in pairs])) if pairs else math.nan
+    unseen = [pair for pair in pairs if pair[0] in shapes.UNSEEN]
+    answers = lambda name: right([(item.named, item.judged) for item in task(name)])
+    values = {"colour": len(shapes.COLOURS), "shape": len(shapes.SHAPES), "place": len(shapes.PLACES)}
+    return {
+        "picture_agreement": right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
+        "picture_chance": 1 / len(shapes.COMBINATIONS),
+        "unseen_agreement": right(unseen),
+        "answer_accuracy": answers("question"),
+        "answer_chance": float(np.mean([1 / values[kind] for kind in shapes.QUESTIONS])),
+        "answer_swapped": answers("question_swapped"),
+        "recall_agreement": answers("recall"),
+        "recall_chance": 1 / len(shapes.SHAPES),  # the text names the colour
+        "placement": float(np.mean([item.placed for item in task("story")])),
+        "placement_chance": float(np.mean([_placement_chance(item) for item in task("story")])),
+        "pictures": len(pairs),
+        "unseen_pictures": len(unseen),
+    }
+
+
+def _placement_chance(item: Item) -> float:
+    """The chance that this story's pictures, put between its words at random, stand where they do."""
+    words = len(re.findall(r"\w+", item.prompt.text + item.made.text))
+    return 1 / math.comb(words + 1, max(1, len(item.made.images)))
+
+
+def judge_accuracy(count: int) -> float:
+    """Share of true pictures, those of `count` evaluation prompts, that the judge names right."""
+    scenes = [scene for _, scene in shapes.story_prompts(count)]
+    found = _judge([scene.picture() for scene in scenes])
+    return float(np.mean([judged == (scene.colour, scene.shape) for judged, scene in zip(found, scenes)]))
+
+
+def in_words(results: dict) -> str:
+    """The figures as a table for a person."""
+    lines = [
+        ("pictures show what the text names", "picture_agreement", "picture_chance"),
+        ("the same, combinations never seen", "unseen_agreement", "picture_chance"),
+        ("questions answered right", "answer_accuracy", "answer_chance"),
+        ("the same, pictures swapped", "answer_swapped", "answer_chance"),
+        ("drawn right from an earlier picture", "recall_agreement", "recall_chance"),
+        ("pictures placed where they belong", "placement", "placement_chance"),
+    ]
+    table = "\n".join(f"{label:38s} {results[value]:7.1%}   chance {results[chance]:.1%}" for label, value, chance in lines)
+    return f"{table}\n{'true pictures the judge names right':38s} {results['judge_accuracy']:7.1%}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_items(items: Sequence[Item], out: epath.Path):
+    """items.jsonl, a line per document, and its drawn pictures as PNG in pictures/ at their own size."""
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, item in enumerate(items):
+        files = []
+        for k, picture in enumerate(item.made.images):
+            file = out / "pictures" / f"{number:05d}_{k}.png"
+            with file.open("wb") as stream:
+                picture.save(stream, "PNG")
+            files.append(f"pictures/{file.name}")
+        whole = Document(item.prompt.parts + item.made.parts)
+        lines.append(
+            {
+                "task": item.task, "text": _marked(whole), "pictures": files, "named": item.named, "judged": item.judged,
+                "right": [named == judged for named, judged in zip(item.named, item.judged)], "placed": item.placed, "notes": item.made.notes,
+            }
+        )
+    (out / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _marked(document: Document) -> str:
+    """The text with <picture> where a picture stands."""
+    return " ".join(part.text.strip() if isinstance(part, Text) else "<picture>" for part in document.parts)
+
+
+def save_sheet(items_folder: epath.Path, count: int = 48):
+    """sheet.png: the first drawn pictures of the folder, enlarged, in rows of twelve."""
+    import PIL.Image
+
+    files = sorted((items_folder / "pictures").glob("*.png"))[:count]
+    pictures = [enlarged(PIL.Image.open(file), 6) for file in files]
+    width, height = pictures[0].size
+    sheet = PIL.Image.new("RGB", (12 * (width + 4), -(-len(pictures) // 12) * (height + 4)), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % 12 * (width + 4), i // 12 * (height + 4)))
+    sheet.save(items_folder / "sheet.png")
