@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from etils import epath
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
@@ -37,7 +36,7 @@ class DreamLLM:
 
         Raises ConfigError, in one line, where the folder holds no model.
         """
-        folder = epath.Path(folder)
+        folder = checkpoint.open_folder(folder)
         config = checkpoint.read_config(folder)
         params = checkpoint.load_params(folder, which)
         return cls(dreamllm.build(config.model), params, Tokenizer.load(folder / "tokenizer"), config.data.template)

@@ -114,16 +114,14 @@ def fake_batch(config: RunConfig, seed: int = 0) -> Batch:
     queries = config.model.dream_queries
     patches = config.model.clip.patches if config.model.clip else 0
     block = queries + patches + 4
-    if block * max(config.data.seen_slots, config.data.dreamed_slots) > r * length:
+    per_row = length // block
+    if max(config.data.seen_slots, config.data.dreamed_slots) > r * per_row:
         raise ValueError(f"rows of {r} x {length} tokens cannot hold the {config.data.dreamed_slots} dreamed and {config.data.seen_slots} seen pictures of a group")
     for start, valid, offset in ((batch.dreamed_start, batch.dreamed_valid, 1), (batch.seen_start, batch.seen_valid, queries + 3)):
-        slots = start.shape[1]
-        per_row = length // block
-        index = np.arange(slots)
-        start[...] = index // per_row * length + index % per_row * block + offset if slots else 0
+        index = np.arange(start.shape[1])
+        start[...] = index // per_row * length + index % per_row * block + offset
         valid[...] = rng.random(valid.shape) < 0.8
         valid[:, :1] = True
-        valid &= start + block <= r * length
     batch.seen_images[...] = rng.integers(0, 256, batch.seen_images.shape)
     batch.dreamed_images[...] = rng.integers(0, 256, batch.dreamed_images.shape)
     batch.dreamed_draw[...] = np.arange(batch.dreamed_draw.size).reshape(batch.dreamed_draw.shape)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from dreamjax.config import ConfigError
+from dreamjax.config import ConfigError, RunStopped
 from dreamjax.data.sources import SourceError
 from dreamjax.images import BadImage
 
@@ -29,7 +29,7 @@ def run(name: str, main: Callable[[], int | None]):
     def guarded(_):
         try:
             sys.exit(main())
-        except (ConfigError, SourceError, BadImage) as error:
+        except (ConfigError, RunStopped, SourceError, BadImage) as error:
             _stop(name, error)
 
     app.run(guarded, flags_parser=parse)

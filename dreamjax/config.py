@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """A setting that cannot be right; the message begins with its key."""
 
 
+class RunStopped(RuntimeError):
+    """A run that cannot go on; the message says why and, in training, at which step."""
+
+
 def _require(condition: bool, key: str, reason: str):
     if not condition:
         raise ConfigError(f"{key}: {reason}")
@@ -63,7 +67,8 @@ class ClipConfig:
         _require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
         _require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         _require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
-        _require(-self.layers - 1 <= self.select_layer <= self.layers, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
+        within = -self.layers - 1 <= self.select_layer <= self.layers
+        _require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 
     @property
     def patches(self) -> int:
@@ -153,7 +158,8 @@ class ModelConfig:
         _require(self.dream_queries > 0, "dream_queries", "must be positive")
         _require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
         if self.unet and self.vae:
-            _require(self.unet.in_channels == self.vae.latent_channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {self.vae.latent_channels}")
+            channels = self.vae.latent_channels
+            _require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
 
     @property
     def decoder_size(self) -> int:
@@ -327,9 +333,10 @@ class RunConfig:
             _require(getattr(self, name) > 0, name, f"must be positive, is {getattr(self, name)}")
         for name in ("eval_every", "sample_every", "eval_batches", "sample_tokens", "seed"):
             _require(getattr(self, name) >= 0, name, f"cannot be negative, is {getattr(self, name)}")
-        rows = self.data.rows_per_group
-        _require(self.batch_size % (rows * self.accumulate) == 0, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
-        _require(self.data.length <= self.model.llm.max_positions, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {self.model.llm.max_positions}")
+        rows, context = self.data.rows_per_group, self.model.llm.max_positions
+        divides = self.batch_size % (rows * self.accumulate) == 0
+        _require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
+        _require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
         _require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
         _require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
         _require(self.eval_every == 0 or self.data.eval, "eval_every", "needs a source under data.eval")
@@ -345,7 +352,10 @@ class RunConfig:
 
 
 def from_dict(cls, values: typing.Mapping, path: str = "config"):
-    """Builds the dataclass `cls` from nested mappings (a ConfigDict, parsed JSON); a ConfigError names the key that is unknown, missing, of the wrong type or out of range."""
+    """Builds the dataclass `cls` from nested mappings (a ConfigDict, parsed JSON).
+
+    A ConfigError names the key that is unknown, missing, of the wrong type or out of range.
+    """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamjax.config import ConfigError
+from dreamjax.config import ConfigError, ModelConfig
 from dreamjax.document import Document, Image, Text
 from dreamjax.tokenizer import Tokenizer
 
@@ -42,6 +42,11 @@ class Slots:
 
     queries: int
     patches: int
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "Slots":
+        """Q and P of a model."""
+        return cls(model.dream_queries, model.clip.patches if model.clip else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,7 @@ def build_row(
     cut = False
     for chunk in _chunks(document, tokenizer, slots, template, prompt):
         fits = limits is None or (
-            len(whole.tokens) + len(chunk.tokens) + 1 <= limits.tokens
+            len(whole.tokens) + len(chunk.tokens) + (chunk.tokens[-1:] != [tokenizer.eos]) <= limits.tokens
             and len(whole.seen) + len(chunk.seen) <= limits.seen
             and len(whole.dreamed) + len(chunk.dreamed) <= limits.dreamed
         )
@@ -102,7 +107,8 @@ def build_row(
         whole.dreamed += [(start + at, part) for at, part in chunk.dreamed]
         whole.add(chunk.tokens, chunk.learned)
     if not prompt and whole.tokens[-1] != tokenizer.eos:
-        whole.add([tokenizer.eos], [True])
+        # A conversation that stops here was cut or ends with the user: that is nothing to learn.
+        whole.add([tokenizer.eos], [not any(part.role for part in document.parts)])
     return Row(np.array(whole.tokens, np.int32), np.array(whole.learned, bool), tuple(whole.seen), tuple(whole.dreamed), cut)
 
 

@@ -70,10 +70,8 @@ def path_of(key_path) -> str:
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of one parameter by PARAMETER_RULES; axes that do not divide are dropped."""
-    for pattern, spec in PARAMETER_RULES:
-        if re.search(pattern, path):
-            break
-    else:
+    pattern, spec = next((rule for rule in PARAMETER_RULES if re.search(rule[0], path)), ("", None))
+    if spec is None:
         raise ValueError(f"no sharding rule matches the parameter {path} {shape}")
     if len(spec) > len(shape):
         raise ValueError(f"the sharding rule {pattern} has more axes than the parameter {path} {shape}")

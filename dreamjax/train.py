@@ -8,7 +8,6 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from etils import epath
 from jax.sharding import NamedSharding
@@ -54,7 +53,7 @@ def main() -> int:
     check_divides(config, mesh)
 
     # -- Data
-    workdir = epath.Path(WORKDIR.value)
+    workdir = checkpoint.open_folder(WORKDIR.value)
     checkpoint.prepare_workdir(workdir, config)
     tokenizer = open_tokenizer(config, workdir)
     loader = Loader(config, config.data.train, tokenizer)
@@ -89,12 +88,11 @@ def main() -> int:
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics, loaded.documents, loaded.skipped)
             last = done == config.total_steps or bool(signals)
-            due = lambda every: every and (done % every == 0 or last)
-            if due(config.eval_every):
+            if is_due(config.eval_every, done, last):
                 watch.held_back = held_back(state, frozen)
-            if due(config.sample_every):
+            if is_due(config.sample_every, done, last):
                 write_samples(config, parts, tokenizer, state, frozen, workdir / "samples" / f"step_{done:07d}.html")
-            if due(config.checkpoint_every):
+            if is_due(config.checkpoint_every, done, last):
                 loss = watch.held_back.get("eval_loss")
                 watch.settle()
                 checkpoint.save(manager, state, meta | {"seconds": watch.seconds()}, loss)
@@ -106,6 +104,11 @@ def main() -> int:
     if done < config.total_steps:
         print(f"{signals[0]}: saved step {done}; the same command goes on from there")
     return 0
+
+
+def is_due(every: int, done: int, last: bool) -> bool:
+    """Whether what happens every so many steps (0: never) happens now; all of it happens at the last step."""
+    return every > 0 and (done % every == 0 or last)
 
 
 def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
@@ -121,7 +124,9 @@ def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, hosts: dict) -> d
     """{source: iterable of its held-back batches}, the same batches each time."""
     if not config.eval_every:
         return {}
-    loaders = {source.format: Loader(config, (source,), tokenizer) for source in config.data.eval}
+    formats = [source.format for source in config.data.eval]
+    names = [name if formats.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(formats)]
+    loaders = {name: Loader(config, (source,), tokenizer) for name, source in zip(names, config.data.eval)}
     return {name: [loader.load(k, **hosts, endless=False) for k in range(min(config.eval_batches, loader.epoch_batches()))] for name, loader in loaders.items()}
 
 

@@ -14,7 +14,7 @@ from dreamjax import config as c
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     model = c.ModelConfig(
         llm=c.LlamaConfig(vocab_size=520, width=96, layers=3, heads=4, kv_heads=4, ffn_width=256, max_positions=256),
-        clip=c.ClipConfig(image_size=16, patch_size=4, width=64, layers=2, heads=4, ffn_width=128, select_layer=-1),
+        clip=c.ClipConfig(image_size=16, patch_size=8, width=64, layers=2, heads=4, ffn_width=128, select_layer=-1),
         unet=c.UNetConfig(
             sample_size=16, in_channels=3, out_channels=3, block_channels=(32, 64), layers_per_block=1,
             cross_attention=(False, True), heads=(2, 4), context_width=64, norm_groups=8,
@@ -26,12 +26,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         model=model,
         data=c.DataConfig(
             train=(c.SourceConfig("shapes"),), eval=(c.SourceConfig("shapes", split="eval"),),
-            length=192, seen_slots=6, dreamed_slots=4,
+            length=160, seen_slots=8, dreamed_slots=4,
         ),
         optim=c.OptimConfig(
-            trainable=(".",), frozen=(), learning_rate=2e-3, warmup_share=0.02, final_share=0.05, ema_decay=0.995,
+            # The hidden states that the LLM sees come before CLIP's post layer norm: nothing would train it.
+            trainable=(r"^(?!clip/post_layernorm)",), frozen=(r"^clip/post_layernorm",),
+            learning_rate=6e-4, lr_rules=(c.LrRule(r"^unet/", 3.0),), warmup_share=0.02, final_share=0.05, ema_decay=0.995,
         ),
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),
-        total_steps=3000, batch_size=8, log_every=20, checkpoint_every=500, eval_every=500,
+        total_steps=2600, batch_size=8, log_every=20, checkpoint_every=650, eval_every=650,
     )
     return ml_collections.ConfigDict(c.to_dict(run))

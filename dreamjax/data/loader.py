@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.slots = picture_slots(config)
+        self.slots = Slots.of(config.model)
         self.shape = shape_of(config)
         opened = [open_source(source, config.seed) for source in sources]
         self.skipped = tuple(reason for source in opened for reason in source.skipped)
@@ -71,7 +71,7 @@ class Loader:
         for i in range(len(self.source)):
             row = self._row(self.source[i])
             cut += row.cut
-            if row.learned.any() or row.dreamed:
+            if row.learned[:-1].any() or row.dreamed:  # more than a lone </s>
                 lengths[i] = len(row.tokens), len(row.seen), len(row.dreamed)
         return lengths, cut
 
@@ -87,8 +87,9 @@ class Loader:
     def in_words(self) -> str:
         """What there is to read, for a person."""
         share = self.fill()
+        tokens, _, dreamed = self.lengths.sum(axis=0, dtype=np.int64)
         return (
-            f"data          {len(self.source):,d} documents, {self.lengths[:, 0].sum():,d} tokens, {self.lengths[:, 2].sum():,d} dreamed pictures; {self.cut} cut, {len(self.skipped)} broken\n"
+            f"data          {len(self.source):,d} documents, {tokens:,d} tokens, {dreamed:,d} dreamed pictures; {self.cut} cut, {len(self.skipped)} broken\n"
             f"packed        real: {share['tokens']:.1%} of tokens, {share['seen_slots']:.1%} of seen and {share['dreamed_slots']:.1%} of dreamed slots"
         )
 
@@ -111,9 +112,14 @@ class Loader:
 
     def _epoch_of(self, group: int) -> tuple[int, int]:
         epoch = 0
-        while group >= (count := len(self.plan(epoch))):
+        while group >= (count := self._groups(epoch)):
             group, epoch = group - count, epoch + 1
         return epoch, group
+
+    @functools.cache
+    def _groups(self, epoch: int) -> int:
+        """Groups of one epoch; kept when its plan no longer is, since every later group is counted from them."""
+        return len(self.plan(epoch))
 
     def _fill_group(self, batch: Batch, g: int, epoch: int, members: list[tuple[int, int]], documents: list[str], skipped: list[str]):
         for r, index in members:
@@ -140,8 +146,3 @@ class Loader:
         load = functools.partial(self.load, hosts=hosts, host=host, endless=endless)
         options = grain.ReadOptions(num_threads=self.config.data.threads, prefetch_buffer_size=2 * self.config.data.threads)
         return iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
-
-
-def picture_slots(config: RunConfig) -> Slots:
-    """Q and P of the run's model."""
-    return Slots(config.model.dream_queries, config.model.clip.patches if config.model.clip else 0)

@@ -14,9 +14,10 @@ def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
         tokenizer = Tokenizer.load(folder)
     else:
         tokenizer = Tokenizer.from_model(_model(config))
-        tokenizer.save(folder)
     if tokenizer.size > config.model.llm.vocab_size:
         raise ConfigError(f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's {tokenizer.size} ids")
+    if not folder.exists():
+        tokenizer.save(folder)
     return tokenizer
 
 

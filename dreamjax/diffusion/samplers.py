@@ -19,7 +19,10 @@ def spaced_timesteps(config: DiffusionConfig, steps: int, spacing: str) -> np.nd
         raise ValueError(f"num_steps: {steps} is not between 1 and the schedule's {config.timesteps}")
     match spacing:
         case "leading":
-            return (np.arange(steps)[::-1] * (config.timesteps // steps) + config.steps_offset).astype(np.int32)
+            timesteps = (np.arange(steps)[::-1] * (config.timesteps // steps) + config.steps_offset).astype(np.int32)
+            if timesteps[0] >= config.timesteps:  # indexing under jit would not complain
+                raise ValueError(f"num_steps: {steps} leading steps with steps_offset = {config.steps_offset} begin after the last of {config.timesteps} timesteps")
+            return timesteps
         case "trailing":
             return np.round(np.arange(config.timesteps, 0, -config.timesteps / steps)).astype(np.int32)[:steps] - 1
     raise ValueError(f"spacing: {spacing!r} is neither leading nor trailing")

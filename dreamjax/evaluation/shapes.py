@@ -141,27 +141,36 @@ def is_well_placed(story: Document) -> bool:
 
 
 def figures(items: Sequence[Item]) -> dict:
-    """Shares of what is right, each beside what chance gives; pictures of combinations never trained on are apart."""
-    task = lambda name: [item for item in items if item.task == name]
-    pairs = [pair for item in task("story") for pair in zip(item.named, item.judged)]
-    right = lambda pairs: float(np.mean([named == judged for named, judged in pairs])) if pairs else math.nan
-    unseen = [pair for pair in pairs if pair[0] in shapes.UNSEEN]
-    answers = lambda name: right([(item.named, item.judged) for item in task(name)])
+    """Shares of what is right, each beside what chance gives."""
+    share = lambda task: _right([(item.named, item.judged) for item in items if item.task == task])
     values = {"colour": len(shapes.COLOURS), "shape": len(shapes.SHAPES), "place": len(shapes.PLACES)}
-    return {
-        "picture_agreement": right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
-        "picture_chance": 1 / len(shapes.COMBINATIONS),
-        "unseen_agreement": right(unseen),
-        "answer_accuracy": answers("question"),
+    return figures_of_stories([item for item in items if item.task == "story"]) | {
+        "answer_accuracy": share("question"),
         "answer_chance": float(np.mean([1 / values[kind] for kind in shapes.QUESTIONS])),
-        "answer_swapped": answers("question_swapped"),
-        "recall_agreement": answers("recall"),
+        "answer_swapped": share("question_swapped"),
+        "recall_agreement": share("recall"),
         "recall_chance": 1 / len(shapes.SHAPES),  # the text names the colour
-        "placement": float(np.mean([item.placed for item in task("story")])),
-        "placement_chance": float(np.mean([_placement_chance(item) for item in task("story")])),
+    }
+
+
+def figures_of_stories(items: Sequence[Item]) -> dict:
+    """What stories show of the pictures and their places; combinations that training leaves out are apart."""
+    pairs = [pair for item in items for pair in zip(item.named, item.judged)]
+    unseen = [pair for pair in pairs if pair[0] in shapes.UNSEEN]
+    return {
+        "picture_agreement": _right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
+        "picture_chance": 1 / len(shapes.COMBINATIONS),
+        "unseen_agreement": _right(unseen),
+        "placement": float(np.mean([item.placed for item in items])),
+        "placement_chance": float(np.mean([_placement_chance(item) for item in items])),
         "pictures": len(pairs),
         "unseen_pictures": len(unseen),
     }
+
+
+def _right(pairs: Sequence[tuple]) -> float:
+    """Share of pairs (named, judged) that agree."""
+    return float(np.mean([named == judged for named, judged in pairs])) if pairs else math.nan
 
 
 def _placement_chance(item: Item) -> float:

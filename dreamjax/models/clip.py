@@ -99,9 +99,8 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, carry: tuple[Array, Array], wanted: Array):
         x, kept = carry
-        x = x + _Attention(self.config, self.dtype, name="attention")(_layer_norm(self.config, self.dtype, "layer_norm1")(x))
-        x = x + _Mlp(self.config, self.dtype, name="mlp")(_layer_norm(self.config, self.dtype, "layer_norm2")(x))
-        x = constrain_rows(x)
+        x = constrain_rows(x + _Attention(self.config, self.dtype, name="attention")(_layer_norm(self.config, self.dtype, "layer_norm1")(x)))
+        x = constrain_rows(x + _Mlp(self.config, self.dtype, name="mlp")(_layer_norm(self.config, self.dtype, "layer_norm2")(x)))
         return (x, jnp.where(wanted, x, kept)), None
 
 

@@ -79,7 +79,7 @@ def init(parts: Parts, key: Array) -> dict:
 
 
 def see(parts: Parts, params: dict, images: Array) -> Array:
-    """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D] (paper Sec. 3.1): CLIP's selected hidden state without its class token, projected."""
+    """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D]: CLIP's selected hidden state without its class token, projected (paper Sec. 3.1)."""
     hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.clip.dtype))
     return parts.visual_projector.apply({"params": params["visual_projector"]}, hidden[:, 1:])
 
@@ -171,7 +171,10 @@ def to_unit(images: Array) -> Array:
 
 
 def encode_latents(parts: Parts, params: dict, images: Array, posterior_noise: Array | None) -> Array:
-    """uint8 pictures [B, H, W, 3] -> what diffusion works on [B, S, S, channels]: a scaled draw of the VAE's posterior (its mean without noise), or the pixels in [-1, 1]."""
+    """uint8 pictures [B, H, W, 3] -> what diffusion works on, [B, S, S, channels] float32.
+
+    A draw of the VAE's posterior (its mean where there is no noise), scaled; without a VAE the pixels in [-1, 1].
+    """
     pixels = to_unit(images)
     if parts.vae is None:
         return pixels

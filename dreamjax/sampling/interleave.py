@@ -16,6 +16,7 @@ import numpy as np
 
 from dreamjax import images
 from dreamjax.batch import Batch, Shape, empty_batch, place
+from dreamjax.config import ConfigError
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
@@ -33,6 +34,7 @@ class Options:
 
     max_tokens: int = 256
     max_images: int = 8
+    min_images: int = 0  # </s> is not written before this many pictures
     temperature: float = 0.0
     top_p: float = 1.0
     guidance_scale: float = 3.0
@@ -41,11 +43,11 @@ class Options:
     template: str = "plain"
 
     def __post_init__(self):
-        for name, low in (("max_tokens", 0), ("max_images", 0), ("temperature", 0), ("guidance_scale", 1), ("num_steps", 1)):
+        for name, low in (("max_tokens", 0), ("max_images", 0), ("min_images", 0), ("temperature", 0), ("guidance_scale", 1), ("num_steps", 1)):
             if getattr(self, name) < low:
-                raise ValueError(f"{name}: {getattr(self, name)} is below {low}")
+                raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
+            raise ConfigError(f"top_p: {self.top_p} is not in (0, 1]")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -109,16 +111,20 @@ unconditional = jax.jit(dreamllm.unconditional, static_argnames=("parts", "bos",
 # Prompts
 
 
+def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
+    """Positions that a prompt takes of the context."""
+    return len(build_row(prompt, tokenizer, Slots.of(parts.config), template, prompt=True).tokens)
+
+
 def prompt_batch(parts: Parts, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int) -> Batch:
-    """Prompts as a Batch of `size` groups of one row each, padded to a bucket; ValueError where one exceeds the context."""
+    """Prompts as a Batch of `size` groups of one row each, padded to a bucket; ConfigError where one exceeds the context."""
     config = parts.config
-    slots = Slots(config.dream_queries, config.clip.patches if config.clip else 0)
-    rows = [build_row(prompt, tokenizer, slots, template, prompt=True) for prompt in prompts]
+    rows = [build_row(prompt, tokenizer, Slots.of(parts.config), template, prompt=True) for prompt in prompts]
     longest = max(len(row.tokens) for row in rows)
     if longest >= config.llm.max_positions:
-        raise ValueError(f"prompt: takes {longest} tokens, which leaves nothing of the model's context of {config.llm.max_positions}")
+        raise ConfigError(f"prompt: takes {longest} tokens, which leaves nothing of the model's context of {config.llm.max_positions}")
     if config.clip is None and any(row.seen for row in rows):
-        raise ValueError("prompt: has a picture, and this model has no picture encoder")
+        raise ConfigError("prompt: has a picture, and this model has no picture encoder")
     encoder_size = config.clip.image_size if config.clip else 1
     seen = bucket(max(len(row.seen) for row in rows), 1)
     dreamed = bucket(max(len(row.dreamed) for row in rows), 1)
@@ -168,6 +174,14 @@ def generate(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence
     return [_document(tokenizer, state, b, pictures[b], ends_in_text[b], options.max_tokens) for b in range(len(prompts))]
 
 
+def condition_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int) -> jax.Array:
+    """The hidden states [size, Q, D] at dream queries put right after each prompt; rows beyond the prompts mean nothing."""
+    options = Options(max_tokens=1, max_images=1, template=template)
+    state, _ = _begin(parts, params, tokenizer, prompts, [0] * len(prompts), options, size)
+    state = state._replace(status=jnp.full_like(state.status, DREAMING))
+    return _dream(parts, params, state, (tokenizer.dream_start, tokenizer.dream_end))[1]
+
+
 def draw_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options) -> list[np.ndarray]:
     """One picture right after each prompt, whatever the model would have written: uint8 [H, W, 3] each."""
     state, _ = _begin(parts, params, tokenizer, prompts, seeds, options)
@@ -175,9 +189,12 @@ def draw_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequen
     return list(draw_waiting(parts, params, tokenizer, state, options)[1][: len(prompts)])
 
 
-def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options) -> tuple[State, Settings]:
-    """The state after the prompts and the settings of the writing; batch and lengths come from buckets, rows beyond the prompts are done from the start."""
-    count, size = len(prompts), bucket(len(prompts), 1)
+def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0) -> tuple[State, Settings]:
+    """The state after the prompts and the settings of the writing.
+
+    Batch (`size` where given) and lengths come from buckets; rows beyond the prompts are done from the start.
+    """
+    count, size = len(prompts), size or bucket(len(prompts), 1)
     batch = prompt_batch(parts, tokenizer, prompts, options.template, size)
     wanted = batch.tokens.shape[-1] + options.max_tokens + options.max_images * picture_room(parts)
     slots = min(bucket(wanted, 128), parts.config.llm.max_positions)
@@ -185,7 +202,7 @@ def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[D
     active = np.arange(size) < count
     settings = Settings(
         jnp.float32(options.temperature), jnp.float32(options.top_p), jnp.where(active, options.max_tokens, 0),
-        jnp.full(size, options.max_images), jnp.asarray(banned(parts, tokenizer)),
+        jnp.full(size, options.max_images), jnp.full(size, options.min_images), jnp.asarray(banned(parts, tokenizer)),
     )
     state = _prefill(parts, params, batch, keys, slots=slots, width=bucket(max(options.max_tokens, 1), 64))
     return state._replace(status=jnp.where(active & (options.max_tokens > 0), state.status, TOKEN_LIMIT)), settings
@@ -193,11 +210,12 @@ def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[D
 
 def picture_room(parts: Parts) -> int:
     """Cache slots that one drawn picture takes: the queries and the patches with the tokens around them."""
-    return parts.config.dream_queries + 2 + (parts.config.clip.patches + 2 if parts.config.clip else 0)
+    slots = Slots.of(parts.config)
+    return slots.queries + 2 + (slots.patches + 2 if parts.clip else 0)
 
 
 def draw_waiting(parts: Parts, params: dict, tokenizer: Tokenizer, state: State, options: Options) -> tuple[State, np.ndarray]:
-    """Reads the conditions of the waiting documents and draws: the new state and pictures [B, H, W, 3] (noise in rows that do not wait)."""
+    """Reads the conditions of the waiting documents and draws: the new state and pictures [B, H, W, 3]; rows that do not wait mean nothing."""
     state, hidden = _dream(parts, params, state, (tokenizer.dream_start, tokenizer.dream_end))
     empty = unconditional(parts, params, tokenizer.bos, tokenizer.dream_start)
     drawing = Drawing(options.num_steps, options.spacing)

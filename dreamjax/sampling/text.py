@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     top_p: Array  # [] float32: smallest set of tokens with this probability
     max_tokens: Array  # [B] int32
     max_images: Array  # [B] int32
+    min_images: Array  # [B] int32: </s> is not written before
     banned: Array  # [V] bool: never written
 
 
@@ -86,6 +87,8 @@ def write(parts: Parts, params: dict, state: State, settings: Settings, special:
         may_dream = (state.pictures < settings.max_images) & (state.length + special.picture_room <= slots)
         logits = jnp.where(settings.banned, -jnp.inf, state.logits)
         logits = logits.at[:, special.dream_start].set(jnp.where(may_dream, logits[:, special.dream_start], -jnp.inf))
+        may_end = state.pictures >= jnp.minimum(settings.min_images, settings.max_images)
+        logits = logits.at[:, special.eos].set(jnp.where(may_end, logits[:, special.eos], -jnp.inf))
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.length)
         token = choose(logits, keys, settings.temperature, settings.top_p)
         tokens = state.tokens.at[rows, jnp.where(writing, state.written, width)].set(token, mode="drop")

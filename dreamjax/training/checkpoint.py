@@ -11,6 +11,7 @@ A model folder to use or to hand on (`convert export`) holds config.json, tokeni
 """
 
 import json
+import os
 import re
 
 import jax
@@ -27,6 +28,12 @@ from dreamjax.training import optim
 from dreamjax.training.state import State, init
 
 BEST = "held_back_loss"
+
+
+def open_folder(path: str | os.PathLike) -> epath.Path:
+    """A workdir or model folder by its name: local (made absolute, as Orbax wants it) or gs://."""
+    folder = epath.Path(path)
+    return folder if "://" in os.fspath(path) else folder.absolute()
 
 
 def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
@@ -142,7 +149,7 @@ def take_over(config: RunConfig, params: dict) -> dict:
     """Parameters with those named by `init_from` replaced by an earlier run's; ConfigError names what does not fit."""
     for number, origin in enumerate(config.init_from):
         key = f"config.init_from[{number}]"
-        earlier = flatten(load_params(epath.Path(origin.path)))
+        earlier = flatten(load_params(open_folder(origin.path)))
         mine = flatten(params)
         taken = [path for path in mine if re.search(origin.pattern, path)]
         if not taken:
@@ -151,8 +158,8 @@ def take_over(config: RunConfig, params: dict) -> dict:
             if path not in earlier or earlier[path].shape != mine[path].shape:
                 found = earlier[path].shape if path in earlier else "nothing"
                 raise ConfigError(f"{key}: {origin.path} has {found} for {path} {mine[path].shape}")
-        moved = {path: jax.device_put(earlier[path].astype(mine[path].dtype), mine[path].sharding) for path in taken}
-        params = jax.tree_util.tree_map_with_path(lambda path, leaf: moved.get(path_of(path), leaf), params)
+            mine[path] = jax.device_put(earlier[path].astype(mine[path].dtype), mine[path].sharding)
+        params = jax.tree.unflatten(jax.tree.structure(params), mine.values())
     return params
 
 

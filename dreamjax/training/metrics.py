@@ -9,7 +9,7 @@ import tensorboardX
 import tqdm
 from etils import epath
 
-from dreamjax.config import RunConfig
+from dreamjax.config import RunConfig, RunStopped
 
 
 class MetricsLog:
@@ -45,10 +45,6 @@ class MetricsLog:
     def close(self):
         if self.events:
             self.events.close()
-
-
-class RunStopped(RuntimeError):
-    """A run that cannot go on; the message says at which step and why."""
 
 
 class Watch:

@@ -56,7 +56,8 @@ def in_words(facts: dict) -> str:
         f"trainable     {facts['trainable']:,d}; frozen {facts['frozen']:,d}\n"
         f"per device    {memory}\n"
         f"unsharded     {facts['unsharded_share']:.2%} of the parameters lie whole on every device of fsdp x tensor\n"
-        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['seen_slots']} seen and {facts['dreamed_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
+        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['seen_slots']} seen and "
+        f"{facts['dreamed_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
     )
 
 

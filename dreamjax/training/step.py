@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from dreamjax.batch import Batch
-from dreamjax.config import RunConfig
+from dreamjax.config import LossConfig, RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.training import losses, optim
-from dreamjax.training.losses import Counts, SpecialIds
-from dreamjax.training.state import State, cast
+from dreamjax.training.losses import SpecialIds
+from dreamjax.training.state import State
 
 Array = jax.Array
+TIMESTEP_BINS = 4  # quarters of the schedule that held-back losses are reported for
 
 
 def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainable: dict, frozen: dict, batch: Batch, key: Array):
@@ -86,7 +87,7 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
     timesteps = config.model.diffusion.timesteps
 
     def eval_step(trainable: dict, frozen: dict, batch: Batch, index: Array) -> dict:
-        params = cast(optim.merge(trainable, frozen), "float32") if config.model.dtype == "float32" else optim.merge(trainable, frozen)
+        params = optim.merge(trainable, frozen)
         hidden = dreamllm.hidden_states(parts, params, batch)
         flat = lambda x: x.reshape(hidden.shape[:2])
         chunk = min(config.loss.ce_chunk, hidden.shape[1])
@@ -95,7 +96,7 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
             "tokens": jnp.sum(batch.learned[..., 1:], dtype=jnp.float32),
         }
         if slots := batch.dreamed_start.size:
-            plain = config.loss.__class__()
+            plain = LossConfig()  # held-back losses do not depend on the run's options
             draws = losses.draw(parts, plain, jax.random.fold_in(jax.random.key(0), index), jnp.arange(slots))
             draws = draws._replace(timesteps=(jnp.arange(slots) * 2 + 1) * timesteps // (2 * slots))
             errors = losses.batch_picture_errors(parts, params, plain, ids, batch, hidden, draws)
@@ -105,6 +106,3 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
         return sums
 
     return eval_step
-
-
-TIMESTEP_BINS = 4

@@ -111,12 +111,12 @@ def test_a_wrong_picture_size_is_an_error(shape):
         module.apply(params, jnp.zeros(shape))
 
 
-def test_residual_stream_is_constrained_at_entry_and_after_each_layer():
+def test_residual_stream_is_constrained_at_entry_and_after_each_sum():
     module, params = initial()
     pixels = random_pixels(len(jax.devices()))
     with jax.set_mesh(make_mesh(MeshConfig())):
         text = str(jax.make_jaxpr(lambda params: module.apply(params, pixels))(params))
-    assert text.count("sharding_constraint[") == 2  # the scanned layer stands once in the program
+    assert text.count("sharding_constraint[") == 3  # the scanned layer stands once in the program
 
 
 def test_layers_are_stacked_and_differ():

@@ -186,12 +186,12 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_logits():
     assert logits.dtype == jnp.float32 and not np.array_equal(logits, logits.astype(jnp.bfloat16))
 
 
-def test_residual_stream_is_constrained_at_entry_after_each_layer_and_at_the_end():
+def test_residual_stream_is_constrained_at_entry_after_each_sum_and_at_the_end():
     module, params = initial()
     tokens = random_tokens(len(jax.devices()), 4)
     with jax.set_mesh(make_mesh(MeshConfig())):
         text = str(jax.make_jaxpr(lambda params: run(module, params, tokens)[0])(params))
-    assert text.count("sharding_constraint[") == 3  # the scanned layer stands once in the program
+    assert text.count("sharding_constraint[") == 4  # the scanned layer stands once in the program
 
 
 def test_initial_values_and_stacked_layers():

@@ -49,5 +49,9 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.storybook import Storybook
 
             return Storybook(config.path, config.split)
+        case "storybook_pages":
+            from dreamjax.data.sources.storybook import StorybookPages
+
+            return StorybookPages(config.path, config.split)
         case unknown:
-            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are shapes, storybook")
+            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are shapes, storybook, storybook_pages")

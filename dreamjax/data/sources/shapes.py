@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -40,8 +40,8 @@ CONTINUATIONS = ("Then", "Now")
 INTRODUCTION = "Here is a shape."
 ENDING = "The end."
 
-STORY_SHARE = 0.55
-QUESTION_SHARE = 0.25  # the rest are recalls
+STORY_SHARE = 0.45
+QUESTION_SHARE = 0.35  # the rest are recalls
 LENGTHS = {"train": 20_000, "eval": 1_000}  # documents of an epoch, unless told otherwise
 
 PAPER = (252, 247, 232)
@@ -140,9 +140,7 @@ class Shapes:
         if kind < STORY_SHARE:
             parts = _story(rng, combinations)
         elif kind < STORY_SHARE + QUESTION_SHARE:
-            asked = _choice(rng, tuple(QUESTIONS))
-            scene = _scene(rng, _choice(rng, combinations))
-            parts = _question(scene, asked) + (Text(f"{getattr(scene, asked)}.", role="assistant"),)
+            parts = _conversation(_scene(rng, _choice(rng, combinations)), rng.permutation(tuple(QUESTIONS)).tolist())
         else:
             shown, wanted = _recall_scenes(rng, _choice(rng, combinations), combinations)
             parts = _recall(shown, wanted) + (Image(wanted.picture()), Text(ENDING))
@@ -180,6 +178,12 @@ def _story(rng: np.random.Generator, combinations) -> tuple:
 
 def _question(scene: Scene, asked: str) -> tuple:
     return Image(scene.picture(), dreamed=False, role="user"), Text(QUESTIONS[asked], learned=False, role="user")
+
+
+def _conversation(scene: Scene, order: Sequence[str]) -> tuple:
+    """A picture, and all questions about it with their answers, which only the picture tells."""
+    turns = [(_question(scene, asked)[1], Text(f"{getattr(scene, asked)}.", role="assistant")) for asked in order]
+    return _question(scene, order[0])[0], *(part for turn in turns for part in turn)
 
 
 def _again(colour: str) -> str:

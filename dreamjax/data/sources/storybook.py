@@ -94,6 +94,40 @@ def _heading(title: str) -> str:
     return title if title.endswith((".", "!", "?")) else title + "."
 
 
+@dataclasses.dataclass(frozen=True)
+class StorybookPages:
+    """The illustrated pages of one split, each a Document of its own: its text, then its picture, dreamed but not seen."""
+
+    path: str | os.PathLike
+    split: str = "train"
+    book: Storybook = dataclasses.field(init=False, repr=False)
+    pages: tuple[tuple[str, str, str], ...] = dataclasses.field(init=False, repr=False)  # id, text, image
+
+    def __post_init__(self):
+        book = Storybook(self.path, self.split)
+        pages = ((f"{story.id}/{number}", *page) for story in book.stories for number, page in enumerate(story.pages, 1) if all(page))
+        object.__setattr__(self, "book", book)
+        object.__setattr__(self, "pages", tuple(pages))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Records left out of the whole file."""
+        return self.book.skipped
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has pages 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
+        number, text, image = self.pages[index]
+        return Document((Text(text), Image(pathlib.Path(self.path, image), seen=False)), id=number)
+
+    def texts(self) -> Iterable[str]:
+        """As the stories'."""
+        return self.book.texts()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
 

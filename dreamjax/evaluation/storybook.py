@@ -1,0 +1,139 @@
+"""Does the text of a real picture story steer its pictures? Measured on held-back stories by the denoising loss.
+
+For each held-back page the image loss is measured at fixed noise and timesteps under the page's own condition and under
+that of a page of another story. `text` conditions on the page's text alone; `story` on all of the story up to the picture,
+earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from etils import epath
+
+from dreamjax import images
+from dreamjax.api import DreamLLM
+from dreamjax.config import LossConfig
+from dreamjax.data.sources.storybook import Storybook
+from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.models import dreamllm
+from dreamjax.sampling import interleave
+from dreamjax.training import losses
+
+TIMESTEPS = 8
+BATCH = 16
+SHOWN = 4  # stories on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A held-back page with a picture: its text alone, all of its story before the picture, and the picture."""
+
+    story: int
+    text: Document
+    context: Document
+    picture: Image
+
+
+def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> dict:
+    """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on, returns the figures."""
+    stories = Storybook(data, "eval")
+    pages = collect_pages(model, stories)
+    other = another_story([page.story for page in pages])
+    progress = tqdm.tqdm(total=4 * len(pages), unit="page", desc="evaluating", dynamic_ncols=True)
+    results = {"pages": len(pages), "stories": len(stories), "timesteps": TIMESTEPS}
+    for name in ("text", "context"):
+        prompts = [getattr(page, name) for page in pages]
+        own = page_losses(model, prompts, pages, progress)
+        swapped = page_losses(model, [prompts[i] for i in other], pages, progress)
+        results |= {f"{name}_{key}": value for key, value in compare(own, swapped, [page.story for page in pages]).items()}
+    progress.close()
+    results["html"] = str(write_stories(model, stories, out))
+    (out / "storybook.json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def collect_pages(model: DreamLLM, stories: Storybook) -> list[Page]:
+    """Every held-back page with text and a picture whose story up to there fits the model's context."""
+    pages = []
+    room = model.parts.config.llm.max_positions - model.parts.config.dream_queries - 2
+    for number in range(len(stories)):
+        parts = stories[number].parts
+        for i in range(1, len(parts)):
+            if isinstance(parts[i], Image) and isinstance(parts[i - 1], Text):
+                page = Page(number, Document((parts[i - 1],)), Document(parts[:i]), parts[i])
+                if interleave.prompt_tokens(model.parts, model.tokenizer, page.context, model.template) <= room:
+                    pages.append(page)
+    return pages
+
+
+def another_story(stories: Sequence[int], seed: int = 0) -> list[int]:
+    """For each page the number of a page of another story, drawn with a fixed seed."""
+    rng = np.random.default_rng(seed)
+    numbers = np.asarray(stories)
+    return [int(rng.choice(np.flatnonzero(numbers != story))) for story in numbers]
+
+
+def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Page], progress) -> np.ndarray:
+    """Image loss of each page's picture under the condition read after each prompt: [pages, TIMESTEPS], noise fixed per page and timestep."""
+    rows = []
+    for start in range(0, len(pages), BATCH):
+        chosen = slice(start, start + BATCH)
+        hidden = interleave.condition_after(model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH)
+        targets = [images.for_decoder(page.picture.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
+        padded = np.stack(targets + [targets[-1]] * (BATCH - len(targets)))
+        rows.append(np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[: len(targets)])
+        progress.update(len(targets))
+    return np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _errors(parts: dreamllm.Parts, params: dict, pictures, hidden, numbers) -> jax.Array:
+    """[B, TIMESTEPS] errors of pictures [B, H, W, 3] under hidden [B, Q, D]; timesteps lie in the middle of equal shares of the schedule."""
+    total = parts.config.diffusion.timesteps
+
+    def at(k):
+        draws = losses.draw(parts, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
+        draws = draws._replace(timesteps=jnp.full(len(pictures), (2 * k + 1) * total // (2 * TIMESTEPS)))
+        return losses.picture_errors(parts, params, LossConfig(), pictures, hidden, None, draws)
+
+    return jax.lax.map(at, jnp.arange(TIMESTEPS)).T
+
+
+def compare(own: np.ndarray, swapped: np.ndarray, stories: Sequence[int]) -> dict:
+    """Mean losses and the paired difference (swapped - own) in standard errors, over pages and, more strictly, over stories."""
+    difference = (swapped - own).mean(axis=1)
+    by_story = np.array([difference[np.asarray(stories) == story].mean() for story in sorted(set(stories))])
+    in_errors = lambda values: float(values.mean() / (values.std(ddof=1) / np.sqrt(len(values))))
+    return {
+        "own": float(own.mean()), "other": float(swapped.mean()), "difference": float(difference.mean()),
+        "standard_errors": in_errors(difference), "standard_errors_by_story": in_errors(by_story),
+    }
+
+
+def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> epath.Path:
+    """stories.html: the titles and first pages of held-back stories, told on by the model."""
+    prompts = [Document(stories[i].parts[:2]) for i in range(min(SHOWN, len(stories)))]
+    prompts = [Document(tuple(part for part in prompt.parts if isinstance(part, Text))) for prompt in prompts]
+    made = model.generate_batch(prompts, max_tokens=160, max_images=4, temperature=0.8, top_p=0.9, min_images=1)
+    page = render_html([Document(p.parts + m.parts, notes=m.notes) for p, m in zip(prompts, made)], title="Held-back stories, told on by DreamJAX")
+    path = out / "stories.html"
+    path.write_text(page)
+    return path
+
+
+def in_words(results: dict) -> str:
+    """The figures as a table for a person."""
+    lines = [f"image loss on {results['pages']} held-back pages of {results['stories']} stories, {results['timesteps']} timesteps"]
+    for name, label in (("text", "page's text alone"), ("context", "story up to the picture")):
+        r = {key: results[f"{name}_{key}"] for key in ("own", "other", "difference", "standard_errors", "standard_errors_by_story")}
+        lines.append(
+            f"{label:24s} own {r['own']:.5f}  another story's {r['other']:.5f}  difference {r['difference']:.5f} = "
+            f"{r['standard_errors']:.1f} standard errors over pages, {r['standard_errors_by_story']:.1f} over stories"
+        )
+    return "\n".join(lines)

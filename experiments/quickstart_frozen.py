@@ -1,0 +1,16 @@
+"""The quickstart as the real recipe does it: a picture encoder and a U-Net trained before, both frozen.
+
+python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quickstart --workdir=runs/quickstart_frozen
+
+The argument is the run whose encoder and U-Net are taken over; LLM, projectors and dream queries begin anew and train.
+"""
+
+from experiments import quickstart
+
+
+def get_config(arg: str = "runs/quickstart"):
+    config = quickstart.get_config()
+    config.optim.trainable = [r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"]
+    config.optim.frozen = [r"^(clip|unet)/"]
+    config.init_from = [{"path": arg, "pattern": r"^(clip|unet)/"}]
+    return config

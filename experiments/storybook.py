@@ -1,0 +1,42 @@
+"""Real picture stories: a small model that reads and writes pages of text with pictures of 64 pixels.
+
+python -m dreamjax.train --config=experiments/storybook.py:FOLDER --workdir=runs/storybook
+python -m dreamjax.evaluate --model=runs/storybook --task=storybook --data=FOLDER --out=runs/storybook/evaluation
+
+FOLDER holds stories.jsonl and its pictures. Nothing here is pretrained, so every part trains. Stories teach how text and
+pictures follow each other; single pages, half of the documents' pictures, teach what a text alone says of its picture.
+"""
+
+import ml_collections
+
+from dreamjax import config as c
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    model = c.ModelConfig(
+        llm=c.LlamaConfig(vocab_size=2056, width=128, layers=4, heads=4, kv_heads=4, ffn_width=352, max_positions=1024),
+        clip=c.ClipConfig(image_size=64, patch_size=16, width=96, layers=3, heads=4, ffn_width=256, select_layer=-1),
+        unet=c.UNetConfig(
+            sample_size=64, in_channels=3, out_channels=3, block_channels=(16, 32, 64, 128), layers_per_block=1,
+            cross_attention=(False, False, True, True), heads=(1, 2, 4, 4), context_width=96, norm_groups=8,
+        ),
+        diffusion=c.DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction"),
+        dream_queries=8,
+    )
+    stories, pages = "storybook", "storybook_pages"
+    run = c.RunConfig(
+        model=model,
+        data=c.DataConfig(
+            train=(c.SourceConfig(stories, arg), c.SourceConfig(pages, arg)),
+            eval=(c.SourceConfig(stories, arg, "eval"), c.SourceConfig(pages, arg, "eval")),
+            tokenizer_vocab=2048, length=1024, seen_slots=12, dreamed_slots=16,
+        ),
+        optim=c.OptimConfig(
+            trainable=(r"^(?!clip/post_layernorm)",), frozen=(r"^clip/post_layernorm",),
+            learning_rate=1e-3, warmup_share=0.03, final_share=0.05, weight_decay=0.01, ema_decay=0.995,
+        ),
+        loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),
+        total_steps=1200, batch_size=1, log_every=10, checkpoint_every=200, eval_every=200, sample_every=400,
+        sample_prompts=("The elephant and the river.", "A day at school."), sample_tokens=128,
+    )
+    return ml_collections.ConfigDict(c.to_dict(run))

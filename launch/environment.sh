@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Makes .venv with the packages of a requirements file and this package; a second call finds it made.
+# Usage: launch/environment.sh requirements.txt
+set -euo pipefail
+cd "$(dirname "$0")/.."
+requirements=$1
+python=$(command -v python3.11 || command -v python3) || { echo "launch: needs Python 3.11 or newer on the PATH" >&2; exit 1; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "launch: needs Python 3.11 or newer, $python is older" >&2; exit 1; }
+stamp=.venv/installed-$(cat requirements*.txt setup.cfg "$requirements" | sha256sum | cut -c1-16)-$requirements
+[ -e "$stamp" ] && exit 0
+echo "installing the packages of $requirements into .venv ..."
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+touch "$stamp"

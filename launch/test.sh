@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets everything up and runs the tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+launch/environment.sh requirements-dev.txt
+.venv/bin/ruff check --quiet .
+exec .venv/bin/python -m pytest "$@"
