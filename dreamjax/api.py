@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import PIL.Image
 
 from dreamjax.document import Document, Image, Text
@@ -91,9 +90,3 @@ def as_prompt(content) -> Document:
 
 def _seen(part: Text | Image) -> Text | Image:
     return dataclasses.replace(part, dreamed=False) if isinstance(part, Image) else part
-
-
-def enlarged(picture: np.ndarray | PIL.Image.Image, times: int) -> PIL.Image.Image:
-    """A picture with each pixel as a square of `times` pixels, for looking at small ones."""
-    image = picture if isinstance(picture, PIL.Image.Image) else PIL.Image.fromarray(picture)
-    return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)

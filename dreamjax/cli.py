@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from dreamjax.config import ConfigError, RunStopped
 from dreamjax.data.sources import SourceError
 from dreamjax.images import BadImage
+from dreamjax.schema import ConfigError, RunStopped
 
 
 def run(name: str, main: Callable[[], int | None]):
@@ -18,9 +18,15 @@ def run(name: str, main: Callable[[], int | None]):
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
+            if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+                flags.FLAGS["config"].value.lock()  # a file that did not load says so only when it is touched
+        except SystemExit:  # --help, which absl ends with status 1
+            sys.exit(0)
+        except KeyError as error:  # an override of what the config lacks
+            _stop(name, f"--config has no key {error.args[0] if error.args else error}")
         except flags.Error as error:
             _stop(name, error)
-        except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, ImportError) as error:  # raised by config files
+        except (AttributeError, OSError, SyntaxError, TypeError, ValueError, ImportError) as error:  # raised by config files
             _stop(name, error)
         if len(rest) > 1:
             _stop(name, f"{rest[1]!r} is not a flag; see --help")
@@ -36,6 +42,5 @@ def run(name: str, main: Callable[[], int | None]):
 
 
 def _stop(name: str, error: Exception | str):
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"{name}: {' '.join(str(text).split())}", file=sys.stderr)
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

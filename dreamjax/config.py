@@ -1,26 +1,12 @@
 """Every setting of a model and of a run, as frozen dataclasses.
 
-`experiments/*.py` build an `ml_collections.ConfigDict`; `from_dict` turns it into a `RunConfig` and rejects what it does
+`experiments/*.py` build an `ml_collections.ConfigDict`; `schema.from_dict` turns it into a `RunConfig` and rejects what it does
 not know. A setting that would change the numbers and that no code implements must not exist here.
 """
 
 import dataclasses
-import re
-import types
-import typing
 
-class ConfigError(ValueError):
-    """A setting that cannot be right; the message begins with its key."""
-
-
-class RunStopped(RuntimeError):
-    """A run that cannot go on; the message says why and, in training, at which step."""
-
-
-def _require(condition: bool, key: str, reason: str):
-    if not condition:
-        raise ConfigError(f"{key}: {reason}")
-
+from dreamjax.schema import require, require_pattern, require_positive
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model
@@ -43,10 +29,11 @@ class LlamaConfig:
     remat: str = "none"  # none | full | dots: what the backward pass recomputes of each layer
 
     def __post_init__(self):
-        _require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
-        _require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
-        _require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
-        _require(self.remat in ("none", "full", "dots"), "remat", f"{self.remat!r} is none of none, full, dots")
+        require_positive(self, "vocab_size", "width", "layers", "heads", "kv_heads", "ffn_width", "max_positions", "rope_theta", "rms_norm_eps")
+        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
+        require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
+        require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
+        require(self.remat in ("none", "full", "dots"), "remat", f"{self.remat!r} is none of none, full, dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +51,12 @@ class ClipConfig:
     select_layer: int = -2  # index into the layers + 1 hidden states whose patches the LLM sees
 
     def __post_init__(self):
-        _require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
-        _require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
-        _require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
+        require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
+        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
+        require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
         within = -self.layers - 1 <= self.select_layer <= self.layers
-        _require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
+        require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 
     @property
     def patches(self) -> int:
@@ -92,12 +80,14 @@ class UNetConfig:
     linear_projection: bool = True  # transformer in/out projections: linear (SD 2.x) or 1x1 convolutions (SD 1.x)
 
     def __post_init__(self):
+        require_positive(self, "sample_size", "in_channels", "out_channels", "layers_per_block", "context_width", "norm_groups")
+        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
         for name in ("cross_attention", "heads"):
-            _require(len(getattr(self, name)) == len(self.block_channels), name, f"needs one entry per block, {len(self.block_channels)}")
+            require(len(getattr(self, name)) == len(self.block_channels), name, f"needs one entry per block, {len(self.block_channels)}")
         for channels, heads in zip(self.block_channels, self.heads):
-            _require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
-            _require(channels % heads == 0, "heads", f"{heads} does not divide {channels} channels")
-        _require(self.sample_size % 2 ** (len(self.block_channels) - 1) == 0, "sample_size", f"{self.sample_size} cannot be halved {len(self.block_channels) - 1} times")
+            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
+            require(heads > 0 and channels % heads == 0, "heads", f"{heads} does not divide {channels} channels")
+        require(self.sample_size % 2 ** (len(self.block_channels) - 1) == 0, "sample_size", f"{self.sample_size} cannot be halved {len(self.block_channels) - 1} times")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +102,10 @@ class VaeConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self):
+        require_positive(self, "image_channels", "latent_channels", "layers_per_block", "norm_groups", "scaling_factor")
+        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
         for channels in self.block_channels:
-            _require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
+            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
 
     @property
     def downsampling(self) -> int:
@@ -134,9 +126,11 @@ class DiffusionConfig:
 
     def __post_init__(self):
         known = ("linear", "scaled_linear", "squaredcos_cap_v2")
-        _require(self.beta_schedule in known, "beta_schedule", f"{self.beta_schedule!r} is none of {', '.join(known)}")
-        _require(self.prediction in ("epsilon", "v_prediction"), "prediction", f"{self.prediction!r} is neither epsilon nor v_prediction")
-        _require(self.timesteps > 0, "timesteps", "must be positive")
+        require(self.beta_schedule in known, "beta_schedule", f"{self.beta_schedule!r} is none of {', '.join(known)}")
+        require(self.prediction in ("epsilon", "v_prediction"), "prediction", f"{self.prediction!r} is neither epsilon nor v_prediction")
+        require_positive(self, "timesteps", "beta_start", "beta_end")
+        require_positive(self, "steps_offset", or_zero=True)
+        require(self.beta_end < 1, "beta_end", f"is a share of variance below 1, not {self.beta_end}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +147,13 @@ class ModelConfig:
     dtype: str = "float32"  # compute: float32 | bfloat16; parameters being trained stay float32
 
     def __post_init__(self):
-        _require(self.visual_projector in ("linear", "mlp"), "visual_projector", f"{self.visual_projector!r} is neither linear nor mlp")
-        _require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
-        _require(self.dream_queries > 0, "dream_queries", "must be positive")
-        _require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
+        require(self.visual_projector in ("linear", "mlp"), "visual_projector", f"{self.visual_projector!r} is neither linear nor mlp")
+        require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
+        require_positive(self, "dream_queries")
+        require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
         if self.unet and self.vae:
             channels = self.vae.latent_channels
-            _require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
+            require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
 
     @property
     def decoder_size(self) -> int:
@@ -201,8 +195,10 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp, self.tensor)
-        _require(all(s > 0 or s == -1 for s in sizes) and sizes.count(-1) <= 1, "mesh", f"{sizes}: each is positive, one may be -1")
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size > 0 or size == -1, name, f"must be positive, or -1 for what is left, is {size}")
+            require(size > 0 or list(sizes.values()).count(-1) == 1, name, f"one axis may be -1, not more: {sizes}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,11 +228,11 @@ class DataConfig:
     threads: int = 2  # that decode pictures ahead of the step
 
     def __post_init__(self):
-        _require(len(self.train) > 0, "train", "needs at least one source")
-        _require(self.length > 2, "length", "must be at least 3")
-        _require(self.rows_per_group > 0, "rows_per_group", "must be positive")
-        _require(self.seen_slots >= 0 and self.dreamed_slots >= 0, "seen_slots", "slots cannot be negative")
-        _require(0 <= self.max_bad_share <= 1, "max_bad_share", "is a share between 0 and 1")
+        require(len(self.train) > 0, "train", "needs at least one source")
+        require(self.length > 2, "length", "must be at least 3")
+        require_positive(self, "rows_per_group", "tokenizer_vocab", "threads")
+        require_positive(self, "seen_slots", "dreamed_slots", or_zero=True)
+        require(0 <= self.max_bad_share <= 1, "max_bad_share", "is a share between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,9 +248,9 @@ class LossConfig:
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
-        _require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
-        _require(self.ce_chunk > 0, "ce_chunk", "must be positive")
-        _require(self.lm_weight >= 0 and self.image_weight >= 0, "lm_weight", "weights cannot be negative")
+        require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
+        require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +259,10 @@ class LrRule:
 
     pattern: str
     factor: float
+
+    def __post_init__(self):
+        require_pattern(self.pattern, "pattern")
+        require_positive(self, "factor", or_zero=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,16 +284,17 @@ class OptimConfig:
     lr_rules: tuple[LrRule, ...] = ()
 
     def __post_init__(self):
-        _require(self.schedule in ("cosine", "linear", "constant"), "schedule", f"{self.schedule!r} is none of cosine, linear, constant")
-        _require(0 <= self.warmup_share <= 1, "warmup_share", "is a share between 0 and 1")
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "lies between 0 and 1")
-        _require(self.learning_rate > 0, "learning_rate", "must be positive")
-        _require(self.clip_norm > 0, "clip_norm", "must be positive")
-        for pattern in self.trainable + self.frozen + tuple(rule.pattern for rule in self.lr_rules):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"trainable/frozen/lr_rules: {pattern!r} is no regular expression: {error}") from None
+        require(self.schedule in ("cosine", "linear", "constant"), "schedule", f"{self.schedule!r} is none of cosine, linear, constant")
+        for name in ("warmup_share", "final_share"):
+            require(0 <= getattr(self, name) <= 1, name, "is a share between 0 and 1")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, name, f"lies in [0, 1), is {getattr(self, name)}")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "lies between 0 and 1")
+        require_positive(self, "learning_rate", "clip_norm", "eps")
+        require_positive(self, "weight_decay", or_zero=True)
+        for name in ("trainable", "frozen"):
+            for pattern in getattr(self, name):
+                require_pattern(pattern, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +303,9 @@ class InitFrom:
 
     path: str
     pattern: str = "."
+
+    def __post_init__(self):
+        require_pattern(self.pattern, "pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,71 +333,17 @@ class RunConfig:
     skip_nonfinite: bool = False
 
     def __post_init__(self):
-        for name in ("total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept"):
-            _require(getattr(self, name) > 0, name, f"must be positive, is {getattr(self, name)}")
-        for name in ("eval_every", "sample_every", "eval_batches", "sample_tokens", "seed"):
-            _require(getattr(self, name) >= 0, name, f"cannot be negative, is {getattr(self, name)}")
+        require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
+        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0
-        _require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
-        _require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
-        _require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
-        _require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
-        _require(self.eval_every == 0 or self.data.eval, "eval_every", "needs a source under data.eval")
+        require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
+        require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
+        require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
+        require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
+        require(self.eval_every == 0 or self.data.eval, "eval_every", "needs a source under data.eval")
 
     @property
     def groups(self) -> int:
         """G, groups of rows per step."""
         return self.batch_size // self.data.rows_per_group
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# From and to plain dicts
-
-
-def from_dict(cls, values: typing.Mapping, path: str = "config"):
-    """Builds the dataclass `cls` from nested mappings (a ConfigDict, parsed JSON).
-
-    A ConfigError names the key that is unknown, missing, of the wrong type or out of range.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{path}.{unknown[0]}: unknown key; {path} has {', '.join(hints)}")
-    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    for name in sorted(required - set(values)):
-        raise ConfigError(f"{path}.{name}: is missing")
-    converted = {name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
-    try:
-        return cls(**converted)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error}") from None
-
-
-def _convert(hint, value, path: str):
-    if typing.get_origin(hint) is types.UnionType:  # X | None
-        return None if value is None else _convert(typing.get_args(hint)[0], value, path)
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            return value
-        if not hasattr(value, "items"):
-            raise ConfigError(f"{path}: needs the keys of {hint.__name__}, not {value!r}")
-        return from_dict(hint, dict(value.items()), path)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{path}: needs a list, not {value!r}")
-        return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{path}: needs {hint.__name__}, not {value!r}")
-    return value
-
-
-def to_dict(config) -> dict:
-    """The inverse of `from_dict`: nested dicts and lists, fit for JSON."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, tuple):
-        return [to_dict(item) for item in config]
-    return config

@@ -11,8 +11,8 @@ from etils import epath
 
 from dreamjax import cli
 from dreamjax.api import DreamLLM
-from dreamjax.config import ConfigError
 from dreamjax.evaluation import shapes, storybook
+from dreamjax.schema import ConfigError
 from dreamjax.training.metrics import train_seconds
 
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
@@ -40,7 +40,6 @@ def main() -> int:
 def shapes_task(model: DreamLLM, out: epath.Path) -> dict:
     results = shapes.evaluate(model, out, COUNT.value)
     print(shapes.in_words(results), flush=True)
-    shapes.save_sheet(out)
     return results | {"train_seconds": train_seconds(epath.Path(MODEL.value)), "items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
 
 

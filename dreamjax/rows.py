@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamjax.config import ConfigError, ModelConfig
+from dreamjax.config import ModelConfig
 from dreamjax.document import Document, Image, Text
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
 
@@ -158,7 +159,7 @@ def _pieces(document: Document, template: str, prompt: bool) -> Iterator:
             yield part, number
             fresh = True
         elif part.text:
-            yield text(part.text, part.learned)
+            yield text(part.text, part.learned and part.role in (None, "assistant"))
         last_of_turn = number + 1 == len(roles) or roles[number + 1] != part.role
         if part.role == "assistant" and last_of_turn and not (prompt and number + 1 == len(roles)):
             yield "end of turn"

@@ -12,10 +12,10 @@ from etils import epath
 
 from dreamjax import cli
 from dreamjax.api import DreamLLM
-from dreamjax.config import ConfigError
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import TEMPLATES
 from dreamjax.sampling.interleave import Options
+from dreamjax.schema import ConfigError
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")

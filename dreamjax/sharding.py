@@ -8,9 +8,11 @@ import math
 import re
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from dreamjax.config import ConfigError, MeshConfig
+from dreamjax.config import MeshConfig
+from dreamjax.schema import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
@@ -92,5 +94,6 @@ def unsharded_share(params, mesh: Mesh) -> float:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size = math.prod(leaf.shape)
         total += size
-        whole += size if not any(parameter_spec(path_of(path), leaf.shape, mesh)) else 0
+        spec = parameter_spec(path_of(path), leaf.shape, mesh)
+        whole += size if all(axis is None or mesh.shape[axis] == 1 for axis in spec) else 0
     return whole / total if total else 0.0

@@ -15,12 +15,13 @@ from ml_collections import config_flags
 
 from dreamjax import cli, sharding
 from dreamjax.batch import Batch
-from dreamjax.config import ConfigError, RunConfig, from_dict
+from dreamjax.config import RunConfig
 from dreamjax.data.loader import Loader
 from dreamjax.data.vocabulary import open_tokenizer
 from dreamjax.document import Document, Text, render_html
 from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
+from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, optim, report
 from dreamjax.training.held_back import make_held_back

@@ -9,6 +9,7 @@ projectors, the dream queries and a U-Net that draws 16-pixel pictures without a
 import ml_collections
 
 from dreamjax import config as c
+from dreamjax.schema import to_dict
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -31,9 +32,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optim=c.OptimConfig(
             # The hidden states that the LLM sees come before CLIP's post layer norm: nothing would train it.
             trainable=(r"^(?!clip/post_layernorm)",), frozen=(r"^clip/post_layernorm",),
-            learning_rate=6e-4, lr_rules=(c.LrRule(r"^unet/", 3.0),), warmup_share=0.02, final_share=0.05, ema_decay=0.995,
+            learning_rate=8e-4, lr_rules=(c.LrRule(r"^unet/", 2.5),), warmup_share=0.02, final_share=0.05, ema_decay=0.995,
         ),
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),
-        total_steps=2600, batch_size=8, log_every=20, checkpoint_every=650, eval_every=650,
+        total_steps=2800, batch_size=8, log_every=20, checkpoint_every=700, eval_every=700,
     )
-    return ml_collections.ConfigDict(c.to_dict(run))
+    return ml_collections.ConfigDict(to_dict(run))

@@ -10,6 +10,7 @@ the official configuration). FOLDER holds interleaved documents in the storybook
 import ml_collections
 
 from dreamjax import config as c
+from dreamjax.schema import to_dict
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -25,4 +26,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         mesh=c.MeshConfig(data=1, fsdp=-1, tensor=1),
         total_steps=2000, batch_size=2048, checkpoint_every=200,
     )
-    return ml_collections.ConfigDict(c.to_dict(run))
+    return ml_collections.ConfigDict(to_dict(run))

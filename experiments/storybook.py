@@ -10,6 +10,7 @@ pictures follow each other; single pages, half of the documents' pictures, teach
 import ml_collections
 
 from dreamjax import config as c
+from dreamjax.schema import to_dict
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -39,4 +40,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         total_steps=1200, batch_size=1, log_every=10, checkpoint_every=200, eval_every=200, sample_every=400,
         sample_prompts=("The elephant and the river.", "A day at school."), sample_tokens=128,
     )
-    return ml_collections.ConfigDict(c.to_dict(run))
+    return ml_collections.ConfigDict(to_dict(run))

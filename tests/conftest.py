@@ -29,7 +29,8 @@ def shapes_tokenizer():
 @pytest.fixture(scope="session")
 def quickstart():
     """The RunConfig of experiments/quickstart.py."""
-    from dreamjax.config import RunConfig, from_dict
+    from dreamjax.config import RunConfig
+    from dreamjax.schema import from_dict
 
     experiment = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "experiments" / "quickstart.py"))
     return from_dict(RunConfig, experiment["get_config"]())

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import config as c
@@ -71,8 +72,8 @@ def parameters(model: c.ModelConfig, seed: int = 0) -> dict:
 
 def start(config: c.RunConfig) -> tuple[State, dict]:
     """(state, frozen) of a run at step 0 over `parameters`, as `training.state.init` makes them."""
-    trainable, frozen = optim.split(config.optim, parameters(config.model))
-    return fresh_state(config.optim, config.total_steps, jax.tree.map(jax.numpy.asarray, trainable)), cast(frozen, config.model.dtype)
+    trainable, frozen = optim.split(config.optim, jax.tree.map(jnp.asarray, parameters(config.model)))
+    return fresh_state(config.optim, config.total_steps, trainable), cast(frozen, config.model.dtype)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

@@ -90,7 +90,11 @@ def spans(batch, config, g):
 
 @pytest.mark.parametrize(
     "changes",
-    [None, {"length": 48, "seen_slots": 4, "dreamed_slots": 4, "rows_per_group": 2}, {"length": 50, "seen_slots": 1, "dreamed_slots": 6, "rows_per_group": 3}],
+    [
+        None,
+        {"length": 48, "seen_slots": 4, "dreamed_slots": 4, "rows_per_group": 2},
+        {"length": 50, "seen_slots": 1, "dreamed_slots": 6, "rows_per_group": 3},
+    ],
 )
 def test_fake_batches_are_such_as_the_loader_makes(quickstart, changes):
     config = run_config(**changes) if changes else quickstart  # of `tiny`, whose pictures take 24 positions: 48 holds exactly two

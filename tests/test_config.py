@@ -12,6 +12,7 @@ import ml_collections
 import pytest
 
 from dreamjax import config as c
+from dreamjax.schema import ConfigError, from_dict, to_dict
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*.py"))
 
@@ -24,7 +25,7 @@ def small() -> dict:
         optim=c.OptimConfig(trainable=("llm",), frozen=("clip",), lr_rules=(c.LrRule("llm", 0.1),), ema_decay=0.9),
         loss=c.LossConfig(snr_gamma=5.0), init_from=(c.InitFrom("elsewhere"),), eval_every=3,
     )
-    return c.to_dict(run)
+    return to_dict(run)
 
 
 def changed(key: str, value) -> dict:
@@ -47,24 +48,24 @@ def changed(key: str, value) -> dict:
 
 @pytest.mark.parametrize("config", [c.dreamllm_7b(), c.tiny(), c.ModelConfig(llm=c.LlamaConfig())], ids=["dreamllm_7b", "tiny", "text"])
 def test_models_survive_json(config):
-    assert c.from_dict(c.ModelConfig, json.loads(json.dumps(c.to_dict(config)))) == config
+    assert from_dict(c.ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_runs_survive_json():
-    run = c.from_dict(c.RunConfig, small())
-    assert c.from_dict(c.RunConfig, json.loads(json.dumps(c.to_dict(run)))) == run
-    assert c.from_dict(c.RunConfig, ml_collections.ConfigDict(c.to_dict(run))) == run
+    run = from_dict(c.RunConfig, small())
+    assert from_dict(c.RunConfig, json.loads(json.dumps(to_dict(run)))) == run
+    assert from_dict(c.RunConfig, ml_collections.ConfigDict(to_dict(run))) == run
     assert run.optim.lr_rules == (c.LrRule("llm", 0.1),) and run.model.unet.heads == (5, 10, 20, 20)
-    assert hash(run) == hash(c.from_dict(c.RunConfig, small()))  # modules and caches are keyed by configurations
+    assert hash(run) == hash(from_dict(c.RunConfig, small()))  # modules and caches are keyed by configurations
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_experiments(file):
     experiment = runpy.run_path(str(file))
     values = experiment["get_config"]()
-    run = c.from_dict(c.RunConfig, values)
-    assert c.from_dict(c.RunConfig, json.loads(json.dumps(c.to_dict(run)))) == run
-    assert c.to_dict(run) == json.loads(values.to_json())  # every key is there to be overridden
+    run = from_dict(c.RunConfig, values)
+    assert from_dict(c.RunConfig, json.loads(json.dumps(to_dict(run)))) == run
+    assert to_dict(run) == json.loads(values.to_json())  # every key is there to be overridden
     assert f"--config=experiments/{file.name}" in experiment["__doc__"]
     for key in ("seed", "total_steps", "batch_size", "log_every", "checkpoint_every", "mesh"):
         assert key in values
@@ -72,19 +73,20 @@ def test_experiments(file):
 
 
 def test_defaults_fill_what_is_left_out():
-    run = c.from_dict(c.RunConfig, {"model": {"llm": {}}, "data": {"train": [{"format": "shapes"}], "seen_slots": 0, "dreamed_slots": 0}, "optim": {"trainable": ["."]}})
+    data = {"train": [{"format": "shapes"}], "seen_slots": 0, "dreamed_slots": 0}
+    run = from_dict(c.RunConfig, {"model": {"llm": {}}, "data": data, "optim": {"trainable": ["."]}})
     assert run.model.llm == c.LlamaConfig() and run.model.clip is None and run.batch_size == 8
 
 
 def test_whole_numbers_are_floats_where_floats_are_wanted():
-    run = c.from_dict(c.RunConfig, changed("optim.learning_rate", 1))
+    run = from_dict(c.RunConfig, changed("optim.learning_rate", 1))
     assert run.optim.learning_rate == 1.0 and type(run.optim.learning_rate) is float
 
 
 def test_derived_sizes():
     assert c.ClipConfig().patches == 256 and c.VaeConfig().downsampling == 8 and c.dreamllm_7b().decoder_size == 512
     assert c.tiny().decoder_size == 16
-    assert c.from_dict(c.RunConfig, changed("data.rows_per_group", 4)).groups == 2
+    assert from_dict(c.RunConfig, changed("data.rows_per_group", 4)).groups == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -93,25 +95,29 @@ def test_derived_sizes():
 
 def refuses(values, key: str, cls=c.RunConfig):
     before = copy.deepcopy(values)
-    with pytest.raises(c.ConfigError) as error:
-        c.from_dict(cls, values)
+    with pytest.raises(ConfigError) as error:
+        from_dict(cls, values)
     assert str(error.value).startswith(f"config.{key}: ") and "\n" not in str(error.value), error.value
     assert values == before
 
 
 @pytest.mark.parametrize(
-    "key", ["totl_steps", "model.llm.hidden", "model.clip.x", "data.train[0].kind", "optim.lr_rules[0].rate", "init_from[0].x", "mesh.model", "loss.weight"]
+    "key",
+    ["totl_steps", "model.llm.hidden", "model.clip.x", "data.train[0].kind", "optim.lr_rules[0].rate", "init_from[0].x", "mesh.model", "loss.weight"],
 )
 def test_unknown_keys(key):
     refuses(changed(key, 1), key)
 
 
 def test_the_error_for_an_unknown_key_says_which_there_are():
-    with pytest.raises(c.ConfigError, match=r"unknown key; config.mesh has data, fsdp, tensor$"):
-        c.from_dict(c.RunConfig, changed("mesh.model", 2))
+    with pytest.raises(ConfigError, match=r"unknown key; config.mesh has data, fsdp, tensor$"):
+        from_dict(c.RunConfig, changed("mesh.model", 2))
 
 
-@pytest.mark.parametrize("key", ["model", "data", "optim", "model.llm", "data.train", "optim.trainable", "data.train[0].format", "optim.lr_rules[0].factor", "init_from[0].path"])
+@pytest.mark.parametrize(
+    "key",
+    ["model", "data", "optim", "model.llm", "data.train", "optim.trainable", "data.train[0].format", "optim.lr_rules[0].factor", "init_from[0].path"],
+)
 def test_missing_keys(key):
     refuses(changed(key, ...), key)
 
@@ -121,9 +127,10 @@ def test_missing_keys(key):
     [
         ("total_steps", "10"), ("total_steps", 10.0), ("total_steps", True), ("total_steps", None), ("batch_size", [8]), ("skip_nonfinite", 1),
         ("model", 3), ("model.llm", None), ("model.clip", "openai/clip-vit-large-patch14"), ("model.dtype", 16), ("model.llm.rope_theta", "1e4"),
-        ("model.unet.heads", 5), ("model.unet.heads[1]", "10"), ("model.unet.cross_attention[0]", 1), ("data.train", "shapes"), ("data.train[0]", "shapes"),
-        ("data.tokenizer", None), ("optim.learning_rate", "2e-5"), ("optim.learning_rate", True), ("optim.trainable", "."), ("optim.ema_decay", "0.9"),
-        ("loss.snr_gamma", [5]), ("sample_prompts[0]", 1), ("mesh.data", 1.5), ("init_from", {"path": "x"}),
+        ("model.unet.heads", 5), ("model.unet.heads[1]", "10"), ("model.unet.cross_attention[0]", 1), ("data.train", "shapes"),
+        ("data.train[0]", "shapes"), ("data.tokenizer", None), ("optim.learning_rate", "2e-5"), ("optim.learning_rate", True),
+        ("optim.trainable", "."), ("optim.ema_decay", "0.9"), ("loss.snr_gamma", [5]), ("sample_prompts[0]", 1), ("mesh.data", 1.5),
+        ("init_from", {"path": "x"}),
     ],
 )
 def test_wrong_types(key, value):
@@ -136,27 +143,29 @@ def test_wrong_types(key, value):
         ("total_steps", 0, None), ("batch_size", -8, None), ("accumulate", 0, None), ("accumulate", 3, "batch_size"), ("log_every", 0, None),
         ("checkpoints_kept", 0, None), ("eval_every", -1, None), ("seed", -1, None), ("sample_tokens", -1, None),
         ("data.rows_per_group", 3, "batch_size"), ("data.rows_per_group", 0, None), ("data.length", 2, None), ("data.length", 4096, None),
-        ("data.eval", [], "eval_every"), ("data.train", [], None), ("data.seen_slots", -1, None), ("data.dreamed_slots", -1, None), ("data.max_bad_share", 1.5, None),
-        ("data.threads", 0, None), ("data.tokenizer_vocab", 0, None),
-        ("model.clip", None, "data.seen_slots"), ("model.dtype", "float16", None), ("model.visual_projector", "resampler", None), ("model.dream_queries", 0, None),
+        ("data.eval", [], "eval_every"), ("data.train", [], None), ("data.seen_slots", -1, None), ("data.dreamed_slots", -1, None),
+        ("data.max_bad_share", 1.5, None), ("data.threads", 0, None), ("data.tokenizer_vocab", 0, None), ("model.clip", None, "data.seen_slots"),
+        ("model.dtype", "float16", None), ("model.visual_projector", "resampler", None), ("model.dream_queries", 0, None),
         ("model.llm.heads", 5, "model.llm.width"), ("model.llm.heads", 0, None), ("model.llm.heads", 64, None), ("model.llm.kv_heads", 3, None),
         ("model.llm.kv_heads", 0, None), ("model.llm.width", -64, None), ("model.llm.layers", 0, None), ("model.llm.vocab_size", 0, None),
-        ("model.llm.ffn_width", 0, None), ("model.llm.remat", "some", None), ("model.llm.rope_theta", 0.0, None), ("model.llm.rms_norm_eps", -1.0, None),
-        ("model.clip.patch_size", 15, None), ("model.clip.patch_size", 0, None), ("model.clip.heads", 0, None), ("model.clip.heads", 15, "model.clip.width"),
-        ("model.clip.activation", "relu", None), ("model.clip.select_layer", 30, None), ("model.clip.layers", 0, None),
-        ("model.unet.heads", [5], None), ("model.unet.heads", [7, 10, 20, 20], None), ("model.unet.heads", [0, 10, 20, 20], None), ("model.unet.cross_attention", [True], None),
-        ("model.unet.norm_groups", 7, None), ("model.unet.norm_groups", 0, None), ("model.unet.sample_size", 60, None), ("model.unet.in_channels", 9, None),
-        ("model.unet.sample_size", 0, None), ("model.unet.layers_per_block", 0, None),
-        ("model.unet.block_channels", [], None), ("model.vae.norm_groups", 7, None), ("model.vae.norm_groups", 0, None), ("model.vae.scaling_factor", 0.0, None),
-        ("model.diffusion.beta_schedule", "cosine", None), ("model.diffusion.prediction", "sample", None), ("model.diffusion.timesteps", 0, None),
-        ("model.diffusion.beta_start", -0.1, None), ("model.diffusion.beta_end", 1.5, None), ("model.diffusion.steps_offset", -1, None),
-        ("mesh.data", 0, None), ("mesh.fsdp", -1, "mesh.data"), ("mesh.tensor", -2, None),
+        ("model.llm.ffn_width", 0, None), ("model.llm.remat", "some", None), ("model.llm.rope_theta", 0.0, None),
+        ("model.llm.rms_norm_eps", -1.0, None), ("model.clip.patch_size", 15, None), ("model.clip.patch_size", 0, None),
+        ("model.clip.heads", 0, None), ("model.clip.heads", 15, "model.clip.width"), ("model.clip.activation", "relu", None),
+        ("model.clip.select_layer", 30, None), ("model.clip.layers", 0, None), ("model.unet.heads", [5], None),
+        ("model.unet.heads", [7, 10, 20, 20], None), ("model.unet.heads", [0, 10, 20, 20], None), ("model.unet.cross_attention", [True], None),
+        ("model.unet.norm_groups", 7, None), ("model.unet.norm_groups", 0, None), ("model.unet.sample_size", 60, None),
+        ("model.unet.in_channels", 9, None), ("model.unet.sample_size", 0, None), ("model.unet.layers_per_block", 0, None),
+        ("model.unet.block_channels", [], None), ("model.vae.norm_groups", 7, None), ("model.vae.norm_groups", 0, None),
+        ("model.vae.scaling_factor", 0.0, None), ("model.diffusion.beta_schedule", "cosine", None), ("model.diffusion.prediction", "sample", None),
+        ("model.diffusion.timesteps", 0, None), ("model.diffusion.beta_start", -0.1, None), ("model.diffusion.beta_end", 1.5, None),
+        ("model.diffusion.steps_offset", -1, None), ("mesh.data", 0, None), ("mesh.fsdp", -1, "mesh.data"), ("mesh.tensor", -2, None),
         ("loss.condition_dropout", 1.0, None), ("loss.ce_chunk", 0, None), ("loss.lm_weight", -1.0, None), ("loss.image_weight", -1.0, None),
-        ("loss.snr_gamma", 0.0, None), ("loss.noise_offset", -1.0, None), ("loss.input_perturbation", -1.0, None),
-        ("optim.learning_rate", 0.0, None), ("optim.learning_rate", math.nan, None), ("optim.learning_rate", math.inf, None), ("optim.schedule", "step", None),
+        ("loss.snr_gamma", 0.0, None), ("loss.noise_offset", -1.0, None), ("loss.input_perturbation", -1.0, None), ("optim.learning_rate", 0.0, None),
+        ("optim.learning_rate", math.nan, None), ("optim.learning_rate", math.inf, None), ("optim.schedule", "step", None),
         ("optim.warmup_share", 1.1, None), ("optim.final_share", -0.1, None), ("optim.ema_decay", 1.0, None), ("optim.clip_norm", 0.0, None),
         ("optim.b1", 1.0, None), ("optim.b2", -0.1, None), ("optim.eps", -1.0, None), ("optim.weight_decay", -1.0, None),
-        ("optim.trainable", ["("], None), ("optim.lr_rules[0].pattern", "(", None), ("optim.lr_rules[0].factor", -1.0, None), ("init_from[0].pattern", "(", None),
+        ("optim.trainable", ["("], None), ("optim.lr_rules[0].pattern", "(", None), ("optim.lr_rules[0].factor", -1.0, None),
+        ("init_from[0].pattern", "(", None),
     ],
 )
 def test_nonsense_values(key, value, named):

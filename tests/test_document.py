@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dreamjax.document import ROLES, Document, Image, Text, render_html
 from dreamjax.images import BadImage, to_png

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dreamjax import images
 from dreamjax.images import BadImage, for_decoder, for_encoder, open_rgb, to_png

@@ -4,11 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dreamjax.config import ConfigError, tiny
+from dreamjax.config import tiny
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import TEMPLATES, Limits, Slots, build_row
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
 
 SLOTS = Slots(queries=2, patches=3)
@@ -219,7 +221,8 @@ def test_a_chat_that_just_fits_is_not_cut_and_a_cut_one_does_not_teach_to_stop()
 # ----------------------------------------------------------------------------------------------------------------------
 # Any document
 
-texts = st.text(st.characters(exclude_characters=SPACE, exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["a red", *ADDED_TOKENS, "</s>", "<s>"])
+texts = st.text(st.characters(exclude_characters=SPACE, exclude_categories=["Cs"]), max_size=12)
+texts |= st.sampled_from(["a red", *ADDED_TOKENS, "</s>", "<s>"])
 roles = st.sampled_from([None, "system", "user", "assistant"])
 parts = st.builds(Text, texts, st.booleans(), roles) | st.builds(picture, st.booleans(), st.booleans(), roles)
 limits = st.none() | st.builds(Limits, st.integers(3, 60), st.integers(0, 3), st.integers(0, 3))

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from dreamjax.config import ConfigError, MeshConfig, dreamllm_7b, tiny
+from dreamjax.config import MeshConfig, dreamllm_7b, tiny
 from dreamjax.models import dreamllm
+from dreamjax.schema import ConfigError
 from dreamjax.sharding import PARAMETER_RULES, ROWS, constrain_rows, make_mesh, parameter_shardings, parameter_spec, path_of, unsharded_share
 
 MODELS = {"tiny": tiny, "dreamllm_7b": dreamllm_7b}

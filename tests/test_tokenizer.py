@@ -7,7 +7,8 @@ import pathlib
 import pickle
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
 

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from dreamjax import cli
-from dreamjax.config import ConfigError
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, report
 

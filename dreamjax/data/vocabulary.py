@@ -2,8 +2,9 @@
 
 from etils import epath
 
-from dreamjax.config import ConfigError, RunConfig
+from dreamjax.config import RunConfig
 from dreamjax.data.sources import open_source
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer, train_tokenizer
 
 

@@ -21,7 +21,8 @@ def spaced_timesteps(config: DiffusionConfig, steps: int, spacing: str) -> np.nd
         case "leading":
             timesteps = (np.arange(steps)[::-1] * (config.timesteps // steps) + config.steps_offset).astype(np.int32)
             if timesteps[0] >= config.timesteps:  # indexing under jit would not complain
-                raise ValueError(f"num_steps: {steps} leading steps with steps_offset = {config.steps_offset} begin after the last of {config.timesteps} timesteps")
+                offset = f"steps_offset = {config.steps_offset}"
+                raise ValueError(f"num_steps: {steps} leading steps with {offset} begin after the last of {config.timesteps} timesteps")
             return timesteps
         case "trailing":
             return np.round(np.arange(config.timesteps, 0, -config.timesteps / steps)).astype(np.int32)[:steps] - 1

@@ -13,10 +13,13 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import tqdm
 from etils import epath
 
-from dreamjax.api import DreamLLM, enlarged
+from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
 from dreamjax.evaluation.shapes_judge import Judgement, judge
@@ -38,7 +41,7 @@ class Item:
 
 
 def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
-    """Runs all tasks on `count` documents each, writes items.jsonl, pictures and stories.html to `out`, returns the figures."""
+    """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`, returns the figures."""
     progress = tqdm.tqdm(total=4 * count, unit="document", desc="evaluating", dynamic_ncols=True)
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)
@@ -48,6 +51,7 @@ def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> d
     shown = [item for item in items if item.task == "story"][:SHOWN]
     page = render_html([Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown], title="Stories by DreamJAX")
     (out / "stories.html").write_text(page)
+    save_picture([item for item in items if item.task == "story"], out / "stories.png")
     return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}
 
 
@@ -230,14 +234,20 @@ def _marked(document: Document) -> str:
     return " ".join(part.text.strip() if isinstance(part, Text) else "<picture>" for part in document.parts)
 
 
-def save_sheet(items_folder: epath.Path, count: int = 48):
-    """sheet.png: the first drawn pictures of the folder, enlarged, in rows of twelve."""
-    import PIL.Image
-
-    files = sorted((items_folder / "pictures").glob("*.png"))[:count]
-    pictures = [enlarged(PIL.Image.open(file), 6) for file in files]
-    width, height = pictures[0].size
-    sheet = PIL.Image.new("RGB", (12 * (width + 4), -(-len(pictures) // 12) * (height + 4)), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % 12 * (width + 4), i // 12 * (height + 4)))
-    sheet.save(items_folder / "sheet.png")
+def save_picture(stories: Sequence[Item], path: epath.Path, rows: int = 4, pages: int = 3, side: int = 176):
+    """Stories as one PNG, a row each: every picture enlarged, over the words before it."""
+    chosen = [item for item in stories if len(item.made.images) == pages][:rows]
+    sheet = PIL.Image.new("RGB", (pages * (side + 70), max(len(chosen), 1) * (side + 44)), "white")
+    pen, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(size=14)
+    for y, item in enumerate(chosen):
+        words, x = "", 0
+        for part in item.prompt.parts + item.made.parts:
+            if isinstance(part, Text):
+                words += part.text
+                continue
+            corner = (x * (side + 70) + 35, y * (side + 44) + 8)
+            sheet.paste(part.pil().resize((side, side), PIL.Image.Resampling.NEAREST), corner)
+            pen.text((corner[0] + side // 2, corner[1] + side + 6), words.strip(), fill="black", font=font, anchor="ma")
+            words, x = "", x + 1
+    with path.open("wb") as stream:
+        sheet.save(stream, "PNG")

@@ -16,7 +16,6 @@ import numpy as np
 
 from dreamjax import images
 from dreamjax.batch import Batch, Shape, empty_batch, place
-from dreamjax.config import ConfigError
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
@@ -25,6 +24,7 @@ from dreamjax.rows import Slots, build_row
 from dreamjax.sampling import image, text
 from dreamjax.sampling.image import Drawing
 from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
 
@@ -189,7 +189,9 @@ def draw_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequen
     return list(draw_waiting(parts, params, tokenizer, state, options)[1][: len(prompts)])
 
 
-def _begin(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0) -> tuple[State, Settings]:
+def _begin(
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0
+) -> tuple[State, Settings]:
     """The state after the prompts and the settings of the writing.
 
     Batch (`size` where given) and lengths come from buckets; rows beyond the prompts are done from the start.

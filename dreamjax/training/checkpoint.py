@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dreamjax.config import ConfigError, RunConfig, from_dict, to_dict
+from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
+from dreamjax.schema import ConfigError, from_dict, to_dict
 from dreamjax.sharding import path_of
 from dreamjax.training import optim
 from dreamjax.training.state import State, init
@@ -128,11 +129,15 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
 
 
 def last_step(folder: epath.Path) -> int:
-    """The newest checkpoint of a workdir; one that is being written has another name until it is whole."""
-    steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    if not steps:
+    """The newest checkpoint of a workdir."""
+    if not steps(folder):
         raise ConfigError(f"{folder}: has no checkpoint yet")
-    return max(steps)
+    return max(steps(folder))
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps whose checkpoints a workdir holds; one that is being written has another name until it is whole."""
+    return [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
 
 
 def best_step(folder: epath.Path) -> int:
@@ -175,8 +180,13 @@ SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accum
 
 
 def prepare_workdir(workdir: epath.Path, config: RunConfig):
-    """Writes config.json; a workdir that holds another run is a ConfigError that names what differs."""
-    if (workdir / "config.json").exists():
+    """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs.
+
+    What a start that failed has left there is written anew.
+    """
+    if not steps(workdir):
+        (workdir / "tokenizer").rmtree(missing_ok=True)
+    elif (workdir / "config.json").exists():
         before, now = to_dict(read_config(workdir)), to_dict(config)
         changed = [name for name in SAME_ON_RESUME if before[name] != now[name]]
         if changed:

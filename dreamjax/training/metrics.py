@@ -9,7 +9,8 @@ import tensorboardX
 import tqdm
 from etils import epath
 
-from dreamjax.config import RunConfig, RunStopped
+from dreamjax.config import RunConfig
+from dreamjax.schema import RunStopped
 
 
 class MetricsLog:

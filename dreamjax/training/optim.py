@@ -5,7 +5,8 @@ import re
 import jax
 import optax
 
-from dreamjax.config import ConfigError, OptimConfig
+from dreamjax.config import OptimConfig
+from dreamjax.schema import ConfigError
 from dreamjax.sharding import path_of
 
 

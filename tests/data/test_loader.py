@@ -94,8 +94,13 @@ def test_epochs_follow_without_a_gap(make):
 
 
 def test_late_epochs_are_planned_once(make, monkeypatch):
-    loader, planned = make(), []
-    monkeypatch.setattr(loader_module, "plan", lambda lengths, shape, seed, epoch, plan=loader_module.plan: planned.append(epoch) or plan(lengths, shape, seed, epoch))
+    loader, planned, plan = make(), [], loader_module.plan
+
+    def counted(lengths, shape, seed, epoch):
+        planned.append(epoch)
+        return plan(lengths, shape, seed, epoch)
+
+    monkeypatch.setattr(loader_module, "plan", counted)
     for number in range(30, 36):
         loader.load(number)
     assert max(planned) > 4 and len(planned) <= max(planned) + 2, planned
@@ -191,7 +196,9 @@ def test_what_is_cut_and_left_out_is_counted(make):
     assert "3 documents" in words and "2 cut, 1 broken" in words and f"{loader.fill()['tokens']:.1%} of tokens" in words
 
 
-@pytest.mark.parametrize("documents", [[Document((Image(left_right(9)), Text("a red circle.")))], [Document(()), Document((Text("red", learned=False),))]])
+@pytest.mark.parametrize(
+    "documents", [[Document((Image(left_right(9)), Text("a red circle.")))], [Document(()), Document((Text("red", learned=False),))]]
+)
 def test_nothing_fits(make, documents):
     with pytest.raises(SourceError, match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures"):
         make(documents, seen_slots=0, dreamed_slots=0)

@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from dreamjax.config import ConfigError, SourceConfig
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources import SourceError, open_source, shapes
 from dreamjax.data.sources.shapes import COLOURS, COMBINATIONS, PLACES, QUESTIONS, SEEN, SHAPES, UNSEEN, Shapes
 from dreamjax.document import Image, Text
+from dreamjax.schema import ConfigError
 
 N = 1500
 

@@ -3,6 +3,7 @@
 XLA's partitioner has given right losses with wrong gradients (by 100 %) on some meshes where a sharding constraint was missing.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -12,16 +13,27 @@ from jax.sharding import NamedSharding
 from small_model import IDS, LATENT, leaves, quick_jit, relative_error, run_config, start
 
 from dreamjax.batch import Batch, fake_batch
-from dreamjax.config import LossConfig, MeshConfig
+from dreamjax.config import DataConfig, LossConfig, MeshConfig, SourceConfig
 from dreamjax.models import dreamllm
 from dreamjax.sharding import ROWS, make_mesh, unsharded_share
 from dreamjax.training.state import shardings
 from dreamjax.training.step import make_train_step
 
+# Sizes at which XLA's cost model chooses partitions that were wrong without the constraints; smaller ones hide it.
+MODEL = dataclasses.replace(
+    LATENT,
+    llm=dataclasses.replace(LATENT.llm, width=128, ffn_width=256, max_positions=128),
+    clip=dataclasses.replace(LATENT.clip, image_size=16, width=64, ffn_width=128),
+    unet=dataclasses.replace(LATENT.unet, sample_size=8, block_channels=(32, 64), context_width=64, norm_groups=8),
+    vae=dataclasses.replace(LATENT.vae, block_channels=(16, 32), norm_groups=4),
+    dream_queries=8,
+)
+DATA = DataConfig(train=(SourceConfig("shapes"),), length=128, seen_slots=2, dreamed_slots=2)
+
 # Without clipping Adam's first moment after the first step is the gradient times 1 - b1.
 # A warm-up, because its very first steps go by the sign of a gradient alone: where that is rounding, Adam makes much of it.
 STEPS = 5
-CONFIG = run_config(LATENT, loss=LossConfig(condition_dropout=0.3), total_steps=STEPS, optim_changes={"clip_norm": 1e9, "warmup_share": 1.0})
+CONFIG = run_config(MODEL, data=DATA, loss=LossConfig(condition_dropout=0.3), total_steps=STEPS, optim_changes={"clip_norm": 1e9, "warmup_share": 1.0})
 
 
 @functools.cache
@@ -54,11 +66,7 @@ def test_gradients_and_losses_are_those_of_one_device(sizes):
     assert whole < 0.15 or sizes == (8, 1, 1)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert losses[-1] < losses[0] - 0.1
-    everything = lambda tree: np.concatenate([tree[path].reshape(-1) for path in expected])
-    assert relative_error(everything(gradients), everything(expected)) < 1e-5
     # A bias on all keys alike changes no softmax: its gradient is 0 but for rounding.
     errors = {path: relative_error(gradients[path], leaf) for path, leaf in expected.items() if path != "clip/layers/attention/k/bias"}
-    print(sorted(((e,p) for p,e in errors.items()),reverse=True)[:8], whole, losses-expected_losses)
     assert all(np.linalg.norm(expected[path]) > 0 for path in errors)
-    # Rounding alone is up to 3e-5 in a few small leaves (in float64 all are below 2e-6).
-    assert {path: error for path, error in errors.items() if error > 1e-4} == {}
+    assert {path: error for path, error in errors.items() if error > 1e-5} == {}

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.config import ConfigError, LrRule, OptimConfig
+from dreamjax.config import LrRule, OptimConfig
+from dreamjax.schema import ConfigError
 from dreamjax.training import optim
 from dreamjax.training.step import average
 

@@ -7,8 +7,9 @@ same documents. Adding a format: write its file, then add its case to `open_sour
 from collections.abc import Iterable
 from typing import Protocol
 
-from dreamjax.config import ConfigError, SourceConfig
+from dreamjax.config import SourceConfig
 from dreamjax.document import Document
+from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
 

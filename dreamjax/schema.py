@@ -1,0 +1,84 @@
+"""Settings as checked data: errors that name their key, and frozen dataclasses from and to plain dicts."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be right; the message begins with its key."""
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on; the message says why and, in training, at which step."""
+
+
+def require(condition: bool, key: str, reason: str):
+    """Raises ConfigError("key: reason") unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{key}: {reason}")
+
+
+def require_positive(config, *names: str, or_zero: bool = False):
+    """Requires that the named fields are finite and above zero, or zero where that is allowed."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 < value < math.inf or (or_zero and value == 0), name, f"must be {'zero or ' if or_zero else ''}positive, is {value}")
+
+
+def require_pattern(pattern: str, key: str):
+    """Requires a regular expression that compiles."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+
+
+def from_dict(cls, values: typing.Mapping, path: str = "config"):
+    """Builds the dataclass `cls` from nested mappings (a ConfigDict, parsed JSON).
+
+    A ConfigError names the key that is unknown, missing, of the wrong type or out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{path}.{unknown[0]}: unknown key; {path} has {', '.join(hints)}")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    for name in sorted(required - set(values)):
+        raise ConfigError(f"{path}.{name}: is missing")
+    converted = {name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from None
+
+
+def _convert(hint, value, path: str):
+    if typing.get_origin(hint) is types.UnionType:  # X | None
+        return None if value is None else _convert(typing.get_args(hint)[0], value, path)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not hasattr(value, "items"):
+            raise ConfigError(f"{path}: needs the keys of {hint.__name__}, not {value!r}")
+        return from_dict(hint, dict(value.items()), path)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{path}: needs a list, not {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path}: needs {hint.__name__}, not {value!r}")
+    return value
+
+
+def to_dict(config) -> dict:
+    """The inverse of `from_dict`: nested dicts and lists, fit for JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_dict(item) for item in config]
+    return config

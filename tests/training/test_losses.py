@@ -1,0 +1,235 @@
+"""The two losses: cross-entropy in chunks, denoising errors by hand, random draws, and where the gradients go."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_model import IDS, LATENT, PIXEL, leaves, parameters, quick_jit, relative_error, run_config
+
+from dreamjax.batch import fake_batch
+from dreamjax.config import LossConfig
+from dreamjax.models import dreamllm
+from dreamjax.training import losses, optim, step
+
+PARTS = dreamllm.build(PIXEL)
+WIDTH, VOCABULARY, QUERIES = PIXEL.llm.width, PIXEL.llm.vocab_size, PIXEL.dream_queries
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokens
+
+
+def token_case(length: int = 13):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, length, WIDTH)).astype(np.float32)
+    return hidden, rng.integers(VOCABULARY, size=(2, length), dtype=np.int32), rng.random((2, length)) < 0.5
+
+
+def cross_entropy(llm: dict, hidden, tokens, learned, chunk: int):
+    return losses.cross_entropy_sum(PARTS, {"llm": llm}, hidden, tokens, learned, chunk)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13, 64])
+def test_cross_entropy_in_chunks_is_that_of_all_logits(chunk):
+    hidden, tokens, learned = token_case()
+    llm = parameters(PIXEL)["llm"]
+
+    def reference(llm, hidden):
+        logits = hidden[:, :-1] @ llm["head"]["kernel"]
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * learned[:, 1:])
+
+    expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(llm, hidden)
+    ours = quick_jit(jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1)))
+    total, gradients = ours(llm, hidden)
+    assert total.dtype == jnp.float32 and relative_error(total, expected) < 1e-6
+    assert relative_error(gradients[0]["head"]["kernel"], expected_gradients[0]["head"]["kernel"]) < 1e-6
+    assert relative_error(gradients[1], expected_gradients[1]) < 1e-6
+
+
+def test_what_is_not_learned_does_not_matter():
+    hidden, tokens, learned = token_case()
+    other = np.where(learned, tokens, (tokens + 7) % VOCABULARY)
+    other[:, 0] = 5  # nothing predicts a row's first token, learned or not
+    before_unlearned = ~np.roll(learned, -1, axis=1)
+    before_unlearned[:, -1] = True  # nor does its last state predict the first token
+    elsewhere = np.where(before_unlearned[..., None], hidden * 100, hidden)
+    llm = parameters(PIXEL)["llm"]
+    assert cross_entropy(llm, hidden, tokens, learned, 4) == cross_entropy(llm, elsewhere, other, learned, 4)
+    assert cross_entropy(llm, hidden, tokens, np.zeros_like(learned), 4) == 0
+
+
+def largest_logits(length: int, chunk: int) -> int:
+    """Elements of the largest array that ends in the vocabulary's axis, anywhere in the loss and its gradient."""
+    hidden, tokens, learned = token_case(length)
+    program = jax.make_jaxpr(jax.value_and_grad(lambda hidden: cross_entropy(parameters(PIXEL)["llm"], hidden, tokens, learned, chunk)))(hidden)
+    shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"\bf(?:32|64)\[([\d,]+)\]", str(program))]
+    return max(math.prod(shape) for shape in shapes if shape[-1] == VOCABULARY and shape != (WIDTH, VOCABULARY))
+
+
+def test_the_logits_of_all_positions_never_exist_at_once():
+    assert largest_logits(48, chunk=8) == 2 * 8 * VOCABULARY
+    assert largest_logits(48, chunk=48) == 2 * 48 * VOCABULARY  # so this would have been seen
+
+
+def test_counts_are_of_targets_and_of_valid_pictures_and_at_least_1():
+    batch = fake_batch(run_config())
+    tokens, pictures = losses.count(batch)
+    assert tokens == batch.learned[..., 1:].sum() and pictures == batch.dreamed_valid.sum()
+    empty = batch._replace(learned=np.zeros_like(batch.learned), dreamed_valid=np.zeros_like(batch.dreamed_valid))
+    assert losses.count(empty) == (1, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+ALL_ON = LossConfig(noise_offset=0.1, input_perturbation=0.2, snr_gamma=1.5, condition_dropout=0.5)
+
+
+def alphas(model) -> np.ndarray:
+    """The schedule in float64, from its papers' formulas."""
+    if model.diffusion.beta_schedule == "scaled_linear":
+        return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    curve = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.cumprod(1 - np.minimum(1 - curve[1:] / curve[:-1], 0.999))
+
+
+@pytest.mark.parametrize("model, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"])
+def test_picture_errors_by_hand(model, loss):
+    parts, params, rng = dreamllm.build(model), parameters(model), np.random.default_rng(0)
+    images = rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
+    hidden, empty = rng.normal(size=(6, QUERIES, WIDTH)).astype(np.float32), rng.normal(size=(QUERIES, WIDTH)).astype(np.float32)
+    draws = losses.draw(parts, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
+    if loss.condition_dropout:
+        assert 0 < draws.drop.sum() < 6
+    apply = lambda part, *inputs, **more: getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
+
+    @quick_jit
+    def both(images, hidden, empty, draws):
+        ours = losses.picture_errors(parts, params, loss, images, hidden, empty, draws)
+        x0 = images / 127.5 - 1
+        if parts.vae:
+            mean, logvar = apply("vae", x0, method="encode")
+            x0 = 0.18215 * (mean + jnp.exp(logvar / 2) * draws.posterior)
+        alpha = jnp.asarray(alphas(model), jnp.float32)[draws.timesteps][:, None, None, None]
+        noise, drop = draws.noise, jnp.zeros(6, bool) if draws.drop is None else draws.drop
+        noise = noise if draws.offset is None else noise + 0.1 * draws.offset
+        disturbed = noise if draws.perturbation is None else noise + 0.2 * draws.perturbation
+        context = jnp.where(drop[:, None, None], empty, hidden) @ params["condition_projector"]["linear"]["kernel"]
+        said = apply("unet", jnp.sqrt(alpha) * x0 + jnp.sqrt(1 - alpha) * disturbed, draws.timesteps, context)
+        wanted = noise if model is LATENT else jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * x0
+        return ours, jnp.mean((said - wanted) ** 2, axis=(1, 2, 3))
+
+    ours, expected = both(images, hidden, empty, draws)
+    if loss.snr_gamma:
+        snr = (alphas(model) / (1 - alphas(model)))[draws.timesteps] + (model is PIXEL)
+        assert (snr > 1.5).any() and (snr < 1.5).any()
+        expected = expected * np.minimum(snr, 1.5) / snr
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+
+
+def test_a_draw_depends_on_the_key_and_its_own_number_alone():
+    parts = dreamllm.build(LATENT)
+    draw = quick_jit(lambda key, numbers: losses.draw(parts, ALL_ON, key, numbers))
+    together = draw(jax.random.key(1), jnp.array([7, 300_000, 7, 2], jnp.uint32))
+    alone = draw(jax.random.key(1), jnp.array([300_000], jnp.uint32))
+    for name, values in together._asdict().items():
+        np.testing.assert_array_equal(values[1:2], getattr(alone, name), err_msg=name)
+        np.testing.assert_array_equal(values[0], values[2], err_msg=name)
+    other = draw(jax.random.key(2), jnp.array([300_000], jnp.uint32))
+    for name in ("timesteps", "noise", "posterior", "offset", "perturbation"):
+        assert not np.array_equal(getattr(other, name), getattr(alone, name)), name
+        assert not np.array_equal(getattr(together, name)[0], getattr(together, name)[1]), name
+    fields = (together.noise, together.posterior, together.perturbation)
+    assert all(not np.array_equal(a, b) for i, a in enumerate(fields) for b in fields[:i])
+
+
+def test_options_that_are_off_draw_nothing():
+    draws = losses.draw(PARTS, LossConfig(), jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    assert (draws.posterior, draws.offset, draws.perturbation, draws.drop) == (None,) * 4
+
+
+def test_draws_have_the_distributions_that_they_should():
+    loss = LossConfig(condition_dropout=0.25)
+    draws = quick_jit(lambda: losses.draw(PARTS, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
+    assert draws.timesteps.min() < 5 and 994 < draws.timesteps.max() < 1000 and abs(draws.timesteps.mean() - 499.5) < 20
+    assert abs(draws.drop.mean() - 0.25) < 0.03
+    assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Both, over a batch in which the U-Net and CLIP are frozen
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """`f(batch, dream_queries) -> ((loss, lm_loss, image_loss), gradients)` with all else as it is."""
+    config = run_config(frozen=("^unet/", "^clip/"), loss=LossConfig(condition_dropout=0.2))
+    trainable, frozen = optim.split(config.optim, parameters(PIXEL))
+    compiled = quick_jit(lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5)))
+    return lambda batch, queries=parameters(PIXEL)["dream_queries"]: compiled(trainable | {"dream_queries": queries}, frozen, batch)
+
+
+def test_without_a_picture_the_image_loss_is_0_and_all_is_finite(gradients):
+    batch = fake_batch(run_config())
+    batch = batch._replace(dreamed_valid=np.zeros_like(batch.dreamed_valid), seen_valid=np.zeros_like(batch.seen_valid))
+    (loss, lm, image), grads = gradients(batch)
+    assert image == 0 and loss == lm and 0 < lm < np.inf
+    assert all(np.isfinite(leaf).all() for leaf in leaves(grads).values())
+    assert not np.any(grads["dream_queries"]) and not np.any(grads["condition_projector"]["linear"]["kernel"])
+
+
+def test_an_empty_batch_has_no_loss(gradients):
+    batch = fake_batch(run_config())
+    (loss, lm, image), grads = gradients(jax.tree.map(np.zeros_like, batch))
+    assert loss == lm == image == 0
+    assert not any(np.any(leaf) for leaf in leaves(grads).values())
+
+
+def test_what_a_slot_that_is_not_valid_holds_does_not_matter(gradients):
+    batch = fake_batch(run_config())
+    assert not batch.dreamed_valid.all() and not batch.seen_valid.all()
+    black = lambda images, valid: np.where(valid[:, :, None, None, None], images, 0)
+    other = batch._replace(
+        seen_images=black(batch.seen_images, batch.seen_valid), dreamed_images=black(batch.dreamed_images, batch.dreamed_valid),
+        dreamed_start=np.where(batch.dreamed_valid, batch.dreamed_start, 0), seen_start=np.where(batch.seen_valid, batch.seen_start, 0),
+    )
+    for ours, theirs in zip(jax.tree.leaves(gradients(batch)), jax.tree.leaves(gradients(other))):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_gradient_reaches_the_dream_queries_through_the_frozen_unet(gradients):
+    batch = fake_batch(run_config())
+    batch = batch._replace(learned=np.zeros_like(batch.learned))  # the image loss alone
+    queries = parameters(PIXEL)["dream_queries"]
+    (loss, lm, image), grads = gradients(batch)
+    assert lm == 0 and loss == 10 * image
+    assert set(grads) == {"llm", "visual_projector", "condition_projector", "dream_queries"}
+    norm = np.linalg.norm(grads["dream_queries"])
+    direction = grads["dream_queries"] / norm
+    ahead, behind = (gradients(batch, queries + sign * 0.03 * direction)[0][0] for sign in (1, -1))
+    assert relative_error((ahead - behind) / 0.06, norm) < 0.02  # the slope along the gradient is its length
+
+
+def test_dropped_pictures_learn_from_the_unconditional_row():
+    config = run_config(loss=LossConfig(condition_dropout=0.999))
+    batch = fake_batch(config)
+    numbers = batch.dreamed_draw.reshape(-1)
+    draws = losses.draw(PARTS, config.loss, jax.random.key(0), numbers)
+    assert draws.drop.all()
+    params, seen = parameters(PIXEL), {}
+
+    def remember(parts, params, loss, images, hidden, unconditional, draws):
+        seen.update(hidden=hidden, unconditional=unconditional)
+        return jnp.zeros(len(images))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "picture_errors", remember)
+        hidden = jnp.ones((8, 32, WIDTH))
+        losses.batch_picture_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
+        np.testing.assert_allclose(seen["unconditional"], dreamllm.unconditional(PARTS, params, *IDS), rtol=1e-6)
+        losses.batch_picture_errors(PARTS, params, dataclasses.replace(config.loss, condition_dropout=0.0), IDS, batch, hidden, draws._replace(drop=None))
+        assert seen["unconditional"] is None
