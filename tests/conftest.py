@@ -10,6 +10,8 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 _XLA_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_cpu_collective_call_terminate_timeout_seconds": 600}
 _set = os.environ.get("XLA_FLAGS", "")
+# XLA's thread pool is as large as this says, else as the machine has cores; collectives that wait on each other fill a small one.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = " ".join([_set, *(f"{flag}={value}" for flag, value in _XLA_FLAGS.items() if flag not in _set)]).strip()
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(module: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "NPROC": ""}
     done = subprocess.run([sys.executable, "-m", f"dreamjax.{module}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stderr
     return done

@@ -81,7 +81,7 @@ def init(parts: Parts, key: Array) -> dict:
 def see(parts: Parts, params: dict, images: Array) -> Array:
     """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D]: CLIP's selected hidden state without its class token, projected (paper Sec. 3.1)."""
     hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.clip.dtype))
-    return parts.visual_projector.apply({"params": params["visual_projector"]}, hidden[:, 1:])
+    return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(hidden[:, 1:])))
 
 
 def embed(parts: Parts, params: dict, tokens: Array) -> Array:
@@ -153,7 +153,7 @@ def unconditional(parts: Parts, params: dict, bos: int, dream_start: int) -> Arr
 
 def condition(parts: Parts, params: dict, hidden: Array) -> Array:
     """Hidden states at the queries [B, Q, D] -> the U-Net's context [B, Q, E] (paper eq. 3)."""
-    return parts.condition_projector.apply({"params": params["condition_projector"]}, hidden)
+    return constrain_rows(parts.condition_projector.apply({"params": params["condition_projector"]}, hidden))
 
 
 def denoise(parts: Parts, params: dict, noisy: Array, timesteps: Array, context: Array) -> Array:

@@ -51,6 +51,17 @@ def test_a_story_becomes_a_document(tmp_path):
     assert image.seen and image.dreamed and image.pil().size == (5, 4)  # b.png is missing: nothing is opened before its use
 
 
+def test_pages_are_documents_of_their_own(tmp_path):
+    pages = [{"text": "A goat.", "image": "images/a.png"}, {"text": "", "image": "images/b.png"}, {"text": "Alone.", "image": None}]
+    folder = write(tmp_path, [record(1, pages=pages), record(2), record(3)])
+    found = [document for split in ("train", "eval") for document in open_source(SourceConfig("storybook_pages", str(folder), split))]
+    assert {document.id for document in found} == {"s001/1", "s002/1", "s003/1"}  # only pages with both text and picture
+    text, image = next(document.parts for document in found if document.id == "s001/1")
+    assert text == Text("A goat.") and image.source == folder / "images/a.png" and image.dreamed and not image.seen
+    split = {part: {document.id[:4] for document in open_source(SourceConfig("storybook_pages", str(folder), part))} for part in ("train", "eval")}
+    assert split["eval"] == {story.id for story in Storybook(folder, "eval").stories}
+
+
 def test_titles_keep_their_own_mark(tmp_path):
     folder = write(tmp_path, [record(i, title=title) for i, title in enumerate(["What is it?", "Rats!", "My home.", "Goat"])])
     titles = {document.parts[0].text for split in ("train", "eval") for document in Storybook(folder, split)}
