@@ -35,6 +35,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             learning_rate=8e-4, lr_rules=(c.LrRule(r"^unet/", 2.5),), warmup_share=0.02, final_share=0.05, ema_decay=0.995,
         ),
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),
-        total_steps=2800, batch_size=8, log_every=20, checkpoint_every=700, eval_every=700,
+        total_steps=2600, batch_size=8, log_every=20, checkpoint_every=650, eval_every=650,
     )
     return ml_collections.ConfigDict(to_dict(run))

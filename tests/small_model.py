@@ -70,6 +70,27 @@ def parameters(model: c.ModelConfig, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
+def boosted(params: dict, boosts: dict[int, float]) -> dict:
+    """The parameters with some tokens made likelier (or less likely) by about as much as said.
+
+    The first entry of all that the LLM reads is 4 and no layer changes it, so in every hidden state it is positive; the head sees the boosts there.
+    """
+    params = jax.tree.map(np.array, params)
+    llm = params["llm"]
+    llm["embed"]["embedding"][:, 0] = 4.0
+    for kernel in (llm["layers"]["attention"]["o"]["kernel"], llm["layers"]["mlp"]["down"]["kernel"]):
+        kernel[..., 0] = 0.0
+    if "dream_queries" in params:
+        params["dream_queries"][:, 0] = 4.0
+        params["visual_projector"]["linear"]["kernel"][:, 0] = 0.0
+        params["visual_projector"]["linear"]["bias"][0] = 4.0
+    llm["norm"]["scale"][0] = 1.0
+    llm["head"]["kernel"][0] = 0.0
+    for token, boost in boosts.items():
+        llm["head"]["kernel"][0, token] = boost
+    return params
+
+
 def start(config: c.RunConfig) -> tuple[State, dict]:
     """(state, frozen) of a run at step 0 over `parameters`, as `training.state.init` makes them."""
     trainable, frozen = optim.split(config.optim, jax.tree.map(jnp.asarray, parameters(config.model)))

@@ -42,6 +42,7 @@ class Item:
 
 def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
     """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`, returns the figures."""
+    options = {"num_steps": 16} | options
     progress = tqdm.tqdm(total=4 * count, unit="document", desc="evaluating", dynamic_ncols=True)
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)

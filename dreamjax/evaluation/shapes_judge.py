@@ -1,19 +1,24 @@
-"""Says what a drawn picture of the shapes data shows, exactly: the nearest of all pictures that the generator can make.
+"""Says what a drawn picture of the shapes data shows: the nearest of all shapes in all colours, wherever they lie.
 
-The generator's pictures form a finite set, so no trained judge is needed. A picture that lies far from all of them shows
-nothing recognisable and counts as wrong.
+The generator's renderer makes every candidate, so no trained judge is needed: each shape, colour and size, centred at every
+half pixel at which it lies in the picture (a model may put a shape where no true picture has it). A picture that is far
+from all of them shows nothing recognisable and counts as wrong.
 """
 
 import dataclasses
+import functools
+import itertools
 
 import numpy as np
 import PIL.Image
 
-from dreamjax.data.sources.shapes import PAPER, all_pictures
+from dreamjax.data.sources.shapes import COLOURS, INKS, OFFSETS, PAPER, RADII, SHAPES, coverage
 
 # RMS over pixels and channels, in units of 0..255. Gaussian noise of sigma 20, which leaves a shape plain to see, puts a
 # picture at 15 to 18.5; blank paper lies at 33, and 86 % of the even blends of two pictures lie beyond 22.
 REJECTION_DISTANCE = 22.0
+SIZE = 16  # pixels; the generator's own
+REACH = 5.0  # pixels from the middle at which a shape may be centred: true ones lie up to 4 away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +38,11 @@ def judge(pictures: np.ndarray) -> list[Judgement]:
         raise ValueError(f"pictures must be uint8 [n, h, w, 3], not {pictures.dtype} {list(pictures.shape)}")
     if not len(pictures):
         return []
-    templates, labels = all_pictures()
-    size = templates.shape[1:3]
-    if pictures.shape[1:3] != size:
-        pictures = np.stack([PIL.Image.fromarray(p).resize(size[::-1], PIL.Image.Resampling.BOX) for p in pictures])
-    drawn, known = _flat(pictures), _flat(templates)
-    # |drawn - known|^2 without |drawn|^2, which is the same for every template.
+    if pictures.shape[1:3] != (SIZE, SIZE):
+        pictures = np.stack([PIL.Image.fromarray(p).resize((SIZE, SIZE), PIL.Image.Resampling.BOX) for p in pictures])
+    known, labels = _candidates()
+    drawn = _flat(pictures)
+    # |drawn - known|^2 without |drawn|^2, which is the same for every candidate.
     nearest = (np.square(known).sum(1) - 2 * drawn @ known.T).argmin(1)
     judgements = []
     for picture, i in zip(drawn, nearest):
@@ -46,6 +50,20 @@ def judge(pictures: np.ndarray) -> list[Judgement]:
         what = labels[i] if distance <= REJECTION_DISTANCE else (None, None, None)
         judgements.append(Judgement(*what, distance))
     return judgements
+
+
+@functools.cache
+def _candidates() -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
+    """float32 [n, SIZE * SIZE * 3], counted from the paper, and n labels (colour, shape, nearest place)."""
+    reach = np.arange(-REACH, REACH + 0.5, 0.5)
+    pictures, labels = [], []
+    for shape, x, y, scale in itertools.product(SHAPES, reach, reach, range(len(RADII))):
+        covered = coverage(shape, (8 + x, 8 + y), RADII[scale], SIZE) / np.float32(255)
+        place = min(OFFSETS, key=lambda name: np.hypot(x - OFFSETS[name][0], y - OFFSETS[name][1]))
+        for colour in COLOURS:
+            pictures.append(np.rint(covered * (np.float32(INKS[colour]) - np.float32(PAPER))).ravel())
+            labels.append((colour, shape, place))
+    return np.stack(pictures), tuple(labels)
 
 
 def _flat(pictures: np.ndarray) -> np.ndarray:

@@ -76,12 +76,10 @@ class Scene:
 # Pictures
 
 
-@functools.lru_cache(maxsize=512)  # all of one size: 4 shapes x 5 places x 9 jitters x 2 scales = 360
-def _coverage(shape: str, place: str, jitter: tuple[int, int], scale: int, size: int) -> np.ndarray:
-    """uint8 [size, size, 1]: how much of each pixel the shape covers, 255 for all."""
-    x0, y0 = (8 + offset + shift for offset, shift in zip(OFFSETS[place], jitter))
+def coverage(shape: str, centre: tuple[float, float], radius: float, size: int) -> np.ndarray:
+    """uint8 [size, size, 1]: how much of each pixel a shape covers, 255 for all; centre and radius in 16ths of the side."""
     samples = (np.arange(size * SUPERSAMPLING) + 0.5) * 16 / (size * SUPERSAMPLING)
-    x, y = (samples[None, :] - x0) / RADII[scale], (samples[:, None] - y0) / RADII[scale]  # the shape spans -1..1
+    x, y = (samples[None, :] - centre[0]) / radius, (samples[:, None] - centre[1]) / radius  # the shape spans -1..1
     match shape:
         case "circle":
             inside = x**2 + y**2 <= 1
@@ -93,6 +91,12 @@ def _coverage(shape: str, place: str, jitter: tuple[int, int], scale: int, size:
             inside = (np.maximum(abs(x), abs(y)) <= 1) & (np.minimum(abs(x), abs(y)) <= 1 / 3)
     share = inside.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))
     return np.rint(255 * share).astype(np.uint8)[..., None]
+
+
+@functools.lru_cache(maxsize=512)  # all of one size: 4 shapes x 5 places x 9 jitters x 2 scales = 360
+def _coverage(shape: str, place: str, jitter: tuple[int, int], scale: int, size: int) -> np.ndarray:
+    x, y = (8 + offset + shift for offset, shift in zip(OFFSETS[place], jitter))
+    return coverage(shape, (x, y), RADII[scale], size)
 
 
 def render(colour: str, shape: str, place: str, jitter: tuple[int, int] = (0, 0), scale: int = 0, size: int = 16) -> np.ndarray:

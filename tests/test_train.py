@@ -1,0 +1,114 @@
+"""The training command: a run that is killed or asked to stop goes on as if nothing had been; one that cannot go on says why."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 20
+SMALL = (
+    f"--config.total_steps={STEPS}", "--config.log_every=1", "--config.checkpoint_every=5", "--config.eval_every=0", "--config.batch_size=2",
+    "--config.model.llm.width=32", "--config.model.llm.layers=1", "--config.model.llm.ffn_width=64", "--config.model.clip.layers=1",
+    "--config.model.unet.context_width=16",
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Starts the command on a folder; its runs share what XLA has compiled (a program from the cache is the same to the bit)."""
+    cache = tmp_path_factory.mktemp("cache")
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def launch(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
+        arguments = ["--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
+        command = [sys.executable, "-m", "dreamjax.train", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return launch
+
+
+def finish(process: subprocess.Popen, expect: int = 0) -> tuple[str, str]:
+    """(stdout, stderr) of a command that must end with the given status."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, err
+    return out, err
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    """The whole lines of metrics.jsonl, their numbers as the text that stands there."""
+    path = workdir / "metrics.jsonl"
+    whole = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
+    return [json.loads(line, parse_float=str) for line in whole if line]
+
+
+def interrupt(process: subprocess.Popen, workdir: pathlib.Path, step: int, number: int) -> int:
+    """Sends a signal as soon as `step` is logged and a checkpoint is whole; the last step that was logged before."""
+    while len(done := lines(workdir)) < step or not checkpoints(workdir):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.send_signal(number)
+    return done[-1]["step"]
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+@pytest.fixture(scope="module")
+def straight(launch, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("straight")
+    finish(launch(workdir))
+    return workdir
+
+
+def assert_the_same_run(workdir: pathlib.Path, straight: pathlib.Path):
+    ours, theirs = lines(workdir), lines(straight)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, STEPS + 1))
+    for name in ("loss", "lm_loss", "image_loss", "grad_norm", "learning_rate", "tokens"):
+        assert [line[name] for line in ours] == [line[name] for line in theirs], name
+    assert len({line["loss"] for line in theirs}) == STEPS
+
+
+def test_a_killed_run_repeats_the_straight_one_to_the_last_digit(launch, straight, tmp_path):
+    process = launch(tmp_path)
+    reached = interrupt(process, tmp_path, 10, signal.SIGKILL)
+    finish(process, expect=-signal.SIGKILL)
+    assert 10 <= reached < STEPS and max(checkpoints(tmp_path)) < STEPS
+    finish(launch(tmp_path))
+    assert_the_same_run(tmp_path, straight)
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(launch, straight, tmp_path):
+    process = launch(tmp_path)
+    reached = interrupt(process, tmp_path, 7, signal.SIGTERM)
+    out, _ = finish(process)
+    saved = max(checkpoints(tmp_path))
+    assert reached <= saved < STEPS and f"SIGTERM: saved step {saved}" in out
+    finish(launch(tmp_path))
+    assert_the_same_run(tmp_path, straight)
+
+
+def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(launch, straight):
+    before = (straight / "metrics.jsonl").read_bytes()
+    again, other = launch(straight), launch(straight, "--config.model.llm.ffn_width=48")
+    assert f"complete at step {STEPS}, nothing to do" in finish(again)[0]
+    error = finish(other, expect=2)[1]
+    assert len(error.splitlines()) == 1 and "holds a run with other values of config.model;" in error
+    assert (straight / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(launch, tmp_path):
+    error = finish(launch(tmp_path, "--config.optim.learning_rate=1e30", "--config.loss.image_weight=0.0"), expect=2)[1]
+    message = next(line for line in error.splitlines() if line.startswith("dreamjax.train: "))
+    step = len(lines(tmp_path)) + 1
+    assert f"step {step}: loss nan" in message and "documents: shapes" in message and "--config.skip_nonfinite=True" in message
+    assert step < 5 and not checkpoints(tmp_path)
