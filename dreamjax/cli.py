@@ -1,5 +1,6 @@
 """What the commands share: flags that end in one clear line when they are wrong, and errors that do the same."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,10 +11,24 @@ from dreamjax.images import BadImage
 from dreamjax.schema import ConfigError, RunStopped
 
 
+def patience_for_fake_devices():
+    """Lets several CPU devices (--xla_force_host_platform_device_count) wait for each other on a machine of few cores.
+
+    To be called before the first array. XLA's thread pool is as large as NPROC says, else as the machine has cores, and
+    collectives that wait on each other can fill a small one for ever; and it gives a late device only 40 seconds.
+    """
+    set_flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in set_flags:
+        os.environ.setdefault("NPROC", "32")
+        if "collective_call_terminate_timeout" not in set_flags:
+            os.environ["XLA_FLAGS"] = f"{set_flags} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+
+
 def run(name: str, main: Callable[[], int | None]):
     """Parses the flags and runs `main`; what a user can mend ends with one line on stderr and status 2."""
 
     logging.set_verbosity(logging.WARNING)
+    patience_for_fake_devices()
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -35,7 +50,7 @@ def run(name: str, main: Callable[[], int | None]):
     def guarded(_):
         try:
             sys.exit(main())
-        except (ConfigError, RunStopped, SourceError, BadImage) as error:
+        except (ConfigError, RunStopped, SourceError, BadImage, OSError) as error:
             _stop(name, error)
 
     app.run(guarded, flags_parser=parse)

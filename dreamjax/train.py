@@ -143,10 +143,15 @@ def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer
 
 
 def catch_signals() -> list[str]:
-    """A list that SIGTERM and Ctrl-C add their names to."""
+    """A list that the first SIGTERM or Ctrl-C adds its name to; a second one ends the program at once."""
     caught: list[str] = []
+
+    def catch(number, _):
+        caught.append(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: caught.append(signal.Signals(number).name))
+        signal.signal(number, catch)
     return caught
 
 

@@ -6,13 +6,12 @@ import runpy
 
 import pytest
 
-# Before anything imports jax. Eight devices on few cores can be late for a collective: XLA's own patience is 40 s.
+from dreamjax import cli
+
+# Before anything makes an array.
 os.environ["JAX_PLATFORMS"] = "cpu"
-_XLA_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_cpu_collective_call_terminate_timeout_seconds": 600}
-_set = os.environ.get("XLA_FLAGS", "")
-# XLA's thread pool is as large as this says, else as the machine has cores; collectives that wait on each other fill a small one.
-os.environ.setdefault("NPROC", "32")
-os.environ["XLA_FLAGS"] = " ".join([_set, *(f"{flag}={value}" for flag, value in _XLA_FLAGS.items() if flag not in _set)]).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+cli.patience_for_fake_devices()
 
 
 def pytest_configure(config):

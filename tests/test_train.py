@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
     """Starts the command on a folder; its runs share what XLA has compiled (a program from the cache is the same to the bit)."""
-    cache = tmp_path_factory.mktemp("cache")
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", **cache}
 
     def launch(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
         arguments = ["--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
@@ -108,7 +108,7 @@ def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(launch, s
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(launch, tmp_path):
     error = finish(launch(tmp_path, "--config.optim.learning_rate=1e30", "--config.loss.image_weight=0.0"), expect=2)[1]
-    message = next(line for line in error.splitlines() if line.startswith("dreamjax.train: "))
+    message = error.partition("dreamjax.train: ")[2].splitlines()[0]
     step = len(lines(tmp_path)) + 1
     assert f"step {step}: loss nan" in message and "documents: shapes" in message and "--config.skip_nonfinite=True" in message
     assert step < 5 and not checkpoints(tmp_path)
