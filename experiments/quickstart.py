@@ -30,8 +30,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             length=160, seen_slots=8, dreamed_slots=4,
         ),
         optim=c.OptimConfig(
-            # The hidden states that the LLM sees come before CLIP's post layer norm: nothing would train it.
-            trainable=(r"^(?!clip/post_layernorm)",), frozen=(r"^clip/post_layernorm",),
+            # Nothing would train these: the LLM sees hidden states from before CLIP's post layer norm, and a bias that all
+            # keys share changes no softmax, so that its gradient is rounding alone.
+            trainable=(r"^(?!clip/(post_layernorm|layers/attention/k/bias))",),
+            frozen=(r"^clip/(post_layernorm|layers/attention/k/bias)",),
             learning_rate=8e-4, lr_rules=(c.LrRule(r"^unet/", 2.5),), warmup_share=0.02, final_share=0.05, ema_decay=0.995,
         ),
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),

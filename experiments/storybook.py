@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             learning_rate=1e-3, warmup_share=0.03, final_share=0.05, weight_decay=0.01, ema_decay=0.995,
         ),
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1),
-        total_steps=1200, batch_size=1, log_every=10, checkpoint_every=200, eval_every=200, sample_every=400,
+        total_steps=1200, batch_size=1, log_every=10, checkpoint_every=200, eval_every=200, eval_batches=16, sample_every=400,
         sample_prompts=("The elephant and the river.", "A day at school."), sample_tokens=128,
     )
     return ml_collections.ConfigDict(to_dict(run))

@@ -97,8 +97,10 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
         }
         if slots := batch.dreamed_start.size:
             plain = LossConfig()  # held-back losses do not depend on the run's options
-            draws = losses.draw(parts, plain, jax.random.fold_in(jax.random.key(0), index), jnp.arange(slots))
-            draws = draws._replace(timesteps=(jnp.arange(slots) * 2 + 1) * timesteps // (2 * slots))
+            key = jax.random.fold_in(jax.random.key(0), index)
+            draws = losses.draw(parts, plain, key, jnp.arange(slots))
+            shares = jax.random.permutation(key, slots)  # the last slots of a group are often empty: they must not be the latest timesteps
+            draws = draws._replace(timesteps=(2 * shares + 1) * timesteps // (2 * slots))
             errors = losses.batch_picture_errors(parts, params, plain, ids, batch, hidden, draws)
             valid = batch.dreamed_valid.reshape(-1).astype(jnp.float32)
             bins = jax.nn.one_hot(draws.timesteps * TIMESTEP_BINS // timesteps, TIMESTEP_BINS)

@@ -25,7 +25,7 @@ MODEL = dataclasses.replace(
     LATENT,
     llm=dataclasses.replace(LATENT.llm, width=128, ffn_width=256, max_positions=128),
     clip=dataclasses.replace(LATENT.clip, image_size=16, width=64, ffn_width=128),
-    unet=dataclasses.replace(LATENT.unet, sample_size=8, block_channels=(32, 64), context_width=64, norm_groups=8),
+    unet=dataclasses.replace(LATENT.unet, sample_size=8, block_channels=(32, 64), cross_attention=(False, False), context_width=64, norm_groups=8),
     vae=dataclasses.replace(LATENT.vae, block_channels=(16, 32), norm_groups=4),
     dream_queries=8,
 )

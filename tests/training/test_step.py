@@ -125,10 +125,11 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     params = parameters(PIXEL)
     sums = eval_step(params, {}, BATCH, np.uint32(3))
     assert sums["tokens"] == BATCH.learned[..., 1:].sum()
-    valid = BATCH.dreamed_valid.reshape(-1)
-    np.testing.assert_array_equal(sums["pictures"], valid.reshape(4, 4).sum(axis=1))  # 16 slots run through the four quarters
-    timesteps = jnp.arange(16) * 1000 // 16 + 31
-    draws = losses.draw(PARTS, LossConfig(), jax.random.fold_in(jax.random.key(0), 3), jnp.arange(16))._replace(timesteps=timesteps)
+    valid, key = BATCH.dreamed_valid.reshape(-1), jax.random.fold_in(jax.random.key(0), 3)
+    timesteps = np.asarray(jax.random.permutation(key, 16)) * 125 // 2 + 31  # 16 slots run evenly through 1000 timesteps, in any order
+    quarters = np.eye(4)[timesteps // 250]
+    np.testing.assert_array_equal(sums["pictures"], valid @ quarters)
+    draws = losses.draw(PARTS, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
 
     @quick_jit
     def reference(params, batch):
@@ -139,7 +140,7 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
 
     tokens, errors = reference(params, BATCH)
     np.testing.assert_allclose(sums["lm_loss"], tokens, rtol=1e-5)
-    np.testing.assert_allclose(sums["image_loss"], (errors * valid).reshape(4, 4).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(sums["image_loss"], (errors * valid) @ quarters, rtol=1e-5)
 
 
 def test_held_back_draws_depend_on_the_index_alone(eval_step):
