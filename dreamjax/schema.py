@@ -76,9 +76,9 @@ def _convert(hint, value, path: str):
 
 
 def to_dict(config) -> dict:
-    """The inverse of `from_dict`: nested dicts and lists, fit for JSON."""
+    """The inverse of `from_dict`: nested dicts and tuples, fit for JSON and for a ConfigDict (whose flags can override tuples, but not lists)."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):
-        return [to_dict(item) for item in config]
+        return tuple(to_dict(item) for item in config)
     return config

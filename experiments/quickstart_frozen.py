@@ -10,7 +10,7 @@ from experiments import quickstart
 
 def get_config(arg: str = "runs/quickstart"):
     config = quickstart.get_config()
-    config.optim.trainable = [r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"]
-    config.optim.frozen = [r"^(clip|unet)/"]
-    config.init_from = [{"path": arg, "pattern": r"^(clip|unet)/"}]
+    config.optim.trainable = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
+    config.optim.frozen = (r"^(clip|unet)/",)
+    config.init_from = ({"path": arg, "pattern": r"^(clip|unet)/"},)
     return config
