@@ -3,6 +3,7 @@
 Arrays are uint8 [height, width, 3]. What the models want beyond that (floats, normalised) is made on the device.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -62,7 +63,7 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise BadImage(f"{name}: {source.dtype} {list(source.shape)}, needs uint8 [height, width, 3]")
         _check_size(source.shape[1], source.shape[0], name)
-    try:
+    with _bad_image(name):
         if isinstance(source, bytes):
             source = PIL.Image.open(io.BytesIO(source))
         if isinstance(source, np.ndarray):
@@ -72,15 +73,6 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
             scale = draft / min(source.size)
             source.draft(None, tuple(math.ceil(side * scale) for side in source.size))
         return _to_rgb(source)
-    except BadImage:
-        raise
-    except PIL.UnidentifiedImageError:
-        raise BadImage(f"{name}: in no format that Pillow reads", "image in no known format") from None
-    except PIL.Image.DecompressionBombError:
-        raise BadImage(f"{name}: more than {MAX_PIXELS:,} pixels, a decompression bomb", "image too large") from None
-    except Exception as error:  # on broken files the decoders raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadImage(f"{name}: does not decode: {reason}", "image does not decode") from error
 
 
 def for_encoder(image: Source, size: int) -> np.ndarray:
@@ -120,6 +112,29 @@ def file_bytes(source: Source) -> bytes:
     if isinstance(source, (PIL.Image.Image, np.ndarray)):
         return to_png(source)
     return _read(source, _name(source))
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded picture as it is stored, from its header alone. Raises BadImage."""
+    name = _name(data)
+    with _bad_image(name), PIL.Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _bad_image(name: str):
+    """Whatever Pillow raises as a BadImage: on broken files its decoders raise almost anything."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except PIL.UnidentifiedImageError:
+        raise BadImage(f"{name}: in no format that Pillow reads", "image in no known format") from None
+    except PIL.Image.DecompressionBombError:
+        raise BadImage(f"{name}: more than {MAX_PIXELS:,} pixels, a decompression bomb", "image too large") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadImage(f"{name}: does not decode: {reason}", "image does not decode") from error
 
 
 def _name(source: Source) -> str:

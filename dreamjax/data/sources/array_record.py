@@ -14,9 +14,9 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from array_record.python import array_record_module
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from dreamjax import images
 from dreamjax.data import files
@@ -68,7 +68,7 @@ def decode(record: bytes) -> Document:
 class ArrayRecords:
     """The documents of all files, in the order of the files."""
 
-    records: grain.sources.ArrayRecordDataSource
+    records: ArrayRecordDataSource
     names: tuple[str, ...]  # of the files
     ends: np.ndarray  # [files] one past the last document of each
     fingerprint: str
@@ -122,7 +122,7 @@ def open_array_record(path: str) -> ArrayRecords:
     stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _ in whole]).encode()).hexdigest()[:32]
     instructions = [_WholeFile(path, 0, count, count) for path, count in whole]  # counted already
     ends = np.cumsum([count for _, count in whole])
-    return ArrayRecords(grain.sources.ArrayRecordDataSource(instructions), tuple(path for path, _ in whole), ends, f"array_record-{stamps}", skipped)
+    return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _ in whole), ends, f"array_record-{stamps}", skipped)
 
 
 class _WholeFile(NamedTuple):

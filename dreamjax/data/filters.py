@@ -1,0 +1,108 @@
+"""Which documents and pictures are worth keeping: rules on pictures' sizes and on captions, applied once by `prepare`.
+
+A picture that fails leaves an interleaved document, whose text stays as it is; it takes with it a pair or a conversation,
+which mean nothing without it.
+"""
+
+import dataclasses
+import re
+
+from dreamjax import images
+from dreamjax.data.sources.records import Unusable
+from dreamjax.document import Document, Image, Text
+from dreamjax.schema import require, require_positive
+
+_URL = re.compile(r"(?i)\b(?:https?://|www\.)|\b[a-z0-9-]+\.(?:com|net|org)\b")
+_WORD = re.compile(r"\w+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What a picture and a caption must be. 0 switches a limit off; captions are those of pairs."""
+
+    min_side: int = 0  # pixels of a picture's shorter side
+    max_aspect: float = 0.0  # longer side by shorter side
+    decode: bool = True  # each picture must decode as a whole, not only have a readable header
+    min_pictures: int = 0  # per document
+    min_characters: int = 0  # of a caption
+    max_characters: int = 0
+    urls: bool = True  # whether a caption may hold an address
+    non_ascii: bool = True  # whether a caption may hold other than ASCII characters
+    words: tuple[str, ...] = ()  # lower case; none of them may be in the text of any document
+
+    def __post_init__(self):
+        require_positive(self, "min_side", "max_aspect", "min_pictures", "min_characters", "max_characters", or_zero=True)
+        require(not 0 < self.max_aspect < 1, "max_aspect", f"is at least 1, or 0 for no limit, is {self.max_aspect}")
+
+
+def read_words(text: str) -> tuple[str, ...]:
+    """Words from a file: one a line, in lower case."""
+    return tuple(sorted({line.strip().lower() for line in text.splitlines() if line.strip()}))
+
+
+def keep(document: Document, filters: Filters) -> tuple[Document, list[images.BadImage]]:
+    """The document with its pictures read in, and why pictures were left out of it.
+
+    Raises Unusable where the document is not to be kept, BadImage where that is for a picture.
+    """
+    _check_text(document, filters)
+    parts, left_out = [], []
+    needed = document.kind == "pair" or any(part.role for part in document.parts)
+    for part in document.parts:
+        if isinstance(part, Text):
+            parts.append(part)
+            continue
+        try:
+            parts.append(dataclasses.replace(part, source=_checked(part, filters)))
+        except images.BadImage as error:
+            if needed:
+                raise
+            left_out.append(error)
+    pictures = sum(isinstance(part, Image) for part in parts)
+    if pictures < filters.min_pictures:
+        raise Unusable("too few pictures", f"{pictures} of {filters.min_pictures}")
+    if not parts:
+        raise Unusable("empty", "no picture of it can be used")
+    return dataclasses.replace(document, parts=tuple(_joined(parts))), left_out
+
+
+def _joined(parts: list) -> list:
+    """Texts that a picture parted, and part no longer, as one."""
+    joined = []
+    for part in parts:
+        if joined and isinstance(part, Text) and isinstance(joined[-1], Text) and (part.role, part.learned) == (joined[-1].role, joined[-1].learned) and not part.role:
+            joined[-1] = dataclasses.replace(part, text=f"{joined[-1].text} {part.text}")
+        else:
+            joined.append(part)
+    return joined
+
+
+def _check_text(document: Document, filters: Filters):
+    if filters.words:
+        found = set(_WORD.findall(document.text.lower())).intersection(filters.words)
+        if found:
+            raise Unusable("unwanted word", sorted(found)[0])
+    if document.kind != "pair":
+        return
+    caption = document.text
+    if len(caption) < filters.min_characters:
+        raise Unusable("caption too short", f"{len(caption)} characters")
+    if filters.max_characters and len(caption) > filters.max_characters:
+        raise Unusable("caption too long", f"{len(caption)} characters")
+    if not filters.urls and (address := _URL.search(caption)):
+        raise Unusable("address in the caption", address[0])
+    if not filters.non_ascii and not caption.isascii():
+        raise Unusable("caption not ASCII")
+
+
+def _checked(part: Image, filters: Filters) -> bytes:
+    data = images.file_bytes(part.source)
+    short, long = sorted(images.size_of(data))
+    name = part.source if not isinstance(part.source, bytes) else "picture"
+    if short < filters.min_side:
+        raise images.BadImage(f"{name}: shorter side of {short} pixels, needs {filters.min_side}", "image too small")
+    if filters.max_aspect and long > filters.max_aspect * short:
+        raise images.BadImage(f"{name}: {long} by {short} pixels, more than {filters.max_aspect} to 1", "image too long")
+    if filters.decode:
+        images.open_rgb(data, draft=1)  # at an eighth of its size, where it is a JPEG: all its data are read nevertheless
+    return data

@@ -1,0 +1,220 @@
+"""Any source to ArrayRecord files: file by file in parallel processes, each whole or absent, so that an interrupted run goes on."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tqdm
+from array_record.python import array_record_module
+
+from dreamjax import images
+from dreamjax.data import files
+from dreamjax.data.filters import Filters, keep
+from dreamjax.data.sources import BadRecord, Source
+from dreamjax.data.sources.array_record import LENGTHS, SUFFIX, WRITER_OPTIONS, encode
+from dreamjax.data.sources.records import Unusable
+from dreamjax.document import Document, Image, Text
+from dreamjax.rows import Slots, build_row
+from dreamjax.schema import ConfigError, RunStopped
+from dreamjax.tokenizer import Tokenizer
+
+SETTINGS = "prepare.json"
+DROPPED = "dropped.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to write. `per_file` records of the source go to one file, in order."""
+
+    source: Source
+    out: str
+    filters: Filters = Filters()
+    tokenizer: Tokenizer | None = None  # to count tokens with
+    template: str = "plain"
+    per_file: int = 1000
+
+    def __len__(self) -> int:
+        """Files."""
+        return -(-len(self.source) // self.per_file)
+
+    def path(self, number: int) -> str:
+        """The file's name without its ending."""
+        return os.path.join(self.out, f"documents-{number:05d}-of-{len(self):05d}")
+
+    def settings(self) -> dict:
+        """All that the files depend on."""
+        model = hashlib.sha256(self.tokenizer.model).hexdigest()[:16] if self.tokenizer else None
+        facts = {"source": self.source.fingerprint, "records": len(self.source), "per_file": self.per_file, "tokenizer": model, "template": self.template}
+        return json.loads(json.dumps(facts | {"filters": dataclasses.asdict(self.filters)}))
+
+
+def write(job: Job, workers: int) -> dict:
+    """Writes what is not there yet; returns statistics over all files.
+
+    Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died.
+    """
+    os.makedirs(job.out, exist_ok=True)
+    _claim(job)
+    for name in os.listdir(job.out):
+        if name.endswith(".tmp"):  # of a run that was killed
+            os.unlink(os.path.join(job.out, name))
+    missing = [number for number in range(len(job)) if not os.path.exists(job.path(number) + ".json")]
+    done = len(job.source) - sum(len(_records(job, number)) for number in missing)
+    with tqdm.tqdm(total=len(job.source), initial=done, desc="preparing", unit="record", unit_scale=True, disable=None) as bar:
+        for number in _written(job, missing, workers):
+            bar.update(len(_records(job, number)))
+    return _collect(job)
+
+
+def _claim(job: Job):
+    """Marks the folder with the settings, or compares them with those it was begun with."""
+    path = pathlib.Path(job.out, SETTINGS)
+    settings = job.settings()
+    if path.exists():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in settings if begun.get(key) != settings[key]]
+        if other:
+            raise ConfigError(f"--out: {job.out} holds documents prepared with another {other[0]}; give another folder, or empty this one")
+        return
+    if any(name.endswith(SUFFIX) for name in os.listdir(job.out)):
+        raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
+    with files.atomic(str(path)) as file:
+        file.write(json.dumps(settings, indent=1).encode())
+
+
+def _records(job: Job, number: int) -> range:
+    return range(number * job.per_file, min((number + 1) * job.per_file, len(job.source)))
+
+
+def _written(job: Job, missing: list[int], workers: int) -> Iterator[int]:
+    """Numbers of files, as they are finished."""
+    if min(workers, len(missing)) < 2:
+        for number in missing:
+            write_file(job, number)
+            yield number
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn"), _start, (job,))
+    try:
+        for future in concurrent.futures.as_completed([pool.submit(_work, number) for number in missing]):
+            yield future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise RunStopped(f"a worker died, perhaps for want of memory; run again with fewer workers: the finished files in {job.out} are kept") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_job: Job | None = None  # of a worker process
+
+
+def _start(job: Job):
+    global _job
+    _job = job
+
+
+def _work(number: int) -> int:
+    write_file(_job, number)
+    return number
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One file
+
+
+def write_file(job: Job, number: int):
+    """Writes one file of documents, and behind it, as the sign that it is whole, its statistics."""
+    counts, dropped, left_out, lengths = collections.Counter(), [], collections.Counter(), []
+    path = job.path(number) + SUFFIX
+    temporary = f"{path}.{os.getpid()}.tmp"
+    writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
+    try:
+        for index in _records(job, number):
+            try:
+                document, bad_images = _usable(job, index)
+            except BadRecord as error:
+                dropped.append([error.name, error.reason, error.detail])
+                continue
+            writer.write(encode(document))
+            left_out.update(error.reason for error in bad_images)
+            lengths.append(_lengths(document, job))
+            counts += _counts(document)
+    finally:
+        writer.close()
+    os.replace(temporary, path)
+    facts = {"counts": counts, "dropped": dropped, "left_out": left_out, "lengths": lengths}
+    with files.atomic(job.path(number) + ".json") as file:
+        file.write(json.dumps(facts).encode())
+
+
+def _usable(job: Job, index: int) -> tuple[Document, list[images.BadImage]]:
+    document = job.source[index]
+    name = document.id or job.source.key(index)
+    try:
+        return keep(document, job.filters)
+    except Unusable as error:
+        raise BadRecord(name, *error.args) from None
+    except images.BadImage as error:
+        raise BadRecord(name, error.reason, str(error)) from None
+
+
+def _counts(document: Document) -> collections.Counter:
+    texts = [part.text for part in document.parts if isinstance(part, Text)]
+    pictures = [part.source for part in document.parts if isinstance(part, Image)]
+    return collections.Counter(documents=1, images=len(pictures), characters=sum(map(len, texts)), image_bytes=sum(map(len, pictures)))
+
+
+def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
+    """Tokens without the slots' own, which depend on the model, seen and dreamed pictures."""
+    if job.tokenizer is None:
+        return 0, 0, 0
+    row = build_row(document, job.tokenizer, Slots(0, 0), job.template)
+    return len(row.tokens), len(row.seen), len(row.dreamed)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All files
+
+
+def _collect(job: Job) -> dict:
+    """Adds up the files' statistics; writes the lengths of all documents and the list of what was dropped."""
+    counts, dropped, left_out, lengths = collections.Counter(), collections.Counter(), collections.Counter(), []
+    with files.atomic(os.path.join(job.out, DROPPED)) as log:
+        for record in job.source.skipped:
+            _log(log, dropped, record.name, record.reason, record.detail)
+        for number in range(len(job)):
+            facts = json.loads(pathlib.Path(job.path(number) + ".json").read_text(encoding="utf-8"))
+            counts.update(facts["counts"])
+            left_out.update(facts["left_out"])
+            for record in facts["dropped"]:
+                _log(log, dropped, *record)
+            lengths.append(np.array(facts["lengths"], np.int32).reshape(-1, 3))
+    stacked = np.concatenate(lengths)
+    if job.tokenizer is not None:
+        with files.atomic(os.path.join(job.out, LENGTHS)) as file:
+            np.save(file, stacked)
+    names = ("documents", "images", "characters", "image_bytes")
+    tokens = {"tokens": int(stacked[:, 0].sum())} if job.tokenizer is not None else {}
+    return {name: counts[name] for name in names} | tokens | {
+        "files": len(job), "dropped": dict(dropped.most_common()), "images_left_out": dict(left_out.most_common()), "out": job.out}  # fmt: skip
+
+
+def _log(log, dropped: collections.Counter, name: str, reason: str, detail: str):
+    dropped[reason] += 1
+    log.write(json.dumps({"record": name, "reason": reason, "detail": detail}).encode() + b"\n")
+
+
+def in_words(facts: dict) -> str:
+    """The statistics for a person."""
+    size = f"{facts['image_bytes'] / 2**20:,.1f} MiB of pictures"
+    lines = [f"documents  {facts['documents']:12,d}", f"images     {facts['images']:12,d}   {size}", f"characters {facts['characters']:12,d}"]
+    if "tokens" in facts:
+        lines.append(f"tokens     {facts['tokens']:12,d}   without the slots of the pictures")
+    for title, reasons in (("dropped", facts["dropped"]), ("images left out", facts["images_left_out"])):
+        lines += [f"{title}: {count:,d} {reason}" for reason, count in reasons.items()]
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""Converts training data to ArrayRecord: python -m dreamjax.prepare --source=FORMAT:PATH --out=DIR
+
+Formats: webdataset (tars), mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
+PATH may be a folder, or hold stars and ranges such as shard-{00000..00099}.tar. The result is read as the format array_record.
+Runs in parallel and may be interrupted: called again with the same flags it goes on. What is dropped is counted by reason and
+listed in OUT/dropped.jsonl. The last line of stdout is the statistics as JSON.
+"""
+
+import json
+import os
+import pathlib
+
+from absl import flags
+from etils import epath
+
+from dreamjax import cli
+from dreamjax.config import SourceConfig
+from dreamjax.data import writing
+from dreamjax.data.filters import Filters, read_words
+from dreamjax.data.sources import FORMATS, open_source
+from dreamjax.rows import TEMPLATES
+from dreamjax.schema import ConfigError
+from dreamjax.tokenizer import Tokenizer
+
+SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; formats: {', '.join(FORMATS)}.")
+OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures that JSON names; by default where the JSON lies.")
+TEXT_KEY = flags.DEFINE_string("text_key", "", "Key or column of the text, where it is not the usual one.")
+IMAGE_KEY = flags.DEFINE_string("image_key", "", "Column of the picture, where it is not the usual one.")
+SIMILARITY = flags.DEFINE_float("min_similarity", None, "Least CLIP similarity of a picture to its text; by default 0.25 for mmc4, else none.")
+CACHE = flags.DEFINE_string("cache", "", "Folder for indexes; by default .dreamjax beside the files, or the user's cache.")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing.")
+TEMPLATE = flags.DEFINE_string("template", "plain", "Chat template of the token counts.")
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
+PER_FILE = flags.DEFINE_integer("per_file", 1000, "Records of the source per file.")
+MIN_SIDE = flags.DEFINE_integer("min_side", 0, "Least shorter side of a picture, in pixels.")
+MAX_ASPECT = flags.DEFINE_float("max_aspect", 0.0, "Most that a picture's longer side may be of its shorter one; 0: any.")
+DECODE = flags.DEFINE_bool("decode", True, "Decode every picture, so that none that is broken is kept.")
+MIN_PICTURES = flags.DEFINE_integer("min_pictures", 0, "Least number of pictures per document.")
+MIN_CHARACTERS = flags.DEFINE_integer("min_characters", 0, "Least length of a caption.")
+MAX_CHARACTERS = flags.DEFINE_integer("max_characters", 0, "Greatest length of a caption; 0: any.")
+URLS = flags.DEFINE_bool("urls", True, "Keep captions with addresses in them.")
+NON_ASCII = flags.DEFINE_bool("non_ascii", True, "Keep captions with other than ASCII characters.")
+WORDS = flags.DEFINE_string("words", "", "File of words, one a line; documents that hold one are dropped.")
+
+
+def main() -> int:
+    for flag in (SOURCE, OUT):
+        if not flag.value:
+            raise ConfigError(f"--{flag.name}: is missing")
+    form, _, path = SOURCE.value.partition(":")
+    if form not in FORMATS:
+        raise ConfigError(f"--source: {SOURCE.value!r} is not FORMAT:PATH with a format of {', '.join(FORMATS)}")
+    if TEMPLATE.value not in TEMPLATES:
+        raise ConfigError(f"--template: {TEMPLATE.value!r} is none of {', '.join(TEMPLATES)}")
+    for flag in (WORKERS, PER_FILE):
+        if flag.value < 1:
+            raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
+    filters = Filters(
+        MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
+        URLS.value, NON_ASCII.value, read_words(pathlib.Path(WORDS.value).read_text(encoding="utf-8")) if WORDS.value else (),
+    )  # fmt: skip
+    source = open_source(
+        SourceConfig(form, path, images=IMAGES.value, text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value)
+    )
+    job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value)
+    facts = writing.write(job, WORKERS.value)
+    print(writing.in_words(facts))
+    print(json.dumps(facts))
+    return 0
+
+
+def _tokenizer() -> Tokenizer | None:
+    if not TOKENIZER.value:
+        return None
+    path = epath.Path(TOKENIZER.value)
+    if not path.exists():
+        raise ConfigError(f"--tokenizer: there is no {path}")
+    return Tokenizer.load(path) if path.is_dir() else Tokenizer.from_model(path.read_bytes())
+
+
+if __name__ == "__main__":
+    cli.run("dreamjax.prepare", main)

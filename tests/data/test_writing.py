@@ -1,0 +1,218 @@
+"""Preparing: every document once, in order, whatever is broken beside it; the same files after an interruption and in parallel."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from made_data import encoded, jpeg, mmc4, pairs, picture, told, write_jsonl, write_tar
+
+from dreamjax.config import SourceConfig
+from dreamjax.data import writing
+from dreamjax.data.filters import Filters, keep, read_words
+from dreamjax.data.sources import BadRecord, open_source
+from dreamjax.data.sources.records import Unusable
+from dreamjax.document import Document, Image, Text
+from dreamjax.images import BadImage
+from dreamjax.rows import Limits, Slots, build_row
+from dreamjax.schema import ConfigError
+
+
+def files_of(folder) -> dict[str, bytes]:
+    """Content by name, without the settings, which name the source's folder."""
+    return {path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir()) if path.name != writing.SETTINGS}
+
+
+def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
+    write_tar(tmp_path / "a.tar", [*pairs(range(7)), ("bad.jpg", b"no picture"), ("bad.txt", "bad"), *pairs(range(8, 12))])
+    source = open_source(SourceConfig("webdataset", str(tmp_path)))
+    facts = writing.write(writing.Job(source, str(tmp_path / "out"), tokenizer=shapes_tokenizer, per_file=5), workers=1)
+    assert (facts["documents"], facts["images"], facts["files"]) == (11, 11, 3) and facts["dropped"] == {"image in no known format": 1}
+    assert facts["image_bytes"] == sum(len(jpeg(i)) for i in range(12) if i != 7) and facts["characters"] == sum(len(f"caption {i}") for i in range(12) if i != 7)
+    again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
+    assert [told(document) for document in again] == [[i, f"caption {i}"] for i in range(12) if i != 7]
+    assert again[3].kind == "pair" and again[3].id == source[3].id
+    rows = [build_row(document, shapes_tokenizer, Slots(3, 4)) for document in again]
+    assert [n + 4 * seen + 3 * dreamed for n, seen, dreamed in again.lengths().tolist()] == [len(row.tokens) for row in rows]
+    assert facts["tokens"] == again.lengths()[:, 0].sum()
+    (line,) = (tmp_path / "out" / writing.DROPPED).read_text().splitlines()
+    assert json.loads(line)["record"] == f"{tmp_path}/a.tar:bad"
+
+
+def test_interrupted_repeated_and_in_parallel(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", pairs(range(12)))
+    source = open_source(SourceConfig("webdataset", str(tmp_path)))
+    job = lambda out, **others: writing.Job(source, str(tmp_path / out), per_file=3, **others)
+    facts = writing.write(job("whole"), 1)
+    encode = writing.encode
+
+    def stop_in_the_third_file(document):
+        if document.id.endswith("7"):
+            raise KeyboardInterrupt
+        return encode(document)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "encode", stop_in_the_third_file)
+        with pytest.raises(KeyboardInterrupt):
+            writing.write(job("stopped"), 1)
+    assert len(open_source(SourceConfig("array_record", str(tmp_path / "stopped")))) == 6
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("documents-*")}
+    assert writing.write(job("stopped"), 1) | {"out": ""} == facts | {"out": ""}
+    assert len(times) == 5 and all(path.stat().st_mtime_ns == time for path, time in times.items() if not path.name.endswith(".tmp"))
+    writing.write(job("parallel"), 2)
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "parallel") == files_of(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="another filters"):
+        writing.write(job("whole", filters=Filters(min_side=3)), 1)
+    with pytest.raises(ConfigError, match="another per_file"):
+        writing.write(writing.Job(source, str(tmp_path / "whole"), per_file=4), 1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.array_record").touch()
+    with pytest.raises(ConfigError, match="something else"):
+        writing.write(job("other"), 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Broken input
+
+
+@pytest.fixture(scope="module")
+def odd_pictures():
+    """(bytes, reason to drop or "") by name."""
+    frames = [PIL.Image.fromarray(picture(number)) for number in (5, 6)]
+    palette = frames[0].convert("P")
+    bomb = PIL.Image.new("1", (19_000, 19_000))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return {
+        "good": (jpeg(5), ""),
+        "cut": (encoded(noise)[:-900], "image does not decode"),
+        "text": (b"<html>404</html>", "image in no known format"),
+        "empty": (b"", "image in no known format"),
+        "one_pixel": (encoded(PIL.Image.new("RGB", (1, 1))), "image too small"),
+        "long": (encoded(PIL.Image.new("1", (20_001, 2)), "PNG"), "image too large"),
+        "just_fits": (encoded(PIL.Image.new("1", (20_000, 2)), "PNG"), ""),
+        "bomb": (encoded(bomb, "PNG"), "image too large"),
+        "animated": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), ""),
+        "cmyk": (encoded(frames[0].convert("CMYK")), ""),
+        "palette": (encoded(palette, "PNG", transparency=bytes([0] + [255] * 255)), ""),
+        "grey16": (encoded(PIL.Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG"), ""),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_odd_pictures_are_used_or_dropped_and_move_no_other(tmp_path, odd_pictures):
+    """As pairs: each bad picture takes its own pair. In an interleaved document: it leaves, and all else stays where it was."""
+    names = list(odd_pictures)
+    members = [member for i, name in enumerate(names) for member in ((f"{name}.jpg", odd_pictures[name][0]), (f"{name}.txt", f"of {name}"))]
+    write_tar(tmp_path / "a.tar", members)
+    source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tar")))
+    assert len(source) == len(names)
+    for i, name in enumerate(names):
+        reason = odd_pictures[name][1]
+        try:
+            kept, _ = keep(source[i], Filters())
+        except BadImage as error:
+            assert error.reason == reason and "\n" not in str(error), name
+            with pytest.raises(BadImage):
+                source[i].images  # noqa: B018
+            continue
+        assert not reason and kept.parts[1].text == f"of {name}" and source[i].images[0].mode == "RGB", name
+    facts = writing.write(writing.Job(source, str(tmp_path / "out")), 1)
+    assert sum(facts["dropped"].values()) == sum(bool(reason) for _, reason in odd_pictures.values()) and facts["dropped"]["image too large"] == 2
+    logged = [json.loads(line) for line in (tmp_path / "out" / writing.DROPPED).read_text().splitlines()]
+    assert [(entry["record"].rpartition(":")[2], entry["reason"]) for entry in logged] == [(name, reason) for name, (_, reason) in odd_pictures.items() if reason]
+
+    for i, name in enumerate(names):
+        (tmp_path / f"1-{i}.jpg").write_bytes(odd_pictures[name][0])
+    write_jsonl(tmp_path / "a.jsonl", [mmc4(1, len(names), range(len(names)))])
+    kept, left_out = keep(open_source(SourceConfig("mmc4", str(tmp_path / "a.jsonl")))[0], Filters())
+    assert sorted(error.reason for error in left_out) == sorted(reason for _, reason in odd_pictures.values() if reason)
+    words = ""
+    shown = []
+    for part in kept.parts:
+        if isinstance(part, Text):
+            words += part.text
+        else:
+            shown.append(part.source)
+            assert words.endswith(f"Sentence {[data for data, _ in odd_pictures.values()].index(part.source)} of 1.")
+    assert shown == [data for data, reason in odd_pictures.values() if not reason]
+    assert not any(isinstance(one, Text) and isinstance(other, Text) for one, other in zip(kept.parts, kept.parts[1:]))
+
+
+def test_odd_texts_become_words(tmp_path, shapes_tokenizer):
+    special = " ".join(shapes_tokenizer.special) + " <s> </s> <image>"
+    texts = [special, "x " * 2**19, "\x00\x07", "日本 🦒", "\ud800 alone", " \n "]
+    members = [member for i, text in enumerate(texts) for member in ((f"{i}.png", jpeg(i)), (f"{i}.json", {"caption": text}))]
+    source = open_source(SourceConfig("webdataset", str(write_tar(tmp_path / "a.tar", members))))
+    limits = Limits(64, 1, 1)
+    row = build_row(source[0], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1))
+    control = sum(int(token) in shapes_tokenizer.special_ids for token in row.tokens)
+    assert control == 2 + 2 + 2 + 2 + 3  # <s> </s>, the marks around the picture and its slots, and none from the words
+    assert "<dream_start>" in shapes_tokenizer.decode_continuation(row.tokens[-len(special) * 2 :])
+    huge = build_row(source[1], shapes_tokenizer, Slots(2, 3), limits=limits)
+    assert huge.cut and len(huge.tokens) <= 64
+    for i in (2, 3, 4):
+        assert build_row(source[i], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1)).seen
+    with pytest.raises(BadRecord, match="no text"):
+        source[5]
+    facts = writing.write(writing.Job(source, str(tmp_path / "out"), tokenizer=shapes_tokenizer), 1)
+    assert facts["documents"] == 5 and facts["dropped"] == {"no text": 1}
+    again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
+    assert [document.parts[1].text for document in again] == [text.strip() for text in texts[:5]]
+
+
+def test_a_shard_that_vanishes_while_preparing(tmp_path):
+    write_tar(tmp_path / "a-0.tar", pairs(range(4)))
+    write_tar(tmp_path / "a-1.tar", pairs(range(4, 8)))
+    source = open_source(SourceConfig("webdataset", str(tmp_path)))
+    os.unlink(tmp_path / "a-0.tar")
+    facts = writing.write(writing.Job(source, str(tmp_path / "out")), 1)
+    assert facts["documents"] == 4 and facts["dropped"] == {"file missing": 4}
+    assert [told(document)[0] for document in open_source(SourceConfig("array_record", str(tmp_path / "out")))] == [4, 5, 6, 7]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Filters
+
+
+def caption(text, size=(24, 32)):
+    return Document((Image(encoded(picture(1, size))), Text(text)), kind="pair")
+
+
+@pytest.mark.parametrize(
+    "document, filters, reason",
+    [
+        (caption("a cat", (23, 90)), {"min_side": 24}, "image too small"),
+        (caption("a cat", (24, 73)), {"max_aspect": 3}, "image too long"),
+        (caption("see http://x.y/z"), {"urls": False}, "address in the caption"),
+        (caption("buy at Shop-24.COM now"), {"urls": False}, "address in the caption"),
+        (caption("un café"), {"non_ascii": False}, "caption not ASCII"),
+        (caption("cat"), {"min_characters": 4}, "caption too short"),
+        (caption("a cat on"), {"max_characters": 7}, "caption too long"),
+        (caption("A Bad, cat"), {"words": ("bad",)}, "unwanted word"),
+        (Document((Text("nothing to see"),)), {"min_pictures": 1}, "too few pictures"),
+        (Document((Image(b"x"),)), {}, "empty"),
+        (Document((Image(b"x", role="user"), Text("yes", role="assistant"))), {}, "image in no known format"),
+    ],
+)
+def test_each_filter(document, filters, reason):
+    with pytest.raises((Unusable, BadImage)) as caught:
+        keep(document, Filters(**filters))
+    assert getattr(caught.value, "reason", caught.value.args[0]) == reason
+    if filters:
+        assert keep(document, Filters())[0].parts[-1] == document.parts[-1]
+
+
+def test_what_passes_every_filter_and_words():
+    filters = Filters(24, 1.5, True, 1, 4, 30, False, False, read_words("Bad\n\n worse \n"))
+    document = caption("a badly drawn cat, 2.5 m tall.")
+    assert filters.words == ("bad", "worse") and keep(document, filters)[0].parts[1] == document.parts[1]
+    with pytest.raises(ConfigError, match="max_aspect: is at least 1"):
+        Filters(max_aspect=0.5)
+
+
+def test_texts_that_a_lost_picture_parted_are_joined():
+    document = Document((Text("One."), Image(b"x"), Text("Two."), Image(jpeg(3)), Text("Three.")), id="d")
+    kept, left_out = keep(document, Filters())
+    assert told(kept) == ["One. Two.", 3, "Three."] and len(left_out) == 1 and kept.id == "d"
