@@ -13,7 +13,7 @@ from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
-FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record")
+FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record", "parquet", "tfds")
 
 
 class SourceError(ValueError):
@@ -104,5 +104,13 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.array_record import open_array_record
 
             return open_array_record(config.path)
+        case "parquet":
+            from dreamjax.data.sources.parquet import open_parquet
+
+            return open_parquet(config.path, config.images, config.text_key, config.image_key, config.min_similarity)
+        case "tfds":
+            from dreamjax.data.sources.tfds import open_tfds
+
+            return open_tfds(config.path, config.text_key, config.image_key)
         case unknown:
             raise ConfigError(f"data.format: {unknown!r} is unknown; formats are {', '.join(FORMATS)}")

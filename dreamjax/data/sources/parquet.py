@@ -1,0 +1,196 @@
+"""Parquet as datasets are exported from the hub: a row is a record.
+
+Rows with `texts` and `images` (lists of one length), `text_list`, `conversations` or `instruction` are documents in the layouts
+of `json_documents`; others are pairs: a picture (column `image` or `jpg`) and its caption (`text` or `caption`), or text alone.
+A picture is a struct of bytes and path, or bytes, or a path in the folder of pictures.
+
+Parquet reads whole row groups: text and pictures are read apart, and each process keeps the last few of them. A shuffled epoch
+over large files is therefore slow: `python -m dreamjax.prepare` once makes it fast.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from dreamjax import images
+from dreamjax.data import files
+from dreamjax.data.sources import BadRecord, SourceError
+from dreamjax.data.sources.json_documents import document_of, is_document
+from dreamjax.data.sources.records import Folder, Unusable, require, texts_of
+from dreamjax.document import Document, Image, Text
+
+SUFFIX = ".parquet"
+TEXT_COLUMNS = ("text", "caption")
+IMAGE_COLUMNS = ("image", "jpg", "images")
+CACHED = 4  # columns of row groups per process
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A picture in one row; has what images.Stored asks for."""
+
+    file: str
+    stamp: str
+    group: int
+    row: int
+    column: str
+    item: int  # of a list; -1 where the cell is a picture itself
+    name: str
+    folder: Folder
+
+    def read_bytes(self) -> bytes:
+        """The encoded picture; raises BadImage and OSError."""
+        value = _read_column(self.file, self.stamp, self.group, self.column)[self.row].as_py()
+        value = value[self.item] if self.item >= 0 else value
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(data, bytes):
+            return data
+        path = value.get("path") if isinstance(value, dict) else value
+        if not isinstance(path, str):
+            raise images.BadImage(f"{self.name}: no picture in the column {self.column}", "image missing")
+        return images.file_bytes(self.folder.path_of(path))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray:
+    """One column of a row group; OSError where the file is not what it was."""
+    if files.stamp(file) != stamp:
+        raise files.Unreadable(f"{file}: has changed since it was opened", "file changed")
+    try:
+        with _open(file) as parquet:
+            return parquet.read_row_group(group, [column]).column(column)
+    except pyarrow.ArrowException as error:
+        raise files.Unreadable(f"{file}: {error}", "file damaged") from None
+
+
+def _open(file: str) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open() if files.is_remote(file) else file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+    """The rows of all files, in the order of the files."""
+
+    files: tuple[tuple[str, str, tuple[str, ...]], ...]  # name, stamp, columns
+    groups: np.ndarray  # [groups, 2]: number of the file, number in the file
+    ends: np.ndarray  # [groups] one past the last row of each
+    skipped: tuple[BadRecord, ...]
+    folder: Folder
+    text_key: str = ""
+    image_key: str = ""
+    min_similarity: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files and the settings."""
+        facts = [self.files, self.folder.path, self.text_key, self.image_key, self.min_similarity]
+        return f"parquet-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Document:
+        name = self.key(index)
+        try:
+            return dataclasses.replace(self._document(index, name), id=name)
+        except Unusable as error:
+            raise BadRecord(name, *error.args) from None
+        except OSError as error:
+            raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
+
+    def key(self, index: int) -> str:
+        """The file, the row group and the row in it."""
+        file, group, row = self._place(index)
+        return f"{self.files[file][0]}:{group}:{row}"
+
+    def texts(self) -> Iterable[str]:
+        """All text."""
+        return texts_of(self)
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are rows 0 to {len(self) - 1}, not {index}")
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        file, group = self.groups[number].tolist()
+        return file, group, index - (int(self.ends[number - 1]) if number else 0)
+
+    def _document(self, index: int, name: str) -> Document:
+        file, group, row = self._place(index)
+        path, stamp, columns = self.files[file]
+        value = lambda column: _read_column(path, stamp, group, column)[row].as_py()
+        picture = next((c for c in ((self.image_key,) if self.image_key else IMAGE_COLUMNS) if c in columns), None)
+        if self.image_key and picture is None:
+            raise Unusable("missing key", f"column {self.image_key}; there are {', '.join(columns)}")
+        cell = lambda item: Cell(path, stamp, group, row, picture, item, name, self.folder)
+        if is_document({column: [] for column in columns}):
+            return self._layout(value, columns, picture, cell)
+        column = next((c for c in ((self.text_key,) if self.text_key else TEXT_COLUMNS) if c in columns), None)
+        if column is None:
+            raise Unusable("missing key", f"a column of text ({self.text_key or ' or '.join(TEXT_COLUMNS)}); there are {', '.join(columns)}")
+        text = require({column: value(column)}, column, str).strip()
+        if not text:
+            raise Unusable("no text")
+        if picture is None:
+            return Document((Text(text),))
+        if self.min_similarity is not None and require({c: value(c) for c in columns if c == "similarity"}, "similarity", float) < self.min_similarity:
+            raise Unusable("low similarity")
+        return Document((Image(cell(-1)), Text(text)), kind="pair")
+
+    def _layout(self, value, columns, picture: str | None, cell) -> Document:
+        """A row in one of the JSON layouts. Its pictures are found by their number; the names only say which there are."""
+        record = {column: value(column) for column in columns if column != picture}
+        shown = value(picture) if picture else None
+        several = isinstance(shown, list)
+        items = shown if several else [] if shown is None else [shown]
+        names = [None if item is None else str(number) for number, item in enumerate(items)]
+        record |= {"images": names} | ({"image": names[0]} if len(names) == 1 else {})
+
+        def find(name: str, number: int) -> images.Source | None:
+            item = items[number]
+            path = item if isinstance(item, str) else item.get("path") if isinstance(item, dict) and not item.get("bytes") else None
+            return cell(number if several else -1) if path is None else self.folder.find(path)
+
+        return document_of(record, find, self.min_similarity)
+
+
+def open_parquet(path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None) -> Parquet:
+    """The rows of the files that a path means. Files that cannot be read are skipped; SourceError where none is left."""
+    try:
+        paths = files.expand(path, (SUFFIX,))
+    except OSError as error:
+        raise SourceError(str(error)) from None
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        looked_at = list(pool.map(_look_at, paths))
+    skipped = tuple(found for found in looked_at if isinstance(found, BadRecord))
+    whole = [found for found in looked_at if not isinstance(found, BadRecord)]
+    groups = [(file, group) for file, found in enumerate(whole) for group in range(len(found[1]))]
+    ends = np.cumsum([rows for found in whole for rows in found[1]], dtype=np.int64)
+    if not len(ends) or not ends[-1]:
+        raise SourceError(f"{path}: there is no row to read{f': {skipped[0]}' if skipped else ''}")
+    folder = Folder(images or os.path.dirname(paths[0]))
+    return Parquet(tuple(found[0] for found in whole), np.array(groups), ends, skipped, folder, text_key, image_key, min_similarity)
+
+
+def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...]], list[int]] | BadRecord:
+    """(name, stamp, columns) of a file and the rows of its groups."""
+    try:
+        stamp = files.stamp(path)
+        with _open(path) as parquet:
+            rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+            return (path, stamp, tuple(parquet.schema_arrow.names)), rows
+    except files.Unreadable as error:
+        return BadRecord(path, error.reason)
+    except (pyarrow.ArrowException, OSError) as error:
+        return BadRecord(path, "file damaged", str(error))
