@@ -10,6 +10,7 @@ import os
 import typing
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -45,7 +46,7 @@ class BadImage(ValueError):
 
 
 def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
-    """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white.
+    """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white; a plain RGB picture itself.
 
     `source` is a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, its path (with `gs://` and
     the like through etils), or what is Stored. Of an animation it is the first frame, of 16-bit greys the upper 8 bits.
@@ -188,11 +189,13 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         canvas = PIL.Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
+        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy
         return PIL.ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing about the pixels: keep the picture as it is stored
         return image
