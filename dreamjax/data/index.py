@@ -118,7 +118,7 @@ ARRAYS = {"offsets": np.int64, "sizes": np.int64, "kinds": np.int32, "member_end
 
 def _map(path: str) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r").view(np.ndarray)  # whose items are reached in less time than a memmap's
     except ValueError:  # an array without elements cannot be mapped
         return np.load(path)
 
