@@ -216,7 +216,7 @@ class DataConfig:
 
     train: tuple[SourceConfig, ...]
     eval: tuple[SourceConfig, ...] = ()
-    tokenizer: str = ""  # a sentencepiece model; empty: one is trained on the documents' own text
+    tokenizer: str = ""  # a sentencepiece model or a tokenizer's folder; empty: that of the embedding's origin in init_from, else one trained on the documents' text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
     template: str = "plain"  # chat template for parts with roles, see rows.TEMPLATES
     length: int = 2048  # L, tokens per row
@@ -299,13 +299,20 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """Parameters taken from an earlier run before the first step: those whose path the pattern finds."""
+    """Parameters taken from an earlier run or a model folder before the first step: those whose path the pattern finds.
+
+    A pattern also finds added tokens by name, as `<dream_` does, and takes their rows of embedding and head. See training/handover.py.
+    """
 
     path: str
     pattern: str = "."
+    which: str = "last"  # last | best (lowest held-back loss): the checkpoint of a workdir
+    new_rows: str = "fresh"  # fresh (drawn like the run's own) | mean (of the old): rows by which the vocabulary has grown
 
     def __post_init__(self):
         require_pattern(self.pattern, "pattern")
+        require(self.which in ("last", "best"), "which", f"{self.which!r} is neither last nor best")
+        require(self.new_rows in ("fresh", "mean"), "new_rows", f"{self.new_rows!r} is neither fresh nor mean")
 
 
 @dataclasses.dataclass(frozen=True)
