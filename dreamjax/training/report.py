@@ -51,7 +51,8 @@ def in_words(facts: dict) -> str:
     parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
     memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in facts["bytes_per_device"].items())
     shards = facts["mesh"]["fsdp"] * facts["mesh"]["tensor"]
-    unsharded = f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor" if shards > 1 else "all, since fsdp x tensor is 1"
+    share = f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor"
+    unsharded = share if shards > 1 else "all, since fsdp x tensor is 1"
     return (
         f"mesh          {mesh}\n"
         f"parameters\n{parts}\n"
