@@ -225,7 +225,7 @@ def test_without_a_tokenizer_rows_are_told_by_their_number(tmp_path):
 
 def test_rows_of_another_tokenizer_are_refused_and_its_own_is_the_default(folders, tmp_path):
     other = Tokenizer.from_model(train_tokenizer(["a red zirzle"], 300))
-    assert other != OURS and other.size == OURS.size
+    assert other.model != OURS.model and other.size <= OURS.size
     with pytest.raises(ConfigError, match="belong to other tokens than this run's; set config.data.tokenizer to .*bare/tokenizer"):
         hand_over(InitFrom(folders["bare"], "^llm/"), tokenizer=other)
     config = RunConfig(model=MODEL, data=DATA, optim=OptimConfig(trainable=(".",)), init_from=(InitFrom(folders["sees"], "^clip/"), InitFrom(folders["draws"], "^llm/")))
