@@ -5,6 +5,7 @@ not know. A setting that would change the numbers and that no code implements mu
 """
 
 import dataclasses
+import math
 
 from dreamjax.schema import require, require_pattern, require_positive
 
@@ -237,20 +238,31 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The fused loss (paper eq. 1, 4, 6) and the official code's options."""
+    """The fused loss (paper eq. 1, 4, 6) and the official code's options. Where two behaviours are named, the first is right."""
 
     lm_weight: float = 1.0
     image_weight: float = 10.0
+    weight_norm: str = "none"  # none | l1 | l2: divides the loss by that norm of the two weights (official loss_scale_schedule)
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     noise_offset: float = 0.0  # a per-channel shift of the noise, also in its target
     input_perturbation: float = 0.0  # extra noise in the U-Net's input only
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
+    unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
+        require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
         require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
+        require(self.weight_norm == "none" or self.lm_weight + self.image_weight > 0, "weight_norm", "two weights of zero have no norm")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """What the language loss and the image loss are multiplied with."""
+        norm = {"none": 1.0, "l1": self.lm_weight + self.image_weight, "l2": math.hypot(self.lm_weight, self.image_weight)}[self.weight_norm]
+        return self.lm_weight / norm, self.image_weight / norm
 
 
 @dataclasses.dataclass(frozen=True)

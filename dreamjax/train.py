@@ -76,7 +76,7 @@ def main() -> int:
             return 0
 
         # -- Compile
-        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start)
+        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
         step = jax.jit(
             make_train_step(config, parts, ids), donate_argnums=0,
