@@ -49,12 +49,16 @@ class ClipConfig:
     layer_norm_eps: float = 1e-5
     activation: str = "quick_gelu"  # quick_gelu | gelu
     select_layer: int = -2  # index into the layers + 1 hidden states whose patches the LLM sees
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in CLIP's training pictures, full brightness is 1
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
         require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
         require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        for name in ("image_mean", "image_std"):
+            require(len(getattr(self, name)) == 3, name, "needs three numbers: red, green, blue")
         within = -self.layers - 1 <= self.select_layer <= self.layers
         require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 

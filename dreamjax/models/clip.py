@@ -20,15 +20,11 @@ from dreamjax.sharding import constrain_rows
 
 Array = jax.Array
 
-# Of the red, green and blue channels of CLIP's training pictures, in units of full brightness.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-
-def normalise(images: Array, dtype: jnp.dtype = jnp.float32) -> Array:
+def normalise(images: Array, config: ClipConfig, dtype: jnp.dtype = jnp.float32) -> Array:
     """uint8 RGB pictures [..., h, w, 3] (0 .. 255) to the pixels that `ClipVision` takes; runs where the images lie, so that they travel as bytes."""
     pixels = images.astype(jnp.float32) / 255
-    return ((pixels - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)).astype(dtype)
+    return ((pixels - jnp.array(config.image_mean)) / jnp.array(config.image_std)).astype(dtype)
 
 
 class ClipVision(nn.Module):

@@ -80,7 +80,7 @@ def init(parts: Parts, key: Array) -> dict:
 
 def see(parts: Parts, params: dict, images: Array) -> Array:
     """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D]: CLIP's selected hidden state without its class token, projected (paper Sec. 3.1)."""
-    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.clip.dtype))
+    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.config.clip, parts.clip.dtype))
     return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(hidden[:, 1:])))
 
 
