@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,17 @@ from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
 from dreamjax.sharding import path_of
 from dreamjax.tokenizer import Tokenizer
+from dreamjax.training.model_folder import put
 
 # What joins the parts and belongs to no foreign model: made afresh where nothing brings it.
 JOINTS = ("visual_projector", "condition_projector", "dream_queries")
+
+
+class Raw(NamedTuple):
+    """One part as its source has it."""
+
+    config: dict
+    tensors: Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +38,10 @@ class Found:
     settings: dict  # fields of ModelConfig
     leaves: dict[str, Leaf]
     files: tuple[pathlib.Path, ...]  # that the leaves are read from
+    raw: dict[str, Raw] = dataclasses.field(default_factory=dict)  # by part
     tokenizer: Tokenizer | None = None
+    tokenizer_folder: pathlib.Path | None = None  # where one may be, of an LLM that does not come with its added tokens
+    clip_tokenizers: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # by the text tower's part
     template: str | None = None
     notes: tuple[str, ...] = ()  # what was left aside
 
@@ -40,10 +52,10 @@ class Plan:
 
     model: ModelConfig
     leaves: dict[str, Leaf]
-    tokenizer: Tokenizer | None
     template: str
     fresh: tuple[str, ...]  # paths of what no source brings
     found: tuple[Found, ...]
+    tokenizer: Tokenizer | None = None
 
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -62,8 +74,12 @@ def read_part(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], te
     return match(part, table, part_shapes(shapes, part), tensors, where)
 
 
-def compose(found: Iterable[Found], seed: int = 0) -> Plan:
-    """The model that the sources make together; ConfigError where two bring the same part or one is missing."""
+def compose(found: Iterable[Found], changes: Mapping | None = None, seed: int = 0) -> Plan:
+    """The model that the sources make together; ConfigError where two bring the same part or one is missing.
+
+    `changes` are fields of ModelConfig that no source knows, or that are to be other than there. The tokenizer is that of a
+    source that brings a whole DreamLLM; `with_tokenizer` gives it to other plans.
+    """
     found = tuple(found)
     settings, leaves = {}, {}
     for source in found:
@@ -75,7 +91,7 @@ def compose(found: Iterable[Found], seed: int = 0) -> Plan:
         if twice:
             raise ConfigError(f"{source.where}: brings {twice[0]}, and so does {leaves[twice[0]].origin}")
         leaves |= source.leaves
-    model = ModelConfig(**settings)
+    model = ModelConfig(**{"dtype": _compute_dtype(leaves), **settings, **(changes or {})})
     shapes = shapes_of(model)
     missing = [path for path in shapes if path not in leaves]
     lost = [path for path in missing if path.split("/")[0] not in JOINTS]
@@ -85,7 +101,60 @@ def compose(found: Iterable[Found], seed: int = 0) -> Plan:
     tokenizers = [source.tokenizer for source in found if source.tokenizer]
     templates = [source.template for source in found if source.template]
     ordered = {path: leaves[path] for path in shapes}
-    return Plan(model, ordered, tokenizers[0] if tokenizers else None, templates[0] if templates else "plain", tuple(missing), found)
+    return Plan(model, ordered, templates[0] if templates else "plain", tuple(missing), found, tokenizers[0] if tokenizers else None)
+
+
+def _compute_dtype(leaves: Mapping[str, Leaf]) -> str:
+    """float32 where the LLM (or, without one, any part) comes in it, else bfloat16."""
+    of_llm = {str(leaf.dtype) for path, leaf in leaves.items() if path.startswith("llm/")} or {str(leaf.dtype) for leaf in leaves.values()}
+    return "float32" if "float32" in of_llm else "bfloat16"
+
+
+def with_tokenizer(plan: Plan, tokenizer: Tokenizer, new_rows: str = "official", seed: int = 0) -> Plan:
+    """The plan with a tokenizer and, where it has more ids than the LLM has rows, with rows for them.
+
+    new_rows: "official", as the official code makes them, N(0, 0.02) (transformers' resize_token_embeddings with LLaMA's
+    initializer_range), or "mean", the mean of the old rows.
+    """
+    if new_rows not in ("official", "mean"):
+        raise ConfigError(f"--new_rows: {new_rows!r} is neither official nor mean")
+    old, new = plan.model.llm.vocab_size, tokenizer.size
+    if new <= old:
+        return dataclasses.replace(plan, tokenizer=tokenizer)
+    leaves, fresh = dict(plan.leaves), list(plan.fresh)
+    rng = np.random.default_rng(seed)
+    for path, axis in (("llm/embed/embedding", 0), ("llm/head/kernel", 1)):
+        if path in leaves:
+            leaves[path] = _with_rows(leaves[path], axis, new, new_rows, rng)
+            fresh.append(f"{path} rows {old} to {new - 1} ({new_rows})")
+    model = dataclasses.replace(plan.model, llm=dataclasses.replace(plan.model.llm, vocab_size=new))
+    return dataclasses.replace(plan, model=model, leaves=leaves, fresh=tuple(fresh), tokenizer=tokenizer)
+
+
+def _with_rows(leaf: Leaf, axis: int, size: int, kind: str, rng: np.random.Generator) -> Leaf:
+    """A leaf of two axes grown to `size` along `axis`."""
+    old, width = leaf.shape[axis], leaf.shape[1 - axis]
+    if kind == "mean":
+        total = np.zeros(width)
+        for begin in range(0, old, 4096):
+            index = tuple(slice(begin, min(begin + 4096, old)) if k == axis else slice(0, width) for k in range(2))
+            total += leaf.read(index).astype(np.float64).sum(axis)
+        rows = np.broadcast_to(total / old, (size - old, width))
+    else:
+        rows = 0.02 * rng.standard_normal((size - old, width), np.float32)
+    rows = rows.astype(leaf.dtype) if axis == 0 else rows.astype(leaf.dtype).T
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        begin, end, _ = index[axis].indices(size)
+        at = lambda first, last: tuple(slice(first, last) if k == axis else index[k] for k in range(2))
+        pieces = []
+        if begin < old:
+            pieces.append(leaf.read(at(begin, min(end, old))))
+        if end > old:
+            pieces.append(rows[at(max(begin - old, 0), end - old)])
+        return np.concatenate(pieces, axis)
+
+    return leaf._replace(shape=(size, width) if axis == 0 else (width, size), read=read)
 
 
 def _fresh_leaves(model: ModelConfig, paths: list[str], seed: int) -> dict[str, Leaf]:
@@ -123,11 +192,3 @@ def place(leaf: Leaf, sharding=None, dtype=None) -> jax.Array:
 def whole(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
     """An index with a slice of definite ends for every axis."""
     return tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
-
-
-def put(tree: dict, path: str, value):
-    """Sets the leaf at a path of nested dicts."""
-    *names, last = path.split("/")
-    for name in names:
-        tree = tree.setdefault(name, {})
-    tree[last] = value

@@ -14,7 +14,7 @@ import pathlib
 
 from dreamjax.config import ClipConfig, DiffusionConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig
 from dreamjax.convert import assemble, clip, llama, stable_diffusion
-from dreamjax.convert.assemble import Found
+from dreamjax.convert.assemble import Found, Raw
 from dreamjax.convert.names import Leaf, Table
 from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import Tensor, Tensors, open_file, open_weights
@@ -35,6 +35,7 @@ MLP = {
 VISUAL_PROJECTORS = {"linear": LINEAR, "mlp": MLP}
 CONDITION_PROJECTOR = {"linear/kernel": "projector.projector.weight"}
 QUERIES = {"": "dream_queries"}
+PREFIXES = {"clip_vision_model.": "clip", "unet.": "unet", "vae.": "vae"}  # of the pickles' names
 
 # Components by the end of their hub name, for a release whose paths lead nowhere here.
 KNOWN_CLIP = {
@@ -63,20 +64,23 @@ def read(folder: pathlib.Path) -> Found:
     shapes = assemble.shapes_of(model)
     tensors, files = open_weights(folder, ("model", "pytorch_model"))
     leaves = assemble.read_part("llm", llama.table(model.llm), shapes, tensors, str(folder))
-    fields = {"llm": model.llm}
+    fields, raw = {"llm": model.llm}, {"llm": Raw(settings.values, tensors)}
     plugins = settings.inner("plugins_init_kwargs").values
     for name, file in ((name, folder / file) for name, file in PLUGINS.items() if name in plugins):
         if not file.exists():
             raise ConfigError(f"{folder}: lacks {file.name}, which config.json's plugins_init_kwargs asks for")
         files += (file,)
-        leaves |= _read_plugin(name, model, shapes, open_file(file), str(file))
+        tensors = open_file(file)
+        leaves |= _read_plugin(name, model, shapes, tensors, str(file))
+        for prefix, part in PREFIXES.items():
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            if own:
+                raw[part] = Raw(_component_config(folder, plugins, model, part), own)
     if model.clip:
         fields |= {"clip": model.clip, "visual_projector": model.visual_projector}
     if model.unet:
         fields |= {"unet": model.unet, "vae": model.vae, "diffusion": model.diffusion, "dream_queries": model.dream_queries}
-    dtype = leaves["llm/embed/embedding"].dtype
-    fields["dtype"] = "float32" if dtype == "float32" else "bfloat16"
-    return Found("official", str(folder), fields, leaves, files, _read_tokenizer(folder, settings, model.llm), TEMPLATE)
+    return Found("official", str(folder), fields, leaves, files, raw, _read_tokenizer(folder, settings, model.llm), template=TEMPLATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +167,20 @@ def find_component(folder: pathlib.Path, plugin: Settings, key: str, file: str) 
     name = plugin.get(key, "")
     homes = [folder / name, folder.absolute().parent / name, pathlib.Path(name)] if name else []
     return next((home for home in homes if (home / file).is_file()), None)
+
+
+def _component_config(folder: pathlib.Path, plugins: Settings, model: ModelConfig, part: str) -> dict:
+    """The component's own config.json as it stands; of one that is known by name alone, ours in its form."""
+    key, plugin, file = {
+        "clip": ("clip_vision_model_name_or_path", "clip_vision_embedding", "config.json"),
+        "unet": ("diffusion_name_or_path", "stable_diffusion_head", "unet/config.json"),
+        "vae": ("diffusion_name_or_path", "stable_diffusion_head", "vae/config.json"),
+    }[part]
+    home = find_component(folder, plugins.inner(plugin), key, file)
+    if home is not None:
+        return Settings.of(home / file).values
+    written = {"clip": lambda: clip.write_config(model.clip), "unet": lambda: stable_diffusion.write_unet(model.unet)}
+    return written.get(part, lambda: stable_diffusion.write_vae(model.vae, model.decoder_size))()
 
 
 def _known(plugin: Settings, key: str, known: dict):
