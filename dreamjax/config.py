@@ -50,12 +50,16 @@ class ClipConfig:
     layer_norm_eps: float = 1e-5
     activation: str = "quick_gelu"  # quick_gelu | gelu
     select_layer: int = -2  # index into the layers + 1 hidden states whose patches the LLM sees
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in CLIP's training pictures, full brightness is 1
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
         require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
         require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        for name in ("image_mean", "image_std"):
+            require(len(getattr(self, name)) == 3, name, "needs three numbers: red, green, blue")
         within = -self.layers - 1 <= self.select_layer <= self.layers
         require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 
@@ -63,6 +67,30 @@ class ClipConfig:
     def patches(self) -> int:
         """P, the number of patches of one picture."""
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """A CLIP text transformer; the defaults are CLIP ViT-L/14's, which is Stable Diffusion 1.x's text encoder."""
+
+    vocab_size: int = 49408
+    positions: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_width: int = 3072
+    layer_norm_eps: float = 1e-5
+    activation: str = "quick_gelu"  # quick_gelu | gelu
+    end_token: int | None = None  # whose first position is pooled; None: the highest id's, which is the same in CLIP's vocabulary
+    projection_width: int = 0  # of the space that texts and pictures share; 0: hidden states alone
+    vision_width: int = 0  # of the picture encoder that is projected into it
+
+    def __post_init__(self):
+        require_positive(self, "vocab_size", "positions", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
+        require_positive(self, "projection_width", "vision_width", or_zero=True)
+        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
+        require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        require((self.projection_width == 0) == (self.vision_width == 0), "vision_width", "and projection_width belong together")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +166,12 @@ class DiffusionConfig:
 class ModelConfig:
     """The parts of a model. A part that is None is absent; `vae` None with a U-Net means diffusion in pixels."""
 
-    llm: LlamaConfig
+    llm: LlamaConfig | None = None
     clip: ClipConfig | None = None
     unet: UNetConfig | None = None
     vae: VaeConfig | None = None
+    text_encoder: ClipTextConfig | None = None  # Stable Diffusion's own, for it as a baseline
+    clip_text: ClipTextConfig | None = None  # CLIP's text tower with both projections, for ranking
     diffusion: DiffusionConfig = DiffusionConfig()
     visual_projector: str = "linear"  # linear | mlp (two layers, GELU)
     dream_queries: int = 64
@@ -152,6 +182,7 @@ class ModelConfig:
         require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
         require_positive(self, "dream_queries")
         require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
+        require(self.clip_text is None or self.clip_text.projection_width > 0, "clip_text.projection_width", "ranking needs the projections")
         if self.unet and self.vae:
             channels = self.vae.latent_channels
             require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
@@ -354,6 +385,7 @@ class RunConfig:
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
         require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
+        require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0
         require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")

@@ -80,7 +80,7 @@ def test_the_llm_reads_tokens_patches_and_queries():
 
 def test_a_picture_becomes_its_patches_projected():
     images = np.stack([DOCUMENTS[0][1][0], DOCUMENTS[2][1][0]])
-    states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images))  # the selected state
+    states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images, LATENT.clip))  # the selected state
     projector = PARAMS["visual_projector"]["linear"]
     expected = states[:, 1:] @ projector["kernel"] + projector["bias"]
     assert expected.shape == (2, PATCHES, WIDTH) and relative_error(see(images), expected) < 1e-6
