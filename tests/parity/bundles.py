@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -158,6 +159,16 @@ def _whole(values: np.ndarray) -> np.ndarray:
     rounded = np.round(values)
     assert np.abs(values - rounded).max() < 1e-3, "these pixels come from no uint8 picture"
     return rounded.astype(np.uint8)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [B, longest] of rows that are filled up on the right or on the left."""
+    ids, mask = np.full((2, len(rows), max(map(len, rows))), pad)
+    mask[:] = 0
+    for i, row in enumerate(rows):
+        span = slice(0, len(row)) if side == "right" else slice(ids.shape[1] - len(row), None)
+        ids[i, span], mask[i, span] = row, 1
+    return ids, mask
 
 
 def recorded_shape(bundle: Bundle) -> Shape:
