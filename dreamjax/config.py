@@ -244,11 +244,13 @@ class LossConfig:
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     noise_offset: float = 0.0  # a per-channel shift of the noise, also in its target
     input_perturbation: float = 0.0  # extra noise in the U-Net's input only
+    late_timesteps: float = 0.0  # share of pictures whose timestep is drawn from the noisiest eighth alone, where the condition says most
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
         require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
 
