@@ -218,7 +218,7 @@ class DataConfig:
     eval: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""  # a sentencepiece model; empty: one is trained on the documents' own text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
-    template: str = "plain"  # chat template for parts with roles, see rows.TEMPLATES
+    template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
     rows_per_group: int = 1  # R
     seen_slots: int = 6  # N, pictures seen per group

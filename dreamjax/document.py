@@ -70,6 +70,7 @@ class Document:
     parts: tuple[Part, ...]
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
+    pair: bool = False  # a picture and its caption, of which training shows one side at a time (data/modes.py)
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -103,6 +104,14 @@ class Document:
                 parted = False
         return text
 
+    def without(self, number: int) -> "Document":
+        """The document without the picture parts[number]; a space stands where it parted two words of one speaker."""
+        before, after = self.parts[:number], self.parts[number + 1 :]
+        if before and after and isinstance(before[-1], Text) and isinstance(after[0], Text) and before[-1].role == after[0].role:
+            if before[-1].text and after[0].text and not before[-1].text[-1].isspace() and not after[0].text[0].isspace():
+                after = (dataclasses.replace(after[0], text=f" {after[0].text}"), *after[1:])
+        return dataclasses.replace(self, parts=before + after)
+
     @property
     def images(self) -> list[PIL.Image.Image]:
         """All pictures, opened."""
@@ -121,7 +130,7 @@ class Document:
             else:
                 source = _data_uri(part.pil()) if image_files is None else os.fspath(next(names))
                 parts.append({"type": "image", "image": source, "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
-        return {"id": self.id, "parts": parts, "notes": list(self.notes)}
+        return {"id": self.id, "parts": parts, "notes": list(self.notes)} | ({"pair": True} if self.pair else {})
 
     @classmethod
     def from_json(cls, record: dict, root: str | os.PathLike | None = None) -> "Document":
@@ -130,7 +139,7 @@ class Document:
         if not isinstance(parts, list):
             raise ValueError("a document is an object with a list under the key 'parts'")
         decoded = tuple(_part_from_json(part, f"parts[{i}]", root) for i, part in enumerate(parts))
-        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())))
+        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())), bool(record.get("pair", False)))
 
     def save_json(self, path: str | os.PathLike):
         """Writes `to_json()`, pictures embedded."""
