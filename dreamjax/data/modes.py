@@ -1,7 +1,7 @@
 """What training shows of a document: pictures seen, dreamed or both, and of a pair one side at a time.
 
-A pair is a Document with `pair` set: one picture and its caption, in any order, whatever their marks. To comprehend it,
-the picture is seen and then the caption learned; to create it, the caption is read and then the picture dreamed.
+A pair is a Document of that kind: one picture and its caption, in any order, whatever their marks. To comprehend it, the
+picture is seen and then the caption learned; to create it, the caption is read and then the picture dreamed.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def view(document: Document, mode: str, coin: float) -> Document:
     Without a pair, joint leaves the marks as they are, comprehension_only dreams no picture, and creation_only shows none
     to the encoder that it also dreams. Conversations are best left joint, as the official code does.
     """
-    if document.pair:
+    if document.kind == "pair":
         return _side(document, mode if mode in SIDES else SIDES[coin < 0.5])
     if mode == "joint":
         return document
@@ -32,7 +32,7 @@ def _side(document: Document, side: str) -> Document:
     comprehend = side == "comprehension_only"
     pictures = tuple(dataclasses.replace(part, seen=comprehend, dreamed=not comprehend) for part in document.parts if isinstance(part, Image))
     texts = tuple(dataclasses.replace(part, learned=comprehend) for part in document.parts if isinstance(part, Text))
-    return dataclasses.replace(document, parts=pictures + texts if comprehend else texts + pictures, pair=False)
+    return dataclasses.replace(document, parts=pictures + texts if comprehend else texts + pictures, kind="")
 
 
 def _mark(image: Image, mode: str) -> Image:

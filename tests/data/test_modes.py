@@ -20,9 +20,9 @@ def marks(document: Document) -> list:
 )
 def test_a_pair_shows_one_side(caption_first, mode, coin, comprehended):
     parts = (Text("A goat."), Image(PICTURE))
-    shown = view(Document(parts if caption_first else parts[::-1], id="a", pair=True), mode, coin)
+    shown = view(Document(parts if caption_first else parts[::-1], id="a", kind="pair"), mode, coin)
     assert marks(shown) == ([(True, False), ("A goat.", True)] if comprehended else [("A goat.", False), (False, True)])
-    assert not shown.pair and shown.id == "a"
+    assert shown.kind == "" and shown.id == "a"
 
 
 def test_other_documents_keep_their_order():

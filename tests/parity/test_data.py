@@ -68,7 +68,7 @@ def document_of(case: dict) -> Document:
     given = case["desc"]
     match case["kind"]:
         case "ImageTextPair":
-            return Document((picture(0), Text(given["text"])), pair=True)
+            return Document((picture(0), Text(given["text"])), kind="pair")
         case "ImageImagePair":
             return Document((picture(0, dreamed=False), picture(1, seen=False)))
         case "InterleavedImageText":
@@ -157,7 +157,7 @@ def test_rows_are_the_recorded_ones(recorded):
             continue
         row, document = recorded.row(case), document_of(case)
         assert row.tokens.tolist() == made["input_ids"], where
-        viewed = view(document, case["mode"], case.get("prob") or 0.0) if document.pair else document
+        viewed = view(document, case["mode"], case.get("prob") or 0.0) if document.kind == "pair" else document
         assert [number_of(viewed.parts[part]) for _, part in row.seen] == made["images"], where
         assert [number_of(viewed.parts[part]) for _, part in row.dreamed] == made["images_dm"], where
         compared["ids"] += 1
