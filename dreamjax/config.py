@@ -203,11 +203,22 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split."""
+    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split.
 
-    format: str  # shapes | storybook
+    Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), mmc4, obelics, llava,
+    instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files in
+    `data/sources` say what a path is and what the records look like. A path that names several files may hold `*` and
+    ranges such as {00000..00099}, or be the folder they lie in; it may be in a bucket (gs://).
+    """
+
+    format: str
     path: str = ""
     split: str = "train"  # train | eval
+    images: str = ""  # folder of the pictures that JSON names; empty: where the JSON lies
+    text_key: str = ""  # key or column of the text; empty: what is usual in the format
+    image_key: str = ""  # column of the picture; empty: what is usual in the format
+    min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
+    cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +229,7 @@ class DataConfig:
     eval: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""  # a sentencepiece model; empty: one is trained on the documents' own text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
-    template: str = "plain"  # chat template for parts with roles, see rows.TEMPLATES
+    template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
     rows_per_group: int = 1  # R
     seen_slots: int = 6  # N, pictures seen per group

@@ -13,7 +13,7 @@ from etils import epath
 from dreamjax import cli
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.rows import TEMPLATES
+from dreamjax.templates import TEMPLATES
 from dreamjax.sampling.interleave import Options
 from dreamjax.schema import ConfigError
 

@@ -14,23 +14,45 @@ from dreamjax.schema import ConfigError
 SPLITS = ("train", "eval")
 
 
-class Source(Protocol):
-    """What every format gives."""
+class SourceError(ValueError):
+    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
 
-    skipped: tuple[str, ...]  # one line for each record left out: where it is and why
+
+class BadRecord(ValueError):
+    """One record that cannot be used.
+
+    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", and `detail` says
+    more of this one. The message is one line of the three.
+    """
+
+    def __init__(self, name: str, reason: str, detail: str = ""):
+        super().__init__(name, reason, detail)  # as the arguments, so that it travels between processes
+        self.name, self.reason, self.detail = name, reason, " ".join(detail.split())
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.name, self.reason, self.detail) if part)
+
+
+class Source(Protocol):
+    """What every format gives. A source can be pickled, cheaply however many documents it has, and called from many threads."""
+
+    skipped: tuple[BadRecord, ...]  # what was left out when the source was opened; these have no index
+    fingerprint: str  # another one whenever a document may be another: what is stored about documents is stored under it
 
     def __len__(self) -> int:
         """Documents of the split."""
 
     def __getitem__(self, index: int) -> Document:
-        """The document at 0 <= index < len(source); an IndexError outside. May be called from many threads."""
+        """The document at 0 <= index < len(source), its pictures not yet opened.
+
+        Raises BadRecord, the same one each time, where the record cannot be used, and IndexError outside.
+        """
+
+    def key(self, index: int) -> str:
+        """What decides the split of a document, without reading it: documents of one key lie in the same split."""
 
     def texts(self) -> Iterable[str]:
         """Strings to train a tokenizer on."""
-
-
-class SourceError(ValueError):
-    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
 
 
 def open_source(config: SourceConfig, seed: int = 0) -> Source:
