@@ -142,7 +142,8 @@ def _read(path: str | os.PathLike | Stored, name: str) -> bytes:
     except FileNotFoundError:
         raise BadImage(f"{name}: no such file", "image missing") from None
     except (OSError, ValueError) as error:
-        raise BadImage(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}", "image cannot be read") from error
+        reason = getattr(error, "reason", "image cannot be read")
+        raise BadImage(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}", reason) from error
 
 
 def _check_size(width: int, height: int, name: str):
