@@ -146,8 +146,9 @@ def banned(parts: Parts, tokenizer: Tokenizer) -> np.ndarray:
     mask = np.zeros(parts.config.llm.vocab_size, bool)
     mask[tokenizer.size :] = True
     mask[list(tokenizer.special_ids | {tokenizer.bos, tokenizer.unk})] = True
-    mask[[tokenizer.eos, tokenizer.dream_start]] = False
-    mask[tokenizer.dream_start] = parts.unet is None
+    mask[tokenizer.eos] = False
+    if parts.unet:
+        mask[tokenizer.dream_start] = False
     return mask
 
 
