@@ -194,7 +194,7 @@ def _begin(
 ) -> tuple[State, Settings]:
     """The state after the prompts and the settings of the writing.
 
-    Batch (`size` where given) and lengths come from buckets; rows beyond the prompts are done from the start.
+    Batch (`size` where given) and lengths come from buckets; rows beyond the prompts may write nothing.
     """
     count, size = len(prompts), size or bucket(len(prompts), 1)
     batch = prompt_batch(parts, tokenizer, prompts, options.template, size)
@@ -206,8 +206,7 @@ def _begin(
         jnp.float32(options.temperature), jnp.float32(options.top_p), jnp.where(active, options.max_tokens, 0),
         jnp.full(size, options.max_images), jnp.full(size, options.min_images), jnp.asarray(banned(parts, tokenizer)),
     )
-    state = _prefill(parts, params, batch, keys, slots=slots, width=bucket(max(options.max_tokens, 1), 64))
-    return state._replace(status=jnp.where(active & (options.max_tokens > 0), state.status, TOKEN_LIMIT)), settings
+    return _prefill(parts, params, batch, keys, slots=slots, width=bucket(max(options.max_tokens, 1), 64)), settings
 
 
 def picture_room(parts: Parts) -> int:

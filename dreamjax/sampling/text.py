@@ -102,4 +102,6 @@ def write(parts: Parts, params: dict, state: State, settings: Settings, special:
         embeds = dreamllm.embed(parts, params, token)[:, None]
         return extend(parts, params, state, embeds, (status == WRITING).astype(jnp.int32))[0]
 
+    spent = (state.status == WRITING) & (state.written >= settings.max_tokens)  # the last token was a <dream_start>
+    state = state._replace(status=jnp.where(spent, TOKEN_LIMIT, state.status))
     return jax.lax.while_loop(lambda state: jnp.any(state.status == WRITING), step, state)

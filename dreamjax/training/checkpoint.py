@@ -39,8 +39,12 @@ def open_folder(path: str | os.PathLike) -> epath.Path:
 
 def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
     """Keeps the newest `kept` checkpoints and the one with the lowest held-back loss; saves in the background, atomically."""
-    best = policies.BestN(get_metric_fn=lambda metrics: -metrics[BEST], n=1, keep_checkpoints_without_metrics=False)
-    options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=kept), best]))
+    negative = lambda metrics: -metrics[BEST]
+    best = policies.BestN(get_metric_fn=negative, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=kept), best]),
+        best_fn=negative,  # the policy alone decides what is kept; without this no metric is written
+    )
     return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
@@ -86,8 +90,11 @@ def checksum(params: dict) -> str:
     @jax.jit
     def words(leaf):
         bits = jax.lax.bitcast_convert_type(leaf.reshape(-1), f"uint{leaf.dtype.itemsize * 8}").astype(np.uint32)
-        position = jax.lax.iota(np.uint32, bits.size) * np.uint32(2654435761) | np.uint32(1)
-        return (bits * position).sum(dtype=np.uint32)
+        word = bits ^ jax.lax.iota(np.uint32, bits.size) * np.uint32(2654435761)
+        # Murmur3's finaliser: a plain weighted sum would miss changes that cancel, such as an even number of signs.
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            word = (word ^ (word >> shift)) * np.uint32(factor)
+        return word.sum(dtype=np.uint32)
 
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
