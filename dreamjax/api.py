@@ -50,22 +50,28 @@ class DreamLLM:
         """
         return self.generate_batch([content], [seed], **options)[0]
 
-    def generate_batch(self, contents: Sequence, seeds: Sequence[int] | None = None, watch: Callable | None = None, **options) -> list[Document]:
-        """`generate` for many at once; seeds are 0, 1, 2 ... where none are given.
+    def generate_batch(
+        self, contents: Sequence, seeds: Sequence[int] | None = None, batch_size: int = 0, watch: Callable | None = None, **options
+    ) -> list[Document]:
+        """`generate` for many: `batch_size` at once, the last batch filled up with nothing, or all at once where it is 0.
 
-        Each document is what it would be beside any others of a batch of this size. `watch` is called with the events of
-        `interleave.run` on the way.
+        Seeds are 0, 1, 2 ... where none are given. A document is what it would be beside any others of a batch of the same
+        size. `watch` is called with the events of `interleave.run` on the way.
         """
-        prompts = [as_prompt(content) for content in contents]
-        seeds = range(len(prompts)) if seeds is None else seeds
-        return interleave.generate(self.parts, self.params, self.tokenizer, prompts, list(seeds), self._options(options), watch) if prompts else []
+        prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        made: list[Document] = []
+        for start in range(0, len(prompts), batch_size or max(len(prompts), 1)):
+            now = slice(start, start + (batch_size or len(prompts)))
+            made += interleave.generate(self.parts, self.params, self.tokenizer, prompts[now], seeds[now], chosen, watch, batch_size)
+        return made
 
     def stream(self, content, seed: int = 0, every: int = 1, preview_every: int = 0, **options) -> Iterator[stream.Event]:
         """The document that `generate` returns as it comes about: TextPiece, PictureStarted, Preview, PictureDone and at last Finished.
 
         Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none).
         """
-        return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self._options(options), every, preview_every)
+        return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
 
     def text_to_image(self, content, num_images: int = 1, seed: int = 0, **how) -> list[PIL.Image.Image]:
         """`num_images` pictures right after `content`, or after each of a list of prompts, prompt by prompt.
@@ -88,7 +94,7 @@ class DreamLLM:
         require_count("num_images", num_images)
         require_count("batch_size", batch_size)
         repeat = lambda documents: [document for document in documents for _ in range(num_images)]
-        prompts, chosen = prompts_of(content), self._options(options)
+        prompts, chosen = prompts_of(content), self.options(options)
         negatives = [] if negative is None else prompts_of(negative)
         negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
         if negatives and len(negatives) != len(prompts):
@@ -129,7 +135,8 @@ class DreamLLM:
         prompts = [Document((Image(picture, dreamed=False, role="user"), Text(question, role="user"))) for picture in images]
         return [document.text.strip() for document in self.generate_batch(prompts, **{"max_images": 0, **options})]
 
-    def _options(self, options: dict[str, Any]) -> Options:
+    def options(self, options: dict[str, Any]) -> Options:
+        """Options by their names; what is not given is the default, for the template the model's. Raises TypeError and ConfigError."""
         unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
         if unknown:
             raise TypeError(f"{unknown[0]} is not an option; there are {', '.join(field.name for field in dataclasses.fields(Options))}")

@@ -102,13 +102,14 @@ Event = Wrote | Drawing | Drawn | Finished
 
 def generate(
     parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options,
-    watch: Callable[[Event], None] | None = None,
+    watch: Callable[[Event], None] | None = None, size: int = 0,
 ) -> list[Document]:
     """What the model writes and draws after each prompt (the prompt itself is not repeated), one Document each.
 
-    `watch` is called with each Event, after every few tokens and denoising steps.
+    `watch` is called with each Event, after every few tokens and denoising steps. `size` rows are computed (0: the power of
+    two that holds the prompts).
     """
-    task, state = begin(parts, params, tokenizer, prompts, seeds, options)
+    task, state = begin(parts, params, tokenizer, prompts, seeds, options, size)
     pace = {"tokens": CHECK_EVERY, "steps": 5} if watch else {}
     for event in run(task, state, **pace):
         if watch:
@@ -117,7 +118,7 @@ def generate(
 
 
 def begin(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0
 ) -> tuple[Task, State]:
     """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
     context, room = context_of(parts, options), picture_room(parts)
@@ -126,7 +127,7 @@ def begin(
         check_row(parts, row, context)
     wanted = max(len(row.tokens) for row in rows) + options.max_tokens + options.max_images * room
     width = bucket(max(options.max_tokens, 1), 64)
-    state = prefill(parts, params, tokenizer, prompts, rows, seeds, min(wanted, context), width)
+    state = prefill(parts, params, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
     limit = lambda value: np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
     settings = Settings(
         np.float32(options.temperature), np.int32(options.top_k), np.float32(options.top_p), np.float32(options.repetition_penalty),

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,16 +56,20 @@ Event = TextPiece | PictureStarted | Preview | PictureDone | Finished
 
 
 def stream(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompt: Document, seed: int, options: Options, every: int = 1, preview_every: int = 0
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompt: Document, seed: int, options: Options, every: int = 1, preview_every: int = 0,
+    watch: Callable[[interleave.Event], None] | None = None,
 ) -> Iterator[Event]:
     """What `interleave.generate` makes of the prompt, event by event, the last one Finished.
 
-    Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none).
+    Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). `watch` is called
+    with the events of `interleave.run`.
     """
     task, state = interleave.begin(parts, params, tokenizer, [prompt], [seed], options)
     pictures: list[np.ndarray] = []
     shown: dict[int, int] = {}  # characters told of each of the document's parts
     for event in interleave.run(task, state, tokens=every, steps=preview_every):
+        if watch:
+            watch(event)
         match event:
             case interleave.Wrote(state=state):
                 yield from _new_text(task, state, pictures, shown)
