@@ -40,6 +40,7 @@ ONLY_IN = {
     "torch": {"convert"}, "diffusers": {"convert"}, "safetensors": {"convert"},
     "sentencepiece": {"tokenizer"},
     "grain": {"data"},
+    "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"},
     "optax": {"training"}, "orbax": {"training"},
     "ml_collections": set(COMMANDS),
 }
