@@ -23,7 +23,7 @@ ALLOWED = {
     "rows": {"config", "document", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"config"}, "sharding": {"schema", "config"},
+    "diffusion": {"schema", "config"}, "sharding": {"schema", "config"},
     "models": MODELS,
     "training": MODELS, "sampling": MODELS,
     "convert": MODELS | {"training"},
