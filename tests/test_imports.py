@@ -22,7 +22,7 @@ ALLOWED = {
     "rows": {"schema", "config", "document", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"config"}, "sharding": {"schema", "config"},
+    "diffusion": {"schema", "config"}, "sharding": {"schema", "config"},
     "models": MODELS,
     "training": MODELS, "sampling": MODELS,
     "convert": MODELS | {"training"},
