@@ -113,6 +113,15 @@ def to_png(image: np.ndarray | PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
+def file_bytes(source: Source) -> bytes:
+    """The encoded file of a picture, as it is; of a Pillow image or an array a PNG. Raises BadImage."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, (PIL.Image.Image, np.ndarray)):
+        return to_png(source)
+    return _read(source, _name(source))
+
+
 def _name(source: Source) -> str:
     if isinstance(source, bytes):
         return "picture given as bytes"

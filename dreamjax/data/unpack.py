@@ -6,7 +6,6 @@ import hashlib
 import io
 import lzma
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -32,7 +31,8 @@ def unpacked(path: str, cache: str) -> tuple[str, str]:
     if not os.path.exists(target):
         with files.opened(path) as packed, _content(packed, opener, path) as content, files.atomic(target) as out:
             try:
-                shutil.copyfileobj(content, out, 2**20)
+                for block in iter(lambda: content.read1(2**20), b""):  # as far as it goes, where it is cut
+                    out.write(block)
             except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
                 problem = str(error)
     return target, problem

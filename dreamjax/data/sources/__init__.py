@@ -13,7 +13,7 @@ from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
-FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct")
+FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record")
 
 
 class SourceError(ValueError):
@@ -100,5 +100,9 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.instruct import open_instruct
 
             return open_instruct(config.path, config.images, config.min_similarity, config.cache)
+        case "array_record":
+            from dreamjax.data.sources.array_record import open_array_record
+
+            return open_array_record(config.path)
         case unknown:
             raise ConfigError(f"data.format: {unknown!r} is unknown; formats are {', '.join(FORMATS)}")
