@@ -65,8 +65,8 @@ def read(folder: pathlib.Path) -> Found:
     tensors, files = open_weights(folder, ("model", "pytorch_model"))
     leaves = assemble.read_part("llm", llama.table(model.llm), shapes, tensors, str(folder))
     fields, raw = {"llm": model.llm}, {"llm": Raw(settings.values, tensors)}
-    plugins = settings.inner("plugins_init_kwargs").values
-    for name, file in ((name, folder / file) for name, file in PLUGINS.items() if name in plugins):
+    plugins = settings.inner("plugins_init_kwargs")
+    for name, file in ((name, folder / file) for name, file in PLUGINS.items() if name in plugins.values):
         if not file.exists():
             raise ConfigError(f"{folder}: lacks {file.name}, which config.json's plugins_init_kwargs asks for")
         files += (file,)
