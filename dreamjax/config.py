@@ -235,11 +235,22 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split."""
+    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split.
 
-    format: str  # shapes | storybook
+    Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), mmc4, obelics, llava,
+    instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files in
+    `data/sources` say what a path is and what the records look like. A path that names several files may hold `*` and
+    ranges such as {00000..00099}, or be the folder they lie in; it may be in a bucket (gs://).
+    """
+
+    format: str
     path: str = ""
     split: str = "train"  # train | eval
+    images: str = ""  # folder of the pictures that JSON names; empty: where the JSON lies
+    text_key: str = ""  # key or column of the text; empty: what is usual in the format
+    image_key: str = ""  # column of the picture; empty: what is usual in the format
+    min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
+    cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +261,7 @@ class DataConfig:
     eval: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""  # a sentencepiece model or a tokenizer's folder; empty: that of the embedding's origin in init_from, else one trained on the documents' text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
-    template: str = "plain"  # chat template for parts with roles, see rows.TEMPLATES
+    template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
     rows_per_group: int = 1  # R
     seen_slots: int = 6  # N, pictures seen per group
@@ -277,12 +288,14 @@ class LossConfig:
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     noise_offset: float = 0.0  # a per-channel shift of the noise, also in its target
     input_perturbation: float = 0.0  # extra noise in the U-Net's input only
+    late_timesteps: float = 0.0  # share of pictures whose timestep is drawn from the noisiest eighth alone, where the condition says most
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
     unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
         require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
         require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
         require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))

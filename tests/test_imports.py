@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "dreamjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-DOCUMENTS = {"schema", "config", "document", "images", "tokenizer", "rows", "batch"}  # numpy only
+DOCUMENTS = {"schema", "config", "document", "images", "tokenizer", "templates", "rows", "batch"}  # numpy only
 MODELS = DOCUMENTS | {"diffusion", "sharding", "models"}
 PRODUCT = MODELS | {"training", "sampling", "convert", "api"}
 
@@ -19,10 +19,11 @@ ALLOWED = {
     "__init__": {"document", "api"},  # api only when asked for, see below
     "schema": set(), "config": {"schema"}, "images": set(), "tokenizer": set(),
     "document": {"images"},
-    "rows": {"schema", "config", "document", "tokenizer"},
+    "templates": {"schema", "document"},
+    "rows": {"config", "document", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"config"}, "sharding": {"schema", "config"},
+    "diffusion": {"schema", "config"}, "sharding": {"schema", "config"},
     "models": MODELS,
     "training": MODELS, "sampling": MODELS,
     "convert": MODELS | {"training"},

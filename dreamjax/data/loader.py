@@ -54,7 +54,7 @@ class Loader:
         self.slots = Slots.of(config.model)
         self.shape = shape_of(config)
         opened = [open_source(source, config.seed) for source in sources]
-        self.skipped = tuple(reason for source in opened for reason in source.skipped)
+        self.skipped = tuple(str(reason) for source in opened for reason in source.skipped)
         self.source = Concatenation(opened)
         self.lengths, self.cut = self._index()
         if not self.lengths[:, 0].any():

@@ -85,7 +85,7 @@ def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
     def one(number):
         t, noise, posterior, offset, perturbation, drop = jax.random.split(jax.random.fold_in(key, number), 6)
         return Draws(
-            timesteps=jax.random.randint(t, (), 0, diffusion.timesteps),
+            timesteps=_draw_timestep(loss, diffusion.timesteps, t),
             noise=jax.random.normal(noise, shape),
             posterior=jax.random.normal(posterior, shape) if parts.vae else None,
             offset=jax.random.normal(offset, (1, 1, shape[-1])) if loss.noise_offset else None,
@@ -94,6 +94,15 @@ def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
         )
 
     return jax.vmap(one)(numbers)
+
+
+def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
+    """Evenly in [0, count), but for the share that `late_timesteps` takes from the noisiest eighth."""
+    even = jax.random.randint(key, (), 0, count)
+    if not loss.late_timesteps:
+        return even
+    chosen, late = jax.random.split(jax.random.fold_in(key, 1))
+    return jnp.where(jax.random.bernoulli(chosen, loss.late_timesteps), jax.random.randint(late, (), count - count // 8, count), even)
 
 
 def picture_errors(parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws) -> Array:

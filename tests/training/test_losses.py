@@ -160,6 +160,14 @@ def test_draws_have_the_distributions_that_they_should():
     assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
 
 
+def test_a_share_of_the_timesteps_can_be_drawn_late():
+    late = LossConfig(late_timesteps=0.5)
+    timesteps = quick_jit(lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps)()
+    assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
+    early = timesteps[timesteps < 875]
+    assert abs(early.mean() - 437) < 25  # the rest stays even
+
+
 @pytest.mark.parametrize("norm, total", [("none", 13.0), ("l1", 13.0 / 5), ("l2", 13.0 / 17**0.5)])
 def test_the_loss_is_divided_by_a_norm_of_its_weights(norm, total):
     lm, image = LossConfig(lm_weight=1.0, image_weight=4.0, weight_norm=norm).weights
