@@ -24,7 +24,7 @@ from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
 from dreamjax.sharding import path_of
-from dreamjax.training import optim
+from dreamjax.training import model_folder, optim
 from dreamjax.training.state import State
 
 BEST = "held_back_loss"
@@ -126,7 +126,7 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
     they go whole to the default device.
     """
-    shapes = parameter_shapes(read_config(folder).model)
+    shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
     return read_params(folder, target, which)
@@ -135,7 +135,7 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
 def read_params(folder: epath.Path, wanted: dict, which: str = "last") -> dict:
     """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
     if (folder / "params").exists():
-        return load_tree(folder / "params", wanted)
+        return load_tree(model_folder.params_path(folder), wanted)
     config = read_config(folder)
     trainable, frozen = optim.split(config.optim, wanted)
     state = folder / "checkpoints" / str(step_of(folder, which)) / "state"

@@ -25,9 +25,9 @@ import numpy as np
 from etils import epath
 
 from dreamjax.config import InitFrom, RunConfig
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, to_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint
+from dreamjax.training import checkpoint, model_folder
 
 VOCABULARY = {"llm/embed/embedding": 0, "llm/head/kernel": 1}  # the parameters with a row per token, and its axis
 TRAINED_BEHIND = {
@@ -102,7 +102,7 @@ def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None) -> t
 
 def _open(key: str, given: InitFrom, tokenizer: Tokenizer | None) -> _Origin:
     folder = checkpoint.open_folder(given.path)
-    shapes = checkpoint.flatten(checkpoint.parameter_shapes(checkpoint.read_config(folder).model))
+    shapes = checkpoint.flatten(checkpoint.parameter_shapes(model_folder.read_card(folder).model))
     own = tokenizer and (folder / "tokenizer").exists()
     return _Origin(key, given, folder, {path: leaf.shape for path, leaf in shapes.items()}, Tokenizer.load(folder / "tokenizer") if own else tokenizer)
 
@@ -223,19 +223,29 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
     """Where a workdir's checkpoint or a model folder comes from, back to the first run.
 
     {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same, each besides with the pattern, the
-    parameters that were taken (rows of tokens as PARAMETER/<token>) and their checksum in the dtype of the taker; `fresh` are the
-    parameters that came from none. What is not known is None.
+    parameters that were taken (rows of tokens as PARAMETER/<token>) and the checksum of these parameters, whole and in the dtype of
+    the taker; foreign weights have their files with checksums instead. `fresh` are the parameters that came from none. What is not
+    known is None.
     """
     if (folder / "params").exists():
         file = folder / ORIGINS_FILE
-        record, step = json.loads(file.read_text()) if file.exists() else {}, None
+        record, step = json.loads(file.read_text()) if file.exists() else _of_card(model_folder.read_card(folder)), None
     else:
         step = checkpoint.step_of(folder, which)
         record = checkpoint.read_meta(folder, step)
     return {"path": str(folder), "step": step, "origins": record.get("origins"), "fresh": record.get("fresh")}
 
 
-def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str):
+def _of_card(card: model_folder.ModelCard) -> dict:
+    """The record of an imported model; one that says nothing of its origins is of unknown descent."""
+    if not card.origins:
+        return {}
+    unknown = {"step": None, "pattern": None, "checksum": None, "origins": None, "fresh": None}
+    entries = [{"path": origin.source, "parameters": list(origin.parts), "files": to_dict(origin.files), **unknown} for origin in card.origins]
+    return {"origins": entries, "fresh": list(card.fresh)}
+
+
+def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str | None = None):
     """Says in a model folder that all its parameters are those of a workdir or model folder."""
     before = origins_of(source, which)
     entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": checksum}
@@ -252,7 +262,9 @@ def _lines(record: dict, indent: str) -> list[str]:
     for origin in record["origins"] or []:
         at = "" if origin["step"] is None else f" at step {origin['step']}"
         taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
-        lines.append(f"{indent}from {origin['path']}{at}: {taken} (pattern {origin['pattern']!r}, checksum {origin['checksum']})")
+        files = [f"{file['name']} {file['sha256']}" for file in origin.get("files", ())]
+        facts = [f"{name} {origin[name]}" for name in ("pattern", "checksum") if origin[name]] + files
+        lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:
         lines.append(f"{indent}fresh: {_in_parts(record['fresh'])}")
@@ -266,5 +278,7 @@ def _in_parts(names: list[str]) -> str:
         if name.rpartition("/")[0] in VOCABULARY:
             rows.append(name)
         else:
-            counts[name.split("/")[0]] += 1
-    return ", ".join([*(f"{part} ({count} parameter{'s' if count > 1 else ''})" for part, count in counts.items()), *rows])
+            part, *inside = name.split("/")
+            counts[part] += bool(inside)
+    counted = [f"{part} ({count} parameter{'s' if count > 1 else ''})" if count else part for part, count in counts.items()]
+    return ", ".join([*counted, *rows])
