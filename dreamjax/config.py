@@ -5,6 +5,7 @@ not know. A setting that would change the numbers and that no code implements mu
 """
 
 import dataclasses
+import math
 
 from dreamjax.schema import require, require_pattern, require_positive
 
@@ -49,12 +50,16 @@ class ClipConfig:
     layer_norm_eps: float = 1e-5
     activation: str = "quick_gelu"  # quick_gelu | gelu
     select_layer: int = -2  # index into the layers + 1 hidden states whose patches the LLM sees
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in CLIP's training pictures, full brightness is 1
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
         require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
         require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        for name in ("image_mean", "image_std"):
+            require(len(getattr(self, name)) == 3, name, "needs three numbers: red, green, blue")
         within = -self.layers - 1 <= self.select_layer <= self.layers
         require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 
@@ -62,6 +67,30 @@ class ClipConfig:
     def patches(self) -> int:
         """P, the number of patches of one picture."""
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """A CLIP text transformer; the defaults are CLIP ViT-L/14's, which is Stable Diffusion 1.x's text encoder."""
+
+    vocab_size: int = 49408
+    positions: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_width: int = 3072
+    layer_norm_eps: float = 1e-5
+    activation: str = "quick_gelu"  # quick_gelu | gelu
+    end_token: int | None = None  # whose first position is pooled; None: the highest id's, which is the same in CLIP's vocabulary
+    projection_width: int = 0  # of the space that texts and pictures share; 0: hidden states alone
+    vision_width: int = 0  # of the picture encoder that is projected into it
+
+    def __post_init__(self):
+        require_positive(self, "vocab_size", "positions", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
+        require_positive(self, "projection_width", "vision_width", or_zero=True)
+        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
+        require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
+        require((self.projection_width == 0) == (self.vision_width == 0), "vision_width", "and projection_width belong together")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +166,12 @@ class DiffusionConfig:
 class ModelConfig:
     """The parts of a model. A part that is None is absent; `vae` None with a U-Net means diffusion in pixels."""
 
-    llm: LlamaConfig
+    llm: LlamaConfig | None = None
     clip: ClipConfig | None = None
     unet: UNetConfig | None = None
     vae: VaeConfig | None = None
+    text_encoder: ClipTextConfig | None = None  # Stable Diffusion's own, for it as a baseline
+    clip_text: ClipTextConfig | None = None  # CLIP's text tower with both projections, for ranking
     diffusion: DiffusionConfig = DiffusionConfig()
     visual_projector: str = "linear"  # linear | mlp (two layers, GELU)
     dream_queries: int = 64
@@ -151,6 +182,7 @@ class ModelConfig:
         require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
         require_positive(self, "dream_queries")
         require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
+        require(self.clip_text is None or self.clip_text.projection_width > 0, "clip_text.projection_width", "ranking needs the projections")
         if self.unet and self.vae:
             channels = self.vae.latent_channels
             require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
@@ -238,7 +270,7 @@ class DataConfig:
 
     train: tuple[SourceConfig, ...]
     eval: tuple[SourceConfig, ...] = ()
-    tokenizer: str = ""  # a sentencepiece model; empty: one is trained on the documents' own text
+    tokenizer: str = ""  # a sentencepiece model or a tokenizer's folder; empty: that of the embedding's origin in init_from, else one trained on the documents' text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
     template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
@@ -261,20 +293,33 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The fused loss (paper eq. 1, 4, 6) and the official code's options."""
+    """The fused loss (paper eq. 1, 4, 6) and the official code's options. Where two behaviours are named, the first is right."""
 
     lm_weight: float = 1.0
     image_weight: float = 10.0
+    weight_norm: str = "none"  # none | l1 | l2: divides the loss by that norm of the two weights (official loss_scale_schedule)
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     noise_offset: float = 0.0  # a per-channel shift of the noise, also in its target
     input_perturbation: float = 0.0  # extra noise in the U-Net's input only
+    late_timesteps: float = 0.0  # share of pictures whose timestep is drawn from the noisiest eighth alone, where the condition says most
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
+    unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
+        require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
+        require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
         require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
+        require(self.weight_norm == "none" or self.lm_weight + self.image_weight > 0, "weight_norm", "two weights of zero have no norm")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """What the language loss and the image loss are multiplied with."""
+        norm = {"none": 1.0, "l1": self.lm_weight + self.image_weight, "l2": math.hypot(self.lm_weight, self.image_weight)}[self.weight_norm]
+        return self.lm_weight / norm, self.image_weight / norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,13 +368,20 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """Parameters taken from an earlier run before the first step: those whose path the pattern finds."""
+    """Parameters taken from an earlier run or a model folder before the first step: those whose path the pattern finds.
+
+    A pattern also finds added tokens by name, as `<dream_` does, and takes their rows of embedding and head. See training/handover.py.
+    """
 
     path: str
     pattern: str = "."
+    which: str = "last"  # last | best (lowest held-back loss): the checkpoint of a workdir
+    new_rows: str = "fresh"  # fresh (drawn like the run's own) | mean (of the old): rows by which the vocabulary has grown
 
     def __post_init__(self):
         require_pattern(self.pattern, "pattern")
+        require(self.which in ("last", "best"), "which", f"{self.which!r} is neither last nor best")
+        require(self.new_rows in ("fresh", "mean"), "new_rows", f"{self.new_rows!r} is neither fresh nor mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,6 +411,7 @@ class RunConfig:
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
         require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
+        require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0
         require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")

@@ -113,6 +113,15 @@ def to_png(image: np.ndarray | PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
+def file_bytes(source: Source) -> bytes:
+    """The encoded file of a picture, as it is; of a Pillow image or an array a PNG. Raises BadImage."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, (PIL.Image.Image, np.ndarray)):
+        return to_png(source)
+    return _read(source, _name(source))
+
+
 def _name(source: Source) -> str:
     if isinstance(source, bytes):
         return "picture given as bytes"
@@ -142,7 +151,8 @@ def _read(path: str | os.PathLike | Stored, name: str) -> bytes:
     except FileNotFoundError:
         raise BadImage(f"{name}: no such file", "image missing") from None
     except (OSError, ValueError) as error:
-        raise BadImage(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}", "image cannot be read") from error
+        reason = getattr(error, "reason", "image cannot be read")
+        raise BadImage(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}", reason) from error
 
 
 def _check_size(width: int, height: int, name: str):

@@ -23,10 +23,11 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, optim, report
+from dreamjax.training import checkpoint, handover, optim, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
+from dreamjax.training.start import begin, prepare_workdir
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import make_train_step
 
@@ -55,7 +56,7 @@ def main() -> int:
 
     # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
-    checkpoint.prepare_workdir(workdir, config)
+    prepare_workdir(workdir, config)
     tokenizer = open_tokenizer(config, workdir)
     loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
     print(loader.in_words(), flush=True)
@@ -66,14 +67,16 @@ def main() -> int:
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
-        state, frozen, meta = checkpoint.start(config, parts, workdir, manager, shapes, where)
+        state, frozen, meta = begin(config, parts, workdir, manager, shapes, where)
+        if config.init_from:
+            print(handover.in_words(meta), flush=True)
         start = int(state.step)
         if start >= config.total_steps:
             print(f"{workdir}: complete at step {start}, nothing to do")
             return 0
 
         # -- Compile
-        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start)
+        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
         step = jax.jit(
             make_train_step(config, parts, ids), donate_argnums=0,

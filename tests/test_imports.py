@@ -23,7 +23,7 @@ ALLOWED = {
     "rows": {"config", "document", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"config"}, "sharding": {"schema", "config"},
+    "diffusion": {"schema", "config"}, "sharding": {"schema", "config"},
     "models": MODELS,
     "training": MODELS, "sampling": MODELS,
     "convert": MODELS | {"training"},
@@ -41,6 +41,7 @@ ONLY_IN = {
     "torch": {"convert"}, "diffusers": {"convert"}, "safetensors": {"convert"},
     "sentencepiece": {"tokenizer"},
     "grain": {"data"},
+    "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"},
     "optax": {"training"}, "orbax": {"training"},
     "ml_collections": set(COMMANDS),
 }

@@ -1,7 +1,8 @@
 """Takes a model out of a training run: python -m dreamjax.convert export --model=DIR --format=params --out=DIR
 
 `export` writes a model folder that stands by itself (config.json, tokenizer/, params/ in Orbax): what `DreamLLM.load`
-opens and `init_from` takes over. `info --model=DIR` prints what a folder holds, the last line as JSON.
+opens and `init_from` takes over. `info --model=DIR` prints what a folder holds and the whole chain of runs that it comes
+from, the last line as JSON.
 """
 
 import json
@@ -13,7 +14,7 @@ from absl import flags
 from dreamjax import cli
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, report
+from dreamjax.training import checkpoint, handover, report
 
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 FORMAT = flags.DEFINE_string("format", "params", "params: Orbax parameters with config and tokenizer.")
@@ -34,21 +35,26 @@ def export() -> int:
     checkpoint.write_config(out, config)
     Tokenizer.load(source / "tokenizer").save(out / "tokenizer")
     checkpoint.save_tree(out / "params", params)
-    print(json.dumps({"model": str(out), "parameters": report.elements(params), "checksum": checkpoint.checksum(params)}))
+    checksum = checkpoint.checksum(params)
+    handover.write_origins(out, source, WHICH.value, checksum)
+    print(json.dumps({"model": str(out), "parameters": report.elements(params), "checksum": checksum}))
     return 0
 
 
 def info() -> int:
-    """Prints the parts of a model and their sizes."""
+    """Prints the parts of a model, their sizes and where they come from, back to the first run."""
     if MODEL.value is None:
         raise ConfigError("info: needs --model")
-    params = checkpoint.load_params(checkpoint.open_folder(MODEL.value), WHICH.value)
+    folder = checkpoint.open_folder(MODEL.value)
+    params, origins = checkpoint.load_params(folder, WHICH.value), handover.origins_of(folder, WHICH.value)
     facts = {
         "parameters": {name: report.elements(part) for name, part in params.items()},
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
         "checksum": checkpoint.checksum(params),
+        **origins,
     }
     print("\n".join(f"{name:20s} {size:15,d}" for name, size in facts["parameters"].items()))
+    print(handover.in_words(origins))
     print(json.dumps(facts))
     return 0
 

@@ -12,6 +12,8 @@ from dreamjax.document import Document
 from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
+WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
+FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record")
 
 
 class SourceError(ValueError):
@@ -62,6 +64,8 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
     """
     if config.split not in SPLITS:
         raise ConfigError(f"data.split: {config.split!r} is none of {', '.join(SPLITS)}")
+    if config.split != "train" and config.format in FORMATS and config.format not in WITH_SPLITS:
+        raise ConfigError(f"data.split: {config.format} has no part that is held back; give other files to evaluate on, as the split train")
     # Imported by case: a format's libraries are needed only by those who read it.
     match config.format:
         case "shapes":
@@ -76,5 +80,29 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.storybook import StorybookPages
 
             return StorybookPages(config.path, config.split)
+        case "webdataset":
+            from dreamjax.data.sources.webdataset import open_webdataset
+
+            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache)
+        case "mmc4":
+            from dreamjax.data.sources.mmc4 import open_mmc4
+
+            return open_mmc4(config.path, config.images, config.min_similarity, config.cache)
+        case "obelics":
+            from dreamjax.data.sources.obelics import open_obelics
+
+            return open_obelics(config.path, config.images, config.cache)
+        case "llava":
+            from dreamjax.data.sources.llava import open_llava
+
+            return open_llava(config.path, config.images, config.cache)
+        case "instruct":
+            from dreamjax.data.sources.instruct import open_instruct
+
+            return open_instruct(config.path, config.images, config.min_similarity, config.cache)
+        case "array_record":
+            from dreamjax.data.sources.array_record import open_array_record
+
+            return open_array_record(config.path)
         case unknown:
-            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are shapes, storybook, storybook_pages")
+            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are {', '.join(FORMATS)}")
