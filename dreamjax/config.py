@@ -251,6 +251,17 @@ class SourceConfig:
     image_key: str = ""  # column of the picture; empty: what is usual in the format
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
     cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
+    mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
+    labels: str = "all"  # all | official: <dream_start> is not learned in conversations
+    eval_share: float = 0.0  # of the documents, by their keys, that are the eval split; 0: all are of either (shapes and storybook have splits of their own)
+    size: int = 0  # documents that an epoch shows; 0: all, once
+    weight: float = 0.0  # share of an epoch's documents, in proportion to the others'; 0: by size
+
+    def __post_init__(self):
+        require(self.mode in ("joint", "comprehension_only", "creation_only"), "mode", f"{self.mode!r} is none of joint, comprehension_only, creation_only")
+        require(self.labels in ("all", "official"), "labels", f"{self.labels!r} is neither all nor official")
+        require_positive(self, "size", "weight", or_zero=True)
+        require(0 <= self.eval_share < 1, "eval_share", "is a share in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,14 +278,16 @@ class DataConfig:
     seen_slots: int = 6  # N, pictures seen per group
     dreamed_slots: int = 6  # M, pictures dreamed per group
     flip: bool = False  # mirror dreamed pictures at random
+    draft: bool = False  # decode large JPEGs at a part of their size: faster, and pixels differ a little
     max_bad_share: float = 0.01  # share of broken records above which a run stops
-    threads: int = 2  # that decode pictures ahead of the step
+    threads: int = 2  # that decode pictures ahead of the step, in each process
+    workers: int = 0  # processes that do so; 0: this one alone
 
     def __post_init__(self):
         require(len(self.train) > 0, "train", "needs at least one source")
         require(self.length > 2, "length", "must be at least 3")
         require_positive(self, "rows_per_group", "tokenizer_vocab", "threads")
-        require_positive(self, "seen_slots", "dreamed_slots", or_zero=True)
+        require_positive(self, "seen_slots", "dreamed_slots", "workers", or_zero=True)
         require(0 <= self.max_bad_share <= 1, "max_bad_share", "is a share between 0 and 1")
 
 
