@@ -155,7 +155,7 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
         status = np.asarray(state.status)
         if options.stop:
             status = np.where(_stopped(task, state), STOPPED, status)
-            state = state._replace(status=jnp.asarray(status))
+            state = state._replace(status=jax.device_put(status))
         yield Wrote(state)
         if np.any(status == WRITING):
             continue
