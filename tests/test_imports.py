@@ -28,7 +28,7 @@ ALLOWED = {
     "convert": MODELS | {"training"},
     "api": PRODUCT,
     "evaluation": PRODUCT | {"data"},
-    "cli": DOCUMENTS | {"data"},
+    "cli": DOCUMENTS | {"data"}, "clip_tokenizer": set(),
 }
 COMMANDS = ("train", "sample", "prepare", "evaluate", "compile")
 ALLOWED |= {command: PRODUCT | {"data", "evaluation", "cli"} for command in COMMANDS}

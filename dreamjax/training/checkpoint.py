@@ -7,7 +7,7 @@
       checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: batches taken, seconds, where frozen lies
       metrics.jsonl, samples/, TensorBoard events
 
-A model folder to use or to hand on (`convert export`) holds config.json, tokenizer/ and params/.
+A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
 
 import json
@@ -25,7 +25,7 @@ from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
 from dreamjax.sharding import path_of
-from dreamjax.training import optim
+from dreamjax.training import model_folder, optim
 from dreamjax.training.state import State, init
 
 BEST = "held_back_loss"
@@ -67,7 +67,7 @@ def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
 
 
 def save_tree(path: epath.Path, params: dict):
-    """Writes a tree of parameters in one Orbax checkpoint."""
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params))
 
@@ -109,7 +109,7 @@ def write_config(folder: epath.Path, config: RunConfig):
 
 
 def read_config(folder: epath.Path) -> RunConfig:
-    """The RunConfig of a workdir or model folder; ConfigError where there is none."""
+    """The RunConfig of a workdir; ConfigError where there is none. `model_folder.read_card` reads model folders too."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
@@ -122,12 +122,13 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
     they go whole to the default device.
     """
-    config = read_config(folder)
-    shapes = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(config.model), jax.random.key(0)))
+    model = model_folder.read_card(folder).model
+    shapes = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
     if (folder / "params").exists():
-        return load_tree(folder / "params", target)
+        return load_tree(model_folder.params_path(folder), target)
+    config = read_config(folder)
     step = best_step(folder) if which == "best" else last_step(folder)
     trainable, frozen = optim.split(config.optim, target)
     kind = "average" if config.optim.ema_decay else "trainable"
