@@ -7,7 +7,7 @@
       checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where
       metrics.jsonl, samples/, TensorBoard events
 
-A model folder to use or to hand on (`convert export`) holds config.json, tokenizer/, params/ and origins.json.
+A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
 
 import json
@@ -66,7 +66,7 @@ def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
 
 
 def save_tree(path: epath.Path, params: dict):
-    """Writes a tree of parameters in one Orbax checkpoint."""
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params))
 
@@ -108,7 +108,7 @@ def write_config(folder: epath.Path, config: RunConfig):
 
 
 def read_config(folder: epath.Path) -> RunConfig:
-    """The RunConfig of a workdir or model folder; ConfigError where there is none."""
+    """The RunConfig of a workdir; ConfigError where there is none. `model_folder.read_card` reads model folders too."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")

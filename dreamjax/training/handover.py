@@ -241,7 +241,8 @@ def _of_card(card: model_folder.ModelCard) -> dict:
     if not card.origins:
         return {}
     unknown = {"step": None, "pattern": None, "checksum": None, "origins": None, "fresh": None}
-    entries = [{"path": origin.source, "parameters": list(origin.parts), "files": to_dict(origin.files), **unknown} for origin in card.origins]
+    known = lambda origin: {"path": origin.source, "format": origin.format, "parameters": list(origin.parts), "files": to_dict(origin.files)}
+    entries = [known(origin) | unknown for origin in card.origins]
     return {"origins": entries, "fresh": list(card.fresh)}
 
 
@@ -263,7 +264,7 @@ def _lines(record: dict, indent: str) -> list[str]:
         at = "" if origin["step"] is None else f" at step {origin['step']}"
         taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
         files = [f"{file['name']} {file['sha256']}" for file in origin.get("files", ())]
-        facts = [f"{name} {origin[name]}" for name in ("pattern", "checksum") if origin[name]] + files
+        facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)] + files
         lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:

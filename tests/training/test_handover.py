@@ -253,4 +253,4 @@ def test_an_imported_model_says_which_files_it_was(tmp_path):
     model_folder.write_card(folder, ModelCard(CONFIG.model, origins=(origin,), fresh=("visual_projector/linear/bias",)))
     record = handover.origins_of(folder)
     assert record["origins"][0]["files"] == ({"name": "model.safetensors", "size": 7, "sha256": "f00d"},)
-    assert handover.in_words(record) == "from vicuna: llm (model.safetensors f00d)\nfresh: visual_projector (1 parameter)"
+    assert handover.in_words(record) == "from vicuna: llm (format llama, model.safetensors f00d)\nfresh: visual_projector (1 parameter)"
