@@ -263,9 +263,9 @@ def _lines(record: dict, indent: str) -> list[str]:
     for origin in record["origins"] or []:
         at = "" if origin["step"] is None else f" at step {origin['step']}"
         taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
-        files = [f"{file['name']} {file['sha256']}" for file in origin.get("files", ())]
-        facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)] + files
+        facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)]
         lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
+        lines += [f"{indent}  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin.get("files", ())]
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:
         lines.append(f"{indent}fresh: {_in_parts(record['fresh'])}")
