@@ -65,10 +65,14 @@ def import_() -> int:
 def export() -> int:
     """Writes the parameters, averaged ones where the run keeps them, with all that is needed to use them."""
     need(MODEL, OUT)
-    out = checkpoint.open_folder(OUT.value)
-    left = exporting.export(checkpoint.open_folder(MODEL.value), FORMAT.value, out, WHICH.value)
+    source, out = checkpoint.open_folder(MODEL.value), checkpoint.open_folder(OUT.value)
+    left = exporting.export(source, FORMAT.value, out, WHICH.value)
     print("".join(f"left out      {part}: the format has no place for it\n" for part in left), end="")
-    print(json.dumps({"model": str(out), "format": FORMAT.value, "left_out": left}))
+    facts = {"model": str(out), "format": FORMAT.value, "left_out": left}
+    if FORMAT.value == "params":
+        facts["checksum"] = checkpoint.checksum(checkpoint.load_params(out))
+        handover.write_origins(out, source, WHICH.value, facts["checksum"])
+    print(json.dumps(facts))
     return 0
 
 
