@@ -37,12 +37,10 @@ def run(name: str, main: Callable[[], int | None]):
                 flags.FLAGS["config"].value.lock()  # a file that did not load says so only when it is touched
         except SystemExit:  # --help, which absl ends with status 1
             sys.exit(0)
-        except KeyError as error:  # an override of what the config lacks
-            _stop(name, f"--config has no key {error.args[0] if error.args else error}")
         except flags.Error as error:
             _stop(name, error)
-        except (AttributeError, OSError, SyntaxError, TypeError, ValueError, ImportError) as error:  # raised by config files
-            _stop(name, error)
+        except Exception as error:  # raised by a config file, which is the user's program, or by an override that fits it not
+            _stop(name, f"--config: {_reason(error)}")
         if len(rest) > 1:
             _stop(name, f"{rest[1]!r} is not a flag; see --help")
         return rest
@@ -54,6 +52,16 @@ def run(name: str, main: Callable[[], int | None]):
             _stop(name, error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _reason(error: Exception) -> str:
+    """The gist of what ml_collections raises: it wraps errors in each other and tells of a file's failure on the last line."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    message = str(error.args[0]) if error.args else type(error).__name__
+    if isinstance(error, KeyError):
+        return f"has no key {message}"
+    return message.strip().splitlines()[-1] if "earlier failure to load" in message else message
 
 
 def _stop(name: str, error: Exception | str):

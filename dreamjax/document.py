@@ -111,6 +111,14 @@ class Document:
                 parted = False
         return text
 
+    def without(self, number: int) -> "Document":
+        """The document without the picture parts[number]; a space stands where it parted two words of one speaker."""
+        before, after = self.parts[:number], self.parts[number + 1 :]
+        if before and after and isinstance(before[-1], Text) and isinstance(after[0], Text) and before[-1].role == after[0].role:
+            if before[-1].text and after[0].text and not before[-1].text[-1].isspace() and not after[0].text[0].isspace():
+                after = (dataclasses.replace(after[0], text=f" {after[0].text}"), *after[1:])
+        return dataclasses.replace(self, parts=before + after)
+
     @property
     def images(self) -> list[PIL.Image.Image]:
         """All pictures, opened."""
@@ -144,10 +152,10 @@ class Document:
         """Writes `to_json()`, pictures embedded."""
         _path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
 
-    def save_html(self, path: str | os.PathLike):
-        """Writes a page that needs no other file; the id, where there is one, is its headline."""
+    def save_html(self, path: str | os.PathLike, growing: bool = False):
+        """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
-        page = _page(self.id or _shorten(self.text, 60) or "A document", headline + _article(self))
+        page = _page(self.id or _shorten(self.text, 60) or "A document", headline + _article(self), _RELOAD if growing else "")
         _path(path).write_bytes(page.encode("utf-8", "replace"))
 
     def save_images(self, folder: str | os.PathLike) -> list:
@@ -265,10 +273,13 @@ def render_html(documents: collections.abc.Iterable[Document], title: str) -> st
     return _page(title, f"<h1>{html.escape(title)}</h1>\n{articles}")
 
 
-def _page(title: str, body: str) -> str:
+_RELOAD = '<meta http-equiv="refresh" content="1">\n'
+
+
+def _page(title: str, body: str, head: str = "") -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"{head}<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

@@ -18,13 +18,14 @@ def train(*arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ((QUICKSTART, "--config.model.llm.hidden=64", "--dry_run"), "hidden"),
+        ((QUICKSTART, "--config.model.llm.hidden=64", "--dry_run"), "--config: has no key 'hidden'"),
+        ((QUICKSTART, "--config.data.train[3].path=x", "--dry_run"), "--config: tuple index out of range"),
         ((QUICKSTART, "--config.total_steps=0", "--dry_run"), "config.total_steps: must be positive, is 0"),
-        (("--config=nowhere.py", "--dry_run"), "nowhere.py"),
+        (("--config=nowhere.py", "--dry_run"), "--config: [Errno 2] No such file or directory: 'nowhere.py'"),
         ((QUICKSTART,), "--workdir: is missing"),
         ((QUICKSTART, "--config.data.train[0].format=storybook", "--config.data.train[0].path=nowhere"), "nowhere is no folder"),
     ],
-    ids=["unknown_key", "bad_value", "missing_config", "missing_workdir", "missing_data"],
+    ids=["unknown_key", "no_such_source", "bad_value", "missing_config", "missing_workdir", "missing_data"],
 )
 def test_what_is_wrong_ends_with_one_line_that_names_it(arguments, named, tmp_path):
     workdir = [] if named.startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]

@@ -207,3 +207,18 @@ def test_paragraphs_and_turns():
     assert [attrs["class"] for attrs in page.all("section")] == ["turn user", "turn assistant"]
     assert [text for text in page.texts if text.strip()] == ["t", "User", "One.", "Assistant", "Two", "three four."]
     assert page.all("img")[0]["alt"] == "Picture 1, after the words: One."
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Without a picture
+
+
+def test_a_document_without_one_of_its_pictures():
+    first, second = Image(b"1"), Image(b"2")
+    document = Document((Text("A goat."), first, second, Text("The end.")), id="goat")
+    assert document.without(1).parts == (document.parts[0], second, document.parts[3])
+    assert document.without(1).without(1).parts == (Text("A goat."), Text(" The end.")) and document.without(1).id == "goat"
+    assert Document((Text("A "), first, Text("goat."))).without(1).parts == (Text("A "), Text("goat."))
+    assert Document((first, Text("goat."))).without(0).parts == (Text("goat."),)
+    turns = Document((Text("A?", role="user"), Image(b"1", role="user"), Text("B.", role="assistant")))
+    assert turns.without(1).parts == (turns.parts[0], turns.parts[2])

@@ -50,12 +50,15 @@ def in_words(facts: dict) -> str:
     mesh = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items())
     parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
     memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in facts["bytes_per_device"].items())
+    shards = facts["mesh"]["fsdp"] * facts["mesh"]["tensor"]
+    share = f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor"
+    unsharded = share if shards > 1 else "all, since fsdp x tensor is 1"
     return (
         f"mesh          {mesh}\n"
         f"parameters\n{parts}\n"
         f"trainable     {facts['trainable']:,d}; frozen {facts['frozen']:,d}\n"
         f"per device    {memory}\n"
-        f"unsharded     {facts['unsharded_share']:.2%} of the parameters lie whole on every device of fsdp x tensor\n"
+        f"unsharded     {unsharded}\n"
         f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['seen_slots']} seen and "
         f"{facts['dreamed_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
     )

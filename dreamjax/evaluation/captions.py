@@ -1,0 +1,119 @@
+"""Captions and paragraphs: CIDEr, BLEU, METEOR and ROUGE-L through pycocoevalcap, the COCO caption evaluation.
+
+METEOR and the Penn Treebank tokenizer are Java programs. Without Java the rest is computed on `plain_tokens` instead, and the
+figures say so: they are close to, but not, the published measure.
+"""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Sequence
+
+from etils import epath
+
+from dreamjax.data.sources import SourceError
+from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, read_answers, read_json, read_text
+
+TASKS = ("coco", "nocaps", "image2paragraph", "captions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Figures of a corpus, as fractions (CIDEr is no share and goes up to 10); `tokenizer` is ptb or plain."""
+
+    figures: dict[str, float]
+    tokenizer: str
+
+
+def measure(references: dict[str, Sequence[str]], captions: dict[str, str], java: bool | None = None) -> Measured:
+    """CIDEr, Bleu_1 .. Bleu_4, ROUGE_L and, with Java, METEOR of a caption for each key of `references`; `java` None: where it is there."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    java = shutil.which("java") is not None if java is None else java
+    tokenise = _ptb if java else _plain
+    truth = tokenise({key: list(texts) for key, texts in references.items()})
+    made = tokenise({key: [captions[key]] for key in references})
+    figures = {"CIDEr": Cider().compute_score(truth, made)[0]}
+    figures |= {f"Bleu_{n}": value for n, value in enumerate(Bleu(4).compute_score(truth, made, verbose=0)[0], 1)}
+    figures["ROUGE_L"] = Rouge().compute_score(truth, made)[0]
+    if java:
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        figures["METEOR"] = Meteor().compute_score(truth, made)[0]
+    return Measured({name: float(value) for name, value in figures.items()}, "ptb" if java else "plain")
+
+
+def plain_tokens(text: str) -> list[str]:
+    """Words in lower case without punctuation, n't and what follows an apostrophe parted as Penn Treebank does."""
+    return re.findall(r"n't\b|'\w+|\w+?(?=n't\b)|\w+(?:-\w+)*", text.lower())
+
+
+def _plain(texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {key: [" ".join(plain_tokens(text)) for text in values] for key, values in texts.items()}
+
+
+def _ptb(texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # The tokenizer works line by line: every kind of line break inside of a caption has to go.
+    return PTBTokenizer().tokenize({key: [{"caption": " ".join(text.split())} for text in values] for key, values in texts.items()})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def load_references(data: epath.PathLike, task: str) -> dict[str, list[str]]:
+    """{picture's id: reference captions}; raises SourceError. Of a folder, the first of these that is there:
+
+    dataset_coco.json (Karpathy; split test), a COCO file of annotations (COCO, NoCaps), paragraphs_v1.json with test_split.json
+    (Image2Paragraph), or plain text, a caption a line, in one or more files *ref*.txt.
+    """
+    data = epath.Path(data)
+    lines = sorted(data.glob("*ref*.txt")) if data.is_dir() else [data] if data.suffix == ".txt" else []
+    if lines:
+        columns = [read_text(file).strip("\n").split("\n") for file in lines]
+        if len({len(column) for column in columns}) > 1:
+            raise SourceError(f"{data}: {', '.join(f'{file.name} has {len(column)} lines' for file, column in zip(lines, columns))}")
+        return {str(number): list(texts) for number, texts in enumerate(zip(*columns), 1)}
+    path = find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json")
+    content = read_json(path)
+    references: dict[str, list[str]] = {}
+    with expected_form(path, "file of captions"):
+        if isinstance(content, list):
+            of_split = set(read_json(path.parent / "test_split.json"))
+            pairs = [(row["image_id"], row["paragraph"]) for row in content if row["image_id"] in of_split]
+        elif "annotations" in content:
+            pairs = [(row["image_id"], row["caption"]) for row in content["annotations"]]
+        else:
+            pairs = [(row["cocoid"], sentence["raw"]) for row in content["images"] if row["split"] == "test" for sentence in row["sentences"]]
+        for key, text in pairs:
+            references.setdefault(str(key), []).append(text)
+    if not references:
+        raise SourceError(f"{path}: holds no captions")
+    return references
+
+
+def score(task: str, predictions: epath.PathLike, data: epath.PathLike) -> Score:
+    """CIDEr, Bleu_n, ROUGE_L and METEOR, times 100 as they are published. A picture without a caption gets an empty one.
+
+    Predictions: COCO results [{"image_id", "caption"}], an answer file, or a .txt with a caption a line (`captions`).
+    """
+    references = load_references(data, task)
+    if epath.Path(predictions).suffix == ".txt":
+        lines = read_text(predictions).strip("\n").split("\n")
+        if len(lines) != len(references):
+            raise SourceError(f"{predictions}: has {len(lines)} lines for {len(references)} references")
+        texts, counts, warnings = dict(zip(references, lines)), {"questions": len(lines), "predictions": len(lines), "missing": 0, "unmatched": 0}, ()
+    else:
+        matched = by_id(read_answers(predictions), list(references), str(data))
+        texts, counts, warnings = matched.texts, matched.counts, matched.warnings
+    measured = measure(references, {key: texts.get(key, "") for key in references})
+    if measured.tokenizer == "plain":
+        warnings += ("no Java here: METEOR is left out, and the others are computed with a plain tokenizer, so they are not the published measure",)
+    metrics = {name: 100 * value for name, value in measured.figures.items()}
+    if measured.tokenizer == "plain":
+        metrics = {f"{name}_plain": value for name, value in metrics.items()}
+    return Score(metrics, counts, warnings)

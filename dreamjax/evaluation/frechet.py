@@ -1,0 +1,91 @@
+"""How far drawn pictures lie from real ones, in the features of a network: Fréchet distance (FID), KID, precision and recall.
+
+All in float64 on arrays [n, d] of features. FID: Heusel et al. 2017; KID: Binkowski et al. 2018; precision and recall:
+Kynkäänniemi et al. 2019. Which features, is the caller's: published FID figures are of pytorch-fid's Inception network.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean [d] and covariance [d, d] of features."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def statistics(features: np.ndarray) -> Statistics:
+    """Mean and (unbiased) covariance of features [n, d], n at least 2; raises ValueError."""
+    features = _checked(features)
+    return Statistics(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: the root
+    of C_a C_b itself, which is not, gets small complex eigenvalues that would have to be mended.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of {a.mean.size} and of {b.mean.size} numbers cannot be compared")
+    difference = np.asarray(a.mean, np.float64) - np.asarray(b.mean, np.float64)
+    values, vectors = np.linalg.eigh(np.asarray(a.covariance, np.float64))
+    root = (vectors * np.sqrt(_without_noise(values))) @ vectors.T
+    roots = np.sqrt(_without_noise(np.linalg.eigvalsh(root @ b.covariance @ root)))
+    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots.sum()
+    return max(float(distance), 0.0)
+
+
+def _without_noise(values: np.ndarray) -> np.ndarray:
+    """Eigenvalues with those that are 0 but for rounding as 0: fewer pictures than dimensions leave many, and a root makes them large."""
+    return np.where(values > len(values) * np.finfo(np.float64).eps * values.max(), values, 0.0)
+
+
+def kernel_distance(real: np.ndarray, drawn: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """KID: mean and standard deviation, over random subsets, of the unbiased squared MMD with the kernel (x y / d + 1)^3."""
+    real, drawn = _checked(real), _checked(drawn)
+    size = min(size, len(real), len(drawn))
+    rng = np.random.default_rng(seed)
+    draw = lambda features: features[rng.choice(len(features), size, replace=False)]
+    found = [_squared_mmd(draw(real), draw(drawn)) for _ in range(subsets)]
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+    apart = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    return float(apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean())
+
+
+def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int = 3, block: int = 1024) -> tuple[float, float]:
+    """Shares of drawn features among the real ones, and of real ones among the drawn.
+
+    A feature is among others where it lies within the distance of one of them to its own `neighbours`-th nearest.
+    """
+    real, drawn = _checked(real), _checked(drawn)
+    return _share_among(drawn, real, neighbours, block), _share_among(real, drawn, neighbours, block)
+
+
+def _share_among(asked: np.ndarray, others: np.ndarray, neighbours: int, block: int) -> float:
+    if len(others) <= neighbours:
+        raise ValueError(f"{len(others)} features have no {neighbours}-th neighbour")
+    radii = np.concatenate([np.partition(part, neighbours, axis=1)[:, neighbours] for part in _distances(others, others, block)])
+    return float(np.concatenate([(part <= radii).any(1) for part in _distances(asked, others, block)]).mean())
+
+
+def _distances(a: np.ndarray, b: np.ndarray, block: int):
+    """Squared distances [at most `block`, len(b)], block by block of a."""
+    squares = np.square(b).sum(1)
+    for start in range(0, len(a), block):
+        part = a[start : start + block]
+        yield np.maximum(np.square(part).sum(1)[:, None] + squares - 2 * part @ b.T, 0)
+
+
+def _checked(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features must be [n, d] with n at least 2, not {list(features.shape)}")
+    return features

@@ -1,0 +1,61 @@
+"""GQA (Hudson and Manning 2019): one-word answers, right only when equal. As its eval.py counts, over the balanced questions.
+
+Predictions lose their last full stops and are put in lower case first, as LLaVA's convert_gqa_for_eval.py does.
+"""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from dreamjax.data.sources import SourceError
+from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, percent, read_answers, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A balanced question; `is_open` ones ask for a word, the others for yes or no or one of two."""
+
+    id: str
+    image: str
+    text: str
+    answer: str
+    is_open: bool
+
+
+def plain(text: str) -> str:
+    """A prediction as it is compared."""
+    return text.rstrip(".").lower()
+
+
+def load_questions(data: epath.PathLike) -> list[Question]:
+    """The balanced questions of testdev_balanced_questions.json (or another split's file); raises SourceError."""
+    path = find_file(data, "testdev_balanced_questions.json", "*balanced_questions.json", "*questions.json")
+    with expected_form(path, "file of questions of GQA"):
+        questions = [
+            Question(str(key), str(row["imageId"]), row["question"], row["answer"], row["types"]["structural"] == "query")
+            for key, row in read_json(path).items() if row.get("isBalanced", True)
+        ]
+    if not questions:
+        raise SourceError(f"{path}: holds no balanced questions")
+    return questions
+
+
+def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+    """`accuracy`, `open_accuracy` and `binary_accuracy` in percent; a missing answer is wrong."""
+    questions = load_questions(data)
+    matched = by_id(read_answers(predictions), [question.id for question in questions], str(data))
+    right = {question: plain(matched.texts.get(question.id, "")) == question.answer for question in questions}
+    metrics = {
+        "accuracy": percent(right.values()),
+        "open_accuracy": percent(value for question, value in right.items() if question.is_open),
+        "binary_accuracy": percent(value for question, value in right.items() if not question.is_open),
+    }
+    return Score(metrics, matched.counts, matched.warnings)
+
+
+def export(predictions: epath.PathLike, out: epath.Path) -> epath.Path:
+    """Writes testdev_balanced_predictions.json, [{"questionId", "prediction"}], for GQA's own scorer and server; returns its path."""
+    path = out / "testdev_balanced_predictions.json"
+    path.write_text(json.dumps([{"questionId": answer.id, "prediction": plain(answer.text)} for answer in read_answers(predictions)]))
+    return path

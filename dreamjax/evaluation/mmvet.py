@@ -1,0 +1,95 @@
+"""MM-Vet (Yu et al. 2023): free answers, graded by a language model elsewhere. Here: the file for its grader, and figures from its grades.
+
+The figures are those of the benchmark's mm-vet_evaluator.py: for each run the sum of grades over the number of questions, in
+percent, then the mean over runs; by each of six capabilities, and by each combination that questions need.
+"""
+
+import json
+import statistics
+from collections.abc import Hashable, Sequence
+
+from etils import epath
+
+from dreamjax.data.sources import SourceError
+from dreamjax.evaluation.answers import Score, expected_form, find_file, match, read_answers, read_json
+
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
+
+
+def load_questions(data: epath.PathLike) -> dict[str, dict]:
+    """mm-vet.json: {id: {imagename, question, answer, capability}}; raises SourceError."""
+    path = find_file(data, "mm-vet.json", "*.json")
+    content = read_json(path)
+    with expected_form(path, "mm-vet.json"):
+        if not content or not all(set(row["capability"]) for row in content.values()):
+            raise SourceError(f"{path}: holds no questions with capabilities")
+    return content
+
+
+def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+    """`total` and its `std` over runs, CAPABILITY and combinations such as ocr+math, in percent, from the grader's *-grade-*runs.json.
+
+    A question without a grade counts as 0. Raises SourceError for answers that nobody graded.
+    """
+    questions, grades = load_questions(data), load_grades(predictions)
+    known = [key for key in grades if key in questions]
+    if not known:
+        raise SourceError(f"{predictions}: {next(iter(grades))} is no question of {data}, and neither are all {len(grades)} graded ones")
+    runs = {len(grades[key]) for key in known}
+    if len(runs) > 1:
+        raise SourceError(f"{predictions}: some questions have {min(runs)} grades and others {max(runs)}; let the grader finish")
+    ungraded = [0.0] * runs.pop()
+    graded = {key: grades.get(key, ungraded) for key in questions}
+    of = lambda chosen: statistics.fmean(_totals([graded[key] for key in chosen]))
+    needs = {key: set(row["capability"]) for key, row in questions.items()}
+    metrics = {"total": of(questions), "std": statistics.pstdev(_totals(list(graded.values())))}
+    for capability in sorted(set().union(*needs.values()), key=_order):
+        metrics[capability] = of([key for key in questions if capability in needs[key]])
+    for combination in dict.fromkeys("+".join(sorted(need, key=_order)) for need in needs.values()):
+        if "+" in combination:
+            metrics[combination] = of([key for key in questions if needs[key] == set(combination.split("+"))])
+    missing = [key for key in questions if key not in grades]
+    warnings = [f"{len(missing)} of {len(questions)} questions have no grade and count as 0; the first is {missing[0]}"] if missing else []
+    if len(grades) > len(known):
+        warnings.append(f"{len(grades) - len(known)} of {len(grades)} graded questions are not in {data} and left out")
+    counts = {"questions": len(questions), "predictions": len(grades), "missing": len(missing), "unmatched": len(grades) - len(known), "runs": len(ungraded)}
+    return Score(metrics, counts, tuple(warnings))
+
+
+def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
+    """{id: grade of each run, in 0..1} from the grader's file {id: {"score": [..], ..}}; raises SourceError."""
+    content = read_json(path)
+    if not content:
+        raise SourceError(f"{path}: holds no predictions")
+    if not isinstance(content, dict) or not all(isinstance(row, dict) and "score" in row for row in content.values()):
+        raise SourceError(f"{path}: holds answers, not grades: MM-Vet's grader gives those; with --out=DIR the file for it is written")
+    with expected_form(path, "file of grades"):
+        grades = {str(key): [float(grade) for grade in row["score"]] for key, row in content.items()}
+    for key, values in grades.items():
+        if not values or not all(0 <= value <= 1 for value in values):
+            raise SourceError(f"{path}: {key}: grades {values} are not numbers in 0..1, one a run")
+    return grades
+
+
+def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> epath.Path:
+    """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get "". Returns its path."""
+    questions = load_questions(data)
+    name = lambda key: key if key in questions else f"v1_{key}"  # LLaVA's files have the bare number
+    find = lambda answer: _known(name(answer.id), questions)
+    texts = match(read_answers(predictions), find, list(questions), str(data)).texts
+    path = out / "mmvet_answers.json"
+    path.write_text(json.dumps({key: texts.get(key, "") for key in questions}, indent=2))
+    return path
+
+
+def _known(key: Hashable, questions: dict) -> Hashable | None:
+    return key if key in questions else None
+
+
+def _totals(grades: Sequence[Sequence[float]]) -> list[float]:
+    """For each run the mean grade in percent."""
+    return [100 * sum(run) / len(grades) for run in zip(*grades, strict=True)]
+
+
+def _order(capability: str) -> tuple[int, str]:
+    return (CAPABILITIES.index(capability) if capability in CAPABILITIES else len(CAPABILITIES), capability)

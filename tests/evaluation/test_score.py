@@ -1,0 +1,88 @@
+"""The command `score` as a user meets it: the figures as JSON on the last line, what is wrong in one line with status 2."""
+
+import json
+import sys
+
+import pytest
+from absl import flags
+from evaluation.files import write_json, write_lines
+
+from dreamjax import cli, evaluate
+from dreamjax.evaluation.tasks import TASKS
+
+
+@pytest.fixture()
+def score(capsys, monkeypatch):
+    """Runs the command in this process: (status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dreamjax.evaluate", *arguments])
+        flags.FLAGS.unparse_flags()
+        for flag in (evaluate.TASK, evaluate.PREDICTIONS, evaluate.DATA, evaluate.OUT):
+            flags.FLAGS[flag.name].unparse()
+        with pytest.raises(SystemExit) as ended:
+            cli.run("dreamjax.evaluate", evaluate.score)
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture()
+def science(tmp_path):
+    rows = [{"id": str(i), "conversations": [{"value": "?"}, {"value": "The answer is A."}]} for i in range(4)]
+    write_lines(tmp_path / "a.jsonl", [{"question_id": str(i), "prompt": "?", "text": text} for i, text in enumerate("AABA")])
+    return write_json(tmp_path / "llava_test.json", rows)
+
+
+def test_the_last_line_is_json(score, science, tmp_path):
+    status, out, err = score("--task=scienceqa", f"--predictions={tmp_path / 'a.jsonl'}", f"--data={science}")
+    assert status == 0 and err == ""
+    result = json.loads(out.splitlines()[-1])
+    assert result["task"] == "scienceqa" and result["metrics"]["accuracy"] == 75.0
+    assert result["metrics"]["image_accuracy"] is None  # no question has a picture: nothing, and not NaN, which is no JSON
+    assert "accuracy                           75.0000" in out
+
+
+def test_warnings_are_counted(score, science, tmp_path):
+    write_lines(tmp_path / "b.jsonl", [{"question_id": "0", "text": "A"}])
+    status, out, err = score("--task=scienceqa", f"--predictions={tmp_path / 'b.jsonl'}", f"--data={science}")
+    result = json.loads(out.splitlines()[-1])
+    assert status == 0 and result["metrics"]["accuracy"] == 25.0 and result["counts"]["missing"] == 3
+    assert err == "dreamjax.evaluate: warning: 3 of 4 questions have no prediction and count as wrong; the first is question 1\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (("--task=scienceqa", "--predictions=nowhere.jsonl", "--data={data}"), "nowhere.jsonl: no such file"),
+        (("--task=scienceqa", "--predictions={empty}", "--data={data}"), "holds no predictions"),
+        (("--task=scienceqa", "--predictions={twice}", "--data={data}"), "row 2: answers question 0 a second time"),
+        (("--task=scienceqa", "--predictions={strange}", "--data={data}"), "id 'x' is of no question"),
+        (("--task=scienceqa", "--predictions={twice}", "--data=nowhere"), "nowhere: no such file or folder"),
+        (("--task=scienceqa", "--predictions={twice}"), "--data: is missing"),
+        (("--task=science", "--predictions={twice}", "--data={data}"), "--task: 'science' is unknown; there are coco,"),
+        (("--task=mme", "--predictions={twice}", "--data={data}", "--out=x"), "--out: mme has no server or grader"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(score, science, tmp_path, arguments, named):
+    files = {"data": science, "empty": tmp_path / "empty.jsonl"}
+    files["empty"].touch()
+    files["twice"] = write_lines(tmp_path / "twice.jsonl", [{"question_id": 0, "text": "A"}] * 2)
+    files["strange"] = write_lines(tmp_path / "strange.jsonl", [{"question_id": "x", "text": "A"}])
+    status, out, err = score(*(argument.format(**files) for argument in arguments))
+    assert status == 2 and out == "" and err.startswith("dreamjax.evaluate: ") and err.count("\n") == 1 and named in err
+
+
+def test_a_file_for_the_grader_without_grades(score, tmp_path):
+    data = write_json(tmp_path / "mm-vet.json", {"v1_0": {"capability": ["rec"]}})
+    predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": "a cat"}])
+    status, out, err = score("--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}")
+    result = json.loads(out.splitlines()[-1])
+    assert status == 0 and result["metrics"] == {} and "not scored" in err and "holds answers, not grades" in err
+    assert json.loads(open(result["exported"]).read()) == {"v1_0": "a cat"}
+
+
+def test_the_names_that_others_call():
+    assert {"textvqa", "vqav2", "okvqa", "vizwiz", "pope", "mme", "mmbench", "mmvet", "scienceqa", "gqa", "coco", "nocaps", "image2paragraph"} <= set(TASKS)
+    assert all(name in evaluate.__doc__ for name in TASKS)
