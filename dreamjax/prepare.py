@@ -18,7 +18,7 @@ from dreamjax.config import SourceConfig
 from dreamjax.data import writing
 from dreamjax.data.filters import Filters, read_words
 from dreamjax.data.sources import FORMATS, open_source
-from dreamjax.rows import TEMPLATES
+from dreamjax.templates import TEMPLATES
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
