@@ -220,6 +220,7 @@ class RunConfig:
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
     skip_nonfinite: bool = False
+    allow_changed_data: bool = False  # a run may go on with other documents or rows than it began with
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")

@@ -113,6 +113,12 @@ class Loader:
         return int(self.plan.first[-1]) - self.found.apart
 
     @property
+    def fingerprint(self) -> str:
+        """Another one whenever a batch may be another."""
+        told = [(reader.key, reader.config.labels) for reader in self.readers], self.plan.mixture, self.shape, self.config.data.flip, self.config.data.draft
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
+
+    @property
     def unnamed(self) -> int:
         """Broken records besides those of `skipped`, which would be too many."""
         return self.found.broken - len(self.found.named)
