@@ -343,12 +343,15 @@ def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mo
                 (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches, shapes_tokenizer.im_start),
                 (batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, model.dream_queries, shapes_tokenizer.dream_start),
             ):
-                for image, start in zip(images[g][valid[g]], starts[g][valid[g]].tolist()):
+                in_order = sorted(zip(starts[g][valid[g]].tolist(), images[g][valid[g]][:, 0, 0, 0].tolist()))
+                for (_, earlier), (_, later) in zip(in_order, in_order[1:]):
+                    assert earlier < later or owner[earlier] != owner[later], "pictures of a document out of their order"
+                for start, shown_ in in_order:
                     span = range(start, start + size)
                     assert (tokens[span] == shapes_tokenizer.im_patch).all() and tokens[start - 1] == before and not covered & set(span)
                     covered |= set(span)
                     (row, segment), = {(at // 48, segments[at]) for at in span}
-                    found.setdefault((row, segment), set()).add(owner[int(image[0, 0, 0])])
+                    found.setdefault((row, segment), set()).add(owner[shown_])
             assert covered == set(np.flatnonzero(tokens == shapes_tokenizer.im_patch).tolist())
             assert all(len(owners) == 1 for owners in found.values()), "pictures of two documents in one segment"
             for (row, segment), (which,) in found.items():
