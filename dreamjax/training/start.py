@@ -70,3 +70,17 @@ def with_data(meta: dict, fingerprint: str, config: RunConfig, workdir: epath.Pa
             "bring them back, use another folder, or go on with these by --config.allow_changed_data=True"
         )
     return meta | {"data": fingerprint}
+
+
+def encoders_of(params: dict) -> str:
+    """Checksum of the encoders of pictures among the parameters, which must be in the compute dtype."""
+    return checkpoint.checksum({name: params[name] for name in ("clip", "vae") if name in params})
+
+
+def check_encoders(used: set[str], frozen: dict):
+    """ConfigError where the batches hold what other encoders made of the pictures than those that the run keeps frozen."""
+    if used and used != {encoders_of(frozen)}:
+        raise ConfigError(
+            "config.data.train: its pictures were encoded by other encoders than this run's clip and vae, or those are not frozen whole; "
+            "encode them anew with python -m dreamjax.precompute, or freeze ^(clip|vae)/"
+        )
