@@ -2,7 +2,7 @@
 
 Every source of the config whose `encoded` names a folder gets it filled: CLIP's features of each picture, and the moments of
 its latents and of its mirror image's. DIR is the model folder or workdir that the run's encoders come from. A picture takes
-about 0.8 MiB with the 7B model's encoders. Called again after an interruption, it goes on.
+0.75 MiB with the 7B model's encoders. Called again after an interruption, it goes on.
 """
 
 import concurrent.futures

@@ -89,9 +89,11 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded) -> EncodedPictu
 def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[Picture | None]]]):
     """Writes the files that are not there yet, each whole or absent, and then the card. `documents` yields the pictures of a range of them."""
     os.makedirs(folder, exist_ok=True)
-    begun = pathlib.Path(folder) / f"{CARD}.begun"
-    if (begun.exists() and json.loads(begun.read_text()) != card) or (pathlib.Path(folder) / CARD).exists():
-        raise SourceError(f"{folder}: holds what was made of another source or by other encoders, or is complete; delete it to write it anew")
+    whole, begun = pathlib.Path(folder) / CARD, pathlib.Path(folder) / f"{CARD}.begun"
+    if any(json.loads(path.read_text()) != card for path in (whole, begun) if path.exists()):
+        raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
+    if whole.exists():
+        return
     begun.write_text(json.dumps(card))
     for number in range(-(-card["documents"] // PER_FILE)):
         name = _file(folder, number, card["documents"])
@@ -102,7 +104,7 @@ def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator
             writer.write(encode(pictures))
         writer.close()
         os.replace(f"{name}.tmp", name)
-    os.replace(begun, pathlib.Path(folder) / CARD)
+    os.replace(begun, whole)
 
 
 def _file(folder: str, number: int, documents: int) -> str:

@@ -7,10 +7,12 @@ the same global batches, and a run resumes from a count of batches.
 import dataclasses
 import functools
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+import tqdm
 from etils import epath
 
 from dreamjax.batch import Batch, empty_batch, place, shape_of
@@ -94,6 +96,7 @@ class Loader:
     """
 
     def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer, folder: epath.Path | None = None, host: int = 0):
+        self.folder, self.host = folder, host
         self.config, self.shape = config, shape_of(config, encoded=any(source.encoded for source in sources))
         limits = Limits(self.shape.length, self.shape.seen, self.shape.dreamed)
         self.readers = []
@@ -193,11 +196,27 @@ class Loader:
         clip, size = self.config.model.clip, self.config.model.decoder_size if self.config.model.unet else 0
         return {id(part): Opened(part, clip.image_size if clip else 0, size, self.config.data.draft) for part in parts}
 
+    def _count_groups(self, number: int):
+        """Counts the groups up to `number`. A run that is resumed again and again counts on from where it was, by a file in the folder of lengths."""
+        file = self.folder / f"{self.fingerprint}.groups.npy" if self.folder is not None else None
+        if file is not None and file.exists():
+            self.plan.ends = np.load(io.BytesIO(file.read_bytes())).tolist()
+        known = len(self.plan.ends)
+        with tqdm.tqdm(total=number, initial=self.plan.counted, unit="group", desc="counting what was trained on", delay=3) as bar:
+            while self.plan.count_block(number):
+                bar.update(min(self.plan.counted, number) - bar.n)
+        if file is not None and len(self.plan.ends) >= known + 16:  # fewer are counted in no time
+            counted = io.BytesIO()
+            np.save(counted, np.array(self.plan.ends, np.int64))
+            partial = self.folder / f"{self.fingerprint}.groups.npy.{self.host}"
+            partial.write_bytes(counted.getvalue())
+            partial.replace(file)
+
     def batches(self, start: int, stop: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Iterator[Loaded]:
         """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""
         load = functools.partial(self.load, hosts=hosts, host=host, endless=endless)
         if endless and start < stop:
-            self.plan.group(start * self.config.groups)  # counts what came before here, not in every worker
+            self._count_groups(start * self.config.groups)  # here, not in every worker
         data = self.config.data
         options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
         ahead = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)

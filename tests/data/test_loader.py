@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from dreamjax.batch import Batch
 from dreamjax.config import SourceConfig
 from dreamjax.data import loader as loader_module
+from dreamjax.data import packing
+from dreamjax.data import plan as plan_module
 from dreamjax.data.loader import Loader, split_of
 from dreamjax.data.modes import MODES
 from dreamjax.data.sources import BadRecord, SourceError
@@ -285,6 +287,21 @@ def test_lengths_are_found_once(make, tmp_path, monkeypatch):
     assert not measured and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
     make(documents, folder=epath.Path(tmp_path), length=120)  # where rows are shorter, lengths are others
     assert measured == list(range(20))
+
+
+def test_a_run_that_is_resumed_again_counts_on(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "BLOCK", 8)
+    folder = epath.Path(tmp_path)
+    straight = make(numbered(40)).load(30)
+    first = make(numbered(40), folder=folder)
+    (one,) = first.batches(30, 31)
+    assert_equal(one.batch, straight.batch)
+    assert [path.name for path in tmp_path.glob("*.groups.npy")] == [f"{first.fingerprint}.groups.npy"]
+    again, planned = make(numbered(40), folder=folder), []
+    monkeypatch.setattr(plan_module, "pack", lambda *args: planned.append(args) or packing.pack(*args))
+    (one,) = again.batches(30, 31)
+    assert_equal(one.batch, straight.batch)
+    assert 0 < len(planned) <= 4 < len(first.plan.ends)
 
 
 def test_documents_that_changed_after_they_were_measured(make):
