@@ -13,10 +13,19 @@ Padding has segment 0 and is never learned; an empty slot is not valid, and its 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ml_dtypes  # noqa: F401  names bfloat16 to numpy
 import numpy as np
 
-from dreamjax.config import RunConfig
+from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.rows import Row
+
+
+class Encoded(NamedTuple):
+    """What stands in a batch in a picture's place where frozen encoders have been run before (dreamjax/precompute.py)."""
+
+    features: tuple[int, ...]  # (P, CLIP width) of a seen one: the hidden states of its patches; () without CLIP
+    moments: tuple[int, ...]  # (S, S, 2 channels) of a dreamed one: mean and log-variance of its latents; () without a VAE
+    dtype: str  # of features; moments are float32
 
 
 class Shape(NamedTuple):
@@ -29,6 +38,7 @@ class Shape(NamedTuple):
     dreamed: int
     encoder_size: int
     decoder_size: int
+    encoded: Encoded | None = None
 
 
 class Batch(NamedTuple):
@@ -38,36 +48,45 @@ class Batch(NamedTuple):
     learned: np.ndarray  # [G, R, L] bool: the token is a target of the cross-entropy, predicted from the one before
     positions: np.ndarray  # [G, R, L] int32, restart with each document
     segments: np.ndarray  # [G, R, L] int32, the documents of a row from 1; 0 is padding
-    seen_images: np.ndarray  # [G, N, h, w, 3] uint8
+    seen_images: np.ndarray  # [G, N, h, w, 3] uint8, or what Encoded.features says
     seen_start: np.ndarray  # [G, N] int32: row * L + position of the first patch
     seen_valid: np.ndarray  # [G, N] bool
-    dreamed_images: np.ndarray  # [G, M, H, W, 3] uint8
+    dreamed_images: np.ndarray  # [G, M, H, W, 3] uint8, or what Encoded.moments says
     dreamed_start: np.ndarray  # [G, M] int32: row * L + position of the first dream query
     dreamed_valid: np.ndarray  # [G, M] bool
     dreamed_draw: np.ndarray  # [G, M] uint32: the picture's number in its epoch, by which its random draws are keyed
 
 
-def shape_of(config: RunConfig) -> Shape:
-    """The global batch of a run; picture sides are 1 where the model lacks the part."""
+def shape_of(config: RunConfig, encoded: bool = False) -> Shape:
+    """The global batch of a run, with pictures or what encoders made of them; picture sides are 1 where the model lacks the part."""
     data, model = config.data, config.model
     return Shape(
         config.groups, data.rows_per_group, data.length, data.seen_slots, data.dreamed_slots,
-        model.clip.image_size if model.clip else 1, model.decoder_size if model.unet else 1,
+        model.clip.image_size if model.clip else 1, model.decoder_size if model.unet else 1, encoded_of(model) if encoded else None,
     )
+
+
+def encoded_of(model: ModelConfig) -> Encoded:
+    """What a model's encoders make of one picture."""
+    features = (model.clip.patches, model.clip.width) if model.clip else ()
+    moments = (model.unet.sample_size,) * 2 + (2 * model.vae.latent_channels,) if model.vae else ()
+    return Encoded(features, moments, model.dtype)
 
 
 def empty_batch(shape: Shape) -> Batch:
     """A batch of padding, to be filled."""
     rows, seen, dreamed = (shape.groups, shape.rows, shape.length), (shape.groups, shape.seen), (shape.groups, shape.dreamed)
+    pictures = lambda slots, size: np.zeros((*slots, size, size, 3), np.uint8)
+    encoded = shape.encoded or Encoded((), (), "float32")
     return Batch(
         tokens=np.zeros(rows, np.int32),
         learned=np.zeros(rows, np.bool_),
         positions=np.zeros(rows, np.int32),
         segments=np.zeros(rows, np.int32),
-        seen_images=np.zeros((*seen, shape.encoder_size, shape.encoder_size, 3), np.uint8),
+        seen_images=np.zeros((*seen, *encoded.features), encoded.dtype) if encoded.features else pictures(seen, shape.encoder_size),
         seen_start=np.zeros(seen, np.int32),
         seen_valid=np.zeros(seen, np.bool_),
-        dreamed_images=np.zeros((*dreamed, shape.decoder_size, shape.decoder_size, 3), np.uint8),
+        dreamed_images=np.zeros((*dreamed, *encoded.moments), np.float32) if encoded.moments else pictures(dreamed, shape.decoder_size),
         dreamed_start=np.zeros(dreamed, np.int32),
         dreamed_valid=np.zeros(dreamed, np.bool_),
         dreamed_draw=np.zeros(dreamed, np.uint32),
@@ -79,7 +98,7 @@ def place(
 ):
     """Writes a document behind what its row already holds and its pictures into the group's next free slots.
 
-    seen and dreamed are uint8 pictures in the order of row.seen and row.dreamed; a dreamed one may be None where only its
+    seen and dreamed are pictures (or what was made of them) in the order of row.seen and row.dreamed; a dreamed one may be None where only its
     queries matter (a prompt). The draws of its pictures are numbered from `draw`. The caller has made sure that it fits.
     """
     segments = batch.segments[group, row_number]

@@ -64,6 +64,7 @@ class SourceConfig:
     image_key: str = ""  # column of the picture; empty: what is usual in the format
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
     cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
+    encoded: str = ""  # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every step
     mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
     labels: str = "all"  # all | official: <dream_start> is not learned in conversations
     eval_share: float = 0.0  # of the documents, by their keys, that are the eval split; 0: all are of either (shapes and storybook have splits of their own)
@@ -98,6 +99,7 @@ class DataConfig:
 
     def __post_init__(self):
         require(len(self.train) > 0, "train", "needs at least one source")
+        require(len({bool(source.encoded) for source in self.train}) == 1, "train", "the pictures of all sources are encoded, or of none")
         require(self.length > 2, "length", "must be at least 3")
         require_positive(self, "rows_per_group", "tokenizer_vocab", "threads")
         require_positive(self, "seen_slots", "dreamed_slots", "workers", or_zero=True)
@@ -220,6 +222,7 @@ class RunConfig:
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
     skip_nonfinite: bool = False
+    allow_changed_data: bool = False  # a run may go on with other documents or rows than it began with
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
@@ -231,6 +234,8 @@ class RunConfig:
         require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
         require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
         require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
+        pixels = self.model.unet is not None and self.model.vae is None
+        require(not (pixels and any(source.encoded for source in (*self.data.train, *self.data.eval))), "data.train", "encoded pictures are for models with a VAE")
         require(self.eval_every == 0 or self.data.eval, "eval_every", "needs a source under data.eval")
 
     @property

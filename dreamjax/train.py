@@ -27,7 +27,7 @@ from dreamjax.training import checkpoint, handover, optim, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
-from dreamjax.training.start import begin, prepare_workdir
+from dreamjax.training.start import begin, check_encoders, prepare_workdir, with_data
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import make_train_step
 
@@ -68,6 +68,8 @@ def main() -> int:
         # -- State: restored, handed over or fresh
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
         state, frozen, meta = begin(config, parts, workdir, manager, shapes, where)
+        meta = with_data(meta, loader.fingerprint, config, workdir)
+        check_encoders(loader.encoders, frozen)
         if config.init_from:
             print(handover.in_words(meta), flush=True)
         start = int(state.step)

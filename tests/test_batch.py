@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dreamjax.batch import Batch, Shape, empty_batch, fake_batch, place, shape_of
+from dreamjax.batch import Batch, Encoded, Shape, empty_batch, fake_batch, place, shape_of
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig, dreamllm_7b, tiny
 from dreamjax.rows import Row
 
@@ -79,7 +79,18 @@ def test_shape_of_a_run():
     assert shape_of(config) == Shape(3, 2, 64, 5, 4, 16, 16)
     text_alone = dataclasses.replace(tiny(), clip=None, unet=None)
     assert shape_of(run_config(text_alone, seen_slots=0, dreamed_slots=0, length=64)) == Shape(2, 1, 64, 0, 0, 1, 1)
-    assert shape_of(run_config(dreamllm_7b()))[-2:] == (224, 512)
+    assert shape_of(run_config(dreamllm_7b()))[-3:] == (224, 512, None)
+    assert shape_of(run_config(dreamllm_7b()), encoded=True).encoded == Encoded((256, 1024), (64, 64, 8), "bfloat16")
+
+
+def test_a_batch_of_encoded_pictures():
+    shape = Shape(2, 1, 16, 3, 4, 8, 8, Encoded((5, 6), (2, 2, 4), "bfloat16"))
+    batch = empty_batch(shape)
+    assert (batch.seen_images.shape, batch.seen_images.dtype.name) == ((2, 3, 5, 6), "bfloat16")
+    assert (batch.dreamed_images.shape, batch.dreamed_images.dtype) == ((2, 4, 2, 2, 4), np.float32)
+    row = Row(np.arange(9, dtype=np.int32), np.zeros(9, bool), ((1, 0),), ((7, 0),), False)
+    place(batch, 1, 0, row, [np.full((5, 6), 0.5)], [np.full((2, 2, 4), 0.25, np.float32)])
+    assert batch.seen_images[1, 0].astype(np.float32).sum() == 15 and batch.dreamed_images[1, 0].sum() == 4 and not batch.dreamed_images[0].any()
 
 
 def spans(batch, config, g):

@@ -31,7 +31,7 @@ ALLOWED = {
     "evaluation": PRODUCT | {"data"},
     "cli": DOCUMENTS | {"data"}, "clip_tokenizer": set(),
 }
-COMMANDS = ("train", "sample", "prepare", "evaluate", "compile")
+COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
 ALLOWED |= {command: PRODUCT | {"data", "evaluation", "cli"} for command in COMMANDS}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}
 

@@ -7,19 +7,21 @@ the same global batches, and a run resumes from a count of batches.
 import dataclasses
 import functools
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-import PIL.Image
+import tqdm
 from etils import epath
 
-from dreamjax import images
 from dreamjax.batch import Batch, empty_batch, place, shape_of
 from dreamjax.config import RunConfig, SourceConfig
+from dreamjax.data.encoded import EncodedPictures, open_encoded
 from dreamjax.data.lengths import PAIR, Found, Measured, measure_all
 from dreamjax.data.mixture import make_mixture
 from dreamjax.data.modes import SIDES, view
+from dreamjax.data.pictures import Opened, Stored, broken_parts
 from dreamjax.data.plan import Member, Plan
 from dreamjax.data.sources import BadRecord, Source, SourceError, open_source
 from dreamjax.document import Document, Image
@@ -46,6 +48,7 @@ class Reader:
     slots: Slots
     template: str
     limits: Limits
+    encoded: EncodedPictures | None = None
 
     @property
     def key(self) -> str:
@@ -93,11 +96,14 @@ class Loader:
     """
 
     def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer, folder: epath.Path | None = None, host: int = 0):
-        self.config, self.shape = config, shape_of(config)
+        self.folder, self.host = folder, host
+        self.config, self.shape = config, shape_of(config, encoded=any(source.encoded for source in sources))
         limits = Limits(self.shape.length, self.shape.seen, self.shape.dreamed)
-        self.readers = [
-            Reader(open_source(source, config.seed), source, tokenizer, Slots.of(config.model), config.data.template, limits) for source in sources
-        ]
+        self.readers = []
+        for source in sources:
+            opened = open_source(source, config.seed)
+            encoded = open_encoded(source.encoded, opened.fingerprint, self.shape.encoded) if source.encoded else None
+            self.readers.append(Reader(opened, source, tokenizer, Slots.of(config.model), config.data.template, limits, encoded))
         counts = [len(reader.source) for reader in self.readers]
         measured = [measure_all(reader, count, reader.key, folder, config.data.workers, host) for reader, count in zip(self.readers, counts)]
         self.found = sum((found for _, found in measured), Found())
@@ -111,6 +117,17 @@ class Loader:
     def documents(self) -> int:
         """How many there are in all sources, those of other splits aside."""
         return int(self.plan.first[-1]) - self.found.apart
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one whenever a batch may be another."""
+        told = [(reader.key, reader.config.labels) for reader in self.readers], self.plan.mixture, self.shape, self.config.data.flip, self.config.data.draft
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
+
+    @property
+    def encoders(self) -> set[str]:
+        """Checksums of the encoders whose results stand in the batches; none where they run in the step."""
+        return {reader.encoded.encoders for reader in self.readers if reader.encoded}
 
     @property
     def unnamed(self) -> int:
@@ -156,41 +173,50 @@ class Loader:
             raise SourceError(f"{name}: is another document than when lengths were measured; delete {reader.key}.* in the folder of lengths")
         mirror = np.random.default_rng([self.config.seed, member.repeat, index]).random(len(row.dreamed)) < (0.5 if self.config.data.flip else 0)
         flips = {id(document.parts[part]): bool(flip) for (_, part), flip in zip(row.dreamed, mirror)}
-        opened: dict[int, PIL.Image.Image] = {}
-        while broken := self._open(document, row, opened):
+        pictures = self._pictures(reader, member.document, document)
+        while broken := broken_parts(document, row, pictures):
             skipped += [BadRecord(name, error.reason, str(error)) for _, error in broken]
-            pictures = sum(isinstance(part, Image) for part in document.parts)
-            if pictures == len(broken) or any(part.role for part in document.parts):
+            count = sum(isinstance(part, Image) for part in document.parts)
+            if count == len(broken) or any(part.role for part in document.parts):
                 return  # a pair without its picture, an answer about a picture that is not there
             for part, _ in reversed(broken):
                 document = document.without(part)
             row = reader.row(document, Limits(*member.lengths))  # no more than was planned
-        parts, model = document.parts, self.config.model
-        seen = [images.for_encoder(opened[id(parts[part])], model.clip.image_size) for _, part in row.seen]
-        dreamed = [images.for_decoder(opened[id(parts[part])], model.decoder_size, flips.get(id(parts[part]), False)) for _, part in row.dreamed]
+        part_of = lambda placed: [document.parts[part] for _, part in placed]
+        seen = [pictures[id(part)].seen() for part in part_of(row.seen)]
+        dreamed = [pictures[id(part)].dreamed(flips.get(id(part), False)) for part in part_of(row.dreamed)]
         place(batch, g, member.row, row, seen, dreamed, draw=(index + member.again * int(self.plan.first[-1])) * 256)
         documents.append(name)
 
-    def _open(self, document: Document, row: Row, opened: dict[int, PIL.Image.Image]) -> list[tuple[int, images.BadImage]]:
-        """Opens the pictures of a row that are not open yet, by the part's identity; which parts do not open, in order, and why."""
-        seen, dreamed = ({part for _, part in placed} for placed in (row.seen, row.dreamed))
-        broken = []
-        for part in sorted(seen | dreamed):
-            image, model = document.parts[part], self.config.model
-            if id(image) in opened:
-                continue
-            side = max(model.clip.image_size if part in seen else 0, model.decoder_size if part in dreamed else 0)
-            try:
-                opened[id(image)] = image.pil(draft=2 * side if self.config.data.draft else 0)
-            except images.BadImage as error:
-                broken.append((part, error))
-        return broken
+    def _pictures(self, reader: Reader, number: int, document: Document) -> dict[int, Opened | Stored]:
+        """The pictures of a document by the identity of their parts, none of them opened yet."""
+        parts = [part for part in document.parts if isinstance(part, Image)]
+        if reader.encoded is not None:
+            return {id(part): Stored(part, one) for part, one in zip(parts, reader.encoded.pictures(number, len(parts)), strict=True)}
+        clip, size = self.config.model.clip, self.config.model.decoder_size if self.config.model.unet else 0
+        return {id(part): Opened(part, clip.image_size if clip else 0, size, self.config.data.draft) for part in parts}
+
+    def _count_groups(self, number: int):
+        """Counts the groups up to `number`. A run that is resumed again and again counts on from where it was, by a file in the folder of lengths."""
+        file = self.folder / f"{self.fingerprint}.groups.npy" if self.folder is not None else None
+        if file is not None and file.exists():
+            self.plan.ends = np.load(io.BytesIO(file.read_bytes())).tolist()
+        known = len(self.plan.ends)
+        with tqdm.tqdm(total=number, initial=self.plan.counted, unit="group", desc="counting what was trained on", delay=3) as bar:
+            while self.plan.count_block(number):
+                bar.update(min(self.plan.counted, number) - bar.n)
+        if file is not None and len(self.plan.ends) >= known + 16:  # fewer are counted in no time
+            counted = io.BytesIO()
+            np.save(counted, np.array(self.plan.ends, np.int64))
+            partial = self.folder / f"{self.fingerprint}.groups.npy.{self.host}"
+            partial.write_bytes(counted.getvalue())
+            partial.replace(file)
 
     def batches(self, start: int, stop: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Iterator[Loaded]:
         """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""
         load = functools.partial(self.load, hosts=hosts, host=host, endless=endless)
         if endless and start < stop:
-            self.plan.group(start * self.config.groups)  # counts what came before here, not in every worker
+            self._count_groups(start * self.config.groups)  # here, not in every worker
         data = self.config.data
         options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
         ahead = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)

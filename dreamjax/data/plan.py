@@ -64,23 +64,32 @@ class Plan:
 
     def group(self, number: int) -> tuple[Member, ...]:
         """The documents of a group, in the order in which they stand in their rows."""
-        while not self.ends or number >= self.ends[-1]:
-            self._pass(len(self.ends))
+        while self.count_block(number):
+            pass
         block = bisect.bisect_right(self.ends, number)
         return self.block(block)[number - (self.ends[block - 1] if block else 0)]
 
     def has(self, number: int) -> bool:
         """Whether the first epoch has a group of this number."""
-        while len(self.ends) < self.blocks and (not self.ends or number >= self.ends[-1]):
-            self._pass(len(self.ends))
+        while len(self.ends) < self.blocks and self.count_block(number):
+            pass
         return self.blocks > 0 and number < self.ends[min(len(self.ends), self.blocks) - 1]
 
-    def _pass(self, block: int):
-        """Counts the groups of the next block, unless another thread has done so."""
+    @property
+    def counted(self) -> int:
+        """Groups of the blocks that were counted."""
+        return self.ends[-1] if self.ends else 0
+
+    def count_block(self, number: int) -> bool:
+        """Counts the groups of one more block; False, and nothing done, where that of group `number` is counted."""
+        block = len(self.ends)
+        if number < self.counted:
+            return False
         groups = len(self.block(block))
         with self.lock:
-            if len(self.ends) == block:
-                self.ends.append(groups + (self.ends[-1] if self.ends else 0))
+            if len(self.ends) == block:  # no other thread was faster
+                self.ends.append(self.counted + groups)
+        return True
 
     def fill(self, blocks: int = 16) -> dict[str, float]:
         """Share of tokens and of picture slots in packed rows that are real, over the first blocks; 1 for slots that there are none of."""

@@ -88,9 +88,14 @@ def init(parts: Parts, key: Array) -> dict:
 
 
 def see(parts: Parts, params: dict, images: Array) -> Array:
-    """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D]: CLIP's selected hidden state without its class token, projected (paper Sec. 3.1)."""
-    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.config.clip, parts.clip.dtype))
-    return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(hidden[:, 1:])))
+    """uint8 pictures [B, h, w, 3], or their patches' features, -> one embedding per patch [B, P, D] (paper Sec. 3.1)."""
+    patches = patch_features(parts, params, images) if images.dtype == jnp.uint8 else images
+    return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(patches)))
+
+
+def patch_features(parts: Parts, params: dict, images: Array) -> Array:
+    """uint8 pictures [B, h, w, 3] -> CLIP's selected hidden state without its class token, [B, P, CLIP width]."""
+    return parts.clip.apply({"params": params["clip"]}, normalise(images, parts.config.clip, parts.clip.dtype))[:, 1:]
 
 
 def embed(parts: Parts, params: dict, tokens: Array) -> Array:
@@ -188,16 +193,21 @@ def to_unit(images: Array) -> Array:
 
 
 def encode_latents(parts: Parts, params: dict, images: Array, posterior_noise: Array | None) -> Array:
-    """uint8 pictures [B, H, W, 3] -> what diffusion works on, [B, S, S, channels] float32.
+    """uint8 pictures [B, H, W, 3], or their moments, -> what diffusion works on, [B, S, S, channels] float32.
 
     A draw of the VAE's posterior (its mean where there is no noise), scaled; without a VAE the pixels in [-1, 1].
     """
-    pixels = to_unit(images)
     if parts.vae is None:
-        return pixels
-    mean, logvar = parts.vae.apply({"params": params["vae"]}, pixels, method="encode")
+        return to_unit(images)
+    mean, logvar = jnp.split(latent_moments(parts, params, images) if images.dtype == jnp.uint8 else images, 2, axis=-1)
     drawn = mean if posterior_noise is None else mean + jnp.exp(0.5 * logvar) * posterior_noise
     return drawn * parts.config.vae.scaling_factor
+
+
+def latent_moments(parts: Parts, params: dict, images: Array) -> Array:
+    """uint8 pictures [B, H, W, 3] -> mean and log-variance of the VAE's posterior side by side, [B, S, S, 2 channels] float32."""
+    moments = parts.vae.apply({"params": params["vae"]}, to_unit(images), method="encode")
+    return jnp.concatenate(moments, axis=-1).astype(jnp.float32)
 
 
 def decode_latents(parts: Parts, params: dict, latents: Array) -> Array:

@@ -3,6 +3,7 @@
     workdir/
       config.json           the RunConfig
       tokenizer/            tokenizer.model, special_tokens.json
+      lengths/              how long each document is, found once (data/lengths.py)
       frozen/               parameters that the run does not train, written once (Orbax)
       checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where
       metrics.jsonl, samples/, TensorBoard events

@@ -13,18 +13,22 @@ from dreamjax.training import checkpoint, handover, optim
 from dreamjax.training.state import State, init
 
 SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accumulate", "total_steps", "init_from")
+DATA_MAY_CHANGE = ("eval", "threads", "workers", "max_bad_share")  # settings of `data` that no batch depends on
 
 
 def prepare_workdir(workdir: epath.Path, config: RunConfig):
     """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs.
 
-    What a start that failed has left there is written anew.
+    What a start that failed has left there is written anew. With `allow_changed_data` other data are no other run.
     """
     if not checkpoint.steps(workdir):
         (workdir / "tokenizer").rmtree(missing_ok=True)
     elif (workdir / "config.json").exists():
         before, now = to_dict(checkpoint.read_config(workdir)), to_dict(config)
-        changed = [name for name in SAME_ON_RESUME if before[name] != now[name]]
+        for name in DATA_MAY_CHANGE:
+            before["data"].pop(name), now["data"].pop(name)
+        allowed = ("data",) if config.allow_changed_data else ()
+        changed = [name for name in SAME_ON_RESUME if before[name] != now[name] and name not in allowed]
         if changed:
             raise ConfigError(f"--workdir: {workdir} holds a run with other values of config.{', config.'.join(changed)}; use another folder or the old values")
     checkpoint.write_config(workdir, config)
@@ -56,3 +60,27 @@ def begin(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager
         checkpoint.save_tree(workdir / "frozen", frozen)
         meta["frozen"] = {"path": "../../frozen", "checksum": checkpoint.checksum(frozen)}
     return state, frozen, meta
+
+
+def with_data(meta: dict, fingerprint: str, config: RunConfig, workdir: epath.Path) -> dict:
+    """meta with the fingerprint of the run's data; ConfigError where the run began with other documents, unless it may go on with these."""
+    if meta.get("data", fingerprint) != fingerprint and not config.allow_changed_data:
+        raise ConfigError(
+            f"--workdir: {workdir} holds a run whose documents were others than those of config.data.train now; "
+            "bring them back, use another folder, or go on with these by --config.allow_changed_data=True"
+        )
+    return meta | {"data": fingerprint}
+
+
+def encoders_of(params: dict) -> str:
+    """Checksum of the encoders of pictures among the parameters, which must be in the compute dtype."""
+    return checkpoint.checksum({name: params[name] for name in ("clip", "vae") if name in params})
+
+
+def check_encoders(used: set[str], frozen: dict):
+    """ConfigError where the batches hold what other encoders made of the pictures than those that the run keeps frozen."""
+    if used and used != {encoders_of(frozen)}:
+        raise ConfigError(
+            "config.data.train: its pictures were encoded by other encoders than this run's clip and vae, or those are not frozen whole; "
+            "encode them anew with python -m dreamjax.precompute, or freeze ^(clip|vae)/"
+        )

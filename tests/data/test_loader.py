@@ -6,11 +6,16 @@ import itertools
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dreamjax.batch import Batch
 from dreamjax.config import SourceConfig
 from dreamjax.data import loader as loader_module
+from dreamjax.data import packing
+from dreamjax.data import plan as plan_module
 from dreamjax.data.loader import Loader, split_of
+from dreamjax.data.modes import MODES
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
@@ -284,6 +289,21 @@ def test_lengths_are_found_once(make, tmp_path, monkeypatch):
     assert measured == list(range(20))
 
 
+def test_a_run_that_is_resumed_again_counts_on(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "BLOCK", 8)
+    folder = epath.Path(tmp_path)
+    straight = make(numbered(40)).load(30)
+    first = make(numbered(40), folder=folder)
+    (one,) = first.batches(30, 31)
+    assert_equal(one.batch, straight.batch)
+    assert [path.name for path in tmp_path.glob("*.groups.npy")] == [f"{first.fingerprint}.groups.npy"]
+    again, planned = make(numbered(40), folder=folder), []
+    monkeypatch.setattr(plan_module, "pack", lambda *args: planned.append(args) or packing.pack(*args))
+    (one,) = again.batches(30, 31)
+    assert_equal(one.batch, straight.batch)
+    assert 0 < len(planned) <= 4 < len(first.plan.ends)
+
+
 def test_documents_that_changed_after_they_were_measured(make):
     loader = make(numbered(20))
     changed = [dataclasses.replace(document, parts=(Text("red circle."), *document.parts)) for document in loader.readers[0].source.documents]
@@ -298,3 +318,62 @@ def test_documents_that_changed_after_they_were_measured(make):
 def test_nothing_fits(make, documents):
     with pytest.raises(SourceError, match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures"):
         make(documents, seen_slots=0, dreamed_slots=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Any documents
+
+words = st.lists(st.sampled_from(["red", "circle.", "</s>", "<s>", "<im_patch>", "<dream_start>", "<image>", "\u00e9\u4e00", "\n"]), max_size=12).map(" ".join)
+roles = st.sampled_from([None, None, None, "user", "assistant"])
+marked = st.tuples(st.booleans(), st.booleans(), st.booleans(), roles)  # seen, dreamed, broken, role
+any_parts = st.lists(st.tuples(words, st.booleans(), roles) | marked, max_size=6)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(any_parts, st.booleans()), min_size=1, max_size=8), st.sampled_from(MODES), st.integers(1, 2))
+def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mode, rows):
+    """Every slot that is valid lies on the placeholders of a segment that reads like the picture's document, and no label falls on one."""
+    documents, number = [Document((Text("red"),), id="there is one that fits")], 0
+    owner = {}
+    for d, (parts, is_pair) in enumerate(drawn):
+        made = []
+        for part in parts:
+            if len(part) == 3:
+                made.append(Text(*part))
+                continue
+            seen, dreamed, broken, role = part
+            number += 1
+            owner[number] = d + 1
+            made.append(Image(b"broken" if broken else left_right(number), seen, dreamed, role))
+        pair = is_pair and [type(part) for part in made] in ([Image, Text], [Text, Image]) and not any(part.role for part in made)
+        documents.append(Document(made, id=f"d{d + 1}", kind="pair" if pair else ""))
+    loader = make(documents, source=SourceConfig("shapes", "here", mode=mode), length=48, rows_per_group=rows, seen_slots=3, dreamed_slots=2)
+    model, special = loader.config.model, shapes_tokenizer.special_ids
+    names = set()
+    for one in first_epoch(loader):
+        names.update(one.documents)
+        batch = one.batch
+        assert not (batch.learned & (batch.tokens == shapes_tokenizer.im_patch)).any() and not (batch.learned & (batch.segments == 0)).any()
+        for g in range(len(batch.tokens)):
+            tokens, segments, covered, found = batch.tokens[g].reshape(-1), batch.segments[g].reshape(-1), set(), {}
+            for images, starts, valid, size, before in (
+                (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches, shapes_tokenizer.im_start),
+                (batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, model.dream_queries, shapes_tokenizer.dream_start),
+            ):
+                in_order = sorted(zip(starts[g][valid[g]].tolist(), images[g][valid[g]][:, 0, 0, 0].tolist()))
+                for (_, earlier), (_, later) in zip(in_order, in_order[1:]):
+                    assert earlier < later or owner[earlier] != owner[later], "pictures of a document out of their order"
+                for start, shown_ in in_order:
+                    span = range(start, start + size)
+                    assert (tokens[span] == shapes_tokenizer.im_patch).all() and tokens[start - 1] == before and not covered & set(span)
+                    covered |= set(span)
+                    (row, segment), = {(at // 48, segments[at]) for at in span}
+                    found.setdefault((row, segment), set()).add(owner[shown_])
+            assert covered == set(np.flatnonzero(tokens == shapes_tokenizer.im_patch).tolist())
+            assert all(len(owners) == 1 for owners in found.values()), "pictures of two documents in one segment"
+            for (row, segment), (which,) in found.items():
+                mine = tokens.reshape(rows, 48)[row][segments.reshape(rows, 48)[row] == segment]
+                said = "".join(part.text for part in documents[which].parts if isinstance(part, Text))
+                read = shapes_tokenizer.decode_continuation([i for i in mine.tolist() if i not in special]).rstrip("\ufffd")
+                assert "".join(said.split()).startswith("".join(read.split()))
+    assert names <= {document.id for document in documents} and "there is one that fits" in names

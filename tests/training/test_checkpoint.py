@@ -12,10 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small_model import LLM
 from small_run import CONFIG, Run, mesh, same_bytes
 
-from dreamjax.config import MeshConfig, ModelConfig, OptimConfig
+from dreamjax.config import MeshConfig, ModelConfig, OptimConfig, SourceConfig
 from dreamjax.schema import ConfigError
 from dreamjax.training import checkpoint, optim
-from dreamjax.training.start import prepare_workdir
+from dreamjax.training.start import prepare_workdir, with_data
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
@@ -81,19 +82,31 @@ def test_frozen_parameters_are_written_once_and_checked(run, tmp_path):
         Run(run.config, copy, run.mesh)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"model": dataclasses.replace(CONFIG.model, dtype="bfloat16")}, {"batch_size": 16}])
+OTHER_ROWS = dataclasses.replace(CONFIG.data, length=24)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"data": OTHER_ROWS}, {"model": dataclasses.replace(CONFIG.model, dtype="bfloat16")}, {"batch_size": 16}])
 def test_a_folder_of_another_run_is_refused(run, change):
     with pytest.raises(ConfigError, match=f"holds a run with other values of config.{next(iter(change))};"):
         prepare_workdir(run.folder, dataclasses.replace(run.config, **change))
     assert checkpoint.read_config(run.folder) == run.config
 
 
-def test_settings_that_do_not_change_the_numbers_may_change(run, tmp_path):
-    folder = epath.Path(tmp_path)
-    prepare_workdir(folder, run.config)
-    other = dataclasses.replace(run.config, log_every=3, mesh=MeshConfig(1, 8, 1), checkpoints_kept=5)
-    prepare_workdir(folder, other)
-    assert checkpoint.read_config(folder) == other
+def test_settings_that_do_not_change_the_numbers_may_change(run):
+    loading = dataclasses.replace(CONFIG.data, workers=3, threads=5, max_bad_share=0.5, eval=(SourceConfig("shapes", split="eval"),))
+    for change in ({"log_every": 3, "mesh": MeshConfig(1, 8, 1), "checkpoints_kept": 5}, {"data": loading}, {"data": OTHER_ROWS, "allow_changed_data": True}):
+        other = dataclasses.replace(run.config, **change)
+        prepare_workdir(run.folder, other)
+        assert checkpoint.read_config(run.folder) == other
+        checkpoint.write_config(run.folder, run.config)
+
+
+def test_other_documents_are_refused_unless_allowed(run):
+    began = with_data(run.meta, "these", run.config, run.folder)
+    assert with_data(began, "these", run.config, run.folder) == began == run.meta | {"data": "these"}
+    with pytest.raises(ConfigError, match=r"--workdir: .* holds a run whose documents were others .* --config.allow_changed_data=True"):
+        with_data(began, "those", run.config, run.folder)
+    assert with_data(began, "those", dataclasses.replace(run.config, allow_changed_data=True), run.folder)["data"] == "those"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

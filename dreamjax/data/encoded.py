@@ -1,0 +1,111 @@
+"""What frozen encoders made of a source's pictures, kept in ArrayRecord files: one record a document, in the source's order.
+
+A record is the byte 1, one byte for each picture of the document (0: it does not open), and for each that opens its CLIP
+features and twice its moments, of the picture and of its mirror image. encoded.json says what they are of; it is written last.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+
+from dreamjax.batch import Encoded
+from dreamjax.data.sources import SourceError
+from dreamjax.data.sources.array_record import WRITER_OPTIONS
+
+CARD = "encoded.json"
+VERSION = 1
+PER_FILE = 1000  # documents
+
+
+class Picture(NamedTuple):
+    """One picture as the encoders see it; a part is None where the model lacks the encoder."""
+
+    features: np.ndarray | None  # [P, CLIP width]
+    moments: np.ndarray | None  # [2, S, S, 2 channels] float32: of the picture and of its mirror image
+
+
+def encode(pictures: Sequence[Picture | None]) -> bytes:
+    """The record of a document's pictures, None for one that does not open."""
+    blobs = [part.tobytes() for picture in pictures if picture is not None for part in picture if part is not None]
+    return bytes([VERSION, *(picture is not None for picture in pictures)]) + b"".join(blobs)
+
+
+def decode(record: bytes, count: int, layout: Encoded) -> list[Picture | None]:
+    """The inverse of `encode` for a document of `count` pictures. Raises ValueError."""
+    at, pictures = 1 + count, []
+    if record[0] != VERSION:
+        raise ValueError(f"is of version {record[0]}, not {VERSION}")
+    for sound in record[1:at]:
+        parts = []
+        for shape, dtype in ((layout.features, layout.dtype), ((2, *layout.moments) if layout.moments else (), "float32")):
+            size = math.prod(shape) * np.dtype(dtype).itemsize if shape and sound else 0
+            parts.append(np.frombuffer(record, dtype, math.prod(shape), at).reshape(shape) if size else None)
+            at += size
+        pictures.append(Picture(*parts) if sound else None)
+    if at != len(record):
+        raise ValueError(f"{len(record)} bytes for {count} pictures")
+    return pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPictures:
+    """An open folder. It can be pickled."""
+
+    records: grain.sources.ArrayRecordDataSource
+    layout: Encoded
+    encoders: str  # checksum of their parameters
+
+    def pictures(self, index: int, count: int) -> list[Picture | None]:
+        """Those of document `index`, which has `count`."""
+        return decode(self.records[index], count, self.layout)
+
+
+def card_of(fingerprint: str, layout: Encoded, encoders: str, documents: int) -> dict:
+    """What a folder says it is of, fit for JSON."""
+    return json.loads(json.dumps({"source": fingerprint, "encoders": encoders, "documents": documents, "layout": layout._asdict()}))
+
+
+def open_encoded(folder: str, fingerprint: str, layout: Encoded) -> EncodedPictures:
+    """The folder's pictures; SourceError where they are not of this source and of encoders of these sizes."""
+    path = pathlib.Path(folder) / CARD
+    if not path.exists():
+        raise SourceError(f"{folder}: has no {CARD}; python -m dreamjax.precompute writes it")
+    card = json.loads(path.read_text())
+    wanted = card_of(fingerprint, layout, card["encoders"], card["documents"])
+    if differs := [key for key in wanted if card[key] != wanted[key]]:
+        raise SourceError(f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python -m dreamjax.precompute")
+    names = [_file(folder, number, card["documents"]) for number in range(-(-card["documents"] // PER_FILE))]
+    return EncodedPictures(grain.sources.ArrayRecordDataSource(names), layout, card["encoders"])
+
+
+def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[Picture | None]]]):
+    """Writes the files that are not there yet, each whole or absent, and then the card. `documents` yields the pictures of a range of them."""
+    os.makedirs(folder, exist_ok=True)
+    whole, begun = pathlib.Path(folder) / CARD, pathlib.Path(folder) / f"{CARD}.begun"
+    if any(json.loads(path.read_text()) != card for path in (whole, begun) if path.exists()):
+        raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
+    if whole.exists():
+        return
+    begun.write_text(json.dumps(card))
+    for number in range(-(-card["documents"] // PER_FILE)):
+        name = _file(folder, number, card["documents"])
+        if os.path.exists(name):
+            continue
+        writer = array_record_module.ArrayRecordWriter(f"{name}.tmp", WRITER_OPTIONS)
+        for pictures in documents(range(number * PER_FILE, min((number + 1) * PER_FILE, card["documents"]))):
+            writer.write(encode(pictures))
+        writer.close()
+        os.replace(f"{name}.tmp", name)
+    os.replace(begun, whole)
+
+
+def _file(folder: str, number: int, documents: int) -> str:
+    return os.path.join(folder, f"encoded-{number:05d}-of-{-(-documents // PER_FILE):05d}.array_record")
