@@ -93,6 +93,9 @@ def compose(found: Iterable[Found], changes: Mapping | None = None, seed: int = 
         leaves |= source.leaves
     model = ModelConfig(**{"dtype": _compute_dtype(leaves), **settings, **(changes or {})})
     shapes = shapes_of(model)
+    for path, leaf in leaves.items():
+        if leaf.shape != shapes.get(path):
+            raise ConfigError(f"{leaf.origin}: {path} is {leaf.shape}, and the whole model has {shapes.get(path, 'no such parameter')}")
     missing = [path for path in shapes if path not in leaves]
     lost = [path for path in missing if path.split("/")[0] not in JOINTS]
     if lost:

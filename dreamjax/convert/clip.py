@@ -44,7 +44,7 @@ def table(config: ClipConfig) -> Table:
     return Table(NAMES, config.layers, OLD, LEFT)
 
 
-def read_config(settings: Settings, select_layer: int = -2) -> ClipConfig:
+def read_config(settings: Settings, select_layer: int | None = None) -> ClipConfig:
     """A config.json of a CLIPVisionModel or of a whole CLIPModel, with transformers' defaults for what it leaves out."""
     if "vision_config" in settings.values:
         settings = settings.inner("vision_config")
@@ -54,7 +54,7 @@ def read_config(settings: Settings, select_layer: int = -2) -> ClipConfig:
             image_size=settings.whole("image_size", 224), patch_size=settings.whole("patch_size", 32), width=settings.whole("hidden_size", 768),
             layers=settings.whole("num_hidden_layers", 12), heads=settings.whole("num_attention_heads", 12),
             ffn_width=settings.whole("intermediate_size", 3072), layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
-            activation=settings.get("hidden_act", "quick_gelu"), select_layer=select_layer,
+            activation=settings.get("hidden_act", "quick_gelu"), select_layer=settings.whole("vision_feature_layer", -2) if select_layer is None else select_layer,
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
@@ -66,6 +66,7 @@ def write_config(config: ClipConfig) -> dict:
         "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_size": config.width, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "intermediate_size": config.ffn_width, "image_size": config.image_size, "patch_size": config.patch_size,
         "num_channels": 3, "hidden_act": config.activation, "layer_norm_eps": config.layer_norm_eps,
+        "vision_feature_layer": config.select_layer,  # LLaVA's name for it; transformers' CLIP passes over it
     }  # fmt: skip
 
 

@@ -1,16 +1,18 @@
-"""Hugging Face folders: LLaMA, CLIP (one tower or both) and Stable Diffusion in the layout of diffusers."""
+"""Hugging Face folders: LLaMA, CLIP (one tower or both), Stable Diffusion in the layout of diffusers, and our own joints."""
 
 import pathlib
 
 from dreamjax.config import ModelConfig
-from dreamjax.convert import assemble, clip, clip_text, llama, stable_diffusion
+from dreamjax.convert import assemble, clip, clip_text, llama, stable_diffusion, tables
 from dreamjax.convert.assemble import Found, Raw
+from dreamjax.convert.names import Leaf
 from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import open_weights
 from dreamjax.schema import ConfigError
 
 TRANSFORMERS = ("model", "pytorch_model")  # stems of weight files
 DIFFUSERS = ("diffusion_pytorch_model",)
+JOINTS_TYPE = "dreamllm_joints"  # our own: what joins the parts, by our names
 CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
@@ -21,7 +23,7 @@ def kind(folder: pathlib.Path) -> str | None:
     if not (folder / "config.json").is_file():
         return None
     values = Settings.of(folder / "config.json").values
-    kinds = {"llama": "llama", "clip": "clip", "clip_vision_model": "clip_vision", "clip_text_model": "clip_text"}
+    kinds = {JOINTS_TYPE: "joints", "llama": "llama", "clip": "clip", "clip_vision_model": "clip_vision", "clip_text_model": "clip_text"}
     architectures = {"LlamaForCausalLM": "llama", "CLIPModel": "clip", "CLIPVisionModel": "clip_vision", "CLIPTextModel": "clip_text"}
     architecture = (values.get("architectures") or [None])[0]
     return kinds.get(values.get("model_type")) or architectures.get(architecture)
@@ -34,6 +36,8 @@ def read(folder: pathlib.Path) -> Found:
             return _read_llama(folder)
         case "clip" | "clip_vision" | "clip_text" as which:
             return _read_clip(folder, which)
+        case "joints":
+            return _read_joints(folder)
         case "diffusers":
             return _read_diffusers(folder)
     raise ConfigError(f"{folder}: is not recognised")
@@ -92,20 +96,25 @@ def _read_diffusers(folder: pathlib.Path) -> Found:
         fields["diffusion"] = stable_diffusion.read_schedule(Settings.of(folder / "scheduler" / "scheduler_config.json"))
     elif "unet" in fields:
         raise ConfigError(f"{folder}: lacks scheduler/scheduler_config.json: the noise schedule that the U-Net was trained with")
-    shapes = assemble.shapes_of(ModelConfig(**fields))
+    model = ModelConfig(**fields)
+    shapes = assemble.shapes_of(model)
     for part, (_, tensors) in raw.items():
-        paths = assemble.part_shapes(shapes, part)
-        table = {
-            "unet": lambda paths=paths: stable_diffusion.unet_table(paths), "vae": lambda paths=paths: stable_diffusion.vae_table(paths),
-            "text_encoder": lambda: clip_text.table(fields["text_encoder"]),
-        }[part]()  # fmt: skip
-        leaves |= assemble.read_part(part, table, shapes, tensors, str(folder / part))
+        leaves |= assemble.read_part(part, tables.of(part, model, shapes), shapes, tensors, str(folder / part))
     if "text_encoder" in fields and (folder / "tokenizer").is_dir():
         tokenizers["text_encoder"] = folder / "tokenizer"
     known = {*readers, "scheduler", "tokenizer", "feature_extractor"}
     left = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in known and not path.name.startswith("."))
     notes = (f"left aside: {', '.join(left)}",) if left else ()
     return Found("diffusers", str(folder), fields, leaves, files, raw=raw, clip_tokenizers=_with_vocabulary(tokenizers), notes=notes)
+
+
+def _read_joints(folder: pathlib.Path) -> Found:
+    """Projectors and dream queries as `export --format=huggingface` writes them."""
+    settings = Settings.of(folder / "config.json")
+    tensors, files = open_weights(folder, TRANSFORMERS)
+    leaves = {name.replace(".", "/"): Leaf(t.shape, t.dtype, t.read, str(folder)) for name, t in tensors.items()}
+    fields = {name: settings.values[name] for name in ("visual_projector", "dream_queries") if name in settings.values}
+    return Found("joints", str(folder), fields, leaves, files, template=settings.get("template"))
 
 
 def _with_vocabulary(folders: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:

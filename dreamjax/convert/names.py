@@ -41,10 +41,10 @@ def match(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensor
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        renamed = functools.reduce(lambda text, rule: re.sub(rule[0], rule[1], text), table.old, name)
-        if renamed in found:
-            raise ConfigError(f"{where}: {name} and {found[renamed].name} are both {renamed}")
-        found[renamed] = tensor
+        today = renamed(table, name)
+        if today in found:
+            raise ConfigError(f"{where}: {name} and {found[today].name} are both {today}")
+        found[today] = tensor
     leaves, used = {}, set()
     for path, shape in shapes.items():
         path_in_model = f"{part}/{path}".removesuffix("/")
@@ -66,6 +66,11 @@ def match(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensor
     if unknown:
         raise ConfigError(f"{where}: {len(unknown)} tensors fit nowhere, the first is {unknown[0]} {found[unknown[0]].shape}")
     return leaves
+
+
+def renamed(table: Table, name: str) -> str:
+    """Their name of today for one that an older file may use."""
+    return functools.reduce(lambda text, rule: re.sub(rule[0], rule[1], text), table.old, name)
 
 
 def names_of(table: Table, path: str) -> list[str]:

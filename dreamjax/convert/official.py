@@ -37,17 +37,19 @@ CONDITION_PROJECTOR = {"linear/kernel": "projector.projector.weight"}
 QUERIES = {"": "dream_queries"}
 PREFIXES = {"clip_vision_model.": "clip", "unet.": "unet", "vae.": "vae"}  # of the pickles' names
 
-# Components by the end of their hub name, for a release whose paths lead nowhere here.
+CLIP_HOME, DIFFUSION_HOME = "components/clip", "components/sd"  # where exports have the components' configurations
+
+# Components by their hub name, of which the end is enough, for a release whose paths lead nowhere here.
 KNOWN_CLIP = {
-    "clip-vit-large-patch14": ClipConfig(),
-    "clip-vit-large-patch14-336": ClipConfig(image_size=336),
+    "openai/clip-vit-large-patch14": ClipConfig(),
+    "openai/clip-vit-large-patch14-336": ClipConfig(image_size=336),
 }
 SD_1 = UNetConfig(heads=(8, 8, 8, 8), context_width=768, linear_projection=False)
 KNOWN_DIFFUSION = {
-    "stable-diffusion-2-1-base": (UNetConfig(), VaeConfig(), DiffusionConfig()),
-    "stable-diffusion-2-base": (UNetConfig(), VaeConfig(), DiffusionConfig()),
-    "stable-diffusion-v1-5": (SD_1, VaeConfig(), DiffusionConfig()),
-    "stable-diffusion-v1-4": (SD_1, VaeConfig(), DiffusionConfig()),
+    "stabilityai/stable-diffusion-2-1-base": (UNetConfig(), VaeConfig(), DiffusionConfig()),
+    "stabilityai/stable-diffusion-2-base": (UNetConfig(), VaeConfig(), DiffusionConfig()),
+    "runwayml/stable-diffusion-v1-5": (SD_1, VaeConfig(), DiffusionConfig()),
+    "CompVis/stable-diffusion-v1-4": (SD_1, VaeConfig(), DiffusionConfig()),
 }
 
 
@@ -185,9 +187,43 @@ def _component_config(folder: pathlib.Path, plugins: Settings, model: ModelConfi
 
 def _known(plugin: Settings, key: str, known: dict):
     name = str(plugin.get(key, "")).rstrip("/")
-    if (last := name.split("/")[-1]) in known:
-        return known[last]
+    for hub_name, config in known.items():
+        if name.split("/")[-1] == hub_name.split("/")[-1]:
+            return config
     raise ConfigError(f"{plugin.where}: {key}: {name!r} is no folder here with the component's config.json (put it at that path, from the release or from its parent)")
+
+
+def write_config(model: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
+    """The config.json that `read_model` reads; components that the hub knows go by their names there."""
+    width, module = model.llm.width, "omni.models.dreamllm.modeling_plugins"
+    plugins, kinds = {}, {}
+    if model.clip:
+        known = (name for name, config in KNOWN_CLIP.items() if config == dataclasses.replace(model.clip, select_layer=config.select_layer))
+        plugins["clip_vision_embedding"] = {
+            "_target_": f"{module}.CLIPVisionEmbedding", "clip_vision_model_name_or_path": next(known, CLIP_HOME), "embed_hidden_size": width,
+            "projector_type": model.visual_projector, "projector_depth": 1 if model.visual_projector == "linear" else 2,
+            "select_layer": model.clip.select_layer, "use_additional_post_layernorm": False, "pretrained_model_name_or_path": None,
+        }  # fmt: skip
+        kinds["clip_vision_embedding"] = "embedding"
+    if model.unet:
+        ours = (dataclasses.replace(model.unet, sample_size=UNetConfig.sample_size), model.vae, model.diffusion)
+        plugins["dream_embedding"] = {
+            "_target_": f"{module}.DreamEmbedding", "num_dream_queries": model.dream_queries, "embed_hidden_size": width,
+            "pretrained_model_name_or_path": None,
+        }  # fmt: skip
+        plugins["stable_diffusion_head"] = {
+            "_target_": f"{module}.StableDiffusionHead",
+            "diffusion_name_or_path": next((name for name, configs in KNOWN_DIFFUSION.items() if configs == ours), DIFFUSION_HOME),
+            "embed_hidden_size": width, "projector_type": "linear", "projector_depth": 1, "resolution": model.decoder_size,
+            "pretrained_model_name_or_path": None,
+        }  # fmt: skip
+        kinds |= {"dream_embedding": "embedding", "stable_diffusion_head": "head"}
+    control = {tokenizer.pieces([number])[0]: number for number in (tokenizer.unk, tokenizer.bos, tokenizer.eos)}
+    added = dict(tokenizer.added)
+    special = {**control, **{name: added.pop(name) for name in (tokenizer.pad_token,) if name in added}, "additional_special_tokens": added}
+    config = llama.write_config(model.llm, dtype, {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.unk})
+    config |= {"architectures": ["DreamLLMForCausalMLM"], "model_type": "dreamllm", "special_tokens2ids_dict": special}
+    return config | {"plugins_init_kwargs": plugins, "plugins_type": kinds, "loss_weight_lm": 1.0, "loss_weight_vm": 10.0}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

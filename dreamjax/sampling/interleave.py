@@ -154,8 +154,8 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
         state = _write(task.parts, task.params, state, task.settings, task.special, pace)
         status = np.asarray(state.status)
         if options.stop:
-            status = np.where(_stopped(task, state), np.int32(STOPPED), status)
-            state = state._replace(status=status)
+            status = np.where(_stopped(task, state), STOPPED, status)
+            state = state._replace(status=jax.device_put(status))
         yield Wrote(state)
         if np.any(status == WRITING):
             continue

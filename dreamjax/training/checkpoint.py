@@ -7,7 +7,7 @@
       checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where
       metrics.jsonl, samples/, TensorBoard events
 
-A model folder to use or to hand on (`convert export`) holds config.json, tokenizer/, params/ and origins.json.
+A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
 
 import json
@@ -24,7 +24,7 @@ from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
 from dreamjax.sharding import path_of
-from dreamjax.training import optim
+from dreamjax.training import model_folder, optim
 from dreamjax.training.state import State
 
 BEST = "held_back_loss"
@@ -66,7 +66,7 @@ def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
 
 
 def save_tree(path: epath.Path, params: dict):
-    """Writes a tree of parameters in one Orbax checkpoint."""
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params))
 
@@ -108,7 +108,7 @@ def write_config(folder: epath.Path, config: RunConfig):
 
 
 def read_config(folder: epath.Path) -> RunConfig:
-    """The RunConfig of a workdir or model folder; ConfigError where there is none."""
+    """The RunConfig of a workdir; ConfigError where there is none. `model_folder.read_card` reads model folders too."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
@@ -126,7 +126,7 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
     they go whole to the default device.
     """
-    shapes = parameter_shapes(read_config(folder).model)
+    shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
     return read_params(folder, target, which)
@@ -135,7 +135,7 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
 def read_params(folder: epath.Path, wanted: dict, which: str = "last") -> dict:
     """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
     if (folder / "params").exists():
-        return load_tree(folder / "params", wanted)
+        return load_tree(model_folder.params_path(folder), wanted)
     config = read_config(folder)
     trainable, frozen = optim.split(config.optim, wanted)
     state = folder / "checkpoints" / str(step_of(folder, which)) / "state"

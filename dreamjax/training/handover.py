@@ -27,7 +27,7 @@ from etils import epath
 from dreamjax.config import InitFrom, RunConfig
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint
+from dreamjax.training import checkpoint, model_folder
 
 VOCABULARY = {"llm/embed/embedding": 0, "llm/head/kernel": 1}  # the parameters with a row per token, and its axis
 TRAINED_BEHIND = {
@@ -102,7 +102,7 @@ def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None) -> t
 
 def _open(key: str, given: InitFrom, tokenizer: Tokenizer | None) -> _Origin:
     folder = checkpoint.open_folder(given.path)
-    shapes = checkpoint.flatten(checkpoint.parameter_shapes(checkpoint.read_config(folder).model))
+    shapes = checkpoint.flatten(checkpoint.parameter_shapes(model_folder.read_card(folder).model))
     own = tokenizer and (folder / "tokenizer").exists()
     return _Origin(key, given, folder, {path: leaf.shape for path, leaf in shapes.items()}, Tokenizer.load(folder / "tokenizer") if own else tokenizer)
 
@@ -233,6 +233,11 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
         step = checkpoint.step_of(folder, which)
         record = checkpoint.read_meta(folder, step)
     return {"path": str(folder), "step": step, "origins": record.get("origins"), "fresh": record.get("fresh")}
+
+
+def has_record(folder: epath.Path) -> bool:
+    """Whether `origins_of` knows more than the card of a model folder: of workdirs and of what was exported from them."""
+    return (folder / ORIGINS_FILE).exists() or not (folder / "params").exists()
 
 
 def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str):

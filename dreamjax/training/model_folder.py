@@ -9,8 +9,9 @@ Parameters are written group by group, so that a model larger than the host's me
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -57,6 +58,18 @@ def write_card(folder: epath.Path, card: ModelCard):
     """Writes config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(card), indent=1) + "\n")
+
+
+def is_ours(folder: epath.Path) -> bool:
+    """Whether a folder is a model folder or a training workdir, or nothing at all: not whether it can be loaded."""
+    path = folder / "config.json"
+    if not path.exists():
+        return not any((folder / name).exists() for name in ("unet", "vae"))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        return True  # `read_card` says so
+    return isinstance(values, dict) and "model" in values
 
 
 def read_card(folder: epath.Path) -> ModelCard:
@@ -121,18 +134,21 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves}
 
 
-def stored_leaves(folder: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, array) of every parameter of a model folder in its own dtype, read a few at a time."""
-    wanted = stored(folder)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        for group in groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}):
-            tree: dict = {}
-            for path in group:
-                put(tree, path, wanted[path])
-            as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
-            read = checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
-            for path in group:
-                yield path, get(read, path)
+def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
+    """A function from the path of a parameter to its array; it holds the last group that it read, so ask in the order of `wanted`."""
+    together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
+    group_of = {path: number for number, group in enumerate(together) for path in group}
+
+    @functools.lru_cache(maxsize=1)
+    def read(number: int) -> dict:
+        tree: dict = {}
+        for path in together[number]:
+            put(tree, path, wanted[path])
+        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
+
+    return lambda path: get(read(group_of[path]), path)
 
 
 def put(tree: dict, path: str, value):
