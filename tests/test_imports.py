@@ -31,8 +31,9 @@ ALLOWED = {
     "evaluation": PRODUCT | {"data"},
     "cli": DOCUMENTS | {"data"}, "clip_tokenizer": set(),
 }
+ALLOWED["encoding"] = MODELS | {"training", "data"}
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
-ALLOWED |= {command: PRODUCT | {"data", "evaluation", "cli"} for command in COMMANDS}
+ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli"} for command in COMMANDS}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}
 
 # Libraries and the only files and folders that may import them.

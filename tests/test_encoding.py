@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from small_model import LATENT, parameters, quick_jit
 
-from dreamjax import precompute
+from dreamjax import encoding
 from dreamjax.config import DataConfig, LossConfig, OptimConfig, RunConfig, SourceConfig
 from dreamjax.data.loader import Loader
 from dreamjax.data.sources import SourceError, open_source
@@ -50,8 +50,8 @@ def made(stories, tmp_path_factory):
     tokenizer = Tokenizer.from_model(train_tokenizer(open_source(config.data.train[0]).texts(), 300))
     assert tokenizer.size <= MODEL.llm.vocab_size
     pictures = [Loader(config, config.data.train, tokenizer).load(number) for number in range(3)]
-    encode = precompute.make_encode(MODEL, params, 4)
-    precompute.write(open_source(config.data.train[0]), folder, MODEL, encode, 4, encoders_of(params))
+    encode = encoding.make_encode(MODEL, params, 4)
+    encoding.write(open_source(config.data.train[0]), folder, MODEL, encode, 4, encoders_of(params))
     for picture in stories.glob("*.png"):
         picture.unlink()
     return pictures, folder, params, tokenizer
