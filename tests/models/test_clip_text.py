@@ -9,7 +9,7 @@ import pytest
 from small_model import quick_jit, relative_error
 
 from dreamjax import clip_tokenizer
-from dreamjax.config import ClipConfig, ClipTextConfig
+from dreamjax.config import ClipTextConfig
 from dreamjax.convert import clip_text
 from dreamjax.convert.assemble import materialise
 from dreamjax.convert.names import match
