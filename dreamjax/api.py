@@ -7,23 +7,25 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import PIL.Image
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
-from dreamjax.sampling import interleave
-from dreamjax.sampling.interleave import Options
-from dreamjax.schema import ConfigError
+from dreamjax.sampling import image, interleave, pictures, scores, stream
+from dreamjax.sampling.options import Options
+from dreamjax.schema import ConfigError, require
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DreamLLM:
-    """A model with its parameters and its tokenizer. Every method takes the fields of `interleave.Options` as keywords."""
+    """A model with its parameters and its tokenizer. Every method takes the fields of `sampling.options.Options` as keywords."""
 
     parts: dreamllm.Parts
     params: dict
@@ -61,24 +63,84 @@ class DreamLLM:
         """
         return self.generate_batch([content], [seed], **options)[0]
 
-    def generate_batch(self, contents: Sequence, seeds: Sequence[int] | None = None, **options) -> list[Document]:
-        """`generate` for many at once; seeds are 0, 1, 2 ... where none are given."""
-        prompts = [as_prompt(content) for content in contents]
-        seeds = range(len(prompts)) if seeds is None else seeds
-        return interleave.generate(self.parts, self.params, self.tokenizer, prompts, list(seeds), self._options(options))
+    def generate_batch(
+        self, contents: Sequence, seeds: Sequence[int] | None = None, batch_size: int = 0, watch: Callable | None = None, **options
+    ) -> list[Document]:
+        """`generate` for many: `batch_size` at once, the last batch filled up with nothing, or all at once where it is 0.
 
-    def text_to_image(self, content, num_images: int = 1, seed: int = 0, **options) -> list[PIL.Image.Image]:
-        """`num_images` pictures that come right after `content`, a text or texts and pictures; seeds count up from `seed`."""
-        if self.parts.unet is None:
-            raise ValueError("text_to_image: this model has no picture decoder")
-        prompts = [as_prompt(content)] * num_images
-        drawn = interleave.draw_after(self.parts, self.params, self.tokenizer, prompts, range(seed, seed + num_images), self._options(options))
-        return [PIL.Image.fromarray(picture) for picture in drawn]
+        Seeds are 0, 1, 2 ... where none are given. A document is what it would be beside any others of a batch of the same
+        size. `watch` is called with the events of `interleave.run` on the way.
+        """
+        prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
+        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        made: list[Document] = []
+        for start in range(0, len(prompts), batch_size or max(len(prompts), 1)):
+            now = slice(start, start + (batch_size or len(prompts)))
+            made += interleave.generate(self.parts, self.params, self.tokenizer, prompts[now], seeds[now], chosen, watch, batch_size)
+        return made
+
+    def stream(self, content, seed: int = 0, every: int = 1, preview_every: int = 0, **options) -> Iterator[stream.Event]:
+        """The document that `generate` returns as it comes about: TextPiece, PictureStarted, Preview, PictureDone and at last Finished.
+
+        Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none).
+        """
+        return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
+
+    def text_to_image(self, content, num_images: int = 1, seed: int = 0, **how) -> list[PIL.Image.Image]:
+        """`num_images` pictures right after `content`, or after each of a list of prompts, prompt by prompt.
+
+        A list is several prompts if it holds texts, Documents and lists alone; with a picture in it, it is one prompt of
+        texts and pictures. Seeds count up from `seed` through all pictures. `how`: the keywords of `text_to_latents`.
+        """
+        return self.decode(self.text_to_latents(content, num_images, seed, **how))
+
+    def text_to_latents(
+        self, content, num_images: int = 1, seed: int = 0, negative=None, latents: np.ndarray | None = None, step_noise: np.ndarray | None = None,
+        preview: Callable[[int, list[PIL.Image.Image]], None] | None = None, preview_every: int = 5, batch_size: int = 8, **options,
+    ) -> np.ndarray:
+        """The latents of those pictures, [n, h, w, C] float32, as the U-Net leaves them; pixels in [-1, 1] where the model has no VAE.
+
+        `negative` is what guidance leads away from, for all prompts or a list of one for each. `latents` [n, h, w, C] is the
+        noise to begin from, `step_noise` [steps, n, h, w, C] that of each step. `preview` gets the step and the pictures of
+        the present batch, as guessed so far, after every `preview_every` steps. `batch_size` pictures are drawn at once.
+        """
+        require_count("num_images", num_images)
+        require_count("batch_size", batch_size)
+        repeat = lambda documents: [document for document in documents for _ in range(num_images)]
+        prompts, chosen = prompts_of(content), self.options(options)
+        negatives = [] if negative is None else prompts_of(negative)
+        negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
+        if negatives and len(negatives) != len(prompts):
+            raise ConfigError(f"negative: {len(negatives)} negative prompts for {len(prompts)} prompts")
+        prompts, negatives = repeat(prompts), repeat(negatives)
+        watch = (lambda moment: preview(moment.step, self.decode(moment.progress.estimate))) if preview else None
+        drawn = []
+        for start in range(0, len(prompts), batch_size):
+            now = slice(start, start + batch_size)
+            seeds = range(seed + start, seed + start + len(prompts[now]))
+            noise = (latents if latents is None else latents[now], step_noise if step_noise is None else step_noise[:, now])
+            drawn.append(pictures.draw_after(self.parts, self.params, self.tokenizer, prompts[now], seeds, chosen, negatives[now], *noise, watch, preview_every))
+        return np.concatenate(drawn)
+
+    def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
+        """Latents [n, h, w, C] as pictures, `batch_size` at once."""
+        groups = (jnp.asarray(latents[start : start + batch_size]) for start in range(0, len(latents), batch_size))
+        return [PIL.Image.fromarray(picture) for group in groups for picture in np.asarray(image.decode(self.parts, self.params, group))]
+
+    def log_probabilities(self, pairs: Sequence[tuple], batch_size: int = 8, template: str | None = None) -> list[np.ndarray]:
+        """For each (content, continuation) the log-probability of every token of the continuation, float32; their sum ranks answers.
+
+        A continuation is a text; after running text it usually begins with a space.
+        """
+        pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
+        for start in range(0, len(pairs), batch_size):
+            found += scores.log_probabilities(self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template)
+        return found
 
     def answer(self, images, question: str, seed: int = 0, **options) -> str:
         """The model's answer, in words alone, to a question about a picture or several."""
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        prompt = Document((*(Image(picture, dreamed=False, role="user") for picture in pictures), Text(question, role="user")))
+        shown = images if isinstance(images, (list, tuple)) else [images]
+        prompt = Document((*(Image(picture, dreamed=False, role="user") for picture in shown), Text(question, role="user")))
         return self.generate(prompt, seed, **{"max_images": 0, **options}).text.strip()
 
     def caption(self, images: Sequence, question: str = "Describe the picture.", **options) -> list[str]:
@@ -86,11 +148,26 @@ class DreamLLM:
         prompts = [Document((Image(picture, dreamed=False, role="user"), Text(question, role="user"))) for picture in images]
         return [document.text.strip() for document in self.generate_batch(prompts, **{"max_images": 0, **options})]
 
-    def _options(self, options: dict[str, Any]) -> Options:
+    def options(self, options: dict[str, Any]) -> Options:
+        """Options by their names; what is not given is the default, for the template the model's. Raises TypeError and ConfigError."""
         unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
         if unknown:
             raise TypeError(f"{unknown[0]} is not an option; there are {', '.join(field.name for field in dataclasses.fields(Options))}")
+        if options.get("negative") is not None:
+            options = options | {"negative": as_prompt(options["negative"])}
         return Options(**{"template": self.template, **options})
+
+
+def require_count(name: str, value: int):
+    """Raises ConfigError unless the value is at least 1."""
+    require(value >= 1, name, f"{value} is below 1")
+
+
+def prompts_of(content) -> list[Document]:
+    """One prompt, or several: a list of texts, Documents and lists alone."""
+    if isinstance(content, (list, tuple)) and content and all(isinstance(item, (str, Document, list, tuple)) for item in content):
+        return [as_prompt(item) for item in content]
+    return [as_prompt(content)]
 
 
 def as_prompt(content) -> Document:

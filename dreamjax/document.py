@@ -21,6 +21,7 @@ import PIL.Image
 from dreamjax import images
 
 ROLES = ("system", "user", "assistant")
+KINDS = ("", "pair")
 _PNG_URI = "data:image/png;base64,"
 
 
@@ -40,7 +41,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, or a path.
+    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or what is images.Stored.
 
     Nothing is opened before `pil` is called, and nothing is kept: a document of a thousand files is small.
     """
@@ -55,9 +56,9 @@ class Image:
             raise TypeError(f"a picture is a Pillow image, an array, bytes or a path, not {type(self.source).__name__}")
         _check_role(self.role)
 
-    def pil(self) -> PIL.Image.Image:
-        """The picture as upright RGB on white (`images.open_rgb`); raises BadImage."""
-        return images.open_rgb(self.source)
+    def pil(self, draft: int = 0) -> PIL.Image.Image:
+        """The picture as upright RGB on white (`images.open_rgb`, which explains `draft`); raises BadImage."""
+        return images.open_rgb(self.source, draft)
 
 
 Part = Text | Image
@@ -65,15 +66,22 @@ Part = Text | Image
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Interleaved text and pictures, in reading order."""
+    """Interleaved text and pictures, in reading order.
+
+    A "pair" is a picture and its caption, of which either can be learned from the other: training chooses. Of all other
+    documents the marks of their parts say all.
+    """
 
     parts: tuple[Part, ...]
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
+    kind: str = ""  # one of KINDS
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "notes", tuple(self.notes))
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: {self.kind!r} is none of {', '.join(map(repr, KINDS))}")
         for i, part in enumerate(self.parts):
             if not isinstance(part, Part):
                 raise TypeError(f"parts[{i}]: {_describe(part)} is neither Text nor Image; Document.of takes plain strings and pictures")
@@ -103,6 +111,14 @@ class Document:
                 parted = False
         return text
 
+    def without(self, number: int) -> "Document":
+        """The document without the picture parts[number]; a space stands where it parted two words of one speaker."""
+        before, after = self.parts[:number], self.parts[number + 1 :]
+        if before and after and isinstance(before[-1], Text) and isinstance(after[0], Text) and before[-1].role == after[0].role:
+            if before[-1].text and after[0].text and not before[-1].text[-1].isspace() and not after[0].text[0].isspace():
+                after = (dataclasses.replace(after[0], text=f" {after[0].text}"), *after[1:])
+        return dataclasses.replace(self, parts=before + after)
+
     @property
     def images(self) -> list[PIL.Image.Image]:
         """All pictures, opened."""
@@ -121,7 +137,7 @@ class Document:
             else:
                 source = _data_uri(part.pil()) if image_files is None else os.fspath(next(names))
                 parts.append({"type": "image", "image": source, "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
-        return {"id": self.id, "parts": parts, "notes": list(self.notes)}
+        return {"id": self.id, "kind": self.kind, "parts": parts, "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, record: dict, root: str | os.PathLike | None = None) -> "Document":
@@ -130,16 +146,16 @@ class Document:
         if not isinstance(parts, list):
             raise ValueError("a document is an object with a list under the key 'parts'")
         decoded = tuple(_part_from_json(part, f"parts[{i}]", root) for i, part in enumerate(parts))
-        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())))
+        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())), str(record.get("kind", "")))
 
     def save_json(self, path: str | os.PathLike):
         """Writes `to_json()`, pictures embedded."""
         _path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
 
-    def save_html(self, path: str | os.PathLike):
-        """Writes a page that needs no other file; the id, where there is one, is its headline."""
+    def save_html(self, path: str | os.PathLike, growing: bool = False):
+        """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
-        page = _page(self.id or _shorten(self.text, 60) or "A document", headline + _article(self))
+        page = _page(self.id or _shorten(self.text, 60) or "A document", headline + _article(self), _RELOAD if growing else "")
         _path(path).write_bytes(page.encode("utf-8", "replace"))
 
     def save_images(self, folder: str | os.PathLike) -> list:
@@ -159,7 +175,7 @@ def _check_role(role: str | None):
 
 
 def _is_picture(item) -> bool:
-    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike))
+    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike, images.Stored))
 
 
 def _as_part(item, where: str) -> Part:
@@ -257,10 +273,13 @@ def render_html(documents: collections.abc.Iterable[Document], title: str) -> st
     return _page(title, f"<h1>{html.escape(title)}</h1>\n{articles}")
 
 
-def _page(title: str, body: str) -> str:
+_RELOAD = '<meta http-equiv="refresh" content="1">\n'
+
+
+def _page(title: str, body: str, head: str = "") -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"{head}<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

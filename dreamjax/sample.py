@@ -1,69 +1,217 @@
-"""Writes an illustrated document: python -m dreamjax.sample --model=DIR --prompt=TEXT [--image=FILE ...] --out=DIR
+"""Writes illustrated documents.
 
-Pictures given with --image come before the text. The folder gets story.html (self-contained), story.json and the drawn
-pictures as PNG; the last line of stdout is a JSON object that names them.
+    python -m dreamjax.sample --model=DIR --prompt=TEXT [--image=FILE ...] --out=DIR    one document
+    python -m dreamjax.sample --model=DIR --prompts=FILE.jsonl --out=DIR                many, in batches; goes on where it was
+    python -m dreamjax.sample --model=DIR --chat --out=DIR                              a conversation in the terminal
+
+Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it (picture
+files beside it), or just a string; its seed is --seed plus its number, or its own "seed". The folder gets story.html
+(self-contained; it grows while the model writes), story.json and the pictures as PNG, in a folder per document where there
+are many. The last line of stdout is a JSON object that names them.
 """
 
 import json
+import sys
 import time
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import tqdm
 from absl import flags
 from etils import epath
 
-from dreamjax import cli
+from dreamjax import cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.rows import TEMPLATES
-from dreamjax.sampling.interleave import Options
+from dreamjax.sampling import archive, interleave, stream
+from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
+from dreamjax.templates import TEMPLATES
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
+WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empty: the model begins by itself.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that the model sees before the prompt; may be given several times.")
+PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped.")
+CHAT = flags.DEFINE_bool("chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends.")
 OUT = flags.DEFINE_string("out", None, "Folder for the result.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same document.", lower_bound=0)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Documents of --prompts that are written at once.", lower_bound=1)
 TEMPLATE = flags.DEFINE_string("template", "none", f"Chat template around the prompt: none, or {', '.join(TEMPLATES)}.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 always takes the likeliest token.", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that together have this probability.")
+TOP_K = flags.DEFINE_integer("top_k", DEFAULTS.top_k, "Draw from this many likeliest tokens; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", DEFAULTS.top_p, "Draw from the likeliest tokens that together have this probability.")
+PENALTY = flags.DEFINE_float("repetition_penalty", DEFAULTS.repetition_penalty, "Above 1, what is there already becomes less likely.")
+BEAMS = flags.DEFINE_integer("beams", DEFAULTS.beams, "Beams of a search for the likeliest text; needs --temperature=0 and --max_images=0.")
+STOP = flags.DEFINE_multi_string("stop", [], "The document ends before this string; may be given several times.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", DEFAULTS.max_tokens, "Most tokens written.", lower_bound=0)
-MAX_IMAGES = flags.DEFINE_integer("max_images", DEFAULTS.max_images, "Most pictures drawn.", lower_bound=0)
-GUIDANCE = flags.DEFINE_float("guidance_scale", DEFAULTS.guidance_scale, "Classifier-free guidance; 1 is none.")
+MAX_IMAGES = flags.DEFINE_integer("max_images", DEFAULTS.max_images, "Most pictures drawn; 0 forbids them.", lower_bound=0)
+MIN_IMAGES = flags.DEFINE_integer("min_images", DEFAULTS.min_images, "Pictures that are drawn in any case.", lower_bound=0)
+SAMPLER = flags.DEFINE_string("sampler", DEFAULTS.sampler, "ddpm | ddim | dpm_solver.")
 STEPS = flags.DEFINE_integer("num_steps", DEFAULTS.num_steps, "Denoising steps per picture.")
-WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
+SPACING = flags.DEFINE_string("spacing", DEFAULTS.spacing, "Where the steps lie: leading | trailing | linspace.")
+GUIDANCE = flags.DEFINE_float("guidance_scale", DEFAULTS.guidance_scale, "Classifier-free guidance; 1 is none.")
+NEGATIVE = flags.DEFINE_string("negative", None, "A text that pictures are guided away from.")
 
 
 def main() -> int:
     for flag in (MODEL, OUT):
         if flag.value is None:
             raise ConfigError(f"--{flag.name}: is missing")
-    prompt = read_prompt()
+    if CHAT.value and PROMPTS.value:
+        raise ConfigError("--chat: and --prompts exclude each other")
+    prompts = read_prompts(epath.Path(PROMPTS.value)) if PROMPTS.value else [(read_prompt(), SEED.value)]
+    settings = {
+        "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "repetition_penalty": PENALTY.value, "beams": BEAMS.value,
+        "stop": tuple(STOP.value), "max_tokens": MAX_TOKENS.value, "max_images": MAX_IMAGES.value, "min_images": MIN_IMAGES.value,
+        "sampler": SAMPLER.value, "num_steps": STEPS.value, "spacing": SPACING.value, "guidance_scale": GUIDANCE.value,
+        "negative": None if NEGATIVE.value is None else Document.of(NEGATIVE.value),
+    }
+    settings |= {} if TEMPLATE.value == "none" else {"template": TEMPLATE.value}
+    Options(**settings)  # what is wrong with it shows before the model loads
     model = DreamLLM.load(MODEL.value, WHICH.value)
     began = time.monotonic()
-    made = model.generate(
-        prompt, SEED.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, max_tokens=MAX_TOKENS.value, max_images=MAX_IMAGES.value,
-        guidance_scale=GUIDANCE.value, num_steps=STEPS.value, **({} if TEMPLATE.value == "none" else {"template": TEMPLATE.value}),
-    )
-    seconds = time.monotonic() - began
-    whole = Document(prompt.parts + made.parts, notes=made.notes)
-    out = epath.Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = made.save_images(out)
-    whole.save_html(out / "story.html")
-    whole.save_json(out / "story.json")
-    print(whole.text)
-    files = {"html": str(out / "story.html"), "json": str(out / "story.json"), "pictures": [str(picture) for picture in pictures]}
-    print(json.dumps(files | {"seed": SEED.value, "seconds": round(seconds, 1), "notes": made.notes}))
+    use = chat if CHAT.value else write_many if PROMPTS.value else write_one
+    facts = use(model, prompts, model.options(settings), epath.Path(OUT.value))
+    print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
     return 0
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+
 def read_prompt() -> Document:
-    """The prompt as a Document, opened so that a picture that is none fails before the model loads."""
+    """The prompt of the flags as a Document, opened so that a picture that is none fails before the model loads."""
     role = None if TEMPLATE.value == "none" else "user"
     pictures = [Image(epath.Path(file), dreamed=False, role=role) for file in IMAGE.value]
     for picture in pictures:
         picture.pil()
     return Document((*pictures, *((Text(PROMPT.value, role=role),) if PROMPT.value else ())))
+
+
+def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
+    """(prompt, seed) of each line; ConfigError names the line that makes no sense."""
+    prompts = []
+    for number, line in enumerate(path.read_text().splitlines()):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent)
+            seed = SEED.value + number if isinstance(record, str) else int(record.get("seed", SEED.value + number))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"--prompts: line {number + 1} of {path}: {error}") from None
+        prompts.append((document, seed))
+    if not prompts:
+        raise ConfigError(f"--prompts: {path} has no line")
+    return prompts
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ways to write
+
+
+def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
+    """One document, whose page grows while it is written."""
+    prompt, seed = prompts[0]
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm.tqdm(desc="writing", dynamic_ncols=True, bar_format="{desc} {elapsed} {postfix}") as bar:
+        events = stream.stream(model.parts, model.params, model.tokenizer, prompt, seed, options, every=4, preview_every=5, watch=meter(bar))
+        *_, last = stream.save_while(events, prompt, out / "story.html")
+    record = archive.write(out, prompt, last.document, seed, options)
+    print(Document(prompt.parts + last.document.parts).text)
+    files = {"html": str(out / "story.html"), "json": str(out / "story.json"), "pictures": [str(out / name) for name in record["pictures"]]}
+    return files | {"seed": seed, "notes": record["notes"]}
+
+
+def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
+    """A folder per document and index.jsonl; documents whose story.json is there are skipped."""
+    folders = [out / f"{number:05d}" for number in range(len(prompts))]
+    records = [archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts)]
+    missing = [number for number, record in enumerate(records) if record is None]
+    with tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit="document", desc="writing", dynamic_ncols=True) as bar:
+        for start in range(0, len(missing), BATCH.value):
+            now = missing[start : start + BATCH.value]
+            documents, seeds = zip(*(prompts[number] for number in now))
+            made = interleave.generate(model.parts, model.params, model.tokenizer, documents, seeds, options, meter(bar), BATCH.value)
+            for number, document in zip(now, made):
+                prompt, seed = prompts[number]
+                records[number] = archive.write(folders[number], prompt, document, seed, options)
+                bar.update()
+    lines = [{"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]} for folder, record in zip(folders, records)]
+    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
+
+
+def meter(bar: tqdm.tqdm) -> Callable[[interleave.Event], None]:
+    """Shows the tokens and denoising steps per second of the present batch at the end of the bar."""
+    began, tokens, steps, before = time.monotonic(), 0, 0, 0
+
+    def watch(event: interleave.Event):
+        nonlocal tokens, steps, before
+        match event:
+            case interleave.Wrote(state=state):
+                tokens = int(np.sum(state.written))
+            case interleave.Drawing(waiting=waiting, moment=moment):
+                steps += len(waiting) * (moment.step - before)
+                before = moment.step % moment.steps
+        passed = max(time.monotonic() - began, 1e-9)
+        bar.set_postfix_str(f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s")
+
+    return watch
+
+
+def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
+    """Turns from the terminal until its end; --prompt is the first one. Turn k draws by the seed --seed + k."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts: list = [Image(epath.Path(file), dreamed=False, role="user") for file in IMAGE.value]
+    turns, drawn, notes = 0, 0, ()
+    for line in lines_said():
+        if line.startswith("/image "):
+            parts += look_up(line.removeprefix("/image ").strip())
+            continue
+        said = Document((*parts, Text(line, role="user")))
+        events = stream.stream(model.parts, model.params, model.tokenizer, said, prompts[0][1] + turns, options)
+        for event in stream.save_while(events, said, out / "story.html"):
+            match event:
+                case stream.TextPiece(text=piece):
+                    print(piece, end="", flush=True)
+                case stream.PictureDone(picture=picture):
+                    (out / f"image_{drawn}.png").write_bytes(images.to_png(picture))
+                    print(f"\n[{out / f'image_{drawn}.png'}]", flush=True)
+                    drawn += 1
+        print(flush=True)
+        parts, notes, turns = [*said.parts, *event.document.parts], event.document.notes, turns + 1
+    archive.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
+    return {"html": str(out / "story.html"), "json": str(out / "story.json"), "turns": turns, "seed": prompts[0][1]}
+
+
+def lines_said() -> Iterator[str]:
+    """--prompt, where it is given, and then what is typed, until the end of the input or /quit."""
+    if PROMPT.value:
+        yield PROMPT.value
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line:
+            yield line
+
+
+def look_up(file: str) -> list[Image]:
+    """The picture of a file for the next turn; none, and a line that says why, where it does not open."""
+    picture = Image(epath.Path(file), dreamed=False, role="user")
+    try:
+        picture.pil()
+    except images.BadImage as error:
+        print(error, file=sys.stderr)
+        return []
+    return [picture]
 
 
 if __name__ == "__main__":

@@ -141,10 +141,11 @@ class Tokenizer:
             return ids[1:]  # the space put before the text, alone
         return ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+    def encode_with_offsets(self, text: str, continued: bool = False) -> tuple[list[int], list[int]]:
         """(ids, starts): `encode(text)`, and the index in `text` of the character at which each piece begins.
 
-        The bytes of one character all begin at it; the space put before the text begins at 0.
+        The bytes of one character all begin at it; the space put before the text begins at 0. A `continued` text stands
+        behind a special token of its own string: only legacy tokenizers put a space before it.
         """
         prepared = self._prepare(text)
         if not prepared:
@@ -152,8 +153,10 @@ class Tokenizer:
         if self.legacy:
             found = self._processor.encode(prepared, out_type="offset_mapping")
             return list(found["ids"]), [start for start, _ in found["offsets"]]
-        found = self._bare_processor.encode(self._unk_piece + prepared, out_type="offset_mapping")
-        inserted, cut = len(self._unk_piece) + 1, self._unk_length
+        run = prepared[1:] if continued else prepared
+        behind = self._unk_piece if run.startswith((SPACE, " ")) else ""  # as in _encode_run
+        found = self._bare_processor.encode(behind + run, out_type="offset_mapping")
+        inserted, cut = len(behind) + (not continued), self._unk_length if behind else 0
         return list(found["ids"][cut:]), [max(start - inserted, 0) for start, _ in found["offsets"][cut:]]
 
     def _prepare(self, text: str) -> str:

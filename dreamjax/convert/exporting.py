@@ -18,7 +18,7 @@ from dreamjax.convert.names import Leaf, Table, to_theirs
 from dreamjax.convert.tensors import require_torch
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, model_folder
+from dreamjax.training import checkpoint, handover, model_folder
 from dreamjax.training.model_folder import ModelCard
 
 FORMATS = ("official", "huggingface", "params")
@@ -60,6 +60,7 @@ def export(folder: epath.Path, kind: str, out: epath.Path, which: str = "last") 
     opened = open_model(folder, which)
     out.mkdir(parents=True, exist_ok=True)
     if kind == "params":
+        handover.write_origins(out, folder, which)
         return _export_params(opened, out)
     local = pathlib.Path(out)
     return _export_official(opened, local) if kind == "official" else _export_huggingface(opened, local)

@@ -1,6 +1,13 @@
-"""Samplers as pure functions: noise in, picture or latent out, one `lax.scan` over the timesteps."""
+"""Samplers as tables: every one of them is a weighted sum per step, so one loop runs them all.
+
+    x_(t-1) = keep x_t + estimate x0(x_t) + before x0(x_(t+1)) + noise z
+
+x0 is the picture that the U-Net's prediction stands for. A plan holds the four weights and the timestep of each step; it is
+an array argument of the loop, so no choice of sampler, spacing, eta or number of steps compiles anything anew.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,52 +15,162 @@ import numpy as np
 
 from dreamjax.config import DiffusionConfig
 from dreamjax.diffusion.schedules import alphas_cumprod, to_x0_and_noise
+from dreamjax.schema import ConfigError
+
+Array = jax.Array
+
+SAMPLERS = ("ddpm", "ddim", "dpm_solver")
+SPACINGS = ("leading", "trailing", "linspace")
+TINY = 1e-12  # for a prediction that is the same everywhere
+MIN_VARIANCE = 1e-20  # of DDPM's last step, as in diffusers
+
+
+class Plan(NamedTuple):
+    """What each step does: [steps] arrays, padded by `padded` to the schedule's length."""
+
+    timestep: np.ndarray  # int32, falling
+    keep: np.ndarray  # float32, weight of x_t
+    estimate: np.ndarray  # float32, weight of the picture estimated at x_t
+    before: np.ndarray  # float32, weight of the picture estimated one step earlier
+    noise: np.ndarray  # float32, weight of fresh noise
+
+
+class Progress(NamedTuple):
+    """Pictures on their way, [B, h, w, C] float32 each: where they are, and the last estimate of where they go."""
+
+    x: Array
+    estimate: Array
 
 
 def spaced_timesteps(config: DiffusionConfig, steps: int, spacing: str) -> np.ndarray:
-    """[steps] int32, falling: `leading` counts up from 0 plus the schedule's offset, `trailing` down from the last timestep.
+    """[steps] int32, falling: `leading` counts up from 0 plus the schedule's offset, `trailing` down from the last
+    timestep, `linspace` spreads from the last to 0.
 
     Lin et al. 2024 (Common Diffusion Noise Schedules, table 2); diffusers' timestep_spacing of the same names.
     """
     if not 0 < steps <= config.timesteps:
-        raise ValueError(f"num_steps: {steps} is not between 1 and the schedule's {config.timesteps}")
+        raise ConfigError(f"num_steps: {steps} is not between 1 and the schedule's {config.timesteps}")
     match spacing:
         case "leading":
             timesteps = (np.arange(steps)[::-1] * (config.timesteps // steps) + config.steps_offset).astype(np.int32)
             if timesteps[0] >= config.timesteps:  # indexing under jit would not complain
                 offset = f"steps_offset = {config.steps_offset}"
-                raise ValueError(f"num_steps: {steps} leading steps with {offset} begin after the last of {config.timesteps} timesteps")
+                raise ConfigError(f"num_steps: {steps} leading steps with {offset} begin after the last of {config.timesteps} timesteps")
             return timesteps
         case "trailing":
             return np.round(np.arange(config.timesteps, 0, -config.timesteps / steps)).astype(np.int32)[:steps] - 1
-    raise ValueError(f"spacing: {spacing!r} is neither leading nor trailing")
+        case "linspace":
+            return np.round(np.linspace(0, config.timesteps - 1, steps)).astype(np.int32)[::-1].copy()
+    raise ConfigError(f"spacing: {spacing!r} is none of {', '.join(SPACINGS)}")
 
 
-def ddim(
-    config: DiffusionConfig, predict: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, steps: int,
-    spacing: str = "leading", clip: bool = False,
-) -> jax.Array:
-    """Denoises [B, S, S, C] noise in `steps` deterministic steps (Song et al. 2021, eq. 12 with eta 0).
+def plan(config: DiffusionConfig, sampler: str, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
+    """The plan of a sampler by its name. `eta` is DDIM's; `pixels` says that the diffusion works on pictures, not on latents."""
+    match sampler:
+        case "ddpm":
+            return ddpm(config, steps, spacing)
+        case "ddim":
+            return ddim(config, steps, spacing, eta, pixels)
+        case "dpm_solver":
+            return dpm_solver(config, steps, spacing)
+    raise ConfigError(f"sampler: {sampler!r} is none of {', '.join(SAMPLERS)}")
 
-    `predict(x_t, timesteps [B])` is the guided U-Net. `clip` holds each estimate of the picture to [-1, 1], right for
-    diffusion in pixels and wrong for latents. The step before timestep 0 uses the schedule's first entry, as
-    Stable Diffusion's configuration does (set_alpha_to_one false); in pixels the picture is taken clean.
+
+def ddpm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+    """Ancestral sampling (Ho et al. 2020, eq. 7) with the posterior's variance (diffusers' fixed_small); the last step is clean."""
+    timesteps = spaced_timesteps(config, steps, spacing)
+    now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
+    beta = 1 - now / later
+    variance = np.maximum((1 - later) / (1 - now) * beta, MIN_VARIANCE)
+    keep = np.sqrt(now / later) * (1 - later) / (1 - now)
+    return _plan(timesteps, keep=keep, estimate=np.sqrt(later) * beta / (1 - now), noise=np.sqrt(variance))
+
+
+def ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
+    """Song et al. 2021, eq. 12: `eta` 0 is deterministic, 1 has DDPM's variance.
+
+    The step before timestep 0 uses the schedule's first entry, as Stable Diffusion's configuration does (set_alpha_to_one
+    false); in pixels the picture is taken clean.
     """
     timesteps = spaced_timesteps(config, steps, spacing)
-    gap = config.timesteps // steps
-    earlier = np.append(timesteps[1:], -1) if spacing == "trailing" else timesteps - gap
-    alphas = alphas_cumprod(config)
-    last = np.float32(1.0) if clip else alphas[0]
-    alpha_earlier = np.where(earlier >= 0, alphas[np.maximum(earlier, 0)], last)
+    # The official leading sequence goes on by its own gap, also past its last entry.
+    following = timesteps - config.timesteps // steps if spacing == "leading" else np.append(timesteps[1:], -1)
+    now, later = _alphas(config, timesteps, following, last=1.0 if pixels else float(alphas_cumprod(config)[0]))
+    sigma = eta * np.sqrt((1 - later) / (1 - now) * (1 - now / later))
+    direction = np.sqrt(np.maximum(1 - later - sigma**2, 0)) / np.sqrt(1 - now)  # the noise at x_t is (x_t - sqrt(now) x0) / sqrt(1 - now)
+    return _plan(timesteps, keep=direction, estimate=np.sqrt(later) - direction * np.sqrt(now), noise=sigma)
 
-    def step(x, at):
-        t, alpha = at
-        t = jnp.full(x.shape[:1], t)
-        x0, eps = to_x0_and_noise(config, predict(x, t), x, t)
-        if clip:
-            signal = jnp.sqrt(jnp.asarray(alphas)[t])[:, None, None, None]
-            x0 = jnp.clip(x0, -1, 1)
-            eps = (x - signal * x0) / jnp.sqrt(1 - signal**2)
-        return jnp.sqrt(alpha) * x0 + jnp.sqrt(1 - alpha) * eps, None
 
-    return jax.lax.scan(step, noise, (jnp.asarray(timesteps), jnp.asarray(alpha_earlier)))[0]
+def dpm_solver(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+    """DPM-Solver++ of order 2, multistep (Lu et al. 2022, algorithm 2; diffusers' midpoint form). The last step is clean.
+
+    As in diffusers, the timesteps are spaced for one more, of which the last is left out, unless they trail.
+    """
+    extra = 0 if spacing == "trailing" else 1
+    if not 0 < steps <= config.timesteps - extra:
+        raise ConfigError(f"num_steps: {steps} is not between 1 and {config.timesteps - extra}, the most of dpm_solver with {spacing} spacing")
+    timesteps = spaced_timesteps(config, steps + extra, spacing)[:steps]
+    now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
+    with np.errstate(divide="ignore"):
+        half_log_snr = lambda alphas: 0.5 * (np.log(alphas) - np.log1p(-alphas))
+        width = half_log_snr(later) - half_log_snr(now)  # infinite for the last step, which is then of order 1
+    keep = np.sqrt((1 - later) / (1 - now))
+    total = -np.sqrt(later) * np.expm1(-width)
+    ratio = np.zeros(steps)
+    ratio[1:-1] = width[1:-1] / width[:-2]
+    return _plan(timesteps, keep=keep, estimate=total * (1 + ratio / 2), before=-total * ratio / 2)
+
+
+def _alphas(config: DiffusionConfig, timesteps: np.ndarray, following: np.ndarray, last: float) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 [steps] shares of signal variance at the timesteps and at those that follow, where a negative one has `last`."""
+    alphas = alphas_cumprod(config).astype(np.float64)
+    return alphas[timesteps], np.where(following >= 0, alphas[np.maximum(following, 0)], last)
+
+
+def _plan(timesteps: np.ndarray, **weights: np.ndarray) -> Plan:
+    zeros = np.zeros(len(timesteps))
+    columns = (weights.get(name, zeros).astype(np.float32) for name in Plan._fields[1:])
+    return Plan(timesteps.astype(np.int32), *columns)
+
+
+def padded(plan: Plan, length: int) -> Plan:
+    """The plan with steps that are never run behind it, so that its shape does not depend on their number."""
+    return Plan(*(np.pad(column, (0, length - len(column))) for column in plan))
+
+
+def begin(noise: Array) -> Progress:
+    """Progress before the first step; `noise` [B, h, w, C]."""
+    return Progress(noise, jnp.zeros_like(noise))
+
+
+def advance(
+    config: DiffusionConfig, predict: Callable[[Array, Array], Array], plan: Plan, progress: Progress, start: Array | int, stop: Array | int,
+    fresh: Callable[[Array], Array], clip: bool = False,
+) -> Progress:
+    """Runs the steps start .. stop - 1 of a plan.
+
+    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` holds each estimate
+    of the picture to [-1, 1], right for diffusion in pixels and wrong for latents.
+    """
+    columns = jax.tree.map(jnp.asarray, plan)
+
+    def step(i: Array, progress: Progress) -> Progress:
+        at = jax.tree.map(lambda column: column[i], columns)
+        timesteps = jnp.full(progress.x.shape[:1], at.timestep)
+        estimate, _ = to_x0_and_noise(config, predict(progress.x, timesteps), progress.x, timesteps)
+        estimate = jnp.clip(estimate, -1, 1) if clip else estimate
+        x = at.keep * progress.x + at.estimate * estimate + at.before * progress.estimate + at.noise * fresh(i)
+        return Progress(x, estimate)
+
+    return jax.lax.fori_loop(start, stop, step, progress)
+
+
+def guided(empty: Array, conditional: Array, scale: Array, rescale: Array) -> Array:
+    """Classifier-free guidance of predictions [B, h, w, C]: empty + scale (conditional - empty) (Ho & Salimans 2022).
+
+    `rescale` in [0, 1] mixes in the same with the standard deviation of the conditional one, against overexposure
+    (Lin et al. 2024, sec. 3.4).
+    """
+    whole = empty + scale * (conditional - empty)
+    spread = lambda x: jnp.std(x, axis=(1, 2, 3), keepdims=True)
+    return rescale * (whole * (spread(conditional) / jnp.maximum(spread(whole), TINY))) + (1 - rescale) * whole

@@ -22,7 +22,8 @@ from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
 from dreamjax.models import dreamllm
-from dreamjax.sampling import interleave
+from dreamjax.sampling import prefill
+from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.training import losses
 
 TIMESTEPS = 8
@@ -67,7 +68,7 @@ def collect_pages(model: DreamLLM, stories: Storybook) -> list[Page]:
         for i in range(1, len(parts)):
             if isinstance(parts[i], Image) and isinstance(parts[i - 1], Text):
                 page = Page(number, Document((parts[i - 1],)), Document(parts[:i]), parts[i])
-                if interleave.prompt_tokens(model.parts, model.tokenizer, page.context, model.template) <= room:
+                if prompt_tokens(model.parts, model.tokenizer, page.context, model.template) <= room:
                     pages.append(page)
     return pages
 
@@ -84,7 +85,7 @@ def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Pa
     rows = []
     for start in range(0, len(pages), BATCH):
         chosen = slice(start, start + BATCH)
-        hidden = interleave.condition_after(model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH)
+        hidden = prefill.condition_after(model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH)
         targets = [images.for_decoder(page.picture.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
         padded = np.stack(targets + [targets[-1]] * (BATCH - len(targets)))
         rows.append(np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[: len(targets)])

@@ -92,9 +92,10 @@ class Upsample(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, S, S, D] -> [B, 2S, 2S, D]."""
+    def __call__(self, x: Array, sides: tuple[int, int] | None = None) -> Array:
+        """[B, S, S, D] -> [B, 2S, 2S, D], or the `sides` given where one is 2S - 1, which Downsample makes S of."""
         batch, height, width, channels = x.shape
         repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
         x = repeated.reshape(batch, 2 * height, 2 * width, channels)
+        x = x if sides is None else x[:, : sides[0], : sides[1]]
         return Conv3x3(channels, dtype=self.dtype, name="conv")(x)

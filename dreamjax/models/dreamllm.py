@@ -148,16 +148,24 @@ def read_out(parts: Parts, hidden: Array, batch: Batch) -> Array:
     return constrain_rows(read.reshape(groups * slots, count, -1))
 
 
-def unconditional(parts: Parts, params: dict, bos: int, dream_start: int) -> Array:
+def unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
     """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
 
-    The same form in training (condition dropout) and in guidance. The official training code leaves the queries out
-    here, which is not what its inference sees.
+    The same form in training (condition dropout) and in guidance. The official training code does not splice the queries
+    in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a token's id,
+    that token stands in the queries' places.
     """
-    opening = embed(parts, params, jnp.array([[bos, dream_start]]))
-    embeds = jnp.concatenate([opening, queries(parts, params, 1)], axis=1)
+    embeds = embed_unconditional(parts, params, bos, dream_start, instead)
     hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, jnp.arange(embeds.shape[1])[None])
     return hidden[0, 2:]
+
+
+def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
+    """What the LLM reads for `unconditional`, [1, Q + 2, D]; what would follow the queries changes nothing before it."""
+    opening = embed(parts, params, jnp.array([[bos, dream_start]]))
+    learned = queries(parts, params, 1)
+    stand_in = learned if instead is None else embed(parts, params, jnp.full(learned.shape[:2], instead))
+    return jnp.concatenate([opening, stand_in], axis=1)
 
 
 def condition(parts: Parts, params: dict, hidden: Array) -> Array:

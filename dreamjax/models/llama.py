@@ -63,9 +63,15 @@ class Llama(nn.Module):
         """
         if segments is not None and cache is not None:
             raise ValueError("Llama: a cache holds one document per row; pass either segments or a cache")
+        residual, cache = self.residual(embeds, positions, segments, cache)
+        return constrain_rows(self.norm(residual)), cache
+
+    def residual(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
+        """The call without the last norm: the residual stream [B, L, D] behind the last layer."""
         rotation = _rotation(positions, self.config)
-        hidden, cache = self.layers(constrain_rows(embeds.astype(self.dtype)), rotation, positions, segments, cache)
-        return constrain_rows(self.norm(hidden)), cache
+# The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
+        carry = constrain_rows(embeds.astype(self.dtype)), cache
+        return self.layers(carry, rotation, positions, segments, jnp.arange(self.config.layers))[0]
 
     def logits(self, hidden: Array) -> Array:
         """Scores of the next token, [..., V] float32, for the call's hidden states [..., D]."""
@@ -86,7 +92,7 @@ _dot_float32 = functools.partial(jax.lax.dot_general, preferred_element_type=jnp
 
 
 def _scan_layers(config: LlamaConfig):
-    """The class of all layers as one: scanned over the parameters and the cache, recomputed in the backward pass by `config.remat`."""
+    """The class of all layers as one: scanned over the parameters, recomputed in the backward pass by `config.remat`."""
     layer = _Layer
     if config.remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
@@ -136,18 +142,19 @@ class RMSNorm(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One decoder layer, in the form of a scan: the carry x [B, L, D] and this layer's cache {"k", "v"} [B, T, K, C] or None, both in and out."""
+    """Decoder layer number `layer`, in the form of a scan: the carry is x [B, L, D] and the cache of all layers or None."""
 
     config: LlamaConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None):
+    def __call__(self, carry: tuple[Array, dict | None], rotation: tuple[Array, Array], positions: Array, segments: Array | None, layer: Array):
+        x, cache = carry
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.dtype)
         attention = _Attention(self.config, self.dtype, name="attention")
-        attended, cache = attention(norm(name="attention_norm")(x), rotation, positions, segments, cache)
+        attended, cache = attention(norm(name="attention_norm")(x), rotation, positions, segments, cache, layer)
         x = constrain_rows(x + attended)
-        return constrain_rows(x + _Mlp(self.config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))), cache
+        return (constrain_rows(x + _Mlp(self.config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))), cache), None
 
 
 class _Attention(nn.Module):
@@ -157,7 +164,7 @@ class _Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None):
+    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None, layer: Array):
         config = self.config
 
         def heads(name, count):
@@ -170,16 +177,16 @@ class _Attention(nn.Module):
         if cache is None:
             attended = causal_attention(q, k, v, segments)
         else:
-            cache = {"k": _write(cache["k"], k, positions), "v": _write(cache["v"], v, positions)}
-            attended = cached_attention(q, cache["k"], cache["v"], positions)
+            cache = {"k": _write(cache["k"], k, layer, positions), "v": _write(cache["v"], v, layer, positions)}
+            attended = cached_attention(q, cache["k"], cache["v"], layer, positions)
         return _dense(config.width, self.dtype, "o")(attended.reshape(*x.shape[:2], config.width)), cache
 
 
-def _write(slots: Array, values: Array, positions: Array) -> Array:
-    """Puts [B, L, K, C] values into the slots [B, T, K, C] at their rows' positions; those outside 0 .. T - 1 are dropped."""
-    rows = jnp.arange(slots.shape[0])[:, None]
+def _write(slots: Array, values: Array, layer: Array, positions: Array) -> Array:
+    """Puts [B, L, K, C] values into a layer's slots of [layers, B, T, K, C] at their rows' positions; those outside 0 .. T - 1 are dropped."""
+    rows = jnp.arange(slots.shape[1])[:, None]
     # Without the last argument -1 would mean the last slot.
-    return slots.at[rows, positions].set(values.astype(slots.dtype), mode="drop", wrap_negative_indices=False)
+    return slots.at[layer, rows, positions].set(values.astype(slots.dtype), mode="drop", wrap_negative_indices=False)
 
 
 class _Mlp(nn.Module):

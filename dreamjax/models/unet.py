@@ -168,13 +168,13 @@ class UpBlock(_Block):
     """The down block's mirror: each resnet also reads one of its maps; then an upsampling except on level 0."""
 
     @nn.compact
-    def __call__(self, x: Array, skips: tuple[Array, ...], time: Array, context: Array) -> Array:
-        """[B, S, S, D] and maps of the same side, the last one read first -> [B, 2S, 2S, D], on level 0 [B, S, S, D]."""
+    def __call__(self, x: Array, skips: tuple[Array, ...], time: Array, context: Array, sides: tuple[int, int]) -> Array:
+        """[B, S, S, D] and maps of the same side, the last one read first -> [B, *sides, D] for the next level, on level 0 [B, S, S, D]."""
         for index, skip in enumerate(reversed(skips)):
             x = self.resnet(index)(jnp.concatenate([x, skip], axis=-1), time)
             if self.config.cross_attention[self.level]:
                 x = self.transformer(index)(x, context)
-        return Upsample(self.dtype, name="upsamplers_0")(x) if self.level else x
+        return Upsample(self.dtype, name="upsamplers_0")(x, sides) if self.level else x
 
 
 class UNet(nn.Module):
@@ -202,17 +202,17 @@ class UNet(nn.Module):
         read = config.layers_per_block + 1
         for index in range(levels):
             up_block = UpBlock(config, levels - 1 - index, dtype, name=f"up_blocks_{index}")
-            x = up_block(x, skips[-read:], time, context)
-            skips = skips[:-read]
+            remaining = skips[:-read]
+            x = up_block(x, skips[-read:], time, context, (remaining or skips)[-1].shape[1:3])
+            skips = remaining
         x = nn.silu(group_norm(config.norm_groups, RESNET_EPSILON, dtype, "conv_norm_out")(x))
         return Conv3x3(config.out_channels, dtype=dtype, name="conv_out")(x).astype(jnp.float32)
 
 
 def _check_shapes(config: UNetConfig, latents: Array, timesteps: Array, context: Array):
-    batch, height, width, channels = latents.shape
-    factor = 2 ** (len(config.block_channels) - 1)
-    if channels != config.in_channels or height % factor or width % factor:
-        raise ValueError(f"UNet: latents {latents.shape} need {config.in_channels} channels and sides that are multiples of {factor}")
+    batch, *_, channels = latents.shape
+    if channels != config.in_channels:
+        raise ValueError(f"UNet: latents {latents.shape} need {config.in_channels} channels")
     if timesteps.shape != (batch,):
         raise ValueError(f"UNet: timesteps {timesteps.shape} need one entry for each of the {batch} latents")
     if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != config.context_width:

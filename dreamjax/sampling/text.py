@@ -15,7 +15,7 @@ from dreamjax.models.dreamllm import Parts
 
 Array = jax.Array
 
-WRITING, DREAMING, ENDED, TOKEN_LIMIT, CONTEXT_LIMIT = range(5)
+WRITING, DREAMING, ENDED, TOKEN_LIMIT, CONTEXT_LIMIT, PICTURE_LIMIT, STOPPED = range(7)
 
 
 class State(NamedTuple):
@@ -24,6 +24,7 @@ class State(NamedTuple):
     cache: dict  # k, v [layers, B, T, K, C]
     length: Array  # [B] int32: cache slots filled
     logits: Array  # [B, V] float32: of the next token
+    present: Array  # [B, V] bool: tokens but <dream_start> that the prompt has or that were written, for the repetition penalty
     tokens: Array  # [B, W] int32: what was written, <dream_start> and </s> included
     written: Array  # [B] int32: how many of them
     pictures: Array  # [B] int32: pictures begun
@@ -35,11 +36,14 @@ class Settings(NamedTuple):
     """How to choose tokens; arrays, so that a change does not recompile."""
 
     temperature: Array  # [] float32; 0 is greedy
+    top_k: Array  # [] int32: this many likeliest tokens; 0 is all
     top_p: Array  # [] float32: smallest set of tokens with this probability
+    repetition_penalty: Array  # [] float32; 1 is none
     max_tokens: Array  # [B] int32
-    max_images: Array  # [B] int32
-    min_images: Array  # [B] int32: </s> is not written before
+    max_images: Array  # [B] int32; 0 forbids them, above it the wish for one more ends the document
+    min_images: Array  # [B] int32: </s> is not written before, and the last tokens that are left become pictures
     banned: Array  # [V] bool: never written
+    context: Array  # [] int32: positions that a document may take
 
 
 class Special(NamedTuple):
@@ -62,46 +66,97 @@ def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Arra
     return state._replace(cache=cache, length=state.length + counts, logits=logits), hidden
 
 
-def choose(logits: Array, keys: Array, temperature: Array, top_p: Array) -> Array:
+# ----------------------------------------------------------------------------------------------------------------------
+# Choosing
+
+
+def penalise(logits: Array, present: Array, penalty: Array) -> Array:
+    """Lowers the logits [B, V] of tokens that are there already: positive ones are divided, negative ones multiplied (Keskar et al. 2019)."""
+    return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def choose(logits: Array, keys: Array, settings: Settings) -> Array:
     """The next token of each document: [B, V] logits -> [B] int32; the most likely one at temperature 0.
 
-    Nucleus sampling (Holtzman et al. 2020) keeps the likeliest tokens until their probability reaches top_p.
+    Of the top_k likeliest tokens (Fan et al. 2018) nucleus sampling (Holtzman et al. 2020) keeps the likeliest until their
+    probability reaches top_p. Tokens as likely as the last one kept are kept too.
     """
-    greedy = jnp.argmax(logits, axis=-1)
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    ordered = jnp.sort(jax.nn.softmax(scaled), axis=-1)[:, ::-1]
-    needed = jnp.sum(jnp.cumsum(ordered, axis=-1) - ordered < top_p, axis=-1, keepdims=True)
-    threshold = jnp.take_along_axis(ordered, needed - 1, axis=-1)
-    kept = jnp.where(jax.nn.softmax(scaled) >= threshold, scaled, -jnp.inf)
-    drawn = jax.vmap(jax.random.categorical)(keys, kept)
-    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+
+    def draw():
+        scaled = logits / settings.temperature
+        cuts = (settings.top_k > 0) | (settings.top_p < 1)
+        kept = jax.lax.cond(cuts, lambda: _cut(scaled, settings), lambda: scaled)  # sorting costs more than all else here
+        return jax.vmap(jax.random.categorical)(keys, kept)
+
+    greedy = lambda: jnp.argmax(logits, axis=-1)
+    return jax.lax.cond(settings.temperature > 0, draw, greedy).astype(jnp.int32)
 
 
-def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special) -> State:
-    """Writes until no document is WRITING: each has ended, met a limit, or stands at a <dream_start> and waits for its picture."""
-    slots, width = state.cache["k"].shape[2], state.tokens.shape[1]
-    rows = jnp.arange(state.length.shape[0])
+def _cut(logits: Array, settings: Settings) -> Array:
+    """Logits [B, V] with those of tokens that may not be drawn at minus infinity."""
+    ordered = jnp.sort(logits, axis=-1)[:, ::-1]
+    ranks = jnp.arange(logits.shape[-1])
+    ordered = jnp.where((settings.top_k > 0) & (ranks >= settings.top_k), -jnp.inf, ordered)
+    shares = jax.nn.softmax(ordered, axis=-1)
+    kept = (jnp.cumsum(shares, axis=-1) - shares < settings.top_p) & (ordered > -jnp.inf)
+    threshold = jnp.take_along_axis(ordered, jnp.sum(kept, axis=-1, keepdims=True) - 1, axis=-1)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)
 
-    def step(state: State) -> State:
-        writing = state.status == WRITING
-        may_dream = (state.pictures < settings.max_images) & (state.length + special.picture_room <= slots)
-        logits = jnp.where(settings.banned, -jnp.inf, state.logits)
-        logits = logits.at[:, special.dream_start].set(jnp.where(may_dream, logits[:, special.dream_start], -jnp.inf))
-        may_end = state.pictures >= jnp.minimum(settings.min_images, settings.max_images)
-        logits = logits.at[:, special.eos].set(jnp.where(may_end, logits[:, special.eos], -jnp.inf))
-        keys = jax.vmap(jax.random.fold_in)(state.keys, state.length)
-        token = choose(logits, keys, settings.temperature, settings.top_p)
-        tokens = state.tokens.at[rows, jnp.where(writing, state.written, width)].set(token, mode="drop")
-        written = state.written + writing
-        status = jnp.where(state.length + 1 >= slots, CONTEXT_LIMIT, WRITING)
-        status = jnp.where(written >= settings.max_tokens, TOKEN_LIMIT, status)
-        status = jnp.where(token == special.dream_start, DREAMING, status)
-        status = jnp.where(token == special.eos, ENDED, status)
-        status = jnp.where(writing, status, state.status)
-        state = state._replace(tokens=tokens, written=written, status=status, pictures=state.pictures + (writing & (status == DREAMING)))
-        embeds = dreamllm.embed(parts, params, token)[:, None]
-        return extend(parts, params, state, embeds, (status == WRITING).astype(jnp.int32))[0]
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, steps: Array | int) -> State:
+    """Writes until no document is WRITING, or `steps` tokens: each has ended, met a limit, or stands at a <dream_start> and waits for its picture."""
+
+    def more(carry: tuple[State, Array]) -> Array:
+        state, step = carry
+        return jnp.any(state.status == WRITING) & (step < steps)
+
+    def step(carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, step = carry
+        state = _record(state, _next_token(state, settings, special), settings, special)
+        embeds = dreamllm.embed(parts, params, jnp.take_along_axis(state.tokens, jnp.maximum(state.written - 1, 0)[:, None], axis=1))
+        return extend(parts, params, state, embeds, (state.status == WRITING).astype(jnp.int32))[0], step + 1
 
     spent = (state.status == WRITING) & (state.written >= settings.max_tokens)  # the last token was a <dream_start>
     state = state._replace(status=jnp.where(spent, TOKEN_LIMIT, state.status))
-    return jax.lax.while_loop(lambda state: jnp.any(state.status == WRITING), step, state)
+    return jax.lax.while_loop(more, step, (state, jnp.int32(0)))[0]
+
+
+def _next_token(state: State, settings: Settings, special: Special) -> Array:
+    """What each document would write, [B] int32."""
+    logits = penalise(state.logits, state.present, settings.repetition_penalty)
+    logits = jnp.where(settings.banned, -jnp.inf, logits)
+    allow = lambda logits, token, allowed: logits.at[:, token].set(jnp.where(allowed, logits[:, token], -jnp.inf))
+    logits = allow(logits, special.dream_start, settings.max_images > 0)
+    logits = allow(logits, special.eos, state.pictures >= settings.min_images)
+    token = choose(logits, jax.vmap(jax.random.fold_in)(state.keys, state.length), settings)
+    missing = settings.min_images - state.pictures
+    forced = (missing > 0) & (settings.max_tokens - state.written <= missing)
+    return jnp.where(forced, special.dream_start, token)
+
+
+def _record(state: State, token: Array, settings: Settings, special: Special) -> State:
+    """The state with the tokens [B] of the documents that are WRITING, and their new status.
+
+    A picture for which there is no room, in the context or by max_images, ends the document without its token.
+    """
+    width = state.tokens.shape[1]
+    rows, writing, dreams = jnp.arange(len(token)), state.status == WRITING, token == special.dream_start
+    over = dreams & (state.pictures >= settings.max_images)
+    crowded = dreams & (state.length + special.picture_room > settings.context)
+    taken = writing & ~over & ~crowded
+    tokens = state.tokens.at[rows, jnp.where(taken, state.written, width)].set(token, mode="drop")
+    present = state.present.at[rows, jnp.where(taken & ~dreams, token, state.present.shape[1])].set(True, mode="drop")
+    written = state.written + taken
+    status = jnp.where(state.length + 1 >= settings.context, CONTEXT_LIMIT, WRITING)
+    status = jnp.where(written >= settings.max_tokens, TOKEN_LIMIT, status)
+    status = jnp.where(dreams, DREAMING, status)
+    status = jnp.where(crowded, CONTEXT_LIMIT, status)
+    status = jnp.where(over, PICTURE_LIMIT, status)
+    status = jnp.where(token == special.eos, ENDED, status)
+    status = jnp.where(writing, status, state.status)
+    pictures = state.pictures + (writing & (status == DREAMING))
+    return state._replace(tokens=tokens, present=present, written=written, status=status, pictures=pictures)

@@ -89,6 +89,8 @@ def test_prediction_and_context_gradient_match_diffusers(config, scale):
     theirs = randomize(torch_unet(config), scale=scale)
     params = to_params(theirs.state_dict(), shapes_of(config))
     latents, timesteps, context = inputs(config)
+    if len(config.block_channels) > 2:
+        latents = latents[:, :-1, :-3]  # sides that cannot be halved
     weights = np.random.default_rng(1).standard_normal((*latents.shape[:3], config.out_channels), np.float32)
 
     torch_context = torch.tensor(context, requires_grad=True)
@@ -150,7 +152,6 @@ def test_gradients_do_not_depend_on_the_mesh():
 
 @pytest.mark.parametrize(("position", "shape", "message"), [
     (0, (2, 8, 8, 4), "3 channels"),
-    (0, (2, 8, 9, 3), "multiples of 2"),
     (1, (1,), "timesteps"),
     (2, (2, 5, 23), r"\(2, queries, 24\)"),
 ])  # fmt: skip

@@ -10,12 +10,14 @@ import pytest
 from small_model import PIXEL, boosted, parameters, quick_jit
 
 from dreamjax.batch import Shape, empty_batch, place
+from dreamjax.diffusion import samplers
 from dreamjax.document import Document, Image, Text
 from dreamjax.images import for_encoder
 from dreamjax.models import dreamllm
 from dreamjax.rows import Row, Slots, build_row
-from dreamjax.sampling import image, interleave
-from dreamjax.sampling.interleave import Options
+from dreamjax.sampling import image, interleave, pictures, prompts, scores, stream
+from dreamjax.sampling.options import Options
+from dreamjax.schema import ConfigError
 
 CONTEXT = 128
 OPTIONS = Options(max_tokens=20, max_images=2, num_steps=2, guidance_scale=2.0)
@@ -61,10 +63,10 @@ def model(shapes_tokenizer) -> Model:
     # Three rows more than there are tokens, as in a model whose embedding was padded.
     llm = dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size + 3, max_positions=CONTEXT)
     config = dataclasses.replace(PIXEL, llm=llm)
-    return Model(dreamllm.build(config), parameters(config), shapes_tokenizer).with_boosts(eos=-9.0, dream=1.6)
+    return Model(dreamllm.build(config), parameters(config), shapes_tokenizer).with_boosts(eos=-9.0, dream=1.3)
 
 
-def pictures(document: Document) -> list[np.ndarray]:
+def drawn_in(document: Document) -> list[np.ndarray]:
     return [np.asarray(picture) for picture in document.images]
 
 
@@ -94,8 +96,17 @@ class Uncached:
     def _draw(self, queries, key):
         parts, params, tokenizer = self.model.parts, self.model.params, self.model.tokenizer
         empty = dreamllm.unconditional(parts, params, tokenizer.bos, tokenizer.dream_start)
-        drawing = image.Drawing(OPTIONS.num_steps, OPTIONS.spacing)
-        return image.draw(parts, params, queries[None], empty, key[None], jnp.float32(OPTIONS.guidance_scale), drawing)[0]
+        noise = jax.random.normal(key, (1, 8, 8, 3))
+        contexts = [dreamllm.condition(parts, params, hidden[None]) for hidden in (empty, queries)]
+        plan = samplers.ddim(parts.config.diffusion, OPTIONS.num_steps, OPTIONS.spacing, pixels=True)
+
+        def predict(x, timesteps):
+            without, conditional = (dreamllm.denoise(parts, params, x, timesteps, context) for context in contexts)
+            return without + OPTIONS.guidance_scale * (conditional - without)
+
+        still = lambda _: jnp.zeros_like(noise)
+        drawn = samplers.advance(parts.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True)
+        return dreamllm.decode_latents(parts, params, drawn.x)[0]
 
     def batch(self):
         batch = empty_batch(Shape(1, 1, CONTEXT, 4, 4, 8, 1))
@@ -104,10 +115,10 @@ class Uncached:
         place(batch, 0, 0, row, self.images, [None] * len(self.dreamed))
         return batch
 
-    def next_token(self, may_dream: bool) -> int:
+    def next_token(self) -> int:
         tokenizer = self.model.tokenizer
         logits = np.array(self.run(self.batch())[0])
-        never = tokenizer.special_ids - {tokenizer.eos} - ({tokenizer.dream_start} if may_dream else set())
+        never = tokenizer.special_ids - {tokenizer.eos, tokenizer.dream_start}
         logits[list(never)] = logits[tokenizer.size :] = -np.inf
         return int(np.argmax(logits))
 
@@ -129,12 +140,12 @@ class Uncached:
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_document_is_what_the_model_says_without_a_cache(model, number):
     document = model.generate(PROMPTS, range(4))[number]
-    drawn = pictures(document)
+    drawn = drawn_in(document)
     assert len(drawn) >= 1 and len(document.text) > 10, "the test is empty without a picture and words"
     uncached, runs = Uncached(model, PROMPTS[number], seed=number), [[]]
     for _ in range(OPTIONS.max_tokens):
-        token = uncached.next_token(may_dream=len(runs) <= OPTIONS.max_images)
-        if token == model.tokenizer.eos:
+        token = uncached.next_token()
+        if token == model.tokenizer.eos or (token == model.tokenizer.dream_start and len(runs) > OPTIONS.max_images):
             break
         if token != model.tokenizer.dream_start:
             uncached.tokens.append(token)
@@ -154,21 +165,29 @@ def test_a_document_is_what_the_model_says_without_a_cache(model, number):
     assert [type(part) for part in document.parts] == [kind for kind in kinds[:-1] if kind]
 
 
+LONG = Document((Text("Once a red circle jumps up. Then it hides. " * 5), shown(7), Text("It is green."), shown(8), shown(9), Text("And then")))
+
+
 def test_a_document_does_not_depend_on_its_batch_mates(model):
-    model, options = model.with_boosts(eos=-9.0, dream=4.0), dataclasses.replace(OPTIONS, temperature=0.8, top_p=0.9)
+    """To the byte in a batch of eight, though mates are longer and draw more; alone, in other shapes, the same words and pictures within 2/255."""
+    model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
+    short = [PROMPTS[3]] * 3 + [Document(())] * 4
+    mixed = [*OTHERS, LONG, *PROMPTS[1:3], LONG]
+    ones = []
     for number, seed in ((0, 7), (3, 8)):
-        mates = list(OTHERS)
-        mates.insert(number, PROMPTS[number])
-        seeds = [seed if i == number else 90 + i for i in range(4)]
-        one = model.generate(PROMPTS, [seed if i == number else i for i in range(4)], options)[number]
-        two = model.generate(mates, seeds, options)[number]
+        made = []
+        for mates in (short, mixed):
+            batch = [*mates[:5], PROMPTS[number], *mates[5:]]
+            made.append(model.generate(batch, [seed if i == 5 else 90 + i for i in range(8)], options)[5])
+        one, two = made
         assert one.to_json() == two.to_json()
-        assert one.to_json() != model.generate(mates, [seed + 1] * 4, options)[number].to_json()
+        ones.append(one)
         alone = model.generate([PROMPTS[number]], [seed], options)[0]
         assert alone.text == one.text and [type(part) for part in alone.parts] == [type(part) for part in one.parts]
-        assert one.images and one.text
-        for ours, theirs in zip(pictures(alone), pictures(one), strict=True):
+        for ours, theirs in zip(drawn_in(alone), drawn_in(one), strict=True):
             assert np.max(np.abs(ours.astype(int) - theirs)) <= 2
+        assert one.to_json() != model.generate([PROMPTS[number]], [seed + 1], options)[0].to_json()
+    assert any(one.images for one in ones) and any(one.text for one in ones)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,17 +211,18 @@ def test_an_end_is_no_limit(model):
 def test_a_limit_of_pictures(model, limit):
     documents = model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=limit))
     for document in documents:
-        assert [type(part) for part in document.parts] == [Image] * limit + [Text]
+        assert [type(part) for part in document.parts] == ([Image] * limit or [Text])
+        assert document.notes == (f"stopped at the limit of {limit} pictures" if limit else "stopped at the limit of 20 tokens",)
 
 
 def test_pictures_differ_within_a_document(model):
-    first, second = pictures(model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4))[0])
+    first, second = drawn_in(model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4))[0])
     assert not np.array_equal(first, second)
 
 
 def test_the_end_of_the_context_ends_a_document_with_a_note(model):
     quiet, long = model.with_boosts(eos=-50.0, dream=-50.0), Document((Text("Once a red circle jumps up. " * 17),))
-    length = interleave.prompt_tokens(model.parts, model.tokenizer, long, "plain")
+    length = prompts.prompt_tokens(model.parts, model.tokenizer, long, "plain")
     assert CONTEXT - 20 < length < CONTEXT
     document = quiet.generate([long], [0])[0]
     assert document.notes == ("stopped at the end of the model's context",)
@@ -210,7 +230,7 @@ def test_the_end_of_the_context_ends_a_document_with_a_note(model):
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(model):
-    with pytest.raises(ValueError, match=rf"prompt: takes \d+ tokens, which leaves nothing of the model's context of {CONTEXT}"):
+    with pytest.raises(ValueError, match=rf"prompt: takes \d+ tokens, with 1 to come that is more than the context of {CONTEXT}"):
         model.generate([Document((Text("Once a red circle jumps up. " * 40),))], [0])
 
 
@@ -220,17 +240,24 @@ def test_a_picture_needs_an_encoder(model):
         blind.generate([PROMPTS[0]], [0])
 
 
-@pytest.mark.parametrize("field, value", [("max_tokens", -1), ("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.1), ("num_steps", 0), ("guidance_scale", 0.5)])
+BAD = {
+    "max_tokens": [-1], "temperature": [-0.1, float("nan")], "top_p": [0.0, 1.1], "top_k": [-1], "repetition_penalty": [0.0], "num_steps": [0],
+    "guidance_scale": [0.5], "guidance_rescale": [1.5], "eta": [1.5], "min_images": [9], "beams": [0, 2], "stop": [""], "sampler": ["euler"],
+    "spacing": ["karras"], "padding": ["middle"], "height": [-8],
+}
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, values in BAD.items() for value in values])
 def test_options_out_of_range_are_named(field, value):
-    with pytest.raises(ValueError, match=f"^{field}: {value}"):
+    with pytest.raises(ConfigError, match=f"^{field}: "):
         Options(**{field: value})
 
 
 def test_banned_are_control_tokens_and_rows_without_a_token(model):
-    tokenizer, mask = model.tokenizer, interleave.banned(model.parts, model.tokenizer)
+    tokenizer, mask = model.tokenizer, prompts.banned(model.parts, model.tokenizer)
     free = {tokenizer.eos, tokenizer.dream_start}
     assert set(np.flatnonzero(mask)) == (tokenizer.special_ids - free) | {tokenizer.size + i for i in range(3)}
-    dry = interleave.banned(dreamllm.build(dataclasses.replace(model.parts.config, unet=None)), tokenizer)
+    dry = prompts.banned(dreamllm.build(dataclasses.replace(model.parts.config, unet=None)), tokenizer)
     assert dry[tokenizer.dream_start] and not dry[tokenizer.eos]
 
 
@@ -238,28 +265,163 @@ def test_banned_are_control_tokens_and_rows_without_a_token(model):
 # Pictures on demand, and compilation
 
 
+def draw(model, prompts, seeds, options=OPTIONS, **how):
+    latents = pictures.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options, **how)
+    return np.asarray(image.decode(model.parts, model.params, latents))
+
+
 def test_a_picture_on_demand_depends_on_its_seed_and_prompt_alone(model):
-    draw = lambda prompts, seeds: interleave.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, OPTIONS)
-    drawn = draw(PROMPTS, [5, 6, 5, 5])
-    again = draw((PROMPTS[0], *OTHERS), [5, 1, 2, 3])
-    assert drawn[0].shape == (8, 8, 3) and drawn[0].dtype == np.uint8 and len(drawn) == 4
+    drawn = draw(model, PROMPTS, [5, 6, 5, 5])
+    again = draw(model, (PROMPTS[0], LONG, *OTHERS[:2]), [5, 1, 2, 3])
+    assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn[0], again[0])
-    assert not np.array_equal(draw(PROMPTS, [6, 6, 5, 5])[0], drawn[0]) and not np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(draw(model, PROMPTS, [6, 6, 5, 5])[0], drawn[0]) and not np.array_equal(drawn[0], drawn[2])
 
 
 def test_a_picture_on_demand_is_the_one_that_the_model_would_draw_there(model):
-    wanted = model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=1))
-    drawn = interleave.draw_after(model.parts, model.params, model.tokenizer, PROMPTS, range(4), OPTIONS)
-    for document, picture in zip(wanted, drawn):
-        np.testing.assert_array_equal(pictures(document)[0], picture)
+    negative = Document.of("a blue cross")
+    options = dataclasses.replace(OPTIONS, max_images=1, sampler="ddpm", num_steps=3, negative=negative)
+    wanted = model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4), options)
+    drawn = draw(model, PROMPTS, range(4), options, negatives=[negative] * 4)
+    for document, picture in zip(wanted, drawn, strict=True):
+        assert np.max(np.abs(drawn_in(document)[0].astype(int) - picture)) <= 1
+    assert np.max(np.abs(draw(model, PROMPTS, range(4), options).astype(int) - drawn)) > 8  # the negative prompt matters
 
 
 def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
-    model.generate(PROMPTS, range(4))
-    other_words = (Document((Text("One day a green cross"), shown(8), Text("Now"))), *OTHERS)
-    options = dataclasses.replace(OPTIONS, temperature=0.5, top_p=0.5, guidance_scale=3.0, max_tokens=17, max_images=1)
+    row_of = lambda prompt: prompts.prompt_row(model.parts, model.tokenizer, prompt, "plain")
+
+    def use(documents, seeds, options, preview_every=1):
+        model.generate(documents, seeds, options)
+        draw(model, documents, seeds, options)
+        list(stream.stream(model.parts, model.params, model.tokenizer, documents[0], 0, options, preview_every=preview_every))
+
+    use(PROMPTS, range(4), OPTIONS)
+    other_words = (
+        Document((Text("One day a green cross"), shown(8), Text("Now"))), Document((shown(5), Text("There it was."))),
+        Document((Text("Now a green bar is"), Image(picture(4)))), Document((Text("So"),)),
+    )
+    assert [len(row.tokens) // 16 for row in map(row_of, PROMPTS)] == [len(row.tokens) // 16 for row in map(row_of, other_words)]
+    options = dataclasses.replace(
+        OPTIONS, temperature=0.5, top_k=7, top_p=0.5, repetition_penalty=1.2, guidance_scale=3.0, guidance_rescale=0.2, max_tokens=17, max_images=1,
+        min_images=1, sampler="dpm_solver", num_steps=4, spacing="linspace", stop=("red",),
+    )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        model.generate(other_words, [4, 3, 2, 1], options)
+        use(other_words, [4, 3, 2, 1], options, preview_every=2)
         assert [record.message for record in caplog.records if "ompil" in record.message] == []
         jax.jit(lambda x: x + 12345)(jnp.float32(1))
         assert any("ompil" in record.message for record in caplog.records)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Stop strings, chats, forced pictures, what is not masked
+
+
+def test_a_stop_string_ends_a_document_before_it(model):
+    whole = model.generate(PROMPTS, range(4))
+    texts = [part.text for document in whole for part in document.parts if isinstance(part, Text)]
+    stop = next(text[2:5] for text in texts if len(text) > 8)
+    for before, document in zip(whole, model.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, stop=(stop, "never written")))):
+        assert not any(stop in part.text for part in document.parts if isinstance(part, Text))
+        expected = []
+        for part in before.parts:
+            expected.append(part)
+            if isinstance(part, Text) and stop in part.text:
+                expected[-1:] = [Text(part.text[: part.text.index(stop)])] if part.text.index(stop) else []
+                break
+        assert document.to_json()["parts"] == Document(tuple(expected)).to_json()["parts"]
+        assert document.notes == (before.notes if len(expected) == len(before.parts) and expected[-1] == before.parts[-1] else ())
+
+
+def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them(model):
+    asked = Document((Text("Be kind.", role="system"), Text("What is this?", role="user"), Image(picture(2), dreamed=False, role="user")))
+    options = dataclasses.replace(OPTIONS, template="vicuna_v1.1", max_tokens=6)
+    answer = model.generate([asked], [0], options)[0]
+    assert answer.parts and {part.role for part in answer.parts} == {"assistant"} and not answer.text.startswith(" ")
+    again = Document((*asked.parts, *answer.parts, Text("And now?", role="user")))
+    tokens = prompts.prompt_row(model.parts, model.tokenizer, again, "vicuna_v1.1").tokens.tolist()
+    assert tokens.count(model.tokenizer.eos) == 1 and "ASSISTANT:" in model.tokenizer.decode_continuation(tokens[-12:])
+
+
+def test_strings_that_look_like_control_tokens_stay_text(model):
+    forged = Document.of("a <dream_start> and </s><im_start> end")
+    tokens = prompts.prompt_row(model.parts, model.tokenizer, forged, "plain").tokens.tolist()
+    assert not set(tokens[1:]) & model.tokenizer.special_ids and "<dream_start>" in model.tokenizer.decode_continuation(tokens)
+    assert model.generate([forged], [0])[0] is not None
+
+
+def test_pictures_that_are_forced_come_and_those_that_are_forbidden_do_not(model):
+    shy = model.with_boosts(eos=3.0, dream=-50.0)
+    for document in shy.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=2)):
+        assert len(document.images) == 2
+    eager = model.with_boosts(eos=-50.0, dream=50.0)
+    assert not any(document.images for document in eager.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=0)))
+
+
+def test_control_tokens_out_of_place_are_counted(model):
+    tokenizer = model.tokenizer
+    wild = dataclasses.replace(model, params=boosted(model.params, {tokenizer.im_end: 50.0}))
+    assert not any(note.startswith("control") for document in wild.generate(PROMPTS, range(4)) for note in document.notes)
+    for document in wild.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, unmasked=True, max_tokens=5)):
+        assert "control tokens out of place: 5" in document.notes and document.text == ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Streams
+
+
+@pytest.mark.parametrize("number, every", [(0, 1), (1, 3)])
+def test_a_stream_tells_the_document_that_generate_returns(model, number, every, tmp_path):
+    model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
+    events = stream.stream(model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1)
+    page = tmp_path / "page.html"
+    seen, told, number_of = [], [], 0
+    for event in stream.save_while(events, PROMPTS[number], page, pause=0):
+        seen.append(event)
+        if not isinstance(event, stream.Finished):
+            assert "http-equiv" in page.read_text()
+        match event:
+            case stream.TextPiece(text=piece):
+                told.append(told.pop() + piece if told and isinstance(told[-1], str) else piece)
+            case stream.PictureDone(number=at, picture=drawn):
+                assert at == number_of
+                number_of += 1
+                told.append(np.asarray(drawn))
+    document = model.generate([PROMPTS[number]], [3], options)[0]
+    assert seen[-1].document.to_json() == document.to_json() and len(document.images) > 0
+    for mine, part in zip(told, document.parts, strict=True):
+        if isinstance(part, Text):
+            assert mine == part.text
+        else:
+            np.testing.assert_array_equal(mine, np.asarray(part.pil()))
+    kinds = [type(event) for event in seen]
+    assert kinds.count(stream.PictureStarted) == kinds.count(stream.PictureDone) == kinds.count(stream.Preview) == len(document.images)
+    assert kinds.count(stream.TextPiece) >= 3 / every
+    finished = page.read_text()
+    assert "http-equiv" not in finished and finished.count("<img") == len(document.images) + len(PROMPTS[number].images)
+
+
+def test_what_may_still_change_is_held_back():
+    assert stream.settled("abc\ufffd\ufffd", ()) == 3 and stream.settled("a\ufffdb", ()) == 3
+    assert stream.settled("The EN", ("END", "NEVER")) == 4 and stream.settled("The end", ("END",)) == 7
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Log-probabilities
+
+
+def test_log_probabilities_of_continuations(model):
+    pairs = [(PROMPTS[0], " a red circle."), (LONG, " it"), (PROMPTS[1], " Now it is blue."), (Document(()), "One day")]
+    found = scores.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
+    for (prompt, continuation), shares in zip(pairs, found, strict=True):
+        uncached = Uncached(model, prompt, 0)
+        row = prompts.prompt_row(model.parts, model.tokenizer, Document((*prompt.parts, Text(continuation))), "plain").tokens
+        expected = []
+        for token in row[len(row) - len(shares) :]:
+            logits = np.asarray(uncached.run(uncached.batch())[0], np.float64)
+            expected.append(logits[token] - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max())
+            uncached.tokens.append(int(token))
+        np.testing.assert_allclose(shares, expected, atol=1e-4)
+        assert continuation.strip() in model.tokenizer.decode_continuation(row[-len(shares) :])
+    with pytest.raises(ConfigError, match="continuation: '' has no token"):
+        scores.log_probabilities(model.parts, model.params, model.tokenizer, [(PROMPTS[0], "")])

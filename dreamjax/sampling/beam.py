@@ -1,0 +1,101 @@
+"""Beam search: text alone, the likeliest of several continuations (transformers' beam search with early_stopping false).
+
+Axes: B documents, K beams, V vocabulary, W most tokens written. Documents of a batch do not touch each other.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling import text
+from dreamjax.sampling.text import CONTEXT_LIMIT, ENDED, TOKEN_LIMIT, WRITING, Settings, Special, State
+
+Array = jax.Array
+
+NEVER = -1e9  # score of what is not there; finite, so that it can still be divided and compared
+
+
+class Beams(NamedTuple):
+    """A search in the making. `state` holds B K rows, the beams of a document next to each other."""
+
+    state: State
+    scores: Array  # [B, K] float32: sum of log-probabilities of what goes on, falling
+    done: Array  # [B, K, W] int32: the best that have ended
+    done_scores: Array  # [B, K] float32: divided by length ** length_penalty, falling
+    done_lengths: Array  # [B, K] int32; 0 where none has ended
+    hopeful: Array  # [B] bool: something better may still come
+    step: Array  # [] int32: tokens written
+
+
+def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: float) -> State:
+    """The state with the best continuation of each document written; none is WRITING any more, and the cache is that of before."""
+    return _search(parts, params, state, settings, special, beams, jnp.float32(length_penalty))
+
+
+def _search_loop(parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: Array) -> State:
+    count, width = state.tokens.shape
+    limits = jnp.minimum(settings.max_tokens, settings.context - state.length)
+    spread = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), state._replace(cache={}))
+    spread = spread._replace(cache=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), state.cache))
+    nothing = jnp.full((count, beams), NEVER)
+    found = Beams(
+        spread, nothing.at[:, 0].set(0.0), jnp.zeros((count, beams, width), jnp.int32), nothing, jnp.zeros((count, beams), jnp.int32),
+        limits > 0, jnp.int32(0),
+    )
+    step = lambda found: _step(parts, params, found, settings, special, limits, length_penalty)
+    found = jax.lax.while_loop(lambda found: jnp.any(found.hopeful), step, found)
+    tokens, written = found.done[:, 0], found.done_lengths[:, 0]
+    last = jnp.take_along_axis(tokens, jnp.maximum(written - 1, 0)[:, None], axis=1)[:, 0]
+    limit = jnp.where(settings.max_tokens <= settings.context - state.length, TOKEN_LIMIT, CONTEXT_LIMIT)
+    status = jnp.where((written > 0) & (last == special.eos), ENDED, limit)
+    return state._replace(tokens=tokens, written=written, status=jnp.where(state.status == WRITING, status, state.status))
+
+
+_search = jax.jit(_search_loop, static_argnames=("parts", "special", "beams"))
+
+
+def _step(parts: Parts, params: dict, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array) -> Beams:
+    """One more token: the best 2 K continuations of all beams, of which those that end compete with the ended ones and K go on."""
+    state, (count, beams) = found.state, found.scores.shape
+    shares = jax.nn.log_softmax(state.logits, axis=-1)
+    shares = text.penalise(shares, state.present, settings.repetition_penalty)
+    shares = jnp.where(settings.banned, NEVER, shares).at[:, special.dream_start].set(NEVER)
+    vocabulary = shares.shape[-1]
+    whole = (shares.reshape(count, beams, vocabulary) + found.scores[..., None]).reshape(count, -1)
+    scores, index = jax.lax.top_k(whole, 2 * beams)  # with one way to end, K of these go on
+    parents, tokens = index // vocabulary, index % vocabulary
+    ends = (tokens == special.eos) | (found.step + 1 >= limits[:, None])
+    of_parents = lambda x: jnp.take_along_axis(x.reshape(count, beams, -1), parents[..., None], axis=1)
+    written = of_parents(state.tokens).at[:, :, found.step].set(tokens)
+
+    length = (found.step + 1).astype(jnp.float32)
+    first = jnp.arange(2 * beams) < beams  # the others are there to go on, should these end
+    eligible = ends & first & found.hopeful[:, None]
+    ended = jnp.where(eligible, scores / length**length_penalty, NEVER)
+    all_scores, best = jax.lax.top_k(jnp.concatenate([found.done_scores, ended], axis=1), beams)
+    pick = lambda mine, new: jnp.take_along_axis(jnp.concatenate([mine, new], axis=1), best.reshape(best.shape + (1,) * (mine.ndim - 2)), axis=1)
+    done = pick(found.done, written)
+    done_lengths = pick(found.done_lengths, jnp.where(eligible, found.step + 1, 0))
+
+    running, kept = jax.lax.top_k(jnp.where(ends, scores + NEVER, scores), beams)
+    keep = lambda x: jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
+    state = _go_on(parts, params, state, keep(parents), keep(tokens), keep(written))
+    worst = jnp.where(jnp.all(done_lengths > 0, axis=1), all_scores[:, -1], NEVER)
+    hopeful = found.hopeful & (running[:, 0] / length**length_penalty > worst) & (found.step + 1 < limits)
+    return Beams(state, running, done, all_scores, done_lengths, hopeful, found.step + 1)
+
+
+def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Array, written: Array) -> State:
+    """The beams [B, K] that go on, in the order of their scores, with their new tokens in the cache."""
+    count, beams = parents.shape
+    rows = (jnp.arange(count)[:, None] * beams + parents).reshape(-1)
+    chosen = tokens.reshape(-1)
+    state = state._replace(
+        cache=jax.tree.map(lambda x: x[:, rows], state.cache),
+        present=state.present[rows].at[jnp.arange(len(rows)), chosen].set(True),
+        tokens=written.reshape(len(rows), -1),
+    )
+    return text.extend(parts, params, state, dreamllm.embed(parts, params, chosen)[:, None], jnp.ones_like(state.length))[0]

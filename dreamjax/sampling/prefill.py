@@ -1,0 +1,150 @@
+"""Prompts in the cache, and conditions: the hidden states at dream queries, from which pictures are drawn."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.batch import Batch
+from dreamjax.document import Document, Image
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+from dreamjax.models.llama import init_cache
+from dreamjax.rows import Row
+from dreamjax.sampling import text
+from dreamjax.sampling.options import Options
+from dreamjax.sampling.prompts import answering, batches, bucket, check_row, prompt_row
+from dreamjax.sampling.text import DREAMING, WRITING, State
+from dreamjax.schema import ConfigError
+from dreamjax.tokenizer import Tokenizer
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+
+def prefill(
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], rows: Sequence[Row], seeds: Sequence[int],
+    slots: int, width: int = 64, size: int = 0,
+) -> State:
+    """The state after the prompts, nothing written yet, of `size` documents (0: the power of two that holds the prompts).
+
+    There is room for `slots` positions, rounded up, and `width` written tokens.
+    """
+    size = size or bucket(len(prompts), 1)
+    keys = jax.vmap(jax.random.key)(np.array([*seeds, *[0] * (size - len(prompts))], np.uint32))
+    state = _fresh(parts, keys, slots=bucket(slots, 128), width=width)
+    for batch in batches(parts, prompts, rows, size):
+        state = _prefill(parts, params, state, batch, tokenizer.dream_start)
+    return state
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "slots", "width"))
+def _fresh(parts: Parts, keys, slots: int, width: int) -> State:
+    """The state of documents without a token."""
+    count, vocabulary = len(keys), parts.config.llm.vocab_size
+    zeros = jnp.zeros(count, jnp.int32)
+    cache = init_cache(parts.config.llm, count, slots, parts.llm.dtype)
+    present = jnp.zeros((count, vocabulary), bool)
+    return State(cache, zeros, jnp.zeros((count, vocabulary)), present, jnp.zeros((count, width), jnp.int32), zeros, zeros, zeros + WRITING, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "dream_start"))
+def _prefill(parts: Parts, params: dict, state: State, batch: Batch, dream_start: int) -> State:
+    """Puts prompts, one a group, into the cache of the documents that they belong to: tokens, pictures and queries."""
+    tokens, segments = batch.tokens[:, 0], batch.segments[:, 0]
+    embeds = dreamllm.embed_batch(parts, params, batch)
+    state, _ = text.extend(parts, params, state, embeds, jnp.sum(segments > 0, axis=-1))
+    there = jnp.where((segments > 0) & (tokens != dream_start), tokens, state.present.shape[1])
+    present = state.present.at[jnp.arange(len(tokens))[:, None], there].set(True, mode="drop")
+    return state._replace(present=present)
+
+
+def context_of(parts: Parts, options: Options) -> int:
+    """Positions that a document with its prompt may take."""
+    if options.context > parts.config.llm.max_positions:
+        raise ConfigError(f"context: {options.context} is above the model's {parts.config.llm.max_positions} positions")
+    return options.context or parts.config.llm.max_positions
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def framed(parts: Parts, params: dict, frame: tuple[int, int], features: jax.Array) -> jax.Array:
+    """[B, n, D] features between the embeddings of two tokens."""
+    before, after = (jnp.broadcast_to(dreamllm.embed(parts, params, jnp.int32(token)), (features.shape[0], 1, features.shape[2])) for token in frame)
+    return jnp.concatenate([before, features, after], axis=1)
+
+
+def dream_frame(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens around dream queries."""
+    return tokenizer.dream_start, tokenizer.dream_end
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "frame"))
+def dream(parts: Parts, params: dict, state: State, frame: tuple[int, int]) -> tuple[State, jax.Array]:
+    """Runs <dream_start>, the queries and <dream_end> over the cache of the waiting documents; hidden states at the queries [B, Q, D]."""
+    embeds = framed(parts, params, frame, dreamllm.queries(parts, params, len(state.length)))
+    counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
+    state, hidden = text.extend(parts, params, state, embeds, counts)
+    return state, hidden[:, 1:-1]
+
+
+def condition_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int = 0) -> jax.Array:
+    """The hidden states [size, Q, D] at dream queries put right after each prompt; rows beyond the prompts mean nothing."""
+    rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in prompts]
+    needed, longest = parts.config.dream_queries + 2, parts.config.llm.max_positions
+    for row in rows:
+        check_row(parts, row, longest, needed)
+    slots = max(len(row.tokens) for row in rows) + needed
+    state = prefill(parts, params, tokenizer, prompts, rows, [0] * len(prompts), slots, size=size)
+    state = state._replace(status=jnp.full_like(state.status, DREAMING))
+    return dream(parts, params, state, dream_frame(tokenizer))[1]
+
+
+def condition_after_padding(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str) -> jax.Array:
+    """`condition_after` as the official code has it, [B, Q, D]: prompts padded on the right to the longest, padding counted in the positions.
+
+    So the queries of a shorter prompt stand farther from it, and what it becomes depends on the longest one.
+    """
+    asked = [Document((*prompt.parts, Image(b"", seen=False, role=answering(prompt)))) for prompt in prompts]
+    rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in asked]
+    for row in rows:
+        check_row(parts, row, parts.config.llm.max_positions, room=0)
+    longest = max(len(row.tokens) for row in rows)
+    found = [None] * len(prompts)
+    for batch in batches(parts, asked, rows, len(prompts)):
+        batch, mine = _with_gap(batch, longest, parts.config.dream_queries), np.flatnonzero(batch.segments.any(axis=(1, 2)))
+        hidden = _padded_condition(parts, params, batch)
+        for b in mine:
+            found[b] = hidden[b]
+    return jnp.stack(found)
+
+
+def _with_gap(batch: Batch, longest: int, count: int) -> Batch:
+    """Moves the last picture's tokens, <dream_start>, queries and <dream_end>, to where the longest prompt has them."""
+    lengths = np.sum(batch.segments > 0, axis=-1, keepdims=True)
+    later = np.arange(batch.tokens.shape[-1]) >= lengths - count - 2
+    return batch._replace(positions=np.where(later, batch.positions + longest - lengths, batch.positions).astype(np.int32))
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _padded_condition(parts: Parts, params: dict, batch: Batch) -> jax.Array:
+    hidden = dreamllm.hidden_states(parts, params, batch)
+    last = jnp.maximum(jnp.sum(batch.dreamed_valid, axis=-1) - 1, 0)
+    read = dreamllm.read_out(parts, hidden, batch).reshape(*batch.dreamed_valid.shape, parts.config.dream_queries, -1)
+    return read[jnp.arange(len(last)), last]
+
+
+unconditional = jax.jit(dreamllm.unconditional, static_argnames=("parts", "bos", "dream_start"))
+
+
+def empty_condition(parts: Parts, params: dict, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
+    """What guidance leads away from, [Q, D]: the hidden states after the negative prompt, or those without any context; None without guidance."""
+    if options.guidance_scale == 1:
+        return None
+    if options.negative is None:
+        return unconditional(parts, params, tokenizer.bos, tokenizer.dream_start)
+    return condition_after(parts, params, tokenizer, [options.negative], options.template)[0]

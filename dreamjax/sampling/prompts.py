@@ -1,0 +1,75 @@
+"""Prompts as batches: each in the smallest bucket of lengths and pictures that holds it, whatever the others need."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dreamjax import images
+from dreamjax.batch import Batch, Shape, empty_batch, place
+from dreamjax.document import Document
+from dreamjax.models.dreamllm import Parts
+from dreamjax.rows import Row, Slots, build_row
+from dreamjax.schema import ConfigError
+from dreamjax.tokenizer import Tokenizer
+
+SHORTEST = 16  # tokens of the smallest bucket; it divides the others
+
+
+def bucket(n: int, smallest: int) -> int:
+    """The power of two times `smallest` that holds n; 0 for 0."""
+    return 0 if n == 0 else smallest * 2 ** max(0, (-(-n // smallest) - 1).bit_length())
+
+
+def answering(prompt: Document) -> str | None:
+    """The role in which the model goes on: the assistant's in a chat."""
+    return "assistant" if any(part.role for part in prompt.parts) else None
+
+
+def prompt_row(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> Row:
+    """The tokens of a prompt, its end open."""
+    return build_row(prompt, tokenizer, Slots.of(parts.config), template, prompt=True)
+
+
+def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
+    """Positions that a prompt takes of the context."""
+    return len(prompt_row(parts, tokenizer, prompt, template).tokens)
+
+
+def check_row(parts: Parts, row: Row, context: int, room: int = 1):
+    """Raises ConfigError where a prompt leaves less than `room` of `context` positions, or has a picture that the model cannot see."""
+    if len(row.tokens) + room > context:
+        raise ConfigError(f"prompt: takes {len(row.tokens)} tokens, with {room} to come that is more than the context of {context}")
+    if parts.config.clip is None and row.seen:
+        raise ConfigError("prompt: has a picture, and this model has no picture encoder")
+
+
+def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[Row], size: int) -> Iterator[Batch]:
+    """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are empty.
+
+    One batch for each bucket of (tokens, seen pictures, dreamed pictures). So the shapes in which a prompt is computed
+    depend on itself and on `size` alone, and with them every bit of what comes out.
+    """
+    keys = [(bucket(len(row.tokens), SHORTEST), bucket(len(row.seen), 1), bucket(len(row.dreamed), 1)) for row in rows]
+    encoder_size = parts.config.clip.image_size if parts.config.clip else 1
+    for length, seen, dreamed in sorted(set(keys)):
+        batch = empty_batch(Shape(size, 1, length, seen, dreamed, encoder_size, 1))
+        for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            if keys[b] == (length, seen, dreamed):
+                pictures = [images.for_encoder(prompt.parts[part].pil(), encoder_size) for _, part in row.seen]
+                place(batch, b, 0, row, pictures, [None] * len(row.dreamed))
+        yield batch
+
+
+def banned(parts: Parts, tokenizer: Tokenizer, unmasked: bool = False) -> np.ndarray:
+    """[V] bool: ids that are never written: control tokens other than </s> and <dream_start>, and rows that no token has.
+
+    `unmasked` leaves the control tokens free.
+    """
+    mask = np.zeros(parts.config.llm.vocab_size, bool)
+    mask[tokenizer.size :] = True
+    if not unmasked:
+        mask[list(tokenizer.special_ids | {tokenizer.bos, tokenizer.unk})] = True
+        mask[tokenizer.eos] = False
+    if tokenizer.dream_start < len(mask):
+        mask[tokenizer.dream_start] = parts.unet is None
+    return mask

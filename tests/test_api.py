@@ -1,0 +1,122 @@
+"""A model in a user's hands: pictures on demand by their options, errors in one line, many prompts, ranking."""
+
+import dataclasses
+
+import numpy as np
+import PIL.Image
+import pytest
+from small_model import LATENT, boosted, parameters
+
+from dreamjax.api import DreamLLM, prompts_of
+from dreamjax.document import Document, Image, Text
+from dreamjax.models import dreamllm
+from dreamjax.sampling import ranking
+from dreamjax.schema import ConfigError
+
+FAST = {"num_steps": 2, "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def model(shapes_tokenizer) -> DreamLLM:
+    """A random model with a VAE, whose pictures have 8 x 8 pixels."""
+    llm = dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
+    config = dataclasses.replace(LATENT, llm=llm)
+    params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
+    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+
+
+def test_one_prompt_or_several():
+    picture = PIL.Image.new("RGB", (8, 8))
+    assert [len(prompts_of(content)) for content in ("a", ["a"], ["a", "b"], ["a", picture], [["a", picture], "b"], [Document.of("a")] * 3, [])] == [1, 1, 2, 1, 2, 3, 1]
+    assert prompts_of(["a", picture])[0].parts[1].seen
+
+
+def test_pictures_of_several_prompts_at_once_and_one_by_one(model):
+    latents = model.text_to_latents(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=4, **FAST)
+    assert latents.shape == (4, 4, 4, 8) and latents.dtype == np.float32
+    assert len({latent.tobytes() for latent in latents}) == 4
+    for number, prompt in enumerate(["a red circle", "a red circle", "a blue cross that jumps", "a blue cross that jumps"]):
+        alone = model.text_to_latents(prompt, seed=5 + number, **FAST)[0]
+        np.testing.assert_allclose(alone, latents[number], atol=2e-4)
+    pictures = model.text_to_image(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=3, **FAST)
+    for mine, theirs in zip(pictures, model.decode(latents), strict=True):
+        assert np.max(np.abs(np.asarray(mine).astype(int) - np.asarray(theirs))) <= 1
+
+
+def test_noise_that_is_given_and_previews_on_the_way(model):
+    rng = np.random.default_rng(0)
+    noise, fresh = rng.normal(size=(2, 4, 4, 8)).astype(np.float32), rng.normal(size=(2, 2, 4, 4, 8)).astype(np.float32)
+    told = []
+    given = {"latents": noise, "step_noise": fresh, "sampler": "ddpm", "spacing": "leading", **FAST}
+    one = model.text_to_latents(["a red circle"], 2, seed=1, preview=lambda step, pictures: told.append((step, len(pictures))), preview_every=1, **given)
+    np.testing.assert_array_equal(one, model.text_to_latents(["a red circle"], 2, seed=9, **given))  # no draw is left to the seed
+    assert told == [(1, 2)] and not np.allclose(one[0], one[1])
+    with pytest.raises(ConfigError, match=r"latents: have the shape \(2, 4, 4, 3\), must have \(2, 4, 4, 8\)"):
+        model.text_to_latents("a", 2, latents=noise[..., :3], **FAST)
+    with pytest.raises(ConfigError, match="step_noise: has the shape"):
+        model.text_to_latents("a", 2, step_noise=fresh[:1], **FAST)
+
+
+def test_negative_prompts(model):
+    prompts, negatives = ["a red circle", "a blue cross"], ["a green bar", Document((Text("an"), Image(np.zeros((8, 8, 3), np.uint8), dreamed=False)))]
+    both = model.text_to_latents(prompts, negative=negatives, **FAST)
+    for number in range(2):
+        alone = model.text_to_latents(prompts[number], seed=number, negative=negatives[number], **FAST)[0]
+        np.testing.assert_allclose(alone, both[number], atol=2e-4)
+    without = model.text_to_latents(prompts, **FAST)
+    assert not np.allclose(both, without, atol=1e-2)
+    np.testing.assert_allclose(model.text_to_latents(prompts, negative="", **FAST), without, atol=2e-4)  # the empty prompt is no context
+    with pytest.raises(ConfigError, match="negative: 2 negative prompts for 3 prompts"):
+        model.text_to_latents(["a", "b", "c"], negative=negatives, **FAST)
+
+
+def test_any_size_that_the_vae_divides(model):
+    picture = model.text_to_image("a red circle", height=10, width=14, **FAST)[0]
+    assert picture.size == (14, 10)
+    with pytest.raises(ConfigError, match="width: 13 pixels is not a multiple of 2"):
+        model.text_to_image("a red circle", width=13, **FAST)
+
+
+def test_right_padding_is_left_padding_for_the_longest_prompt_alone(model):
+    prompts = ["a red circle jumps up and down", "a"]
+    left, right = (model.text_to_latents(prompts, padding=padding, **FAST) for padding in ("left", "right"))
+    np.testing.assert_allclose(left[0], right[0], atol=2e-4)
+    assert not np.allclose(left[1], right[1], atol=1e-2)
+    np.testing.assert_allclose(model.text_to_latents("a", seed=1, padding="right", **FAST)[0], left[1], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"num_steps": 0}, "num_steps: 0 is below 1"), ({"guidance_scale": 0.9}, "guidance_scale: 0.9 is below 1"), ({"num_images": 0}, "num_images: 0 is below 1"),
+        ({"num_steps": 1001}, "num_steps: 1001 is not between 1 and the schedule's 1000"), ({"batch_size": 0}, "batch_size: 0 is below 1"),
+        ({"context": 4096, "max_tokens": 1}, ""),
+    ],
+)
+def test_bad_requests_are_named(model, how, message):
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            model.text_to_image("a", **how)
+    else:
+        with pytest.raises(ConfigError, match="context: 4096 is above the model's 128 positions"):
+            model.generate("a", **how)
+    with pytest.raises(TypeError, match="steps is not an option; there are max_tokens"):
+        model.text_to_image("a", steps=3)
+
+
+def test_batches_of_many_prompts_and_their_seeds(model):
+    options = {"max_tokens": 6, "max_images": 1, "temperature": 1.0, **FAST}
+    prompts = ["Once a red circle", "A blue cross", "Now"]
+    made = model.generate_batch(prompts, [4, 5, 6], batch_size=2, **options)
+    again = model.generate_batch(prompts[1:], [5, 6], batch_size=2, **options)
+    assert [document.to_json() for document in made[1:]] == [document.to_json() for document in again]
+    assert model.generate_batch([]) == []
+
+
+def test_the_best_of_several_pictures():
+    pictures = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
+    score = lambda pictures, texts: np.array([int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1) for p, text in zip(pictures, texts)])
+    ranked = ranking.rank(pictures, ["bright", "dark"], score)
+    assert [np.asarray(p)[0, 0, 0] for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [-5, -6, -7]
+    best = ranking.marked(ranked, 1)
+    assert [p.info["score"] for p in best] == [40.0, -5.0] and best[0].info["scores"] == [40.0, 20.0, 10.0]
