@@ -122,7 +122,8 @@ def test_each_device_reads_what_it_holds(made):
     asked = []
     counted = leaf._replace(read=lambda index: asked.append(index) or leaf.read(index))
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    sharding = parameter_shardings({"llm": {"layers": {"mlp": {"up": {"kernel": leaf}}}}}, mesh)["llm"]["layers"]["mlp"]["up"]["kernel"]
+    shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    sharding = parameter_shardings({"llm": {"layers": {"mlp": {"up": {"kernel": shape}}}}}, mesh)["llm"]["layers"]["mlp"]["up"]["kernel"]
     placed = assemble.place(counted, sharding)
     np.testing.assert_array_equal(placed, values["llm/layers/mlp/up/kernel"])
     sizes = [np.prod([s.stop - s.start for s in index]) for index in asked]
