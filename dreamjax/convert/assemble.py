@@ -1,6 +1,7 @@
 """One model out of what foreign folders hold: the parts they bring, and what has to be made afresh."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -58,6 +59,7 @@ class Plan:
     tokenizer: Tokenizer | None = None
 
 
+@functools.lru_cache(maxsize=32)
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of every parameter of a model."""
     tree = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))

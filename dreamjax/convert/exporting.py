@@ -167,10 +167,9 @@ def _write_pickle(arrays: Mapping[str, np.ndarray], file: pathlib.Path):
     torch = require_torch(file)
 
     def tensor(array: np.ndarray):
-        array = np.ascontiguousarray(array)
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype == "bfloat16" else torch.from_numpy(array)
 
-    torch.save({name: tensor(np.array(array)) for name, array in arrays.items()}, file)
+    torch.save({name: tensor(np.array(array, order="C")) for name, array in arrays.items()}, file)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def read_config(settings: Settings) -> LlamaConfig:
     """A config.json of model type llama (or dreamllm), with transformers' defaults for what it leaves out."""
     settings.require({
         "model_type": ("llama", "dreamllm"), "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (),
-        "quantization_config": (),
+        "quantization_config": (), "tie_word_embeddings": (True, False),
     })
     heads, width = settings.whole("num_attention_heads", 32), settings.whole("hidden_size", 4096)
     settings.require({"head_dim": (width // heads,)})

@@ -101,7 +101,7 @@ def to_theirs(table: Table, path: str, value: np.ndarray) -> Iterator[tuple[str,
     for i, name in enumerate(names_of(table, path)):
         one = value[i] if stacked else value
         axes = _axes(path, one.ndim)
-        yield name, np.ascontiguousarray(one.transpose(np.argsort(axes)))
+        yield name, np.array(one.transpose(np.argsort(axes)), order="C")
 
 
 def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

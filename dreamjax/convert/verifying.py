@@ -39,7 +39,7 @@ def verify(folder: epath.Path, given: list[str], seed: int = 0) -> list[dict[str
     rows = []
     for part in parts:
         leaves = {path: leaf for path, leaf in opened.leaves.items() if path.split("/")[0] in (part, "clip" if part == "clip_text" else part)}
-        rows += _verify_part(part, opened.card.model, leaves, raw, np.random.default_rng(seed))
+        rows += compare(part, opened.card.model, leaves, raw, np.random.default_rng(seed))
         gc.collect()
     return rows
 
@@ -53,7 +53,8 @@ def in_words(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _verify_part(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rng: np.random.Generator) -> list[dict[str, Any]]:
+def compare(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The rows of one part: our `leaves` against the source's own tensors."""
     inputs = _inputs(part, model, rng)
     expected, rounded = _torch_outputs(part, model, raw, inputs)
     ours = {}

@@ -214,7 +214,8 @@ def content(task: Task, b: int, tokens: Sequence[int], pictures: Sequence[np.nda
     A space before its first words is kept where the prompt ended in text.
     """
     prompt = task.prompts[b]
-    keeps_space = bool(prompt.parts) and isinstance(prompt.parts[-1], Text) and not answering(prompt)
+    last = prompt.parts[-1] if prompt.parts else None
+    keeps_space = isinstance(last, Text) and last.text != "" and not answering(prompt)  # an empty prompt is the beginning of a text
     found, drawn = [], iter(pictures)
     for number, run in enumerate(_runs(task.tokenizer, tokens)):
         if number and (picture := next(drawn, None)) is not None:

@@ -23,6 +23,7 @@ from orbax.checkpoint.experimental import v1
 from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.schema import ConfigError, from_dict, to_dict
 
+CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
 
 
@@ -106,6 +107,9 @@ def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str]
         for leaf in leaves.values():
             leaf.delete()
     v1.partial.finalize(path)
+    described = path / CHECKPOINT_METADATA
+    if jax.process_index() == 0 and described.exists():  # without it beside the arrays every later reading warns
+        described.copy(path / "state" / CHECKPOINT_METADATA, overwrite=True)
 
 
 def groups(sizes: Mapping[str, int]) -> list[list[str]]:
