@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
@@ -33,14 +34,15 @@ class DreamLLM:
     template: str = "plain"
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, which: str = "last") -> "DreamLLM":
+    def load(cls, folder: str | os.PathLike, which: str = "last", mesh: Mesh | None = None) -> "DreamLLM":
         """Opens a training workdir or a model folder; `which` checkpoint of a workdir is last or best.
 
+        With a `mesh` the parameters are spread over it; `jax.set_mesh(mesh)` then has to hold where the model is used.
         Raises ConfigError, in one line, where the folder holds no model.
         """
         folder = checkpoint.open_folder(folder)
         config = checkpoint.read_config(folder)
-        params = checkpoint.load_params(folder, which)
+        params = checkpoint.load_params(folder, which, mesh and checkpoint.shardings_on(config, mesh))
         return cls(dreamllm.build(config.model), params, Tokenizer.load(folder / "tokenizer"), config.data.template)
 
     def generate(self, content, seed: int = 0, **options) -> Document:

@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
-from dreamjax.sharding import path_of
+from dreamjax.sharding import parameter_shardings, path_of
 from dreamjax.training import optim
 from dreamjax.training.state import State, init
 
@@ -133,6 +133,11 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     kind = "average" if config.optim.ema_decay else "trainable"
     trained = load_tree(folder / "checkpoints" / str(step) / "state", trainable, (kind,))
     return optim.merge(trained, load_tree(folder / "frozen", frozen) if frozen else {})
+
+
+def shardings_on(config: RunConfig, mesh: jax.sharding.Mesh) -> dict:
+    """Where each parameter of a model goes on a mesh."""
+    return parameter_shardings(jax.eval_shape(lambda: dreamllm.init(dreamllm.build(config.model), jax.random.key(0))), mesh)
 
 
 def last_step(folder: epath.Path) -> int:
