@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.sharding import Mesh
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
@@ -21,7 +20,7 @@ from dreamjax.sampling import image, interleave, pictures, scores, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint
+from dreamjax.training import checkpoint, model_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,16 +33,28 @@ class DreamLLM:
     template: str = "plain"
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, which: str = "last", mesh: Mesh | None = None) -> "DreamLLM":
-        """Opens a training workdir or a model folder; `which` checkpoint of a workdir is last or best.
+    def load(cls, folder: str | os.PathLike, which: str = "last") -> "DreamLLM":
+        """Opens a training workdir, a model folder or an official release; `which` checkpoint of a workdir is last or best.
 
-        With a `mesh` the parameters are spread over it; `jax.set_mesh(mesh)` then has to hold where the model is used.
-        Raises ConfigError, in one line, where the folder holds no model.
+        Other folders that `convert import` knows open too, if they hold an LLM with its tokenizer. Raises ConfigError, in
+        one line, where the folder holds no model.
         """
         folder = checkpoint.open_folder(folder)
-        config = checkpoint.read_config(folder)
-        params = checkpoint.load_params(folder, which, mesh and checkpoint.shardings_on(config, mesh))
-        return cls(dreamllm.build(config.model), params, Tokenizer.load(folder / "tokenizer"), config.data.template)
+        if not model_folder.is_ours(folder):
+            return cls._from_foreign(folder)
+        card = model_folder.read_card(folder)
+        if card.model.llm is None:
+            raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
+        return cls(dreamllm.build(card.model), checkpoint.load_params(folder, which), Tokenizer.load(folder / "tokenizer"), card.template)
+
+    @classmethod
+    def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":
+        from dreamjax.convert import assemble, importing  # may need torch
+
+        plan = importing.make_plan([os.fspath(folder)])
+        if plan.model.llm is None:
+            raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
+        return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves), plan.tokenizer, plan.template)
 
     def generate(self, content, seed: int = 0, **options) -> Document:
         """What the model writes and draws after `content` (a Document, a text, a picture or a list of texts and pictures).

@@ -1,189 +1,34 @@
-"""Every setting of a model and of a run, as frozen dataclasses.
+"""Every setting of a run, as frozen dataclasses; those of its model are in `model_config` and stand here too.
 
 `experiments/*.py` build an `ml_collections.ConfigDict`; `schema.from_dict` turns it into a `RunConfig` and rejects what it does
 not know. A setting that would change the numbers and that no code implements must not exist here.
 """
 
 import dataclasses
+import math
 
+from dreamjax.model_config import ClipConfig, ClipTextConfig, DiffusionConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig, dreamllm_7b, tiny
 from dreamjax.schema import require, require_pattern, require_positive
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Model
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """A LLaMA decoder; the defaults are LLaMA/Vicuna-7B with the eight added tokens."""
-
-    vocab_size: int = 32008
-    width: int = 4096
-    layers: int = 32
-    heads: int = 32
-    kv_heads: int = 32
-    ffn_width: int = 11008
-    max_positions: int = 2048
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    tie_embeddings: bool = False
-    remat: str = "none"  # none | full | dots: what the backward pass recomputes of each layer
-
-    def __post_init__(self):
-        require_positive(self, "vocab_size", "width", "layers", "heads", "kv_heads", "ffn_width", "max_positions", "rope_theta", "rms_norm_eps")
-        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
-        require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
-        require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
-        require(self.remat in ("none", "full", "dots"), "remat", f"{self.remat!r} is none of none, full, dots")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipConfig:
-    """A CLIP vision transformer; the defaults are ViT-L/14 at 224 pixels."""
-
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    ffn_width: int = 4096
-    layer_norm_eps: float = 1e-5
-    activation: str = "quick_gelu"  # quick_gelu | gelu
-    select_layer: int = -2  # index into the layers + 1 hidden states whose patches the LLM sees
-
-    def __post_init__(self):
-        require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
-        require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
-        require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
-        require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
-        within = -self.layers - 1 <= self.select_layer <= self.layers
-        require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
-
-    @property
-    def patches(self) -> int:
-        """P, the number of patches of one picture."""
-        return (self.image_size // self.patch_size) ** 2
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """A Stable Diffusion U-Net; the defaults are SD 2.1-base."""
-
-    sample_size: int = 64
-    in_channels: int = 4
-    out_channels: int = 4
-    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    cross_attention: tuple[bool, ...] = (True, True, True, False)  # per down block; the up blocks mirror it
-    heads: tuple[int, ...] = (5, 10, 20, 20)  # attention heads per down block
-    context_width: int = 1024
-    norm_groups: int = 32
-    linear_projection: bool = True  # transformer in/out projections: linear (SD 2.x) or 1x1 convolutions (SD 1.x)
-
-    def __post_init__(self):
-        require_positive(self, "sample_size", "in_channels", "out_channels", "layers_per_block", "context_width", "norm_groups")
-        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
-        for name in ("cross_attention", "heads"):
-            require(len(getattr(self, name)) == len(self.block_channels), name, f"needs one entry per block, {len(self.block_channels)}")
-        for channels, heads in zip(self.block_channels, self.heads):
-            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
-            require(heads > 0 and channels % heads == 0, "heads", f"{heads} does not divide {channels} channels")
-        require(self.sample_size % 2 ** (len(self.block_channels) - 1) == 0, "sample_size", f"{self.sample_size} cannot be halved {len(self.block_channels) - 1} times")
-
-
-@dataclasses.dataclass(frozen=True)
-class VaeConfig:
-    """A Stable Diffusion AutoencoderKL; the defaults are SD 2.1-base."""
-
-    image_channels: int = 3
-    latent_channels: int = 4
-    block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
-
-    def __post_init__(self):
-        require_positive(self, "image_channels", "latent_channels", "layers_per_block", "norm_groups", "scaling_factor")
-        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
-        for channels in self.block_channels:
-            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent position along one side."""
-        return 2 ** (len(self.block_channels) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
-    """The noise schedule a U-Net was trained with; the defaults are SD 2.1-base's."""
-
-    timesteps: int = 1000
-    beta_schedule: str = "scaled_linear"  # linear | scaled_linear | squaredcos_cap_v2
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction: str = "epsilon"  # epsilon | v_prediction
-    steps_offset: int = 1  # added to the sampler's "leading" timesteps
-
-    def __post_init__(self):
-        known = ("linear", "scaled_linear", "squaredcos_cap_v2")
-        require(self.beta_schedule in known, "beta_schedule", f"{self.beta_schedule!r} is none of {', '.join(known)}")
-        require(self.prediction in ("epsilon", "v_prediction"), "prediction", f"{self.prediction!r} is neither epsilon nor v_prediction")
-        require_positive(self, "timesteps", "beta_start", "beta_end")
-        require_positive(self, "steps_offset", or_zero=True)
-        require(self.beta_end < 1, "beta_end", f"is a share of variance below 1, not {self.beta_end}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The parts of a model. A part that is None is absent; `vae` None with a U-Net means diffusion in pixels."""
-
-    llm: LlamaConfig
-    clip: ClipConfig | None = None
-    unet: UNetConfig | None = None
-    vae: VaeConfig | None = None
-    diffusion: DiffusionConfig = DiffusionConfig()
-    visual_projector: str = "linear"  # linear | mlp (two layers, GELU)
-    dream_queries: int = 64
-    dtype: str = "float32"  # compute: float32 | bfloat16; parameters being trained stay float32
-
-    def __post_init__(self):
-        require(self.visual_projector in ("linear", "mlp"), "visual_projector", f"{self.visual_projector!r} is neither linear nor mlp")
-        require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
-        require_positive(self, "dream_queries")
-        require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
-        if self.unet and self.vae:
-            channels = self.vae.latent_channels
-            require(self.unet.in_channels == channels, "unet.in_channels", f"{self.unet.in_channels} is not the VAE's latent_channels = {channels}")
-
-    @property
-    def decoder_size(self) -> int:
-        """Side in pixels of the pictures that the model draws."""
-        return self.unet.sample_size * (self.vae.downsampling if self.vae else 1)
-
-
-def dreamllm_7b() -> ModelConfig:
-    """Vicuna-7B, CLIP ViT-L/14 at 224 pixels and Stable Diffusion 2.1-base, as in the paper (Sec. 3)."""
-    return ModelConfig(
-        llm=LlamaConfig(remat="full"), clip=ClipConfig(), unet=UNetConfig(), vae=VaeConfig(), dtype="bfloat16"
-    )
-
-
-def tiny(vocab_size: int = 512) -> ModelConfig:
-    """A model of the same shape that runs anywhere: 16-pixel pictures, diffusion in pixels."""
-    return ModelConfig(
-        llm=LlamaConfig(vocab_size=vocab_size, width=64, layers=2, heads=4, kv_heads=4, ffn_width=128, max_positions=512),
-        clip=ClipConfig(image_size=16, patch_size=4, width=32, layers=2, heads=4, ffn_width=64, select_layer=-1),
-        unet=UNetConfig(
-            sample_size=16, in_channels=3, out_channels=3, block_channels=(16, 32), layers_per_block=1,
-            cross_attention=(False, True), heads=(2, 4), context_width=32, norm_groups=8,
-        ),
-        diffusion=DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction"),
-        dream_queries=4,
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Run
+__all__ = [
+    "ClipConfig",
+    "ClipTextConfig",
+    "DiffusionConfig",
+    "LlamaConfig",
+    "ModelConfig",
+    "UNetConfig",
+    "VaeConfig",
+    "dreamllm_7b",
+    "tiny",
+    "MeshConfig",
+    "SourceConfig",
+    "DataConfig",
+    "LossConfig",
+    "LrRule",
+    "OptimConfig",
+    "InitFrom",
+    "RunConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +48,33 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split."""
+    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split.
 
-    format: str  # shapes | storybook
+    Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), mmc4, obelics, llava,
+    instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files in
+    `data/sources` say what a path is and what the records look like. A path that names several files may hold `*` and
+    ranges such as {00000..00099}, or be the folder they lie in; it may be in a bucket (gs://).
+    """
+
+    format: str
     path: str = ""
     split: str = "train"  # train | eval
+    images: str = ""  # folder of the pictures that JSON names; empty: where the JSON lies
+    text_key: str = ""  # key or column of the text; empty: what is usual in the format
+    image_key: str = ""  # column of the picture; empty: what is usual in the format
+    min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
+    cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
+    mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
+    labels: str = "all"  # all | official: <dream_start> is not learned in conversations
+    eval_share: float = 0.0  # of the documents, by their keys, that are the eval split; 0: all are of either (shapes and storybook have splits of their own)
+    size: int = 0  # documents that an epoch shows; 0: all, once
+    weight: float = 0.0  # share of an epoch's documents, in proportion to the others'; 0: by size
+
+    def __post_init__(self):
+        require(self.mode in ("joint", "comprehension_only", "creation_only"), "mode", f"{self.mode!r} is none of joint, comprehension_only, creation_only")
+        require(self.labels in ("all", "official"), "labels", f"{self.labels!r} is neither all nor official")
+        require_positive(self, "size", "weight", or_zero=True)
+        require(0 <= self.eval_share < 1, "eval_share", "is a share in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,41 +83,56 @@ class DataConfig:
 
     train: tuple[SourceConfig, ...]
     eval: tuple[SourceConfig, ...] = ()
-    tokenizer: str = ""  # a sentencepiece model; empty: one is trained on the documents' own text
+    tokenizer: str = ""  # a sentencepiece model or a tokenizer's folder; empty: that of the embedding's origin in init_from, else one trained on the documents' text
     tokenizer_vocab: int = 512  # pieces of a tokenizer trained here, without the added tokens
-    template: str = "plain"  # chat template for parts with roles, see rows.TEMPLATES
+    template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
     rows_per_group: int = 1  # R
     seen_slots: int = 6  # N, pictures seen per group
     dreamed_slots: int = 6  # M, pictures dreamed per group
     flip: bool = False  # mirror dreamed pictures at random
+    draft: bool = False  # decode large JPEGs at a part of their size: faster, and pixels differ a little
     max_bad_share: float = 0.01  # share of broken records above which a run stops
-    threads: int = 2  # that decode pictures ahead of the step
+    threads: int = 2  # that decode pictures ahead of the step, in each process
+    workers: int = 0  # processes that do so; 0: this one alone
 
     def __post_init__(self):
         require(len(self.train) > 0, "train", "needs at least one source")
         require(self.length > 2, "length", "must be at least 3")
         require_positive(self, "rows_per_group", "tokenizer_vocab", "threads")
-        require_positive(self, "seen_slots", "dreamed_slots", or_zero=True)
+        require_positive(self, "seen_slots", "dreamed_slots", "workers", or_zero=True)
         require(0 <= self.max_bad_share <= 1, "max_bad_share", "is a share between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The fused loss (paper eq. 1, 4, 6) and the official code's options."""
+    """The fused loss (paper eq. 1, 4, 6) and the official code's options. Where two behaviours are named, the first is right."""
 
     lm_weight: float = 1.0
     image_weight: float = 10.0
+    weight_norm: str = "none"  # none | l1 | l2: divides the loss by that norm of the two weights (official loss_scale_schedule)
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     noise_offset: float = 0.0  # a per-channel shift of the noise, also in its target
     input_perturbation: float = 0.0  # extra noise in the U-Net's input only
+    late_timesteps: float = 0.0  # share of pictures whose timestep is drawn from the noisiest eighth alone, where the condition says most
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
+    unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
+        require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
+        require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
+        require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
         require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
+        require(self.weight_norm == "none" or self.lm_weight + self.image_weight > 0, "weight_norm", "two weights of zero have no norm")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """What the language loss and the image loss are multiplied with."""
+        norm = {"none": 1.0, "l1": self.lm_weight + self.image_weight, "l2": math.hypot(self.lm_weight, self.image_weight)}[self.weight_norm]
+        return self.lm_weight / norm, self.image_weight / norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,13 +181,20 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """Parameters taken from an earlier run before the first step: those whose path the pattern finds."""
+    """Parameters taken from an earlier run or a model folder before the first step: those whose path the pattern finds.
+
+    A pattern also finds added tokens by name, as `<dream_` does, and takes their rows of embedding and head. See training/handover.py.
+    """
 
     path: str
     pattern: str = "."
+    which: str = "last"  # last | best (lowest held-back loss): the checkpoint of a workdir
+    new_rows: str = "fresh"  # fresh (drawn like the run's own) | mean (of the old): rows by which the vocabulary has grown
 
     def __post_init__(self):
         require_pattern(self.pattern, "pattern")
+        require(self.which in ("last", "best"), "which", f"{self.which!r} is neither last nor best")
+        require(self.new_rows in ("fresh", "mean"), "new_rows", f"{self.new_rows!r} is neither fresh nor mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +224,7 @@ class RunConfig:
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
         require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
+        require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0
         require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")

@@ -21,6 +21,7 @@ import PIL.Image
 from dreamjax import images
 
 ROLES = ("system", "user", "assistant")
+KINDS = ("", "pair")
 _PNG_URI = "data:image/png;base64,"
 
 
@@ -40,7 +41,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, or a path.
+    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or what is images.Stored.
 
     Nothing is opened before `pil` is called, and nothing is kept: a document of a thousand files is small.
     """
@@ -55,9 +56,9 @@ class Image:
             raise TypeError(f"a picture is a Pillow image, an array, bytes or a path, not {type(self.source).__name__}")
         _check_role(self.role)
 
-    def pil(self) -> PIL.Image.Image:
-        """The picture as upright RGB on white (`images.open_rgb`); raises BadImage."""
-        return images.open_rgb(self.source)
+    def pil(self, draft: int = 0) -> PIL.Image.Image:
+        """The picture as upright RGB on white (`images.open_rgb`, which explains `draft`); raises BadImage."""
+        return images.open_rgb(self.source, draft)
 
 
 Part = Text | Image
@@ -65,15 +66,22 @@ Part = Text | Image
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Interleaved text and pictures, in reading order."""
+    """Interleaved text and pictures, in reading order.
+
+    A "pair" is a picture and its caption, of which either can be learned from the other: training chooses. Of all other
+    documents the marks of their parts say all.
+    """
 
     parts: tuple[Part, ...]
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
+    kind: str = ""  # one of KINDS
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "notes", tuple(self.notes))
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: {self.kind!r} is none of {', '.join(map(repr, KINDS))}")
         for i, part in enumerate(self.parts):
             if not isinstance(part, Part):
                 raise TypeError(f"parts[{i}]: {_describe(part)} is neither Text nor Image; Document.of takes plain strings and pictures")
@@ -103,6 +111,14 @@ class Document:
                 parted = False
         return text
 
+    def without(self, number: int) -> "Document":
+        """The document without the picture parts[number]; a space stands where it parted two words of one speaker."""
+        before, after = self.parts[:number], self.parts[number + 1 :]
+        if before and after and isinstance(before[-1], Text) and isinstance(after[0], Text) and before[-1].role == after[0].role:
+            if before[-1].text and after[0].text and not before[-1].text[-1].isspace() and not after[0].text[0].isspace():
+                after = (dataclasses.replace(after[0], text=f" {after[0].text}"), *after[1:])
+        return dataclasses.replace(self, parts=before + after)
+
     @property
     def images(self) -> list[PIL.Image.Image]:
         """All pictures, opened."""
@@ -121,7 +137,7 @@ class Document:
             else:
                 source = _data_uri(part.pil()) if image_files is None else os.fspath(next(names))
                 parts.append({"type": "image", "image": source, "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
-        return {"id": self.id, "parts": parts, "notes": list(self.notes)}
+        return {"id": self.id, "kind": self.kind, "parts": parts, "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, record: dict, root: str | os.PathLike | None = None) -> "Document":
@@ -130,7 +146,7 @@ class Document:
         if not isinstance(parts, list):
             raise ValueError("a document is an object with a list under the key 'parts'")
         decoded = tuple(_part_from_json(part, f"parts[{i}]", root) for i, part in enumerate(parts))
-        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())))
+        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())), str(record.get("kind", "")))
 
     def save_json(self, path: str | os.PathLike):
         """Writes `to_json()`, pictures embedded."""
@@ -159,7 +175,7 @@ def _check_role(role: str | None):
 
 
 def _is_picture(item) -> bool:
-    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike))
+    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike, images.Stored))
 
 
 def _as_part(item, where: str) -> Part:

@@ -3,7 +3,10 @@
     <s> text <dream_start> Q x <im_patch> <dream_end> <im_start> P x <im_patch> <im_end> text </s>
              `---------- a dreamed picture ---------' `------- a seen picture --------'
 
-Learned are text, </s> and <dream_start>; never the slots, <im_start>, <im_end>, <dream_end> and <s>.
+Learned are text, </s> and <dream_start>; never the slots, <im_start>, <im_end>, <dream_end> and <s>. A document without
+roles none of whose text is learned (a pair that is drawn, a picture that follows a picture) teaches no token at all.
+
+Rows equal those of the official data builder (omni/data/builders/builder_dreamllm.py), but for its faults.
 """
 
 import dataclasses
@@ -13,28 +16,10 @@ import numpy as np
 
 from dreamjax.config import ModelConfig
 from dreamjax.document import Document, Image, Text
-from dreamjax.schema import ConfigError
+from dreamjax.templates import Mark, stream
 from dreamjax.tokenizer import Tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """How the turns of a chat become text: an opening, and what stands before each role's words."""
-
-    system: str
-    user: str
-    assistant: str
-
-
-TEMPLATES = {
-    "plain": Template(system="", user="", assistant=""),
-    "vicuna_v1.1": Template(
-        system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        user="USER:",
-        assistant="ASSISTANT:",
-    ),
-}
+LABELS = ("all", "official")  # official: <dream_start> is not learned in conversations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Row:
     learned: np.ndarray  # [n] bool
     seen: tuple[tuple[int, int], ...]
     dreamed: tuple[tuple[int, int], ...]
-    cut: bool  # the document went over a limit and lost its end
+    cut: bool  # the document went over a limit and lost something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,119 +56,158 @@ class Limits:
 
 
 @dataclasses.dataclass
-class _Chunk:
-    """Text up to and including one picture: the unit that a limit cuts."""
+class _Unit:
+    """A stretch of text up to a picture or the end of a turn, or a picture: what a limit leaves out."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     learned: list[bool] = dataclasses.field(default_factory=list)
-    seen: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    seen: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # (first slot, part)
     dreamed: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    closes: bool = True  # where it does not fit, </s> takes its place; other text is cut at a token
 
-    def add(self, tokens, learned):
+    def add(self, tokens: list[int], learned: list[bool]):
         self.tokens += tokens
         self.learned += learned
 
+    def append(self, unit: "_Unit"):
+        start = len(self.tokens)
+        self.seen += [(start + at, part) for at, part in unit.seen]
+        self.dreamed += [(start + at, part) for at, part in unit.dreamed]
+        self.add(unit.tokens, unit.learned)
+
+    def first(self, tokens: int) -> "_Unit":
+        """Its text shortened."""
+        return dataclasses.replace(self, tokens=self.tokens[:tokens], learned=self.learned[:tokens])
+
 
 def build_row(
-    document: Document, tokenizer: Tokenizer, slots: Slots, template: str = "plain", limits: Limits | None = None, prompt: bool = False
+    document: Document,
+    tokenizer: Tokenizer,
+    slots: Slots,
+    template: str = "plain",
+    limits: Limits | None = None,
+    prompt: bool = False,
+    labels: str = "all",
 ) -> Row:
     """Tokens, learned marks and slot positions of a document.
 
-    A document over a limit is cut at a whole chunk (text with its picture) and still ends with </s>. `prompt` leaves the
-    end open: no </s>, and after a user's turn what stands before the assistant's words.
+    What a document over a limit loses goes by its kind. Of an interleaved document, or an assistant's answer with pictures,
+    the first text or picture that does not fit is left out with all that follows, and </s> takes its place. A single text,
+    with a picture or alone, is shortened so that the picture stays. Other conversations are cut at a token or before a
+    picture, without </s>. `prompt` leaves the end open: no </s>, and after a user's turn what leads to the assistant's words.
     """
-    whole = _Chunk([tokenizer.bos], [False])
-    cut = False
-    for chunk in _chunks(document, tokenizer, slots, template, prompt):
-        fits = limits is None or (
-            len(whole.tokens) + len(chunk.tokens) + (chunk.tokens[-1:] != [tokenizer.eos]) <= limits.tokens
-            and len(whole.seen) + len(chunk.seen) <= limits.seen
-            and len(whole.dreamed) + len(chunk.dreamed) <= limits.dreamed
-        )
-        if not fits:
-            cut = True
-            break
-        start = len(whole.tokens)
-        whole.seen += [(start + at, part) for at, part in chunk.seen]
-        whole.dreamed += [(start + at, part) for at, part in chunk.dreamed]
-        whole.add(chunk.tokens, chunk.learned)
-    if not prompt and whole.tokens[-1] != tokenizer.eos:
-        # A conversation that stops here was cut or ends with the user: that is nothing to learn.
-        whole.add([tokenizer.eos], [not any(part.role for part in document.parts)])
-    return Row(np.array(whole.tokens, np.int32), np.array(whole.learned, bool), tuple(whole.seen), tuple(whole.dreamed), cut)
+    chat = any(part.role for part in document.parts)
+    silent = not chat and not any(isinstance(part, Text) and part.learned for part in document.parts)
+    calls = not silent and not (chat and labels == "official")  # whether <dream_start> is learned
+    units = list(_units(document, tokenizer, slots, template, prompt, chat, calls))
+    lost = None
+    if limits:
+        units, shortened = (units, None) if chat else _shortened(units, limits)
+        units, lost = _within(units, limits, tokenizer.eos, spare=2 if chat else 1)
+        lost = lost or shortened
+    whole = _Unit([tokenizer.bos], [False])
+    for unit in units:
+        whole.append(unit)
+    if not prompt and (limits is None or len(whole.tokens) < limits.tokens):
+        open_end = lost.closes if lost else whole.tokens[-1] != tokenizer.eos
+        if not chat or open_end:  # a chat that stops with its user is nothing to learn
+            whole.add([tokenizer.eos], [lost is not None if chat else not silent])
+    return Row(np.array(whole.tokens, np.int32), np.array(whole.learned, bool), tuple(whole.seen), tuple(whole.dreamed), lost is not None)
 
 
-def _chunks(document, tokenizer, slots, template, prompt) -> Iterator[_Chunk]:
-    chunk, run = _Chunk(), []
-    for piece in _pieces(document, template, prompt):
-        match piece:
+# ----------------------------------------------------------------------------------------------------------------------
+# Units
+
+
+def _units(document: Document, tokenizer: Tokenizer, slots: Slots, template: str, prompt: bool, chat: bool, calls: bool) -> Iterator[_Unit]:
+    """The document's units, none of them empty; `calls`: <dream_start> is learned where no user calls for the picture."""
+    unit, run = _Unit(), []
+    role = None  # of the picture right before the run
+    continued = False  # the run stands behind a token of its own string, as all but the first runs of a chat do
+
+    def end_run() -> _Unit:
+        # An assistant's words behind its own picture are a chunk by themselves, as in an interleaved document.
+        interleaved = not chat or (role == "assistant" and bool(run) and run[0].role == "assistant")
+        unit.closes = interleaved
+        _add_text(unit, run, tokenizer, continued and not (interleaved and run and not run[0].text[:1].isspace()))
+        return unit
+
+    for item in stream(document, template, prompt):
+        match item:
             case Text():
-                run.append(piece)
+                run.append(item)
+                continue
             case (Image() as image, int(part)):
-                _add_text(chunk, run, tokenizer)
-                _add_picture(chunk, image, part, tokenizer, slots)
-                yield chunk
-                chunk, run = _Chunk(), []
-            case "end of turn":
-                _add_text(chunk, run, tokenizer)
-                chunk.add([tokenizer.eos], [True])
-                run = []
-    _add_text(chunk, run, tokenizer)
-    if chunk.tokens:
-        yield chunk
+                if end_run().tokens:
+                    yield unit
+                if image.seen or image.dreamed:
+                    yield _picture(image, part, tokenizer, slots, calls)
+                role = image.role
+            case Mark.START:
+                unit.add([tokenizer.bos], [False])
+                continue
+            case Mark.END | Mark.UNLEARNED_END:
+                end_run().add([tokenizer.eos], [item is Mark.END])
+                yield unit
+                role = None
+        unit, run, continued = _Unit(), [], chat
+    if end_run().tokens:
+        yield unit
 
 
-def _pieces(document: Document, template: str, prompt: bool) -> Iterator:
-    """Texts, (Image, part number) and "end of turn", with the template's words put in where roles begin."""
-    if template not in TEMPLATES:
-        raise ConfigError(f"template: {template!r} is unknown; there are {', '.join(TEMPLATES)}")
-    labels = TEMPLATES[template]
-    roles = [part.role for part in document.parts]
-    chat = any(roles)
-    fresh = True  # nothing stands before the next text that a space would have to part it from
-
-    def text(words, learned):
-        nonlocal fresh
-        space = "" if fresh or not chat else " "
-        fresh = False
-        return Text(space + words, learned)
-
-    if chat and labels.system and "system" not in roles:
-        yield text(labels.system, False)
-    previous = None
-    for number, part in enumerate(document.parts):
-        if part.role != previous and part.role in ("user", "assistant") and getattr(labels, part.role):
-            yield text(getattr(labels, part.role), False)
-        previous = part.role
-        if isinstance(part, Image):
-            yield part, number
-            fresh = True
-        elif part.text:
-            yield text(part.text, part.learned and part.role in (None, "assistant"))
-        last_of_turn = number + 1 == len(roles) or roles[number + 1] != part.role
-        if part.role == "assistant" and last_of_turn and not (prompt and number + 1 == len(roles)):
-            yield "end of turn"
-            fresh = True
-    if prompt and previous == "user" and labels.assistant:
-        yield text(labels.assistant, False)
-
-
-def _add_text(chunk: _Chunk, run: list[Text], tokenizer: Tokenizer):
+def _add_text(unit: _Unit, run: list[Text], tokenizer: Tokenizer, continued: bool):
     """Encodes the texts of a run as one string, so that joins tokenise as in running text; a token is learned if the text it begins in is."""
     if not run:
         return
-    tokens, starts = tokenizer.encode_with_offsets("".join(text.text for text in run))
+    tokens, starts = tokenizer.encode_with_offsets("".join(text.text for text in run), continued)
     bounds = np.cumsum([len(text.text) for text in run])
     owners = np.minimum(np.searchsorted(bounds, starts, side="right"), len(run) - 1)
-    chunk.add(list(tokens), [run[owner].learned for owner in owners])
+    unit.add(list(tokens), [run[owner].learned for owner in owners])
 
 
-def _add_picture(chunk: _Chunk, image: Image, part: int, tokenizer: Tokenizer, slots: Slots):
+def _picture(image: Image, part: int, tokenizer: Tokenizer, slots: Slots, calls: bool) -> _Unit:
+    unit = _Unit(closes=image.role in (None, "assistant"))
     if image.dreamed:
-        chunk.add([tokenizer.dream_start], [True])
-        chunk.dreamed.append((len(chunk.tokens), part))
-        chunk.add([tokenizer.im_patch] * slots.queries + [tokenizer.dream_end], [False] * (slots.queries + 1))
+        unit.add([tokenizer.dream_start], [calls and unit.closes])
+        unit.dreamed.append((len(unit.tokens), part))
+        unit.add([tokenizer.im_patch] * slots.queries + [tokenizer.dream_end], [False] * (slots.queries + 1))
     if image.seen:
-        chunk.add([tokenizer.im_start], [False])
-        chunk.seen.append((len(chunk.tokens), part))
-        chunk.add([tokenizer.im_patch] * slots.patches + [tokenizer.im_end], [False] * (slots.patches + 1))
+        unit.add([tokenizer.im_start], [False])
+        unit.seen.append((len(unit.tokens), part))
+        unit.add([tokenizer.im_patch] * slots.patches + [tokenizer.im_end], [False] * (slots.patches + 1))
+    return unit
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Limits
+
+
+def _shortened(units: list[_Unit], limits: Limits) -> tuple[list[_Unit], _Unit | None]:
+    """Units of which the only text, with a picture or alone, leaves room for the rest; and that text where it lost something."""
+    texts = [unit for unit in units if not unit.seen and not unit.dreamed]
+    if len(texts) != 1 or len(units) > 2:
+        return units, None
+    room = max(limits.tokens - 2 - sum(len(unit.tokens) for unit in units if unit is not texts[0]), 0)
+    if len(texts[0].tokens) <= room:
+        return units, None
+    units = [unit.first(room) if unit is texts[0] else unit for unit in units]
+    return [unit for unit in units if unit.tokens], texts[0]
+
+
+def _within(units: list[_Unit], limits: Limits, eos: int, spare: int) -> tuple[list[_Unit], _Unit | None]:
+    """The units that stay, and the first that does not stay whole.
+
+    Behind what </s> may follow, `spare` tokens are kept free: one for </s>, and behind a prompt another, since the official
+    builder counts <s> twice there.
+    """
+    kept, tokens, seen, dreamed = [], 1, 0, 0
+    for unit in units:
+        room = limits.tokens - tokens - (spare - (unit.tokens[-1] == eos) if unit.closes else 0)
+        seen, dreamed = seen + len(unit.seen), dreamed + len(unit.dreamed)
+        if len(unit.tokens) > room or seen > limits.seen or dreamed > limits.dreamed:
+            if not unit.closes and not unit.seen and not unit.dreamed:
+                kept.append(unit.first(room))
+            return kept, unit
+        kept.append(unit)
+        tokens += len(unit.tokens)
+    return kept, None

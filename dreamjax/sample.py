@@ -23,10 +23,10 @@ from etils import epath
 from dreamjax import cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.rows import TEMPLATES
 from dreamjax.sampling import archive, interleave, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
+from dreamjax.templates import TEMPLATES
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")

@@ -20,6 +20,8 @@ PAD_TOKEN = "[PAD]"
 ROW_TOKENS = ("<im_patch>", "<im_start>", "<im_end>", "<dream_start>", "<dream_end>")
 ADDED_TOKENS = (PAD_TOKEN, *ROW_TOKENS, "<image>", "<dream>")  # the last two stand for pictures in the official data
 
+NO_TOKEN = 2**31 - 1  # an id that no row of logits has
+
 MODEL_FILE = "tokenizer.model"
 SPECIAL_FILE = "special_tokens.json"
 
@@ -31,6 +33,7 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 class Tokenizer:
     """A sentencepiece model with added tokens; make it by `from_model` or `load`. It can be pickled, compared and hashed.
 
+    Without any added tokens it is that of a model of text alone: the ids of picture tokens are then NO_TOKEN.
     `legacy` is transformers' flag: True puts a space before the text and after every special token, False only before the text.
     """
 
@@ -45,7 +48,8 @@ class Tokenizer:
             raise ValueError(f"added tokens: names or ids repeat or are empty: {dict(self.added)}")
         if ids and min(ids) < pieces:
             raise ValueError(f"added tokens: id {min(ids)} is one of the sentencepiece model's {pieces}")
-        missing = sorted({*ROW_TOKENS, self.pad_token} - set(self.special))
+        needed = {*ROW_TOKENS, self.pad_token} if self.added else {self.pad_token}
+        missing = sorted(needed - set(self.special))
         if missing:
             raise ValueError(f"added tokens: {', '.join(missing)} missing")
 
@@ -61,10 +65,10 @@ class Tokenizer:
         return cls(model, tuple(sorted(added.items(), key=lambda item: item[1])), legacy, pad_token)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Tokenizer":
+    def load(cls, folder: str | os.PathLike, text_only: bool = False) -> "Tokenizer":
         """From a folder that `save` wrote, or one in the official release's layout.
 
-        A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has. Raises FileNotFoundError without a
+        A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has, or nothing where it is `text_only`. Raises FileNotFoundError without a
         tokenizer.model, ValueError where a file makes no sense.
         """
         folder = _path(folder)
@@ -75,7 +79,7 @@ class Tokenizer:
             if (folder / SPECIAL_FILE).exists():
                 special = _read_json(folder / SPECIAL_FILE)
                 return cls.from_model(model, special["added"], special["legacy"], special["pad"])
-            return cls.from_model(model, *_official_settings(folder, _processor(model)))
+            return cls.from_model(model, *_official_settings(folder, _processor(model), text_only))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}") from error
 
@@ -97,11 +101,11 @@ class Tokenizer:
     eos = property(lambda self: self._processor.eos_id(), doc="Id of </s>.")
     unk = property(lambda self: self._processor.unk_id(), doc="Id of <unk>.")
     pad = property(lambda self: self.special[self.pad_token], doc="Id that fills rows.")
-    im_patch = property(lambda self: self.special["<im_patch>"], doc="Id that every picture slot carries.")
-    im_start = property(lambda self: self.special["<im_start>"], doc="Id before a seen picture.")
-    im_end = property(lambda self: self.special["<im_end>"], doc="Id after a seen picture.")
-    dream_start = property(lambda self: self.special["<dream_start>"], doc="Id before the dream queries: an image comes here.")
-    dream_end = property(lambda self: self.special["<dream_end>"], doc="Id after the dream queries.")
+    im_patch = property(lambda self: self.special.get("<im_patch>", NO_TOKEN), doc="Id that every picture slot carries.")
+    im_start = property(lambda self: self.special.get("<im_start>", NO_TOKEN), doc="Id before a seen picture.")
+    im_end = property(lambda self: self.special.get("<im_end>", NO_TOKEN), doc="Id after a seen picture.")
+    dream_start = property(lambda self: self.special.get("<dream_start>", NO_TOKEN), doc="Id before the dream queries: an image comes here.")
+    dream_end = property(lambda self: self.special.get("<dream_end>", NO_TOKEN), doc="Id after the dream queries.")
 
     @functools.cached_property
     def special(self) -> dict[str, int]:
@@ -137,10 +141,11 @@ class Tokenizer:
             return ids[1:]  # the space put before the text, alone
         return ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+    def encode_with_offsets(self, text: str, continued: bool = False) -> tuple[list[int], list[int]]:
         """(ids, starts): `encode(text)`, and the index in `text` of the character at which each piece begins.
 
-        The bytes of one character all begin at it; the space put before the text begins at 0.
+        The bytes of one character all begin at it; the space put before the text begins at 0. A `continued` text stands
+        behind a special token of its own string: only legacy tokenizers put a space before it.
         """
         prepared = self._prepare(text)
         if not prepared:
@@ -148,8 +153,10 @@ class Tokenizer:
         if self.legacy:
             found = self._processor.encode(prepared, out_type="offset_mapping")
             return list(found["ids"]), [start for start, _ in found["offsets"]]
-        found = self._bare_processor.encode(self._unk_piece + prepared, out_type="offset_mapping")
-        inserted, cut = len(self._unk_piece) + 1, self._unk_length
+        run = prepared[1:] if continued else prepared
+        behind = self._unk_piece if run.startswith((SPACE, " ")) else ""  # as in _encode_run
+        found = self._bare_processor.encode(behind + run, out_type="offset_mapping")
+        inserted, cut = len(behind) + (not continued), self._unk_length if behind else 0
         return list(found["ids"][cut:]), [max(start - inserted, 0) for start, _ in found["offsets"][cut:]]
 
     def _prepare(self, text: str) -> str:
@@ -288,7 +295,7 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return processor
 
 
-def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor) -> tuple[dict[str, int], bool, str]:
+def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor, text_only: bool) -> tuple[dict[str, int], bool, str]:
     """(added tokens, legacy, pad token) of a folder written by transformers' slow LlamaTokenizer."""
     config = _read_json(folder / "tokenizer_config.json")
     names = _read_json(folder / "special_tokens_map.json")
@@ -298,7 +305,9 @@ def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor) 
     added = {name: i for name, i in listed.items() if i >= pieces or processor.id_to_piece(i) != name}
     pad = names.get("pad_token") or config.get("pad_token")
     pad = pad["content"] if isinstance(pad, dict) else pad
-    if not set(ROW_TOKENS) <= set(added):  # a bare LLaMA
+    if text_only and not set(ROW_TOKENS) <= set(added):
+        added, pad = {}, processor.id_to_piece(processor.unk_id())
+    elif not set(ROW_TOKENS) <= set(added):  # a bare LLaMA
         added, pad = _complete(added, pieces, ADDED_TOKENS), PAD_TOKEN
     elif pad not in added:  # its rows of embeddings are fixed: nothing may be appended
         pad = PAD_TOKEN if PAD_TOKEN in added else processor.id_to_piece(processor.unk_id())

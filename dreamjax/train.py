@@ -23,10 +23,11 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, optim, report
+from dreamjax.training import checkpoint, handover, optim, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
+from dreamjax.training.start import begin, prepare_workdir
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import make_train_step
 
@@ -55,9 +56,9 @@ def main() -> int:
 
     # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
-    checkpoint.prepare_workdir(workdir, config)
+    prepare_workdir(workdir, config)
     tokenizer = open_tokenizer(config, workdir)
-    loader = Loader(config, config.data.train, tokenizer)
+    loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
     print(loader.in_words(), flush=True)
     rows = NamedSharding(mesh, sharding.ROWS)
     put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), loaded.batch)
@@ -66,25 +67,28 @@ def main() -> int:
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
-        state, frozen, meta = checkpoint.start(config, parts, workdir, manager, shapes, where)
+        state, frozen, meta = begin(config, parts, workdir, manager, shapes, where)
+        if config.init_from:
+            print(handover.in_words(meta), flush=True)
         start = int(state.step)
         if start >= config.total_steps:
             print(f"{workdir}: complete at step {start}, nothing to do")
             return 0
 
         # -- Compile
-        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start)
+        ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
         step = jax.jit(
             make_train_step(config, parts, ids), donate_argnums=0,
             in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
         ).lower(state, frozen, put(loader.load(start, **hosts))).compile()
         print(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments", flush=True)
-        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in held_back_loaders(config, tokenizer, hosts).items()})
+        kept_apart = held_back_batches(config, tokenizer, workdir / "lengths", hosts)
+        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in kept_apart.items()})
 
         # -- Loop
         signals = catch_signals()
-        watch = Watch(config, workdir, start, len(loader.source), loader.skipped)
+        watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed)
         for done, loaded in enumerate(loader.batches(start, config.total_steps, **hosts), start + 1):
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics, loaded.documents, loaded.skipped)
@@ -121,14 +125,14 @@ def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
         )
 
 
-def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, hosts: dict) -> dict:
-    """{source: iterable of its held-back batches}, the same batches each time."""
+def held_back_batches(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path, hosts: dict) -> dict:
+    """{source: its held-back batches}."""
     if not config.eval_every:
         return {}
     formats = [source.format for source in config.data.eval]
     names = [name if formats.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(formats)]
-    loaders = {name: Loader(config, (source,), tokenizer) for name, source in zip(names, config.data.eval)}
-    return {name: [loader.load(k, **hosts, endless=False) for k in range(min(config.eval_batches, loader.epoch_batches()))] for name, loader in loaders.items()}
+    loaders = {name: Loader(config, (source,), tokenizer, lengths, hosts["host"]) for name, source in zip(names, config.data.eval)}
+    return {name: [loader.load(k, **hosts, endless=False) for k in range(config.eval_batches) if loader.has(k)] for name, loader in loaders.items()}
 
 
 def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path):

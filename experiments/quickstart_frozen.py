@@ -5,6 +5,8 @@ python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quicksta
 The argument is the run whose encoder and U-Net are taken over; LLM, projectors and dream queries begin anew and train.
 """
 
+from dreamjax import config as c
+from dreamjax.schema import to_dict
 from experiments import quickstart
 
 
@@ -12,5 +14,5 @@ def get_config(arg: str = "runs/quickstart"):
     config = quickstart.get_config()
     config.optim.trainable = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
     config.optim.frozen = (r"^(clip|unet)/",)
-    config.init_from = ({"path": arg, "pattern": r"^(clip|unet)/"},)
+    config.init_from = (to_dict(c.InitFrom(arg, r"^(clip|unet)/")),)
     return config

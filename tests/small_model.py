@@ -15,7 +15,7 @@ from dreamjax.training import optim
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State, cast, fresh_state
 
-IDS = SpecialIds(bos=1, dream_start=62)
+IDS = SpecialIds(bos=1, dream_start=62, im_patch=61)
 
 # Every width divides by 8 and the LLM's and CLIP's heads by 4, so that hardly a kernel stays whole on a mesh of 8 devices.
 LLM = c.LlamaConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=4, ffn_width=48, max_positions=64)

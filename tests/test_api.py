@@ -115,7 +115,7 @@ def test_batches_of_many_prompts_and_their_seeds(model):
 
 def test_the_best_of_several_pictures():
     pictures = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
-    score = lambda pictures, texts: np.array([np.asarray(p)[0, 0, 0] * (1 if text == "bright" else -1) for p, text in zip(pictures, texts)])
+    score = lambda pictures, texts: np.array([int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1) for p, text in zip(pictures, texts)])
     ranked = ranking.rank(pictures, ["bright", "dark"], score)
     assert [np.asarray(p)[0, 0, 0] for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [-5, -6, -7]
     best = ranking.marked(ranked, 1)

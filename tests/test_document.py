@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamjax.document import ROLES, Document, Image, Text, render_html
+from dreamjax.document import KINDS, ROLES, Document, Image, Text, render_html
 from dreamjax.images import BadImage, to_png
 
 
@@ -20,7 +20,7 @@ def picture(side=4, seed=0):
 
 
 def assert_same(one, other):
-    assert (one.id, one.notes, len(one.parts)) == (other.id, other.notes, len(other.parts))
+    assert (one.id, one.notes, one.kind, len(one.parts)) == (other.id, other.notes, other.kind, len(other.parts))
     for a, b in zip(one.parts, other.parts):
         if isinstance(a, Text):
             assert a == b
@@ -61,6 +61,8 @@ def test_wrong_items_are_named():
     for part in (lambda: Text("a", role="robot"), lambda: Image("a.png", role="robot")):
         with pytest.raises(ValueError, match="'robot' is none of system, user, assistant"):
             part()
+    with pytest.raises(ValueError, match="kind: 'film' is none of '', 'pair'"):
+        Document((), kind="film")
 
 
 def test_pictures_open_late():
@@ -94,7 +96,7 @@ parts = st.one_of(
     st.builds(Text, any_text, st.booleans(), roles),
     st.builds(Image, st.integers(2, 5).map(picture), st.booleans(), st.booleans(), roles),
 )
-documents = st.builds(Document, st.lists(parts, max_size=5).map(tuple), any_text, st.lists(any_text, max_size=2).map(tuple))
+documents = st.builds(Document, st.lists(parts, max_size=5).map(tuple), any_text, st.lists(any_text, max_size=2).map(tuple), st.sampled_from(KINDS))
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -205,3 +207,18 @@ def test_paragraphs_and_turns():
     assert [attrs["class"] for attrs in page.all("section")] == ["turn user", "turn assistant"]
     assert [text for text in page.texts if text.strip()] == ["t", "User", "One.", "Assistant", "Two", "three four."]
     assert page.all("img")[0]["alt"] == "Picture 1, after the words: One."
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Without a picture
+
+
+def test_a_document_without_one_of_its_pictures():
+    first, second = Image(b"1"), Image(b"2")
+    document = Document((Text("A goat."), first, second, Text("The end.")), id="goat")
+    assert document.without(1).parts == (document.parts[0], second, document.parts[3])
+    assert document.without(1).without(1).parts == (Text("A goat."), Text(" The end.")) and document.without(1).id == "goat"
+    assert Document((Text("A "), first, Text("goat."))).without(1).parts == (Text("A "), Text("goat."))
+    assert Document((first, Text("goat."))).without(0).parts == (Text("goat."),)
+    turns = Document((Text("A?", role="user"), Image(b"1", role="user"), Text("B.", role="assistant")))
+    assert turns.without(1).parts == (turns.parts[0], turns.parts[2])

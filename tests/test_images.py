@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import pickle
 
 import numpy as np
 import PIL.Image
@@ -157,6 +158,47 @@ def test_first_frame_of_an_animation():
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert open_rgb(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Drafts and what is stored
+
+
+def test_a_draft_is_a_smaller_jpeg_and_nothing_else():
+    height, width = np.mgrid[0:600, 0:800]
+    smooth = PIL.Image.fromarray(np.stack([width / 4, height / 3, (width + height) / 7], axis=-1).astype(np.uint8))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    for data, sizes in [(encoded(smooth, "JPEG"), [(200, 150), (400, 300), (800, 600)]), (encoded(smooth, "JPEG", exif=exif), [(150, 200), (300, 400), (600, 800)])]:
+        assert [open_rgb(data, draft).size for draft in (150, 151, 301)] == sizes and open_rgb(data, 601).size == open_rgb(data).size
+        whole, draft = (for_encoder(open_rgb(data, draft), 75).astype(int) for draft in (0, 150))
+        assert 0 < np.abs(whole - draft).max() <= 3  # smooth pictures lose next to nothing
+    assert open_rgb(encoded(smooth), draft=75).size == (800, 600)  # a PNG
+    with pytest.raises(BadImage, match="20,000 at most") as caught:
+        open_rgb(encoded(PIL.Image.new("L", (20_001, 16)), "JPEG"), draft=2)
+    assert caught.value.reason == "image too large"
+
+
+def test_what_is_stored_is_read_when_opened():
+    class Stored:
+        def __init__(self, data):
+            self.data = data
+
+        def read_bytes(self):
+            if isinstance(self.data, Exception):
+                raise self.data
+            return self.data
+
+        def __str__(self):
+            return "shard.tar/7.jpg"
+
+    np.testing.assert_array_equal(np.asarray(open_rgb(Stored(to_png(picture(5, 4))))), picture(5, 4))
+    for data, reason in [(b"x", "image in no known format"), (FileNotFoundError(), "image missing"), (OSError("torn"), "image cannot be read")]:
+        with pytest.raises(BadImage, match="^shard.tar/7.jpg: ") as caught:
+            open_rgb(Stored(data))
+        assert caught.value.reason == reason
+        travelled = pickle.loads(pickle.dumps(caught.value))
+        assert (str(travelled), travelled.reason) == (str(caught.value), reason)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

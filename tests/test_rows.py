@@ -1,5 +1,6 @@
 """From a Document to a row, drawn by hand: tokens, what is learned, where pictures go, what a limit cuts."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from dreamjax.config import tiny
 from dreamjax.document import Document, Image, Text
-from dreamjax.rows import TEMPLATES, Limits, Slots, build_row
+from dreamjax.rows import Limits, Slots, build_row
 from dreamjax.schema import ConfigError
+from dreamjax.templates import TEMPLATES
 from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
 
 SLOTS = Slots(queries=2, patches=3)
@@ -93,12 +95,16 @@ def test_texts_that_follow_each_other_are_one_text_whose_marks_go_by_offsets():
     assert apart.learned.any() and not apart.learned[1:].all()
 
 
-def test_unlearned_text():
-    assert drawing(row_of(Text("a red circle.", learned=False), picture(seen=False))) == f"<s> -' a red circle.' {DREAMED} +</s>"
+def test_a_document_without_learned_text_teaches_no_token():
+    """The sides of a pair that is drawn, and of a picture that follows a picture."""
+    silent = DREAMED.removeprefix("+")
+    assert drawing(row_of(Text("a red circle.", learned=False), picture(seen=False))) == f"<s> -' a red circle.' {silent} </s>"
+    assert drawing(row_of(picture(dreamed=False), picture(seen=False))) == f"<s> {SEEN} {silent} </s>"
+    assert drawing(row_of(Text("a red", learned=False), picture(), Text("circle."))) == f"<s> -' a red' {DREAMED} {SEEN} +' circle.' +</s>"
 
 
 def test_an_empty_document():
-    assert drawing(row_of()) == drawing(row_of(Text(""))) == "<s> +</s>"
+    assert drawing(row_of()) == "<s> </s>" and drawing(row_of(Text(""))) == "<s> +</s>"
     assert row_of(prompt=True).tokens.tolist() == [TOKENIZER.bos]
 
 
@@ -135,8 +141,8 @@ def test_a_plain_chat():
 
 def test_a_vicuna_chat():
     opening = TEMPLATES["vicuna_v1.1"].system
-    drawn = (
-        f"<s> -\" {opening} USER:\" {SEEN} -' What is it? ASSISTANT:' +' a red circle.' +</s>"
+    drawn = (  # a picture at the beginning of a turn stands behind the template's space, as in the official string
+        f"<s> -\" {opening} USER: \" {SEEN} -' What is it? ASSISTANT:' +' a red circle.' +</s>"
         f" -' USER: Here? ASSISTANT:' +' the end.' {DREAMED} {SEEN} +</s>"
     )
     assert drawing(row_of(*chat(), template="vicuna_v1.1")) == drawn
@@ -155,6 +161,28 @@ def test_vicuna_is_the_official_string():
     assert row.tokens[1:].tolist() == TOKENIZER.encode(official, special=True)
     learned = [TOKENIZER.decode_continuation([t]) if t != TOKENIZER.eos else "</s>" for t, yes in zip(row.tokens.tolist(), row.learned) if yes]
     assert "".join(learned) == " a red circle.</s> the end.</s>"
+
+
+def test_llama2_is_the_official_string():
+    system, user, assistant = (lambda words, role=role: Text(words, role == "assistant", role) for role in ("system", "user", "assistant"))
+    row = row_of(system("the end."), user("What is it?"), assistant("a red circle."), user("Here?"), assistant("the end."), template="llama2")
+    # Meta's reference code: each round between <s> and </s>, its words stripped; written out.
+    official = (
+        "[INST] <<SYS>>\nthe end.\n<</SYS>>\n\nWhat is it? [/INST] a red circle. </s><s>[INST] Here? [/INST] the end. </s>"
+    )
+    assert row.tokens[1:].tolist() == TOKENIZER.encode(official, special=True)
+    assert drawing(row).count("+' a red circle. ' +</s> <s> -' [INST] Here? [/INST]' +' the end. ' +</s>") == 1
+    assert drawing(row_of(user("Here?"), template="llama2", prompt=True)) == "<s> -' [INST] Here? [/INST]'"
+
+
+def test_official_labels_leave_a_conversations_dreams_unlearned():
+    ours, official = drawing(row_of(*chat())), drawing(row_of(*chat(), labels="official"))
+    assert official == ours.replace("+<dream_start>", "<dream_start>") != ours
+    assert drawing(row_of(*STORY, labels="official")) == drawing(row_of(*STORY))
+
+
+def test_a_users_dream_is_never_learned():
+    assert drawing(row_of(Text("Here is", role="user"), picture(role="user"), Text("it.", role="assistant"))).count("+<dream_start>") == 0
 
 
 def test_a_system_turn_takes_the_place_of_the_templates_own():
@@ -182,40 +210,79 @@ def test_an_unknown_template():
 # Limits
 
 STORY = Text("Here is"), picture(), Text("a red"), picture(), Text("circle."), picture(dreamed=False), Text("the end.")
-FIRST = f"<s> +' Here is' {DREAMED} {SEEN}"
-SECOND = f"{FIRST} +' a red' {DREAMED} {SEEN}"
-THIRD = f"{SECOND} +' circle.' {SEEN}"
-ALL = f"{THIRD} +' the end.' +</s>"
+STEPS = (" +' Here is'", f" {DREAMED} {SEEN}", " +' a red'", f" {DREAMED} {SEEN}", " +' circle.'", f" {SEEN}", " +' the end.'")
+PREFIXES = ["<s>" + "".join(STEPS[:n]) for n in range(len(STEPS) + 1)]
 
 
-def lengths_of_prefixes():
-    return [len(row_of(*STORY[:n]).tokens) for n in (2, 4, 6, 7)]
+def test_cut_by_tokens():
+    """Text and pictures are left out whole, and </s> follows what stays."""
+    lengths = [len(row_of(*STORY[:n]).tokens) for n in range(len(STEPS) + 1)]
+    for n, (length, following) in enumerate(zip(lengths, lengths[1:])):
+        for limit in range(max(length, 3), following):
+            row = row_of(*STORY, limits=Limits(limit, 9, 9))
+            assert (drawing(row), row.cut, len(row.tokens)) == (f"{PREFIXES[n]} +</s>", True, length)
+    whole = row_of(*STORY, limits=Limits(lengths[-1], 3, 2))
+    assert (drawing(whole), whole.cut) == (f"{PREFIXES[-1]} +</s>", False)
 
 
-@pytest.mark.parametrize("spare", [0, 1])
-def test_cut_by_tokens(spare):
-    for length, kept in zip(lengths_of_prefixes(), (FIRST, SECOND, THIRD)):
-        row = row_of(*STORY, limits=Limits(length + spare, 9, 9))
-        assert (drawing(row), row.cut, len(row.tokens)) == (f"{kept} +</s>", True, length)
-    whole = row_of(*STORY, limits=Limits(lengths_of_prefixes()[-1] + spare, 3, 2))
-    assert (drawing(whole), whole.cut) == (ALL, False)
-
-
-@pytest.mark.parametrize("seen, dreamed, kept", [(9, 1, FIRST), (2, 9, SECOND), (1, 1, FIRST), (3, 2, ALL), (0, 9, "<s>"), (9, 0, "<s>")])
+@pytest.mark.parametrize("seen, dreamed, kept", [(9, 1, 3), (2, 9, 5), (1, 1, 3), (3, 2, 7), (0, 9, 1), (9, 0, 1)])
 def test_cut_by_pictures(seen, dreamed, kept):
     row = row_of(*STORY, limits=Limits(999, seen, dreamed))
-    assert drawing(row) == (kept if kept == ALL else f"{kept} +</s>")
-    assert row.cut == (kept != ALL)
+    assert (drawing(row), row.cut) == (f"{PREFIXES[kept]} +</s>", kept < len(STEPS))
     assert len(row.seen) <= seen and len(row.dreamed) <= dreamed
 
 
-def test_a_chat_that_just_fits_is_not_cut_and_a_cut_one_does_not_teach_to_stop():
-    length = len(row_of(*chat()).tokens)
-    assert not row_of(*chat(), limits=Limits(length, 2, 1)).cut
-    cut = row_of(*chat(), limits=Limits(length - 1, 2, 1))
-    assert cut.cut and len(cut.tokens) < length
-    without_answer = row_of(*chat()[:3], limits=Limits(9, 1, 1))
-    assert drawing(without_answer) == f"<s> {SEEN} </s>" and not without_answer.learned.any()
+@pytest.mark.parametrize("spare", range(6))
+def test_a_single_text_is_shortened_so_that_its_picture_stays(spare):
+    words = Text("Here is a red circle. " * 9)
+    tokens = TOKENIZER.encode(words.text)
+    for parts, reserved in (((words,), 2), ((words, picture(seen=False)), 6), ((picture(dreamed=False), words), 7)):
+        limit = reserved + spare
+        row = row_of(*parts, limits=Limits(limit, 1, 1))
+        assert row.cut and len(row.tokens) == limit and row.tokens[-1] == TOKENIZER.eos
+        assert [token for token in row.tokens.tolist() if token not in TOKENIZER.special_ids] == tokens[:spare]
+        assert (len(row.seen), len(row.dreamed)) == tuple(sum(isinstance(p, Image) and getattr(p, name) for p in parts) for name in ("seen", "dreamed"))
+        whole = row_of(*parts, limits=Limits(reserved + len(tokens), 1, 1))
+        assert not whole.cut and len(whole.tokens) == reserved + len(tokens)
+
+
+def test_a_chat_is_cut_at_a_token_or_before_a_picture_and_does_not_teach_to_stop():
+    parts = (Text("Here?", role="user"), Text("a red circle.", role="assistant"), Text("What is it?", role="user"), picture(dreamed=False, role="user"))
+    parts = (*parts, Text("the end.", role="assistant"))
+    whole = row_of(*parts)
+    ((start, _),) = whole.seen
+    for limit in range(3, len(whole.tokens)):
+        row = row_of(*parts, limits=Limits(limit, 1, 0))
+        kept = limit if not start - 1 <= limit < start + SLOTS.patches + 1 else start - 1
+        assert row.cut and row.tokens.tolist() == whole.tokens[:kept].tolist() and row.learned.tolist() == whole.learned[:kept].tolist()
+    assert not row_of(*parts, limits=Limits(len(whole.tokens), 1, 0)).cut
+    assert drawing(row_of(*parts, limits=Limits(99, 0, 0))) == "<s> -' Here?' +' a red circle.' +</s> -' What is it?'"
+
+
+def test_an_answer_with_pictures_is_cut_as_an_interleaved_document():
+    answer = [dataclasses.replace(part, role="assistant") for part in STORY]
+    whole = row_of(Text("Here?", role="user"), *answer)
+    assert drawing(whole) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:])} +</s>"
+    length = len(whole.tokens)
+    assert not row_of(Text("Here?", role="user"), *answer, limits=Limits(length + 1, 9, 9)).cut  # the official code keeps a token more free here
+    cut = row_of(Text("Here?", role="user"), *answer, limits=Limits(length - 1, 9, 9))
+    assert cut.cut and drawing(cut) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:6])} +</s>"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_any_tokenizer_reads_a_chat_as_its_official_string(legacy):
+    """Runs behind a picture or </s> go on in the same string: only a legacy tokenizer puts a space before them."""
+    tokenizer = dataclasses.replace(TOKENIZER, legacy=legacy)
+    marks = {"<image>": picture(dreamed=False, role="user")}
+    turns = (["Here is ", "<image>", "?"], "the end."), (["<image>", " a red"], "a circle.")
+    parts, official = [], TEMPLATES["vicuna_v1.1"].system + " "
+    for asked, answer in turns:
+        parts += [marks.get(piece) or Text(piece, role="user") for piece in asked] + [Text(answer, role="assistant")]
+        official += f"USER: {''.join(asked)} ASSISTANT: {answer}</s>"
+    row = build_row(Document(parts), tokenizer, SLOTS, "vicuna_v1.1")
+    placeholder = [tokenizer.im_start, *[tokenizer.im_patch] * SLOTS.patches, tokenizer.im_end]
+    expected = [i for token in tokenizer.encode(official, special=True) for i in (placeholder if token == tokenizer.special["<image>"] else [token])]
+    assert row.tokens[1:].tolist() == expected
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -233,9 +300,13 @@ limits = st.none() | st.builds(Limits, st.integers(3, 60), st.integers(0, 3), st
 def test_any_document(parts, template, limits, prompt):
     row = row_of(*parts, template=template, limits=limits, prompt=prompt)
     assert row.tokens[0] == TOKENIZER.bos and not row.learned[0]
-    assert len(row.tokens) == len(row.learned) and np.count_nonzero(row.tokens == TOKENIZER.bos) == 1
+    assert len(row.tokens) == len(row.learned) and not row.learned[row.tokens == TOKENIZER.bos].any()
+    assert np.count_nonzero(row.tokens == TOKENIZER.bos) == 1 or template == "llama2"
     if limits:
         assert len(row.tokens) <= limits.tokens and len(row.seen) <= limits.seen and len(row.dreamed) <= limits.dreamed
+
+    teaches = any(part.role for part in parts) or any(isinstance(part, Text) and part.learned for part in parts)
+    assert teaches or not row.learned.any()
 
     # Pictures: in order, each once, all of them or a prefix; slots in their frames, apart from each other, never learned.
     for name, placed, count, before, after in (
@@ -244,15 +315,15 @@ def test_any_document(parts, template, limits, prompt):
     ):
         wanted = [i for i, part in enumerate(parts) if isinstance(part, Image) and getattr(part, name)]
         assert [part for _, part in placed] == (wanted[: len(placed)] if row.cut else wanted)
-        for start, _ in placed:
+        for start, part in placed:
             assert row.tokens[start - 1 : start + count + 1].tolist() == [before] + [TOKENIZER.im_patch] * count + [after]
             assert not row.learned[start : start + count + 1].any()
-            assert row.learned[start - 1] == (name == "dreamed")
+            assert row.learned[start - 1] == (name == "dreamed" and teaches and parts[part].role in (None, "assistant"))
     slots = [i for s, _ in row.seen for i in range(s, s + SLOTS.patches)] + [i for s, _ in row.dreamed for i in range(s, s + SLOTS.queries)]
     assert sorted(slots) == np.flatnonzero(row.tokens == TOKENIZER.im_patch).tolist()  # no two overlap, and there are no others
 
     # Text: what stands between control tokens decodes to what the parts say, in order, or to a prefix of it.
-    words = TOKENIZER.decode_continuation(row.tokens)
+    words = TOKENIZER.decode_continuation(row.tokens).rstrip("\ufffd" if row.cut else "")  # a cut may leave half a character
     if not any(part.role for part in parts):
         said = "".join(part.text for part in parts if isinstance(part, Text))
         squeeze = lambda text: re.sub(" ", "", text)  # each stretch may begin with a space of its own

@@ -1,5 +1,6 @@
 """The mesh, the table that says where each parameter lies, and the constraint that keeps gradients right."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -11,12 +12,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dreamjax.config import MeshConfig, dreamllm_7b, tiny
+from dreamjax.config import ClipTextConfig, MeshConfig, ModelConfig, dreamllm_7b, tiny
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
 from dreamjax.sharding import PARAMETER_RULES, ROWS, constrain_rows, make_mesh, parameter_shardings, parameter_spec, path_of, unsharded_share
 
-MODELS = {"tiny": tiny, "dreamllm_7b": dreamllm_7b}
+
+
+def with_text_towers() -> ModelConfig:
+    """The parts that only Stable Diffusion as a baseline and ranking need, besides the others."""
+    return dataclasses.replace(tiny(), text_encoder=ClipTextConfig(), clip_text=ClipTextConfig(projection_width=768, vision_width=32))
+
+
+MODELS = {"tiny": tiny, "dreamllm_7b": dreamllm_7b, "with_text_towers": with_text_towers}
 MESHES = [MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)]
 ON_MESHES = pytest.mark.parametrize("config", MESHES, ids=lambda config: f"{config.data}x{config.fsdp}x{config.tensor}")
 
@@ -68,7 +76,7 @@ def test_each_parameter_matches_one_rule(model):
 
 
 def test_each_rule_is_of_use():
-    paths = [*by_path("tiny"), *by_path("dreamllm_7b")]
+    paths = [path for model in MODELS for path in by_path(model)]
     assert not [pattern for pattern, _ in PARAMETER_RULES if not any(re.search(pattern, path) for path in paths)]
 
 

@@ -1,62 +1,137 @@
-"""Takes a model out of a training run: python -m dreamjax.convert export --model=DIR --format=params --out=DIR
+"""Weights in and out: python -m dreamjax.convert import | export | info | verify
 
-`export` writes a model folder that stands by itself (config.json, tokenizer/, params/ in Orbax): what `DreamLLM.load`
-opens and `init_from` takes over. `info --model=DIR` prints what a folder holds, the last line as JSON.
+    import --source=PATH [--source=PATH ...] [--tokenizer=FILE] --out=DIR     foreign weights into one model folder
+    export --model=DIR --format=official|huggingface|params --out=DIR         a model out of a workdir or model folder
+    info   --model=DIR                                                        its parts, bytes and origins
+    verify --model=DIR --source=PATH                                          our numbers against torch's, part by part
+
+A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a llama2.c
+.bin, or a name on the Hugging Face hub; several make one model, and what joins them is made afresh. Its layout is recognised
+from what it holds; .bin files of torch need torch (pip install 'dreamjax[convert]'). The last line of stdout is JSON.
 """
 
 import json
+import math
 import sys
 
-import jax
 from absl import flags
+from etils import epath
 
 from dreamjax import cli
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, report
+from dreamjax.convert import exporting, importing, verifying
+from dreamjax.schema import ConfigError, to_dict
+from dreamjax.training import checkpoint, handover, model_folder
 
-MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
-FORMAT = flags.DEFINE_string("format", "params", "params: Orbax parameters with config and tokenizer.")
-OUT = flags.DEFINE_string("out", None, "Folder to write; must not hold a model yet.")
+SOURCE = flags.DEFINE_multi_string("source", [], "import, verify: folder, file or hub name that weights come from; may be given several times.")
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "import: sentencepiece model, folder with one, or llama2.c vocabulary, for an LLM without a tokenizer.")
+PARTS = flags.DEFINE_list("parts", [], f"import: take only these of {', '.join(importing.PARTS)}; all where it is left out.")
+NEW_ROWS = flags.DEFINE_string("new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows).")
+VISUAL_PROJECTOR = flags.DEFINE_string("visual_projector", None, "import: kind of a fresh visual projector: linear | mlp.")
+DREAM_QUERIES = flags.DEFINE_integer("dream_queries", None, "import: number of fresh dream queries; 64 where it is left out.")
+SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.", lower_bound=0)
+MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
+FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporting.FORMATS)}.")
+OUT = flags.DEFINE_string("out", None, "import, export: folder to write; must not hold a model yet.")
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
+
+
+def need(*wanted: flags.FlagHolder):
+    for flag in wanted:
+        if not flag.value:
+            raise ConfigError(f"--{flag.name}: is missing")
+
+
+def import_() -> int:
+    """Writes a model folder from foreign weights."""
+    need(SOURCE, OUT)
+    unknown = sorted(set(PARTS.value) - set(importing.PARTS))
+    if unknown:
+        raise ConfigError(f"--parts: {unknown[0]!r} is none of {', '.join(importing.PARTS)}")
+    changes = {"visual_projector": VISUAL_PROJECTOR.value, "dream_queries": DREAM_QUERIES.value}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    plan = importing.make_plan(SOURCE.value, TOKENIZER.value, PARTS.value, NEW_ROWS.value, changes, SEED.value)
+    out = checkpoint.open_folder(OUT.value)
+    for found in plan.found:
+        print(f"{found.where}: {found.format}, {len(found.leaves)} parameters", *found.notes, sep="; ")
+    importing.write(plan, out)
+    for path in plan.fresh:
+        print(f"made afresh   {path}")
+    facts = facts_of(out)
+    print(in_words(facts))
+    print(json.dumps({"model": str(out), **facts}))
+    return 0
 
 
 def export() -> int:
     """Writes the parameters, averaged ones where the run keeps them, with all that is needed to use them."""
-    if MODEL.value is None or OUT.value is None:
-        raise ConfigError("export: needs --model and --out")
-    if FORMAT.value != "params":
-        raise ConfigError(f"--format: {FORMAT.value!r} is unknown; there is params")
+    need(MODEL, OUT)
     source, out = checkpoint.open_folder(MODEL.value), checkpoint.open_folder(OUT.value)
-    if (out / "params").exists():
-        raise ConfigError(f"--out: {out} holds a model already")
-    config, params = checkpoint.read_config(source), checkpoint.load_params(source, WHICH.value)
-    checkpoint.write_config(out, config)
-    Tokenizer.load(source / "tokenizer").save(out / "tokenizer")
-    checkpoint.save_tree(out / "params", params)
-    print(json.dumps({"model": str(out), "parameters": report.elements(params), "checksum": checkpoint.checksum(params)}))
-    return 0
-
-
-def info() -> int:
-    """Prints the parts of a model and their sizes."""
-    if MODEL.value is None:
-        raise ConfigError("info: needs --model")
-    params = checkpoint.load_params(checkpoint.open_folder(MODEL.value), WHICH.value)
-    facts = {
-        "parameters": {name: report.elements(part) for name, part in params.items()},
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-        "checksum": checkpoint.checksum(params),
-    }
-    print("\n".join(f"{name:20s} {size:15,d}" for name, size in facts["parameters"].items()))
+    left = exporting.export(source, FORMAT.value, out, WHICH.value)
+    print("".join(f"left out      {part}: the format has no place for it\n" for part in left), end="")
+    facts = {"model": str(out), "format": FORMAT.value, "left_out": left}
+    if FORMAT.value == "params":
+        facts["checksum"] = checkpoint.checksum(checkpoint.load_params(out))
+        handover.write_origins(out, source, WHICH.value, facts["checksum"])
     print(json.dumps(facts))
     return 0
 
 
+def info() -> int:
+    """Prints the parts of a model, their sizes and where they come from, back to the first run."""
+    need(MODEL)
+    folder = checkpoint.open_folder(MODEL.value)
+    facts = facts_of(folder)
+    print(in_words(facts))
+    if handover.has_record(folder):
+        record = handover.origins_of(folder, WHICH.value)
+        print(handover.in_words(record))
+        facts |= record
+    print(json.dumps(facts))
+    return 0
+
+
+def facts_of(folder: epath.Path) -> dict:
+    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and its card's origins."""
+    card, leaves = model_folder.read_card(folder), exporting.open_model(folder, WHICH.value).leaves
+    parts: dict[str, list] = {}
+    for path, leaf in leaves.items():
+        parts.setdefault(path.split("/")[0], []).append(leaf)
+    count = lambda some: sum(math.prod(leaf.shape) for leaf in some)
+    size = lambda some: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some)
+    return {
+        "parameters": {name: count(some) for name, some in parts.items()},
+        "bytes_of": {name: size(some) for name, some in parts.items()},
+        "dtypes": {name: sorted({str(leaf.dtype) for leaf in some}) for name, some in parts.items()},
+        "bytes": size(leaves.values()),
+        "template": card.template,
+        "fresh": card.fresh,
+        "origins": to_dict(card.origins),
+    }
+
+
+def in_words(facts: dict) -> str:
+    """The same for a person to read."""
+    lines = [f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}" for name, count in facts["parameters"].items()]
+    for origin in facts["origins"]:
+        lines.append(f"from {origin['source']} ({origin['format']}): {', '.join(origin['parts'])}")
+        lines += [f"  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin["files"]]
+    return "\n".join(lines)
+
+
+def verify() -> int:
+    """Compares our numbers with torch's."""
+    need(MODEL, SOURCE)
+    rows = verifying.verify(checkpoint.open_folder(MODEL.value), SOURCE.value, SEED.value)
+    print(verifying.in_words(rows))
+    print(json.dumps({"verified": rows}))
+    return 0
+
+
+COMMANDS = {"import": import_, "export": export, "info": info, "verify": verify}
+
 if __name__ == "__main__":
-    commands = {"export": export, "info": info}
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
-    if name not in commands and not {"--help", "--helpfull", "-h"} & set(sys.argv):
-        print(f"dreamjax.convert: the command is one of {', '.join(commands)}, not {name!r}; see --help", file=sys.stderr)
+    if name not in COMMANDS and not {"--help", "--helpfull", "-h"} & set(sys.argv):
+        print(f"dreamjax.convert: the command is one of {', '.join(COMMANDS)}, not {name!r}; see --help", file=sys.stderr)
         sys.exit(2)
-    cli.run("dreamjax.convert", commands.get(name, info))
+    cli.run("dreamjax.convert", COMMANDS.get(name, info))

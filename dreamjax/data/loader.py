@@ -1,23 +1,28 @@
-"""From sources to Batches: an index pass, a plan for each epoch, and batches by number, decoded ahead by threads.
+"""From sources to Batches by number, decoded ahead of time by threads or processes.
 
-Batch k of a run is a pure function of (sources, configuration, k): any number of hosts sees the same global batch, and a
-run resumes from a count of batches.
+Batch k of a run is a pure function of (sources, configuration, k): any number of hosts, threads and worker processes sees
+the same global batches, and a run resumes from a count of batches.
 """
 
-import bisect
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+import PIL.Image
+from etils import epath
 
 from dreamjax import images
 from dreamjax.batch import Batch, empty_batch, place, shape_of
 from dreamjax.config import RunConfig, SourceConfig
-from dreamjax.data.packing import Plan, fill, plan
-from dreamjax.data.sources import SourceError, open_source
-from dreamjax.document import Document
+from dreamjax.data.lengths import PAIR, Found, Measured, measure_all
+from dreamjax.data.mixture import make_mixture
+from dreamjax.data.modes import SIDES, view
+from dreamjax.data.plan import Member, Plan
+from dreamjax.data.sources import BadRecord, Source, SourceError, open_source
+from dreamjax.document import Document, Image
 from dreamjax.rows import Limits, Row, Slots, build_row
 from dreamjax.tokenizer import Tokenizer
 
@@ -28,74 +33,101 @@ class Loaded:
 
     batch: Batch
     documents: tuple[str, ...]  # their ids
-    skipped: tuple[str, ...]  # records left out, each with its reason
+    skipped: tuple[BadRecord, ...]  # records that were left out, or that lost a picture
 
 
-class Concatenation:
-    """Several sources as one; document i is a pure function of i."""
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A source and how its documents become rows; a call measures one document (data/lengths.py)."""
 
-    def __init__(self, sources: Sequence):
-        self.sources = sources
-        self.ends = np.cumsum([len(source) for source in sources]).tolist()
+    source: Source
+    config: SourceConfig
+    tokenizer: Tokenizer
+    slots: Slots
+    template: str
+    limits: Limits
 
-    def __len__(self) -> int:
-        return self.ends[-1]
+    @property
+    def key(self) -> str:
+        """Another one whenever a row may have another length."""
+        told = (self.source.fingerprint, self.tokenizer, self.tokenizer.model, self.slots, self.template, self.limits, self.config.mode)
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
-    def __getitem__(self, index: int) -> Document:
-        which = bisect.bisect_right(self.ends, index)
-        return self.sources[which][index - (self.ends[which - 1] if which else 0)]
+    def row(self, document: Document, limits: Limits | None = None) -> Row:
+        """The row of a document as the mode shows it."""
+        return build_row(document, self.tokenizer, self.slots, self.template, limits or self.limits, labels=self.config.labels)
+
+    def __call__(self, index: int) -> Measured:
+        if self.config.eval_share and split_of(self.source.key(index), self.config.eval_share) != self.config.split:
+            return Measured(apart=True)
+        try:
+            document = self.source[index]
+        except BadRecord as error:
+            return Measured(broken=error)
+        if document.kind == "pair" and self.config.mode == "joint":
+            rows = [self.row(view(document, side, 0.0)) for side in SIDES]
+            (comprehended, *_), (created, *_) = (_entry(row, pair=True) for row in rows)
+            return Measured((comprehended, PAIR, created) if comprehended or created else (0, 0, 0), rows[0].cut or rows[1].cut)
+        row = self.row(view(document, self.config.mode, 0.0))
+        return Measured(_entry(row, document.kind == "pair"), row.cut)
+
+
+def _entry(row: Row, pair: bool) -> tuple[int, int, int]:
+    """What a row takes; 0 tokens where it teaches no more than a lone </s>, or is a pair without its picture."""
+    learnable = row.learned[:-1].any() or row.dreamed
+    usable = learnable and (not pair or row.seen or row.dreamed)
+    return (len(row.tokens), len(row.seen), len(row.dreamed)) if usable else (0, 0, 0)
+
+
+def split_of(key: str, eval_share: float) -> str:
+    """The split of all documents with this key."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return "eval" if int.from_bytes(digest, "big") < eval_share * 2**64 else "train"
 
 
 class Loader:
-    """Batches of the given sources by number."""
+    """Batches of the given sources by number. It can be pickled, for worker processes.
 
-    def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer):
-        self.config, self.tokenizer = config, tokenizer
-        self.slots = Slots.of(config.model)
-        self.shape = shape_of(config)
-        opened = [open_source(source, config.seed) for source in sources]
-        self.skipped = tuple(reason for source in opened for reason in source.skipped)
-        self.source = Concatenation(opened)
-        self.lengths, self.cut = self._index()
-        if not self.lengths[:, 0].any():
+    The documents' lengths are kept in `folder`, where one is given, and read from there the next time; `host` is this
+    host's number among those that share it.
+    """
+
+    def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer, folder: epath.Path | None = None, host: int = 0):
+        self.config, self.shape = config, shape_of(config)
+        limits = Limits(self.shape.length, self.shape.seen, self.shape.dreamed)
+        self.readers = [
+            Reader(open_source(source, config.seed), source, tokenizer, Slots.of(config.model), config.data.template, limits) for source in sources
+        ]
+        counts = [len(reader.source) for reader in self.readers]
+        measured = [measure_all(reader, count, reader.key, folder, config.data.workers, host) for reader, count in zip(self.readers, counts)]
+        self.found = sum((found for _, found in measured), Found())
+        self.skipped = tuple(record for reader in self.readers for record in reader.source.skipped) + self.found.named
+        if not self.found.tokens:
             where = ", ".join(f"{source.format}:{source.path} ({source.split})" for source in sources)
             raise SourceError(f"{where}: no document fits rows of {self.shape.length} tokens with {self.shape.seen} seen and {self.shape.dreamed} dreamed pictures")
+        self.plan = Plan(make_mixture(sources, counts, config.seed), [lengths for lengths, _ in measured], self.shape)
 
-    def _row(self, document: Document) -> Row:
-        limits = Limits(self.shape.length, self.shape.seen, self.shape.dreamed)
-        return build_row(document, self.tokenizer, self.slots, self.config.data.template, limits)
+    @property
+    def documents(self) -> int:
+        """How many there are in all sources, those of other splits aside."""
+        return int(self.plan.first[-1]) - self.found.apart
 
-    def _index(self) -> tuple[np.ndarray, int]:
-        """[n, 3] int32 lengths (tokens, seen, dreamed), 0 tokens where nothing of a document fits, and how many were cut."""
-        lengths, cut = np.zeros((len(self.source), 3), np.int32), 0
-        for i in range(len(self.source)):
-            row = self._row(self.source[i])
-            cut += row.cut
-            if row.learned[:-1].any() or row.dreamed:  # more than a lone </s>
-                lengths[i] = len(row.tokens), len(row.seen), len(row.dreamed)
-        return lengths, cut
-
-    @functools.lru_cache(maxsize=2)
-    def plan(self, epoch: int) -> Plan:
-        """The packing of one epoch."""
-        return plan(self.lengths, self.shape, self.config.seed, epoch)
-
-    def fill(self) -> dict[str, float]:
-        """Share of tokens and slots of the first epoch that are real."""
-        return fill(self.plan(0), self.lengths, self.shape)
+    @property
+    def unnamed(self) -> int:
+        """Broken records besides those of `skipped`, which would be too many."""
+        return self.found.broken - len(self.found.named)
 
     def in_words(self) -> str:
         """What there is to read, for a person."""
-        share = self.fill()
-        tokens, _, dreamed = self.lengths.sum(axis=0, dtype=np.int64)
+        share, broken = self.plan.fill(), len(self.skipped) + self.unnamed
         return (
-            f"data          {len(self.source):,d} documents, {tokens:,d} tokens, {dreamed:,d} dreamed pictures; {self.cut} cut, {len(self.skipped)} broken\n"
+            f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; {self.found.cut} cut, {broken} broken\n"
             f"packed        real: {share['tokens']:.1%} of tokens, {share['seen_slots']:.1%} of seen and {share['dreamed_slots']:.1%} of dreamed slots"
         )
 
-    def epoch_batches(self) -> int:
-        """Batches of the first epoch, the last one perhaps partly empty."""
-        return -(-len(self.plan(0)) // self.config.groups)
+    def has(self, number: int) -> bool:
+        """Whether batch `number` has a group of the first epoch."""
+        return self.plan.has(number * self.config.groups)
 
     def load(self, number: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Loaded:
         """This host's share of the groups of batch `number`; epochs follow each other without a gap, or groups past the first epoch are empty."""
@@ -104,45 +136,68 @@ class Loader:
         documents, skipped = [], []
         for g in range(groups):
             wanted = number * self.config.groups + host * groups + g
-            if not endless and wanted >= len(self.plan(0)):
+            if not endless and not self.plan.has(wanted):
                 break
-            epoch, group = self._epoch_of(wanted)
-            self._fill_group(batch, g, epoch, self.plan(epoch).group(group), documents, skipped)
+            for member in self.plan.group(wanted):
+                self._place(batch, g, member, documents, skipped)
         return Loaded(batch, tuple(documents), tuple(skipped))
 
-    def _epoch_of(self, group: int) -> tuple[int, int]:
-        epoch = 0
-        while group >= (count := self._groups(epoch)):
-            group, epoch = group - count, epoch + 1
-        return epoch, group
+    def _place(self, batch: Batch, g: int, member: Member, documents: list[str], skipped: list[BadRecord]):
+        """Puts a document into its row; one with a picture that does not open goes without it, or is left out."""
+        reader = self.readers[member.source]
+        index = int(self.plan.first[member.source]) + member.document
+        try:
+            document = view(reader.source[member.document], reader.config.mode, member.coin)
+        except BadRecord as error:
+            skipped.append(error)
+            return
+        name, row = document.id or str(index), reader.row(document)
+        if (len(row.tokens), len(row.seen), len(row.dreamed)) != member.lengths:
+            raise SourceError(f"{name}: is another document than when lengths were measured; delete {reader.key}.* in the folder of lengths")
+        mirror = np.random.default_rng([self.config.seed, member.repeat, index]).random(len(row.dreamed)) < (0.5 if self.config.data.flip else 0)
+        flips = {id(document.parts[part]): bool(flip) for (_, part), flip in zip(row.dreamed, mirror)}
+        opened: dict[int, PIL.Image.Image] = {}
+        while broken := self._open(document, row, opened):
+            skipped += [BadRecord(name, error.reason, str(error)) for _, error in broken]
+            pictures = sum(isinstance(part, Image) for part in document.parts)
+            if pictures == len(broken) or any(part.role for part in document.parts):
+                return  # a pair without its picture, an answer about a picture that is not there
+            for part, _ in reversed(broken):
+                document = document.without(part)
+            row = reader.row(document, Limits(*member.lengths))  # no more than was planned
+        parts, model = document.parts, self.config.model
+        seen = [images.for_encoder(opened[id(parts[part])], model.clip.image_size) for _, part in row.seen]
+        dreamed = [images.for_decoder(opened[id(parts[part])], model.decoder_size, flips.get(id(parts[part]), False)) for _, part in row.dreamed]
+        place(batch, g, member.row, row, seen, dreamed, draw=(index + member.again * int(self.plan.first[-1])) * 256)
+        documents.append(name)
 
-    @functools.cache
-    def _groups(self, epoch: int) -> int:
-        """Groups of one epoch; kept when its plan no longer is, since every later group is counted from them."""
-        return len(self.plan(epoch))
-
-    def _fill_group(self, batch: Batch, g: int, epoch: int, members: list[tuple[int, int]], documents: list[str], skipped: list[str]):
-        for r, index in members:
-            document = self.source[index]
-            row = self._row(document)
-            try:
-                seen, dreamed = self._pictures(document, row, epoch, index)
-            except images.BadImage as error:
-                skipped.append(f"{document.id or index}: {error}")
+    def _open(self, document: Document, row: Row, opened: dict[int, PIL.Image.Image]) -> list[tuple[int, images.BadImage]]:
+        """Opens the pictures of a row that are not open yet, by the part's identity; which parts do not open, in order, and why."""
+        seen, dreamed = ({part for _, part in placed} for placed in (row.seen, row.dreamed))
+        broken = []
+        for part in sorted(seen | dreamed):
+            image, model = document.parts[part], self.config.model
+            if id(image) in opened:
                 continue
-            place(batch, g, r, row, seen, dreamed, draw=index * 256)
-            documents.append(document.id or str(index))
-
-    def _pictures(self, document: Document, row: Row, epoch: int, index: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        model = self.config.model
-        opened = {part: document.parts[part].pil() for part in {part for _, part in row.seen + row.dreamed}}
-        mirror = np.random.default_rng([self.config.seed, epoch, index]).random(len(row.dreamed)) < (0.5 if self.config.data.flip else 0)
-        seen = [images.for_encoder(opened[part], model.clip.image_size) for _, part in row.seen]
-        dreamed = [images.for_decoder(opened[part], model.decoder_size, flip) for (_, part), flip in zip(row.dreamed, mirror)]
-        return seen, dreamed
+            side = max(model.clip.image_size if part in seen else 0, model.decoder_size if part in dreamed else 0)
+            try:
+                opened[id(image)] = image.pil(draft=2 * side if self.config.data.draft else 0)
+            except images.BadImage as error:
+                broken.append((part, error))
+        return broken
 
     def batches(self, start: int, stop: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Iterator[Loaded]:
-        """Batches start .. stop - 1 in order, made ahead of time by threads."""
+        """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""
         load = functools.partial(self.load, hosts=hosts, host=host, endless=endless)
-        options = grain.ReadOptions(num_threads=self.config.data.threads, prefetch_buffer_size=2 * self.config.data.threads)
-        return iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
+        if endless and start < stop:
+            self.plan.group(start * self.config.groups)  # counts what came before here, not in every worker
+        data = self.config.data
+        options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
+        ahead = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
+        if data.workers:
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+        made = iter(ahead)
+        try:
+            yield from made
+        finally:
+            made.close()

@@ -1,4 +1,6 @@
-"""The tokenizer of a run: the one its workdir holds, one from a file, or one trained on the documents' own text."""
+"""The tokenizer of a run: the one its workdir holds, one from a file or an earlier run, or one trained on the documents' own text."""
+
+import re
 
 from etils import epath
 
@@ -14,7 +16,7 @@ def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
     if folder.exists():
         tokenizer = Tokenizer.load(folder)
     else:
-        tokenizer = Tokenizer.from_model(_model(config))
+        tokenizer = _find_tokenizer(config)
     if tokenizer.size > config.model.llm.vocab_size:
         raise ConfigError(f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's {tokenizer.size} ids")
     if not folder.exists():
@@ -22,11 +24,16 @@ def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
     return tokenizer
 
 
-def _model(config: RunConfig) -> bytes:
+def _find_tokenizer(config: RunConfig) -> Tokenizer:
     path = config.data.tokenizer
     if not path:
+        # Rows of an embedding mean what the tokenizer says that they were trained with.
+        origins = [origin.path for origin in config.init_from if re.search(origin.pattern, "llm/embed/embedding")]
+        folders = [folder for folder in (epath.Path(origin) / "tokenizer" for origin in origins) if folder.exists()]
+        if folders:
+            return Tokenizer.load(folders[0])
         texts = (text for source in config.data.train for text in open_source(source, config.seed).texts())
-        return train_tokenizer(texts, config.data.tokenizer_vocab)
+        return Tokenizer.from_model(train_tokenizer(texts, config.data.tokenizer_vocab))
     if not epath.Path(path).exists():
         raise ConfigError(f"config.data.tokenizer: there is no file {path}")
-    return epath.Path(path).read_bytes()
+    return Tokenizer.load(path) if epath.Path(path).is_dir() else Tokenizer.from_model(path)

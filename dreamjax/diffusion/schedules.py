@@ -54,10 +54,15 @@ def to_x0_and_noise(config: DiffusionConfig, prediction: jax.Array, xt: jax.Arra
     return signal * xt - sigma * prediction, signal * prediction + sigma * xt
 
 
+def snr(config: DiffusionConfig, timesteps: jax.Array) -> jax.Array:
+    """Signal variance over noise variance at each timestep, [B]."""
+    alpha = jnp.asarray(alphas_cumprod(config))[timesteps]
+    return alpha / (1 - alpha)
+
+
 def min_snr_weight(config: DiffusionConfig, timesteps: jax.Array, gamma: float) -> jax.Array:
     """Loss weights [B] of Hang et al. 2023: min(SNR, gamma) / SNR, for velocity over SNR + 1 (as the official code: min(SNR + 1, gamma))."""
-    alpha = jnp.asarray(alphas_cumprod(config))[timesteps]
-    snr = alpha / (1 - alpha)
+    ratio = snr(config, timesteps)
     if config.prediction == "v_prediction":
-        snr = snr + 1
-    return jnp.minimum(snr, gamma) / snr
+        ratio = ratio + 1
+    return jnp.minimum(ratio, gamma) / ratio

@@ -9,26 +9,23 @@ are float32; those of the layers are stacked on axis 0:
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamjax.config import ClipConfig
+from dreamjax.config import ClipConfig, ClipTextConfig
 from dreamjax.models.attention import full_attention
 from dreamjax.sharding import constrain_rows
 
 Array = jax.Array
 
-# Of the red, green and blue channels of CLIP's training pictures, in units of full brightness.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-
-def normalise(images: Array, dtype: jnp.dtype = jnp.float32) -> Array:
+def normalise(images: Array, config: ClipConfig, dtype: jnp.dtype = jnp.float32) -> Array:
     """uint8 RGB pictures [..., h, w, 3] (0 .. 255) to the pixels that `ClipVision` takes; runs where the images lie, so that they travel as bytes."""
     pixels = images.astype(jnp.float32) / 255
-    return ((pixels - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)).astype(dtype)
+    return ((pixels - jnp.array(config.image_mean)) / jnp.array(config.image_std)).astype(dtype)
 
 
 class ClipVision(nn.Module):
@@ -44,10 +41,10 @@ class ClipVision(nn.Module):
         self.patch_embedding = nn.Conv(config.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")
         self.class_embedding = self.param("class_embedding", token_init, (config.width,))
         self.position_embedding = self.param("position_embedding", token_init, (config.patches + 1, config.width))
-        self.pre_layernorm = _layer_norm(config, self.dtype, "pre_layernorm")
+        self.pre_layernorm = layer_norm(config, self.dtype, "pre_layernorm")
         scanned = nn.scan(_Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.layers)
         self.layers = scanned(config, self.dtype, name="layers")
-        self.post_layernorm = _layer_norm(config, self.dtype, "post_layernorm")
+        self.post_layernorm = layer_norm(config, self.dtype, "post_layernorm")
 
     def __call__(self, pixels: Array, index: int | None = None) -> Array:
         """Hidden state number `index` (config.select_layer if None), [B, P + 1, width], of normalised pixels [B, h, w, 3].
@@ -85,7 +82,8 @@ class ClipVision(nn.Module):
         return last, kept
 
 
-def _layer_norm(config: ClipConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+def layer_norm(config: ClipConfig | ClipTextConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """A LayerNorm of either tower."""
     # The fast variance, E[x^2] - E[x]^2, cancels where a token's mean is far larger than its spread; torch's does not.
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 
@@ -99,28 +97,34 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, carry: tuple[Array, Array], wanted: Array):
         x, kept = carry
-        x = constrain_rows(x + _Attention(self.config, self.dtype, name="attention")(_layer_norm(self.config, self.dtype, "layer_norm1")(x)))
-        x = constrain_rows(x + _Mlp(self.config, self.dtype, name="mlp")(_layer_norm(self.config, self.dtype, "layer_norm2")(x)))
+        x = transformer_layer(self.config, self.dtype, x, full_attention)
         return (x, jnp.where(wanted, x, kept)), None
 
 
-class _Attention(nn.Module):
-    """Multi-head attention of every token to every token."""
+def transformer_layer(config: ClipConfig | ClipTextConfig, dtype: jnp.dtype, x: Array, attend: Callable) -> Array:
+    """One layer of either tower, [B, L, width]; call it in a compact method, whose module gets the submodules."""
+    x = constrain_rows(x + _Attention(config, dtype, attend, name="attention")(layer_norm(config, dtype, "layer_norm1")(x)))
+    return constrain_rows(x + _Mlp(config, dtype, name="mlp")(layer_norm(config, dtype, "layer_norm2")(x)))
 
-    config: ClipConfig
+
+class _Attention(nn.Module):
+    """Multi-head attention, of what to what is `attend`'s matter."""
+
+    config: ClipConfig | ClipTextConfig
     dtype: jnp.dtype
+    attend: Callable
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dense = functools.partial(nn.Dense, self.config.width, dtype=self.dtype)
         q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.config.heads, -1) for name in ("q", "k", "v"))
-        return dense(name="o")(full_attention(q, k, v).reshape(x.shape))
+        return dense(name="o")(self.attend(q, k, v).reshape(x.shape))
 
 
 class _Mlp(nn.Module):
     """Two layers with GELU, or with CLIP's approximation of it, x sigmoid(1.702 x)."""
 
-    config: ClipConfig
+    config: ClipConfig | ClipTextConfig
     dtype: jnp.dtype
 
     @nn.compact

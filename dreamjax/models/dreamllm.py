@@ -5,7 +5,7 @@
     dream queries (learned) --------------------'                                    '--> (at the queries) condition projector -> U-Net
 
 Parameters are one nested dict with an entry per part: llm, clip, unet, vae, visual_projector, condition_projector,
-dream_queries. Everything here is a pure function of (parts, params, arrays). Axes as in DESIGN's legend: G groups, R rows,
+dream_queries, text_encoder, clip_text. Everything here is a pure function of (parts, params, arrays). Axes as in DESIGN's legend: G groups, R rows,
 L tokens, D width, N seen and M dreamed slots, P patches, Q dream queries, S latent side, E context width.
 """
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dreamjax.batch import Batch
 from dreamjax.config import ModelConfig
 from dreamjax.models.clip import ClipVision, normalise
+from dreamjax.models.clip_text import ClipText
 from dreamjax.models.llama import Llama
 from dreamjax.models.projectors import ConditionProjector, VisualProjector
 from dreamjax.models.unet import UNet
@@ -31,12 +32,14 @@ class Parts(NamedTuple):
     """The modules of a model; a part that it lacks is None."""
 
     config: ModelConfig
-    llm: Llama
+    llm: Llama | None
     clip: ClipVision | None
     visual_projector: VisualProjector | None
     unet: UNet | None
     vae: AutoencoderKL | None
     condition_projector: ConditionProjector | None
+    text_encoder: ClipText | None = None
+    clip_text: ClipText | None = None
 
 
 def build(config: ModelConfig) -> Parts:
@@ -44,12 +47,14 @@ def build(config: ModelConfig) -> Parts:
     dtype = jnp.dtype(config.dtype)
     return Parts(
         config=config,
-        llm=Llama(config.llm, dtype),
+        llm=Llama(config.llm, dtype) if config.llm else None,
         clip=ClipVision(config.clip, dtype) if config.clip else None,
-        visual_projector=VisualProjector(config.visual_projector, config.llm.width, dtype) if config.clip else None,
+        visual_projector=VisualProjector(config.visual_projector, config.llm.width, dtype) if config.clip and config.llm else None,
         unet=UNet(config.unet, dtype) if config.unet else None,
         vae=AutoencoderKL(config.vae, dtype) if config.vae else None,
-        condition_projector=ConditionProjector(config.unet.context_width, dtype) if config.unet else None,
+        condition_projector=ConditionProjector(config.unet.context_width, dtype) if config.unet and config.llm else None,
+        text_encoder=ClipText(config.text_encoder, dtype) if config.text_encoder else None,
+        clip_text=ClipText(config.clip_text, dtype) if config.clip_text else None,
     )
 
 
@@ -57,15 +62,19 @@ def init(parts: Parts, key: Array) -> dict:
     """Fresh float32 parameters of every part; `jax.eval_shape` of this is how sizes are counted without memory."""
     config = parts.config
     keys = dict(zip(("llm", "clip", "visual_projector", "unet", "vae", "condition_projector", "dream_queries"), jax.random.split(key, 7)))
-    params = {"llm": parts.llm.init(keys["llm"], method="init_all")["params"]}
-    if parts.clip:
-        params["clip"] = parts.clip.init(keys["clip"], method="init_all")["params"]
+    keys |= dict(zip(("text_encoder", "clip_text"), jax.random.split(jax.random.fold_in(key, 7), 2)))
+    params = {}
+    for name in ("llm", "clip", "text_encoder", "clip_text"):
+        if module := getattr(parts, name):
+            params[name] = module.init(keys[name], method="init_all")["params"]
+    if parts.visual_projector:
         patches = jnp.zeros((1, config.clip.patches, config.clip.width))
         params["visual_projector"] = parts.visual_projector.init(keys["visual_projector"], patches)["params"]
     if parts.unet:
         size = config.unet.sample_size
         latents, context = jnp.zeros((1, size, size, config.unet.in_channels)), jnp.zeros((1, config.dream_queries, config.unet.context_width))
         params["unet"] = parts.unet.init(keys["unet"], latents, jnp.zeros(1, jnp.int32), context)["params"]
+    if parts.condition_projector:
         params["condition_projector"] = parts.condition_projector.init(keys["condition_projector"], jnp.zeros((1, 1, config.llm.width)))["params"]
         params["dream_queries"] = nn.initializers.normal(0.02)(keys["dream_queries"], (config.dream_queries, config.llm.width))
     if parts.vae:
@@ -80,7 +89,7 @@ def init(parts: Parts, key: Array) -> dict:
 
 def see(parts: Parts, params: dict, images: Array) -> Array:
     """uint8 pictures [B, h, w, 3] -> one embedding per patch [B, P, D]: CLIP's selected hidden state without its class token, projected (paper Sec. 3.1)."""
-    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.clip.dtype))
+    hidden = parts.clip.apply({"params": params["clip"]}, normalise(images, parts.config.clip, parts.clip.dtype))
     return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(hidden[:, 1:])))
 
 
@@ -139,16 +148,24 @@ def read_out(parts: Parts, hidden: Array, batch: Batch) -> Array:
     return constrain_rows(read.reshape(groups * slots, count, -1))
 
 
-def unconditional(parts: Parts, params: dict, bos: int, dream_start: int) -> Array:
+def unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
     """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
 
-    The same form in training (condition dropout) and in guidance. The official training code leaves the queries out
-    here, which is not what its inference sees.
+    The same form in training (condition dropout) and in guidance. The official training code does not splice the queries
+    in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a token's id,
+    that token stands in the queries' places.
     """
-    opening = embed(parts, params, jnp.array([[bos, dream_start]]))
-    embeds = jnp.concatenate([opening, queries(parts, params, 1)], axis=1)
+    embeds = embed_unconditional(parts, params, bos, dream_start, instead)
     hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, jnp.arange(embeds.shape[1])[None])
     return hidden[0, 2:]
+
+
+def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
+    """What the LLM reads for `unconditional`, [1, Q + 2, D]; what would follow the queries changes nothing before it."""
+    opening = embed(parts, params, jnp.array([[bos, dream_start]]))
+    learned = queries(parts, params, 1)
+    stand_in = learned if instead is None else embed(parts, params, jnp.full(learned.shape[:2], instead))
+    return jnp.concatenate([opening, stand_in], axis=1)
 
 
 def condition(parts: Parts, params: dict, hidden: Array) -> Array:

@@ -63,10 +63,15 @@ class Llama(nn.Module):
         """
         if segments is not None and cache is not None:
             raise ValueError("Llama: a cache holds one document per row; pass either segments or a cache")
+        residual, cache = self.residual(embeds, positions, segments, cache)
+        return constrain_rows(self.norm(residual)), cache
+
+    def residual(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
+        """The call without the last norm: the residual stream [B, L, D] behind the last layer."""
         rotation = _rotation(positions, self.config)
-        # The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
-        (hidden, cache), _ = self.layers((constrain_rows(embeds.astype(self.dtype)), cache), rotation, positions, segments, jnp.arange(self.config.layers))
-        return constrain_rows(self.norm(hidden)), cache
+# The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
+        carry = constrain_rows(embeds.astype(self.dtype)), cache
+        return self.layers(carry, rotation, positions, segments, jnp.arange(self.config.layers))[0]
 
     def logits(self, hidden: Array) -> Array:
         """Scores of the next token, [..., V] float32, for the call's hidden states [..., D]."""

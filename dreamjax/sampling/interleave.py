@@ -26,6 +26,7 @@ from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
 from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
 from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, PICTURE_LIMIT, STOPPED, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
 CHECK_EVERY = 16  # tokens between two looks for a stop string
@@ -121,6 +122,8 @@ def begin(
     parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0
 ) -> tuple[Task, State]:
     """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
+    if parts.unet is None and options.min_images:
+        raise ConfigError(f"min_images: {options.min_images}, and this model has no picture decoder")
     context, room = context_of(parts, options), picture_room(parts)
     rows = [prompt_row(parts, tokenizer, prompt, options.template) for prompt in prompts]
     for row in rows:
@@ -152,7 +155,7 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
         status = np.asarray(state.status)
         if options.stop:
             status = np.where(_stopped(task, state), STOPPED, status)
-            state = state._replace(status=jnp.asarray(status))
+            state = state._replace(status=jax.device_put(status))
         yield Wrote(state)
         if np.any(status == WRITING):
             continue

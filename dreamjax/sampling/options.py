@@ -22,7 +22,7 @@ class Options:
     max_images: int = 8  # 0 forbids pictures; above it, the wish for one more ends the document
     min_images: int = 0  # </s> is not written before, and the last tokens of max_tokens become pictures where they must
     context: int = 0  # positions of a document with its prompt; 0: all that the model has
-    template: str = "plain"  # rows.TEMPLATES, for prompts with roles
+    template: str = "plain"  # templates.TEMPLATES, for prompts with roles
     unmasked: bool = False  # control tokens that make no sense may be written too; they are counted in the document's notes
 
     # Words

@@ -51,7 +51,7 @@ def draw_after(
     """
     hidden, empty = conditions(parts, params, tokenizer, prompts, negatives, options)
     size = len(hidden)
-    keys = picture_keys(np.array([*seeds, *[0] * (size - len(prompts))], np.uint32))
+    keys = picture_keys([*seeds, *[0] * (size - len(prompts))])
     noise = None if latents is None else _filled(np.asarray(latents, np.float32), size)
     fresh = None if step_noise is None else jnp.stack([_filled(step, size) for step in np.asarray(step_noise, np.float32)])
     for moment in image.moments(parts, params, hidden, empty, keys, options, noise, fresh, every if watch else 0):
@@ -60,9 +60,13 @@ def draw_after(
     return moment.progress.x[: len(prompts)]
 
 
-@jax.jit
-def picture_keys(seeds) -> jax.Array:
+def picture_keys(seeds: Sequence[int]) -> jax.Array:
     """The keys by which documents with these seeds draw their first picture."""
+    return _picture_keys(np.array(seeds, np.uint32))
+
+
+@jax.jit
+def _picture_keys(seeds) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), jnp.int32(-1)))(seeds)
 
 

@@ -69,6 +69,7 @@ def banned(parts: Parts, tokenizer: Tokenizer, unmasked: bool = False) -> np.nda
     mask[tokenizer.size :] = True
     if not unmasked:
         mask[list(tokenizer.special_ids | {tokenizer.bos, tokenizer.unk})] = True
-        mask[[tokenizer.eos, tokenizer.dream_start]] = False
-    mask[tokenizer.dream_start] = parts.unet is None
+        mask[tokenizer.eos] = False
+    if tokenizer.dream_start < len(mask):
+        mask[tokenizer.dream_start] = parts.unet is None
     return mask

@@ -4,29 +4,28 @@
       config.json           the RunConfig
       tokenizer/            tokenizer.model, special_tokens.json
       frozen/               parameters that the run does not train, written once (Orbax)
-      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: batches taken, seconds, where frozen lies
+      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where
       metrics.jsonl, samples/, TensorBoard events
 
-A model folder to use or to hand on (`convert export`) holds config.json, tokenizer/ and params/.
+A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
 
 import json
 import os
-import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dreamjax.config import RunConfig
+from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
-from dreamjax.sharding import parameter_shardings, path_of
-from dreamjax.training import optim
-from dreamjax.training.state import State, init
+from dreamjax.sharding import path_of
+from dreamjax.training import model_folder, optim
+from dreamjax.training.state import State
 
 BEST = "held_back_loss"
 
@@ -67,7 +66,7 @@ def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
 
 
 def save_tree(path: epath.Path, params: dict):
-    """Writes a tree of parameters in one Orbax checkpoint."""
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params))
 
@@ -109,11 +108,16 @@ def write_config(folder: epath.Path, config: RunConfig):
 
 
 def read_config(folder: epath.Path) -> RunConfig:
-    """The RunConfig of a workdir or model folder; ConfigError where there is none."""
+    """The RunConfig of a workdir; ConfigError where there is none. `model_folder.read_card` reads model folders too."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
     return from_dict(RunConfig, json.loads(path.read_text()), str(path))
+
+
+def parameter_shapes(model: ModelConfig) -> dict:
+    """The tree of a model's parameters as float32 shapes."""
+    return jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
 
 
 def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict:
@@ -122,22 +126,32 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict
     which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
     they go whole to the default device.
     """
-    config = read_config(folder)
-    shapes = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(config.model), jax.random.key(0)))
+    shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
+    return read_params(folder, target, which)
+
+
+def read_params(folder: epath.Path, wanted: dict, which: str = "last") -> dict:
+    """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
     if (folder / "params").exists():
-        return load_tree(folder / "params", target)
-    step = best_step(folder) if which == "best" else last_step(folder)
-    trainable, frozen = optim.split(config.optim, target)
-    kind = "average" if config.optim.ema_decay else "trainable"
-    trained = load_tree(folder / "checkpoints" / str(step) / "state", trainable, (kind,))
+        return load_tree(model_folder.params_path(folder), wanted)
+    config = read_config(folder)
+    trainable, frozen = optim.split(config.optim, wanted)
+    state = folder / "checkpoints" / str(step_of(folder, which)) / "state"
+    trained = load_tree(state, trainable, ("average" if config.optim.ema_decay else "trainable",)) if trainable else {}
     return optim.merge(trained, load_tree(folder / "frozen", frozen) if frozen else {})
 
 
-def shardings_on(config: RunConfig, mesh: jax.sharding.Mesh) -> dict:
-    """Where each parameter of a model goes on a mesh."""
-    return parameter_shardings(jax.eval_shape(lambda: dreamllm.init(dreamllm.build(config.model), jax.random.key(0))), mesh)
+def read_meta(folder: epath.Path, step: int) -> dict:
+    """What a workdir's checkpoint says of itself besides its arrays."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder / "checkpoints" / str(step) / "meta")
+
+
+def step_of(folder: epath.Path, which: str) -> int:
+    """The step of a workdir's last or best checkpoint."""
+    return best_step(folder) if which == "best" else last_step(folder)
 
 
 def last_step(folder: epath.Path) -> int:
@@ -162,68 +176,11 @@ def best_step(folder: epath.Path) -> int:
     return min(losses, key=losses.get)
 
 
-def take_over(config: RunConfig, params: dict) -> dict:
-    """Parameters with those named by `init_from` replaced by an earlier run's; ConfigError names what does not fit."""
-    for number, origin in enumerate(config.init_from):
-        key = f"config.init_from[{number}]"
-        earlier = flatten(load_params(open_folder(origin.path)))
-        mine = flatten(params)
-        taken = [path for path in mine if re.search(origin.pattern, path)]
-        if not taken:
-            raise ConfigError(f"{key}.pattern: {origin.pattern!r} matches no parameter")
-        for path in taken:
-            if path not in earlier or earlier[path].shape != mine[path].shape:
-                found = earlier[path].shape if path in earlier else "nothing"
-                raise ConfigError(f"{key}: {origin.path} has {found} for {path} {mine[path].shape}")
-            mine[path] = jax.device_put(earlier[path].astype(mine[path].dtype), mine[path].sharding)
-        params = jax.tree.unflatten(jax.tree.structure(params), mine.values())
-    return params
-
-
 def flatten(params: dict) -> dict:
     """{path: leaf} of a tree of parameters."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The beginning of a run
-
-SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accumulate", "total_steps", "init_from")
-
-
-def prepare_workdir(workdir: epath.Path, config: RunConfig):
-    """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs.
-
-    What a start that failed has left there is written anew.
-    """
-    if not steps(workdir):
-        (workdir / "tokenizer").rmtree(missing_ok=True)
-    elif (workdir / "config.json").exists():
-        before, now = to_dict(read_config(workdir)), to_dict(config)
-        changed = [name for name in SAME_ON_RESUME if before[name] != now[name]]
-        if changed:
-            raise ConfigError(f"--workdir: {workdir} holds a run with other values of config.{', config.'.join(changed)}; use another folder or the old values")
-    write_config(workdir, config)
-
-
-def start(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager: ocp.CheckpointManager, shapes, shardings) -> tuple[State, dict, dict]:
-    """(state, frozen, meta) to go on from: restored, or fresh with what `init_from` hands over; `frozen` is written once."""
-    to_target = lambda tree, where: jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, where)
-    state_target, frozen_target = map(to_target, shapes, shardings)
-    if manager.latest_step() is not None:
-        state, meta = restore(manager, state_target)
-        frozen = load_tree(workdir / "frozen", frozen_target) if frozen_target else {}
-        if frozen and checksum(frozen) != meta["frozen"]["checksum"]:
-            raise ConfigError(f"{workdir / 'frozen'}: is not what this run began with (its checksum differs)")
-        return state, frozen, meta
-    state, frozen = jax.jit(lambda: init(config, parts), out_shardings=shardings)()
-    if config.init_from:
-        trainable, frozen = optim.split(config.optim, take_over(config, optim.merge(state.trainable, frozen)))
-        average = jax.tree.map(jnp.copy, trainable) if state.average is not None else None
-        state = state._replace(trainable=trainable, average=average)
-    meta = {"frozen": None}
-    if frozen:
-        (workdir / "frozen").rmtree(missing_ok=True)
-        save_tree(workdir / "frozen", frozen)
-        meta = {"frozen": {"path": "../../frozen", "checksum": checksum(frozen)}}
-    return state, frozen, meta
+def unflatten(flat: dict) -> dict:
+    """The nested dict of {path: leaf}: the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")

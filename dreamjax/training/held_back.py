@@ -28,14 +28,15 @@ def make_held_back(config: RunConfig, parts: Parts, ids: SpecialIds, batches: Ma
             sums = jax.tree.map(lambda *values: np.sum(values, axis=0), *sums)
             lm = float(sums["lm_loss"] / max(sums["tokens"], 1))
             results[f"eval_{source}_lm_loss"] = lm
-            total = config.loss.lm_weight * lm
+            lm_weight, image_weight = config.loss.weights
+            total = lm_weight * lm
             if np.sum(sums.get("pictures", 0)) > 0:
                 image = float(sums["image_loss"].sum() / sums["pictures"].sum())
                 results[f"eval_{source}_image_loss"] = image
                 for k, (error, pictures) in enumerate(zip(sums["image_loss"], sums["pictures"])):
                     if pictures:
                         results[f"eval_{source}_image_loss_t{k}"] = float(error / pictures)
-                total += config.loss.image_weight * image
+                total += image_weight * image
             totals.append(total)
         return results | {"eval_loss": float(np.mean(totals))}
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.batch import Batch
-from dreamjax.config import LossConfig
+from dreamjax.config import DiffusionConfig, LossConfig
 from dreamjax.diffusion import schedules
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
@@ -85,7 +85,7 @@ def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
     def one(number):
         t, noise, posterior, offset, perturbation, drop = jax.random.split(jax.random.fold_in(key, number), 6)
         return Draws(
-            timesteps=jax.random.randint(t, (), 0, diffusion.timesteps),
+            timesteps=_draw_timestep(loss, diffusion.timesteps, t),
             noise=jax.random.normal(noise, shape),
             posterior=jax.random.normal(posterior, shape) if parts.vae else None,
             offset=jax.random.normal(offset, (1, 1, shape[-1])) if loss.noise_offset else None,
@@ -96,22 +96,43 @@ def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
     return jax.vmap(one)(numbers)
 
 
+def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
+    """Evenly in [0, count), but for the share that `late_timesteps` takes from the noisiest eighth."""
+    even = jax.random.randint(key, (), 0, count)
+    if not loss.late_timesteps:
+        return even
+    chosen, late = jax.random.split(jax.random.fold_in(key, 1))
+    return jnp.where(jax.random.bernoulli(chosen, loss.late_timesteps), jax.random.randint(late, (), count - count // 8, count), even)
+
+
 def picture_errors(parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
     """Denoising error of each picture, mean over its elements: [B] float32.
 
     images [B, H, W, 3] uint8; hidden [B, Q, D] at the queries; unconditional [Q, D] takes its place where draws.drop
     says so. The gradient reaches the condition through the U-Net.
     """
-    diffusion = parts.config.diffusion
-    x0 = dreamllm.encode_latents(parts, params, images, draws.posterior)
+    latents = dreamllm.encode_latents(parts, params, images, draws.posterior)
+    noisy, target = corrupt(parts.config.diffusion, loss, latents, draws)
+    context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
+    prediction = dreamllm.denoise(parts, params, noisy, draws.timesteps, context)
+    return weighted_errors(parts.config.diffusion, loss, prediction, target, draws)
+
+
+def corrupt(diffusion: DiffusionConfig, loss: LossConfig, latents: Array, draws: Draws) -> tuple[Array, Array]:
+    """(the U-Net's noisy input, its target), both [B, S, S, channels]: the offset is part of the target, the perturbation is not."""
     noise = draws.noise if draws.offset is None else draws.noise + loss.noise_offset * draws.offset
     input_noise = noise if draws.perturbation is None else noise + loss.input_perturbation * draws.perturbation
-    noisy = schedules.add_noise(diffusion, x0, input_noise, draws.timesteps)
-    if draws.drop is not None:
-        hidden = jnp.where(draws.drop[:, None, None], unconditional, hidden)
-    context = dreamllm.condition(parts, params, hidden)
-    prediction = dreamllm.denoise(parts, params, noisy, draws.timesteps, context)
-    errors = jnp.mean((prediction - schedules.target(diffusion, x0, noise, draws.timesteps)) ** 2, axis=(1, 2, 3))
+    return schedules.add_noise(diffusion, latents, input_noise, draws.timesteps), schedules.target(diffusion, latents, noise, draws.timesteps)
+
+
+def dropped(hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
+    """Hidden states [B, Q, D] with the unconditional ones [Q, D] where draws.drop says so."""
+    return hidden if draws.drop is None else jnp.where(draws.drop[:, None, None], unconditional, hidden)
+
+
+def weighted_errors(diffusion: DiffusionConfig, loss: LossConfig, prediction: Array, target: Array, draws: Draws) -> Array:
+    """Mean squared error of each picture, [B], with its min-SNR weight where the loss has a gamma."""
+    errors = jnp.mean((prediction - target) ** 2, axis=(1, 2, 3))
     if loss.snr_gamma is not None:
         errors = errors * schedules.min_snr_weight(diffusion, draws.timesteps, loss.snr_gamma)
     return errors
@@ -126,10 +147,11 @@ class SpecialIds(NamedTuple):
 
     bos: int
     dream_start: int
+    im_patch: int
 
 
-def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array) -> tuple[Array, Array]:
-    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's."""
+def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array | Draws) -> tuple[Array, Array]:
+    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's, or the draws for the batch's slots themselves."""
     hidden = dreamllm.hidden_states(parts, params, batch)
     flat = lambda x: x.reshape(hidden.shape[:2])
     tokens = jnp.float32(0)
@@ -137,7 +159,7 @@ def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, bat
         tokens = cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), min(loss.ce_chunk, hidden.shape[1]))
     pictures = jnp.float32(0)
     if loss.image_weight and batch.dreamed_start.shape[1]:
-        draws = draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
+        draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
         errors = batch_picture_errors(parts, params, loss, ids, batch, hidden, draws)
         pictures = jnp.sum(jnp.where(batch.dreamed_valid.reshape(-1), errors, 0.0))
     return tokens, pictures
@@ -146,7 +168,10 @@ def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, bat
 def batch_picture_errors(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, hidden: Array, draws: Draws) -> Array:
     """The error of each dreamed slot of a batch, [G M], given the LLM's hidden states [G R, L, D]."""
     images = constrain_slots(batch.dreamed_images)
-    empty = dreamllm.unconditional(parts, params, *ids) if draws.drop is not None else None
+    empty = None
+    if draws.drop is not None:
+        instead = ids.im_patch if loss.unconditional == "official" else None
+        empty = dreamllm.unconditional(parts, params, ids.bos, ids.dream_start, instead)
     return picture_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws)
 
 

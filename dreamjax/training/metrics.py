@@ -1,8 +1,11 @@
 """What a run says of itself while it goes: metrics.jsonl, TensorBoard events, a progress bar, and when to stop."""
 
+import collections
 import json
 import sys
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import tensorboardX
@@ -48,17 +51,23 @@ class MetricsLog:
             self.events.close()
 
 
+class Broken(Protocol):
+    """A record that was left out, or lost a picture; its str is one line that names it."""
+
+    reason: str  # a fixed phrase to count by
+
+
 class Watch:
     """Follows a run one step behind the device, so that the host never waits for the step it has just sent off."""
 
-    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: tuple[str, ...]):
-        self.config, self.records = config, records
+    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: Sequence[Broken], unnamed: int = 0):
+        self.config, self.records, self.unnamed = config, records, unnamed  # unnamed: broken ones besides those given
         self.log = MetricsLog(workdir, start)
         interval = 0.5 if sys.stderr.isatty() else 30  # in a log file, a line now and then
         self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", mininterval=interval, dynamic_ncols=True)
         self.began, self.before = time.monotonic(), self.log.seconds
         self.last_log, self.tokens = self.began, 0
-        self.broken: set[str] = set()
+        self.broken: dict[str, str] = {}  # reason of each
         self.pending = None
         self.held_back: dict = {}
         self.count_broken(broken)
@@ -67,22 +76,24 @@ class Watch:
         """Seconds of training so far, earlier parts of the run included."""
         return self.before + time.monotonic() - self.began
 
-    def after_dispatch(self, step: int, metrics: dict, documents: tuple[str, ...], broken: tuple[str, ...]):
+    def after_dispatch(self, step: int, metrics: dict, documents: tuple[str, ...], broken: Sequence[Broken]):
         """To be called once `step` is on its way; looks at the one before."""
         self.settle()
         self.pending = (step, metrics, documents)
         self.count_broken(broken)
 
-    def count_broken(self, broken: tuple[str, ...]):
-        """Says which records were left out, once each; RunStopped where they are too large a share."""
-        for reason in broken:
-            if reason not in self.broken:
-                self.broken.add(reason)
-                self.bar.write(f"skipped {reason}", file=sys.stderr)
-        if len(self.broken) > self.config.data.max_bad_share * (self.records + len(self.broken)):
+    def count_broken(self, broken: Sequence[Broken]):
+        """Says which records were left out, once each; RunStopped, with a count by reason, where they are too large a share."""
+        for record in broken:
+            if str(record) not in self.broken:
+                self.broken[str(record)] = record.reason
+                self.bar.write(f"skipped {record}", file=sys.stderr)
+        count = len(self.broken) + self.unnamed
+        if count > self.config.data.max_bad_share * (self.records + count):
+            reasons = collections.Counter(self.broken.values()).most_common()
             raise RunStopped(
-                f"{len(self.broken)} of {self.records} records are broken, more than config.data.max_bad_share = "
-                f"{self.config.data.max_bad_share:.2%}; the first: {min(self.broken)}"
+                f"{count} of {self.records} records are broken, more than config.data.max_bad_share = {self.config.data.max_bad_share:.2%}: "
+                f"{', '.join(f'{number} {reason}' for reason, number in reasons)}; the first: {min(self.broken, default='')}"
             )
 
     def settle(self):

@@ -17,8 +17,10 @@ Array = jax.Array
 TIMESTEP_BINS = 4  # quarters of the schedule that held-back losses are reported for
 
 
-def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainable: dict, frozen: dict, batch: Batch, key: Array):
+def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainable: dict, frozen: dict, batch: Batch, key: Array | losses.Draws):
     """((loss, lm_loss, image_loss), gradients) of a global batch; `accumulate` microbatches add up to the same numbers as one.
+
+    `key` is the step's. Draws for all slots may stand in its place, without microbatches, to repeat recorded ones.
 
     Groups are dealt to the microbatches in turn, so that each microbatch is spread over the mesh as the batch is.
     """
@@ -28,7 +30,8 @@ def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainab
         params = optim.merge(trainable, frozen)
         tokens, pictures = losses.loss_sums(parts, params, config.loss, ids, batch, key)
         lm, image = tokens / counts.tokens, pictures / counts.pictures
-        return config.loss.lm_weight * lm + config.loss.image_weight * image, (lm, image)
+        lm_weight, image_weight = config.loss.weights
+        return lm_weight * lm + image_weight * image, (lm, image)
 
     grad = jax.value_and_grad(loss, has_aux=True)
     if config.accumulate == 1:

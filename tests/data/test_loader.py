@@ -1,34 +1,63 @@
 """Batches by number: the same on any number of hosts, after any resumption, with or without a broken picture."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from etils import epath
 
 from dreamjax.batch import Batch
 from dreamjax.config import SourceConfig
 from dreamjax.data import loader as loader_module
-from dreamjax.data.loader import Concatenation, Loader
-from dreamjax.data.sources import SourceError
+from dreamjax.data.loader import Loader, split_of
+from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
 
 COUNT = 50  # documents of the small sources here: three batches and a bit
 
 
+class Listed:
+    """Documents in a list; a BadRecord among them is raised. The key is the id up to a slash."""
+
+    skipped = (BadRecord("stories.jsonl:3", "bad JSON"),)
+
+    def __init__(self, documents):
+        self.documents = list(documents)
+        self.fingerprint = f"listed-{len(self.documents)}-{abs(hash(tuple(map(repr, self.documents))))}"
+
+    def __len__(self):
+        return len(self.documents)
+
+    def __getitem__(self, index):
+        if isinstance(self.documents[index], BadRecord):
+            raise self.documents[index]
+        return self.documents[index]
+
+    def key(self, index):
+        return self.documents[index].id.partition("/")[0]
+
+
+def first_epoch(loader):
+    """Its batches, the last one perhaps partly empty."""
+    return [loader.load(number, endless=False) for number in itertools.takewhile(loader.has, itertools.count())]
+
+
+def epoch_groups(loader):
+    return sum(1 for _ in itertools.takewhile(loader.plan.has, itertools.count()))
+
+
 @pytest.fixture
 def make(monkeypatch, quickstart, shapes_tokenizer):
     """make(documents, seed, **changes of the data configuration) -> a Loader of batches of eight rows of 128 tokens."""
 
-    class Listed(list):
-        skipped = ("stories.jsonl:3: is not JSON",)
-
-    def make_loader(documents=None, seed=0, **changes):
-        source = Shapes("train", 0, COUNT) if documents is None else Listed(documents)
-        monkeypatch.setattr(loader_module, "open_source", lambda config, seed: source)
+    def make_loader(documents=None, seed=0, folder=None, source=None, **changes):
+        documents = Shapes("train", 0, COUNT) if documents is None else Listed(documents)
+        monkeypatch.setattr(loader_module, "open_source", lambda config, seed: documents)
         data = dataclasses.replace(quickstart.data, **({"length": 128, "seen_slots": 6, "dreamed_slots": 4} | changes))
         config = dataclasses.replace(quickstart, batch_size=8, seed=seed, data=data)
-        return Loader(config, (SourceConfig("shapes", "here"),), shapes_tokenizer)
+        return Loader(config, (source or SourceConfig("shapes", "here"),), shapes_tokenizer, folder)
 
     return make_loader
 
@@ -90,20 +119,7 @@ def test_epochs_follow_without_a_gap(make):
     everything = sorted(f"shapes-train-0-{i}" for i in range(COUNT))
     assert [sorted(epoch) for epoch in epochs] == [everything] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert len(loader.plan(0)) % 8, "the test needs a batch with groups of two epochs"
-
-
-def test_late_epochs_are_planned_once(make, monkeypatch):
-    loader, planned, plan = make(), [], loader_module.plan
-
-    def counted(lengths, shape, seed, epoch):
-        planned.append(epoch)
-        return plan(lengths, shape, seed, epoch)
-
-    monkeypatch.setattr(loader_module, "plan", counted)
-    for number in range(30, 36):
-        loader.load(number)
-    assert max(planned) > 4 and len(planned) <= max(planned) + 2, planned
+    assert epoch_groups(loader) % 8, "the test needs a batch with groups of two epochs"
 
 
 def test_the_row_is_the_documents(make, shapes_tokenizer):
@@ -111,8 +127,7 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
     loader = make(numbered(20))
     length, model = loader.shape.length, loader.config.model
     seen = 0
-    for number in range(loader.epoch_batches()):
-        batch = loader.load(number, endless=False).batch
+    for batch in (one.batch for one in first_epoch(loader)):
         for g in range(8):
             owners = {}
             for segment in range(1, batch.segments[g, 0].max() + 1):
@@ -133,29 +148,58 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
     assert seen == 20 * 4  # two pictures a document, seen and dreamed
 
 
-def test_a_broken_picture_costs_its_document_alone(make):
-    broken, sound = make(numbered(20, broken=(3, 11))), make(numbered(20))
-    loaded = [broken.load(number, endless=False) for number in range(broken.epoch_batches())]
-    names = {name for one in loaded for name in one.documents}
-    assert names == {f"d{i}" for i in range(20) if i not in (3, 11)}
-    skipped = sorted(line for one in loaded for line in one.skipped)
-    assert [line.split(":")[0] for line in skipped] == ["d11", "d3"] and all("format" in line and "\n" not in line for line in skipped)
-    shown = lambda batch, g: sorted(batch.dreamed_images[g][batch.dreamed_valid[g]][:, 0, 0, 0].tolist())
-    for number, one in enumerate(loaded):
-        whole = sound.load(number, endless=False)
+def shown(batch, g):
+    """The numbers of a group's dreamed pictures."""
+    return sorted(batch.dreamed_images[g][batch.dreamed_valid[g]][:, 0, 0, 0].tolist())
+
+
+def test_a_broken_picture_costs_itself_alone(make):
+    """A document with others goes on without it, one whose pictures are all broken is left out; no slot shows another document's."""
+    documents = numbered(20, broken=(3, 11))
+    picture = documents[3].parts[1]
+    documents[5] = dataclasses.replace(documents[5], parts=(Text("red "), picture, *documents[5].parts[1:]))
+    broken = make(documents)
+    loaded = first_epoch(broken)
+    assert {name for one in loaded for name in one.documents} == {f"d{i}" for i in range(20) if i not in (3, 11)}
+    skipped = sorted((record.name, record.reason) for one in loaded for record in one.skipped)
+    assert skipped == [(name, "image in no known format") for name in ("d11", "d11", "d3", "d3", "d5")]
+    seen = []
+    for one in loaded:
         for g in range(8):
-            assert shown(one.batch, g) == [value for value in shown(whole.batch, g) if value not in (4, 12)]
+            seen += shown(one.batch, g)
             for start, valid in ((one.batch.seen_start, one.batch.seen_valid), (one.batch.dreamed_start, one.batch.dreamed_valid)):
-                assert (one.batch.tokens[g, 0][start[g][valid[g]]] == broken.tokenizer.im_patch).all()
+                assert (one.batch.tokens[g, 0][start[g][valid[g]]] == broken.readers[0].tokenizer.im_patch).all()
+    assert sorted(seen) == sorted(2 * [i + 1 for i in range(20) if i not in (3, 11)])
+
+
+def test_what_cannot_do_without_its_picture_is_left_out(make):
+    broken = Image(b"no picture")
+    answer = (Image(left_right(1), dreamed=False, role="user"), dataclasses.replace(broken, role="user"), Text("red?", role="user"), Text("red.", role="assistant"))
+    pair = Document((broken, Text("red circle.")), id="pair", kind="pair")
+    documents = [Document(answer, id="answer"), pair, Document((broken, Text("red.")), id="alone"), Document((Text("red."),), id="sound")]
+    loaded = first_epoch(make(documents))
+    assert [name for one in loaded for name in one.documents] == ["sound"]
+    assert sorted(record.name for one in loaded for record in one.skipped) == ["alone", "answer", "pair"]
+    assert sum(int((one.batch.seen_valid.sum() + one.batch.dreamed_valid.sum())) for one in loaded) == 0
+
+
+def test_a_document_without_its_broken_picture_takes_no_more_than_was_planned(make):
+    """What a limit left out may have room now, but its row was promised to others."""
+    parts = (Text("red"), Image(b"no picture"), *[Text("red circle."), Image(left_right(7))] * 9)
+    sound = make([Document((Text("red"), Image(left_right(7)), *parts[2:]), id="long")])
+    planned = sound.plan.group(0)[0].lengths
+    (one,) = first_epoch(make([Document(parts, id="long")]))
+    assert one.documents == ("long",) and int((one.batch.segments > 0).sum()) <= planned[0]
+    assert 0 < one.batch.seen_valid.sum() <= planned[1] and 0 < one.batch.dreamed_valid.sum() <= planned[2]
 
 
 def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
     loader = make()
-    batches = [loader.load(number, endless=False) for number in range(loader.epoch_batches())]
+    batches = first_epoch(loader)
     assert sorted(name for loaded in batches for name in loaded.documents) == sorted(f"shapes-train-0-{i}" for i in range(COUNT))
-    last = loader.epoch_batches() * 8 - len(loader.plan(0))
+    last = len(batches) * 8 - epoch_groups(loader)
     assert 0 < last < 8 and not batches[-1].batch.segments[-last:].any() and batches[-1].batch.segments[:-last].any(axis=(1, 2)).all()
-    beyond = loader.load(loader.epoch_batches(), endless=False)
+    beyond = loader.load(len(batches), endless=False)
     assert not any(field.any() for field in beyond.batch) and beyond.documents == ()
     shares = [loader.load(len(batches) - 1, 4, host, endless=False).batch for host in range(4)]
     assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares))))
@@ -165,7 +209,7 @@ def test_draws_are_keyed_by_the_picture(make):
     """Its own number for each dreamed picture of an epoch, the same in every epoch, whatever shares its batch."""
     loader = make(numbered(20))
     seen = []
-    for number in range(2 * loader.epoch_batches()):
+    for number in range(2 * epoch_groups(loader) // 8):
         batch = loader.load(number).batch
         seen += zip(batch.dreamed_draw[batch.dreamed_valid].tolist(), batch.dreamed_images[batch.dreamed_valid][:, 0, 0, 0].tolist())
     assert len(set(seen)) == 40 and {draw // 256 + 1 for draw, _ in seen} == {value for _, value in seen}
@@ -175,7 +219,7 @@ def test_draws_are_keyed_by_the_picture(make):
 def test_only_dreamed_pictures_are_mirrored_and_always_the_same_ones(make):
     flipped, plain = make(numbered(20), flip=True), make(numbered(20))
     mirrored = []
-    for number in range(flipped.epoch_batches()):
+    for number in range(len(first_epoch(plain))):
         ours, again, theirs = (loader.load(number).batch for loader in (flipped, flipped, plain))
         assert_equal(ours, again)
         assert np.array_equal(ours.seen_images, theirs.seen_images)
@@ -188,12 +232,64 @@ def test_only_dreamed_pictures_are_mirrored_and_always_the_same_ones(make):
 def test_what_is_cut_and_left_out_is_counted(make):
     picture = Image(left_right(9))
     long = Document((Text("red circle."), picture, *[Text("red circle."), picture] * 9), id="long")
-    loader = make([long, Document((Text("red " * 200),), id="too long"), Document((Text("red."),), id="short")])
-    assert loader.cut == 2 and loader.skipped == ("stories.jsonl:3: is not JSON",)
-    assert (loader.lengths[:, 0] > 0).tolist() == [True, False, True]
-    assert 0 < loader.lengths[0, 1] <= 6 and 0 < loader.lengths[0, 2] <= 4
+    unlearned = Document((Text("red", learned=False),), id="unlearned")
+    loader = make([long, Document((Text("red " * 200),), id="too long"), unlearned, BadRecord("here:4", "bad JSON"), Document((Text("red."),), id="short")])
+    lengths = loader.plan.lengths[0].entries
+    assert (lengths[:, 0] > 0).tolist() == [True, True, False, False, True]
+    assert 0 < lengths[0, 1] <= 6 and 0 < lengths[0, 2] <= 4 and lengths[1].tolist() == [128, 0, 0]
+    assert (loader.found.cut, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == ["stories.jsonl:3: bad JSON", "here:4: bad JSON"]
     words = loader.in_words()
-    assert "3 documents" in words and "2 cut, 1 broken" in words and f"{loader.fill()['tokens']:.1%} of tokens" in words
+    assert "5 documents" in words and "2 cut, 2 broken" in words and f"{loader.plan.fill()['tokens']:.1%} of tokens" in words
+
+
+def test_splits_go_by_keys(make):
+    documents = [Document((Text("red " * (i % 5 + 1)),), id=f"series {i // 4}/{i}") for i in range(80)]
+    names = {}
+    for split in ("train", "eval"):
+        loader = make(documents, source=SourceConfig("shapes", "here", split, eval_share=0.3))
+        names[split] = {name for one in first_epoch(loader) for name in one.documents}
+        assert loader.documents == len(names[split])
+    assert not names["train"] & names["eval"] and len(names["train"] | names["eval"]) == 80
+    series = {split: {name.partition("/")[0] for name in found} for split, found in names.items()}
+    assert not series["train"] & series["eval"] and 2 <= len(series["eval"]) <= 10
+    assert abs(np.mean([split_of(str(i), 0.3) == "eval" for i in range(4000)]) - 0.3) < 0.03
+
+
+def test_pairs_show_either_side_by_a_coin(make, shapes_tokenizer):
+    pairs = [Document((Image(left_right(i + 1)), Text("red " * (i % 7 + 1))), id=f"d{i}", kind="pair") for i in range(60)]
+    loader = make(pairs)
+    sides, batch_of = {}, [loader.load(number).batch for number in range(4)]
+    for number, batch in enumerate(batch_of):
+        for valid, images in ((batch.seen_valid, batch.seen_images), (batch.dreamed_valid, batch.dreamed_images)):
+            for value in images[valid][:, 0, 0, 0].tolist():
+                sides.setdefault(value, []).append(valid is batch.seen_valid)
+        assert (batch.learned.sum() > 0) == batch.seen_valid.any(), number
+    assert 0.3 < np.mean([side[0] for side in sides.values()]) < 0.7
+    assert any(len(set(side)) == 2 for side in sides.values()) or max(map(len, sides.values())) == 1
+    for mode, seen in (("comprehension_only", True), ("creation_only", False)):
+        batches = [one.batch for one in first_epoch(make(pairs, source=SourceConfig("shapes", "here", mode=mode)))]
+        assert all(batch.dreamed_valid.any() != seen and batch.seen_valid.any() == seen for batch in batches)
+        assert sum(int(batch.seen_valid.sum() + batch.dreamed_valid.sum()) for batch in batches) == 60
+
+
+def test_lengths_are_found_once(make, tmp_path, monkeypatch):
+    documents = numbered(20)
+    before = make(documents, folder=epath.Path(tmp_path)).load(1)
+    measured, measure = [], loader_module.Reader.__call__
+    monkeypatch.setattr(loader_module.Reader, "__call__", lambda self, index: measured.append(index) or measure(self, index))
+    again = make(documents, folder=epath.Path(tmp_path))
+    assert_equal(before.batch, again.load(1).batch)
+    assert not measured and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+    make(documents, folder=epath.Path(tmp_path), length=120)  # where rows are shorter, lengths are others
+    assert measured == list(range(20))
+
+
+def test_documents_that_changed_after_they_were_measured(make):
+    loader = make(numbered(20))
+    changed = [dataclasses.replace(document, parts=(Text("red circle."), *document.parts)) for document in loader.readers[0].source.documents]
+    loader.readers[0].source.documents[:] = changed
+    with pytest.raises(SourceError, match=r"d\d+: is another document than when lengths were measured; delete \w+\.\*"):
+        loader.load(0)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +298,3 @@ def test_what_is_cut_and_left_out_is_counted(make):
 def test_nothing_fits(make, documents):
     with pytest.raises(SourceError, match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures"):
         make(documents, seen_slots=0, dreamed_slots=0)
-
-
-def test_sources_one_behind_the_other():
-    joined = Concatenation(["ab", "", "cde", "f"])
-    assert len(joined) == 6 and "".join(joined[i] for i in range(6)) == "abcdef"

@@ -104,9 +104,9 @@ def test_broken_records_are_skipped_and_named(tmp_path):
     broken = ["{oops", json.dumps([1]), record(9, title=None), record(9, pages="x"), record(9, pages=[{"text": 3}]), record(9, pages=[]), record(1)]
     source = Storybook(write(tmp_path, [record(1), *broken, record(2, title="Où?"), "", record(3)]))
     assert len(source) + len(Storybook(tmp_path, "eval")) == 3
-    reasons = ["is not JSON", "not a JSON object", "title is missing", "pages is missing", "text is", "no page has", "id s001 occurs twice"]
+    reasons = ["bad JSON", "not a JSON object", "title is missing", "pages is missing", "text is", "no page has", "id s001 occurs twice"]
     assert len(source.skipped) == len(reasons)
-    for number, (line, reason) in enumerate(zip(source.skipped, reasons), start=2):
+    for number, (line, reason) in enumerate(zip(map(str, source.skipped), reasons), start=2):
         assert line.startswith(f"{tmp_path / 'stories.jsonl'}:{number}: ") and reason in line and "\n" not in line
 
 
@@ -115,7 +115,7 @@ def test_broken_records_are_skipped_and_named(tmp_path):
     [
         (None, "cannot read .*stories.jsonl"),
         ([], "the file is empty"),
-        (["oops"], "first of 1 bad records is .*:1: is not JSON"),
+        (["oops"], "first of 1 bad records is .*:1: bad JSON"),
         (["{}"], "pages is missing"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dreamjax.config import ClipConfig, MeshConfig
-from dreamjax.models.clip import CLIP_MEAN, CLIP_STD, ClipVision, normalise
+from dreamjax.models.clip import ClipVision, normalise
 from dreamjax.sharding import make_mesh
 
 CONFIG = ClipConfig(image_size=12, patch_size=4, width=32, layers=3, heads=4, ffn_width=48, layer_norm_eps=1e-3, select_layer=-2)
@@ -66,13 +66,16 @@ def test_normalise_is_what_the_image_processor_does():
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
     processor = transformers.CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
     expected = np.stack(processor(list(images), return_tensors="np")["pixel_values"]).transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(normalise(images), expected, atol=2e-6)
+    np.testing.assert_allclose(normalise(images, CONFIG), expected, atol=2e-6)
 
 
 def test_normalise_maps_the_mean_to_0_and_one_deviation_to_1():
-    np.testing.assert_allclose(normalise(np.round(255 * np.array([CLIP_MEAN])).astype(np.uint8)), 0, atol=0.01)
-    np.testing.assert_allclose(normalise(np.round(255 * (np.array([CLIP_MEAN]) + CLIP_STD)).astype(np.uint8)), 1, atol=0.01)
-    assert normalise(np.zeros((1, 2, 2, 3), np.uint8), jnp.bfloat16).dtype == jnp.bfloat16
+    config = dataclasses.replace(CONFIG, image_mean=(0.2, 0.4, 0.6), image_std=(0.1, 0.2, 0.3))
+    for encoder in (CONFIG, config):
+        mean, std = np.array([encoder.image_mean]), np.array([encoder.image_std])
+        np.testing.assert_allclose(normalise(np.round(255 * mean).astype(np.uint8), encoder), 0, atol=0.02)
+        np.testing.assert_allclose(normalise(np.round(255 * (mean + std)).astype(np.uint8), encoder), 1, atol=0.02)
+    assert normalise(np.zeros((1, 2, 2, 3), np.uint8), CONFIG, jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def test_pictures_do_not_see_each_other():

@@ -80,7 +80,7 @@ def test_the_llm_reads_tokens_patches_and_queries():
 
 def test_a_picture_becomes_its_patches_projected():
     images = np.stack([DOCUMENTS[0][1][0], DOCUMENTS[2][1][0]])
-    states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images))  # the selected state
+    states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images, LATENT.clip))  # the selected state
     projector = PARAMS["visual_projector"]["linear"]
     expected = states[:, 1:] @ projector["kernel"] + projector["bias"]
     assert expected.shape == (2, PATCHES, WIDTH) and relative_error(see(images), expected) < 1e-6
@@ -109,9 +109,19 @@ def test_the_unconditional_condition_is_a_row_without_context():
     row = Row(tokens, np.zeros(len(tokens), bool), (), ((2, 0),), False)
     batch = batch_of([(row, [], [None])])
     expected = dreamllm.read_out(PARTS, hidden_states(batch), batch)[0]
-    empty = dreamllm.unconditional(PARTS, PARAMS, *IDS)
+    empty = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start)
     assert empty.shape == (QUERIES, WIDTH) and relative_error(empty, expected) < 5e-6
     assert relative_error(dreamllm.unconditional(PARTS, PARAMS, IDS.bos, 5), expected) > 1e-2
+
+
+def test_the_official_unconditional_condition_is_a_row_without_queries():
+    tokens = np.array([IDS.bos, IDS.dream_start, *[IDS.im_patch] * QUERIES], np.int32)
+    row = Row(tokens, np.zeros(len(tokens), bool), (), (), False)
+    batch = batch_of([(row, [], [])])
+    expected = hidden_states(batch)[0, 2 : 2 + QUERIES]
+    official = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start, IDS.im_patch)
+    assert relative_error(official, expected) < 5e-6
+    assert relative_error(dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start), expected) > 1e-2
 
 
 def test_pictures_to_latents_and_back():

@@ -115,10 +115,10 @@ class Uncached:
         place(batch, 0, 0, row, self.images, [None] * len(self.dreamed))
         return batch
 
-    def next_token(self, may_dream: bool) -> int:
+    def next_token(self) -> int:
         tokenizer = self.model.tokenizer
         logits = np.array(self.run(self.batch())[0])
-        never = tokenizer.special_ids - {tokenizer.eos} - ({tokenizer.dream_start} if may_dream else set())
+        never = tokenizer.special_ids - {tokenizer.eos, tokenizer.dream_start}
         logits[list(never)] = logits[tokenizer.size :] = -np.inf
         return int(np.argmax(logits))
 
@@ -144,8 +144,8 @@ def test_a_document_is_what_the_model_says_without_a_cache(model, number):
     assert len(drawn) >= 1 and len(document.text) > 10, "the test is empty without a picture and words"
     uncached, runs = Uncached(model, PROMPTS[number], seed=number), [[]]
     for _ in range(OPTIONS.max_tokens):
-        token = uncached.next_token(may_dream=len(runs) <= OPTIONS.max_images)
-        if token == model.tokenizer.eos:
+        token = uncached.next_token()
+        if token == model.tokenizer.eos or (token == model.tokenizer.dream_start and len(runs) > OPTIONS.max_images):
             break
         if token != model.tokenizer.dream_start:
             uncached.tokens.append(token)
@@ -171,20 +171,23 @@ LONG = Document((Text("Once a red circle jumps up. Then it hides. " * 5), shown(
 def test_a_document_does_not_depend_on_its_batch_mates(model):
     """To the byte in a batch of eight, though mates are longer and draw more; alone, in other shapes, the same words and pictures within 2/255."""
     model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
-    short = [PROMPTS[3]] * 3 + [Document()] * 4
+    short = [PROMPTS[3]] * 3 + [Document(())] * 4
     mixed = [*OTHERS, LONG, *PROMPTS[1:3], LONG]
+    ones = []
     for number, seed in ((0, 7), (3, 8)):
         made = []
         for mates in (short, mixed):
             batch = [*mates[:5], PROMPTS[number], *mates[5:]]
             made.append(model.generate(batch, [seed if i == 5 else 90 + i for i in range(8)], options)[5])
         one, two = made
-        assert one.images and one.text and one.to_json() == two.to_json()
+        assert one.to_json() == two.to_json()
+        ones.append(one)
         alone = model.generate([PROMPTS[number]], [seed], options)[0]
         assert alone.text == one.text and [type(part) for part in alone.parts] == [type(part) for part in one.parts]
         for ours, theirs in zip(drawn_in(alone), drawn_in(one), strict=True):
             assert np.max(np.abs(ours.astype(int) - theirs)) <= 2
         assert one.to_json() != model.generate([PROMPTS[number]], [seed + 1], options)[0].to_json()
+    assert any(one.images for one in ones) and any(one.text for one in ones)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -286,13 +289,19 @@ def test_a_picture_on_demand_is_the_one_that_the_model_would_draw_there(model):
 
 
 def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
-    def use(prompts, seeds, options, **how):
-        model.generate(prompts, seeds, options)
-        draw(model, prompts, seeds, options)
-        list(stream.stream(model.parts, model.params, model.tokenizer, prompts[0], 0, options, preview_every=how.get("preview_every", 1)))
+    row_of = lambda prompt: prompts.prompt_row(model.parts, model.tokenizer, prompt, "plain")
+
+    def use(documents, seeds, options, preview_every=1):
+        model.generate(documents, seeds, options)
+        draw(model, documents, seeds, options)
+        list(stream.stream(model.parts, model.params, model.tokenizer, documents[0], 0, options, preview_every=preview_every))
 
     use(PROMPTS, range(4), OPTIONS)
-    other_words = (Document((Text("One day a green cross"), shown(8), Text("Now"))), OTHERS[1], Document((Text("One"), Image(picture(4)))), Document((Text("So it is"),)))
+    other_words = (
+        Document((Text("One day a green cross"), shown(8), Text("Now"))), Document((shown(5), Text("There it was."))),
+        Document((Text("Now a green bar is"), Image(picture(4)))), Document((Text("So"),)),
+    )
+    assert [len(row.tokens) // 16 for row in map(row_of, PROMPTS)] == [len(row.tokens) // 16 for row in map(row_of, other_words)]
     options = dataclasses.replace(
         OPTIONS, temperature=0.5, top_k=7, top_p=0.5, repetition_penalty=1.2, guidance_scale=3.0, guidance_rescale=0.2, max_tokens=17, max_images=1,
         min_images=1, sampler="dpm_solver", num_steps=4, spacing="linspace", stop=("red",),
@@ -325,13 +334,13 @@ def test_a_stop_string_ends_a_document_before_it(model):
 
 
 def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them(model):
-    asked = Document((Text("What is this?", role="user"), Image(picture(2), dreamed=False, role="user")))
+    asked = Document((Text("Be kind.", role="system"), Text("What is this?", role="user"), Image(picture(2), dreamed=False, role="user")))
     options = dataclasses.replace(OPTIONS, template="vicuna_v1.1", max_tokens=6)
     answer = model.generate([asked], [0], options)[0]
     assert answer.parts and {part.role for part in answer.parts} == {"assistant"} and not answer.text.startswith(" ")
     again = Document((*asked.parts, *answer.parts, Text("And now?", role="user")))
     tokens = prompts.prompt_row(model.parts, model.tokenizer, again, "vicuna_v1.1").tokens.tolist()
-    assert tokens.count(model.tokenizer.eos) == 1 and "ASSISTANT:" in model.tokenizer.decode_continuation(tokens[-8:])
+    assert tokens.count(model.tokenizer.eos) == 1 and "ASSISTANT:" in model.tokenizer.decode_continuation(tokens[-12:])
 
 
 def test_strings_that_look_like_control_tokens_stay_text(model):
@@ -363,7 +372,7 @@ def test_control_tokens_out_of_place_are_counted(model):
 
 @pytest.mark.parametrize("number, every", [(0, 1), (1, 3)])
 def test_a_stream_tells_the_document_that_generate_returns(model, number, every, tmp_path):
-    options = dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
+    model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
     events = stream.stream(model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1)
     page = tmp_path / "page.html"
     seen, told, number_of = [], [], 0
@@ -387,7 +396,7 @@ def test_a_stream_tells_the_document_that_generate_returns(model, number, every,
             np.testing.assert_array_equal(mine, np.asarray(part.pil()))
     kinds = [type(event) for event in seen]
     assert kinds.count(stream.PictureStarted) == kinds.count(stream.PictureDone) == kinds.count(stream.Preview) == len(document.images)
-    assert kinds.count(stream.TextPiece) > 5 / every
+    assert kinds.count(stream.TextPiece) >= 3 / every
     finished = page.read_text()
     assert "http-equiv" not in finished and finished.count("<img") == len(document.images) + len(PROMPTS[number].images)
 
@@ -402,7 +411,7 @@ def test_what_may_still_change_is_held_back():
 
 
 def test_log_probabilities_of_continuations(model):
-    pairs = [(PROMPTS[0], " a red circle."), (LONG, " it"), (PROMPTS[1], " Now it is blue."), (Document(), "One day")]
+    pairs = [(PROMPTS[0], " a red circle."), (LONG, " it"), (PROMPTS[1], " Now it is blue."), (Document(()), "One day")]
     found = scores.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
     for (prompt, continuation), shares in zip(pairs, found, strict=True):
         uncached = Uncached(model, prompt, 0)

@@ -160,6 +160,20 @@ def test_draws_have_the_distributions_that_they_should():
     assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
 
 
+def test_a_share_of_the_timesteps_can_be_drawn_late():
+    late = LossConfig(late_timesteps=0.5)
+    timesteps = quick_jit(lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps)()
+    assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
+    early = timesteps[timesteps < 875]
+    assert abs(early.mean() - 437) < 25  # the rest stays even
+
+
+@pytest.mark.parametrize("norm, total", [("none", 13.0), ("l1", 13.0 / 5), ("l2", 13.0 / 17**0.5)])
+def test_the_loss_is_divided_by_a_norm_of_its_weights(norm, total):
+    lm, image = LossConfig(lm_weight=1.0, image_weight=4.0, weight_norm=norm).weights
+    assert lm * 5 + image * 2 == pytest.approx(total) and image == pytest.approx(4 * lm)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Both, over a batch in which the U-Net and CLIP are frozen
 
@@ -214,8 +228,9 @@ def test_the_gradient_reaches_the_dream_queries_through_the_frozen_unet(gradient
     assert relative_error((ahead - behind) / 0.06, norm) < 0.02  # the slope along the gradient is its length
 
 
-def test_dropped_pictures_learn_from_the_unconditional_row():
-    config = run_config(loss=LossConfig(condition_dropout=0.999))
+@pytest.mark.parametrize("form, instead", [("queries", None), ("official", IDS.im_patch)])
+def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
+    config = run_config(loss=LossConfig(condition_dropout=0.999, unconditional=form))
     batch = fake_batch(config)
     numbers = batch.dreamed_draw.reshape(-1)
     draws = losses.draw(PARTS, config.loss, jax.random.key(0), numbers)
@@ -230,6 +245,6 @@ def test_dropped_pictures_learn_from_the_unconditional_row():
         patch.setattr(losses, "picture_errors", remember)
         hidden = jnp.ones((8, 32, WIDTH))
         losses.batch_picture_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
-        np.testing.assert_allclose(seen["unconditional"], dreamllm.unconditional(PARTS, params, *IDS), rtol=1e-6)
+        np.testing.assert_allclose(seen["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6)
         losses.batch_picture_errors(PARTS, params, dataclasses.replace(config.loss, condition_dropout=0.0), IDS, batch, hidden, draws._replace(drop=None))
         assert seen["unconditional"] is None

@@ -12,25 +12,49 @@ from dreamjax.document import Document
 from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
+WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
+FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record")
+
+
+class SourceError(ValueError):
+    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
+
+
+class BadRecord(ValueError):
+    """One record that cannot be used.
+
+    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", and `detail` says
+    more of this one. The message is one line of the three.
+    """
+
+    def __init__(self, name: str, reason: str, detail: str = ""):
+        super().__init__(name, reason, detail)  # as the arguments, so that it travels between processes
+        self.name, self.reason, self.detail = name, reason, " ".join(detail.split())
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.name, self.reason, self.detail) if part)
 
 
 class Source(Protocol):
-    """What every format gives."""
+    """What every format gives. A source can be pickled, cheaply however many documents it has, and called from many threads."""
 
-    skipped: tuple[str, ...]  # one line for each record left out: where it is and why
+    skipped: tuple[BadRecord, ...]  # what was left out when the source was opened; these have no index
+    fingerprint: str  # another one whenever a document may be another: what is stored about documents is stored under it
 
     def __len__(self) -> int:
         """Documents of the split."""
 
     def __getitem__(self, index: int) -> Document:
-        """The document at 0 <= index < len(source); an IndexError outside. May be called from many threads."""
+        """The document at 0 <= index < len(source), its pictures not yet opened.
+
+        Raises BadRecord, the same one each time, where the record cannot be used, and IndexError outside.
+        """
+
+    def key(self, index: int) -> str:
+        """What decides the split of a document, without reading it: documents of one key lie in the same split."""
 
     def texts(self) -> Iterable[str]:
         """Strings to train a tokenizer on."""
-
-
-class SourceError(ValueError):
-    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
 
 
 def open_source(config: SourceConfig, seed: int = 0) -> Source:
@@ -40,6 +64,8 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
     """
     if config.split not in SPLITS:
         raise ConfigError(f"data.split: {config.split!r} is none of {', '.join(SPLITS)}")
+    if config.split != "train" and config.format in FORMATS and config.format not in WITH_SPLITS:
+        raise ConfigError(f"data.split: {config.format} has no part that is held back; give other files to evaluate on, as the split train")
     # Imported by case: a format's libraries are needed only by those who read it.
     match config.format:
         case "shapes":
@@ -54,5 +80,29 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.storybook import StorybookPages
 
             return StorybookPages(config.path, config.split)
+        case "webdataset":
+            from dreamjax.data.sources.webdataset import open_webdataset
+
+            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache)
+        case "mmc4":
+            from dreamjax.data.sources.mmc4 import open_mmc4
+
+            return open_mmc4(config.path, config.images, config.min_similarity, config.cache)
+        case "obelics":
+            from dreamjax.data.sources.obelics import open_obelics
+
+            return open_obelics(config.path, config.images, config.cache)
+        case "llava":
+            from dreamjax.data.sources.llava import open_llava
+
+            return open_llava(config.path, config.images, config.cache)
+        case "instruct":
+            from dreamjax.data.sources.instruct import open_instruct
+
+            return open_instruct(config.path, config.images, config.min_similarity, config.cache)
+        case "array_record":
+            from dreamjax.data.sources.array_record import open_array_record
+
+            return open_array_record(config.path)
         case unknown:
-            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are shapes, storybook, storybook_pages")
+            raise ConfigError(f"data.format: {unknown!r} is unknown; formats are {', '.join(FORMATS)}")

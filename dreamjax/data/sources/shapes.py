@@ -150,6 +150,15 @@ class Shapes:
             parts = _recall(shown, wanted) + (Image(wanted.picture()), Text(ENDING))
         return Document(parts, id=f"shapes-{self.split}-{self.seed}-{index}")
 
+    @property
+    def fingerprint(self) -> str:
+        """All that the documents depend on."""
+        return f"shapes-{self.split}-{self.seed}-{self.length}"
+
+    def key(self, index: int) -> str:
+        """Each document by itself."""
+        return str(index)
+
     def texts(self) -> Iterable[str]:
         """The sentences of the train split, whichever split this is."""
         return corpus()

@@ -16,7 +16,7 @@ import pathlib
 import posixpath
 from collections.abc import Iterable, Sequence
 
-from dreamjax.data.sources import SPLITS, SourceError
+from dreamjax.data.sources import SPLITS, BadRecord, SourceError
 from dreamjax.document import Document, Image, Text
 
 EVAL_SHARE = 0.1  # of the stories, at most
@@ -47,7 +47,7 @@ class Storybook:
     path: str | os.PathLike
     split: str = "train"
     stories: tuple[Story, ...] = dataclasses.field(init=False, repr=False)
-    skipped: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
+    skipped: tuple[BadRecord, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -76,6 +76,15 @@ class Storybook:
             if image:
                 parts.append(Image(pathlib.Path(self.path, image)))
         return Document(tuple(parts), id=story.id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stories of this split."""
+        return hashlib.sha256(repr(self.stories).encode()).hexdigest()
+
+    def key(self, index: int) -> str:
+        """The id; the splits made here see to shared pictures."""
+        return self.stories[index].id
 
     def texts(self) -> Iterable[str]:
         """Titles and pages, as they stand in the documents."""
@@ -110,9 +119,14 @@ class StorybookPages:
         object.__setattr__(self, "pages", tuple(pages))
 
     @property
-    def skipped(self) -> tuple[str, ...]:
+    def skipped(self) -> tuple[BadRecord, ...]:
         """Records left out of the whole file."""
         return self.book.skipped
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stories."""
+        return f"pages-{self.book.fingerprint}"
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -123,6 +137,10 @@ class StorybookPages:
         number, text, image = self.pages[index]
         return Document((Text(text), Image(pathlib.Path(self.path, image), seen=False)), id=number)
 
+    def key(self, index: int) -> str:
+        """The id of the page's story."""
+        return self.pages[index][0].rpartition("/")[0]
+
     def texts(self) -> Iterable[str]:
         """As the stories'."""
         return self.book.texts()
@@ -132,12 +150,8 @@ class StorybookPages:
 # Reading
 
 
-class _BadRecord(Exception):
-    """What is wrong with one line."""
-
-
-def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[str, ...]]:
-    """All stories of a folder, and one line for each record that was left out. Raises SourceError where none is left."""
+def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadRecord, ...]]:
+    """All stories of a folder, and the records that were left out. Raises SourceError where none is left."""
     folder = pathlib.Path(path)
     file = folder / "stories.jsonl"
     if not folder.is_dir():
@@ -153,30 +167,34 @@ def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[str,
         try:
             story = _parse(line)
             if story.id in stories:
-                raise _BadRecord(f"id {story.id} occurs twice")
+                raise _Unusable("repeated id", f"id {story.id} occurs twice")
             stories[story.id] = story
-        except _BadRecord as error:
-            skipped.append(f"{file}:{number}: {error}")
+        except _Unusable as error:
+            skipped.append(BadRecord(f"{file}:{number}", *error.args))
     if not stories:
         reason = f"the first of {len(skipped)} bad records is {skipped[0]}" if skipped else "the file is empty"
         raise SourceError(f"storybook: no story in {file}: {reason}; each line is a JSON object with id, title and pages")
     return tuple(stories.values()), tuple(skipped)
 
 
+class _Unusable(Exception):
+    """What is wrong with one line: a reason and more of it."""
+
+
 def _parse(line: bytes) -> Story:
-    """One line of the file; a _BadRecord says what is wrong with it."""
+    """One line of the file; raises _Unusable."""
     try:
         record = json.loads(line)
     except ValueError as error:  # also bytes that are not UTF-8
-        raise _BadRecord(f"is not JSON: {error}") from None
+        raise _Unusable("bad JSON", str(error)) from None
     if not isinstance(record, dict):
-        raise _BadRecord("is not a JSON object")
+        raise _Unusable("bad JSON", "is not a JSON object")
     if not isinstance(record.get("pages"), list):
-        raise _BadRecord("pages is missing or no list")
+        raise _Unusable("missing key", "pages is missing or no list")
     pages = tuple((_string(page, "text"), _picture(page, "image")) for page in record["pages"])
     pages = tuple(page for page in pages if any(page))
     if not pages:
-        raise _BadRecord("no page has text or a picture")
+        raise _Unusable("empty", "no page has text or a picture")
     others = {key: _string(record, key) for key in ("text_by", "illustration_by", "license")}
     return Story(_string(record, "id", needed=True), _string(record, "title", needed=True), pages, _picture(record, "cover"), **others)
 
@@ -186,7 +204,7 @@ def _string(record, key: str, needed: bool = False) -> str:
     if value is None and isinstance(record, dict) and not needed:
         return ""
     if not isinstance(value, str) or (needed and not value.strip()):
-        raise _BadRecord(f"{key} is missing or no string")
+        raise _Unusable("missing key", f"{key} is missing or no string")
     return value.strip()
 
 

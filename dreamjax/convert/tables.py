@@ -1,0 +1,23 @@
+"""The table of names of each part of a model."""
+
+from collections.abc import Mapping
+
+from dreamjax.config import ModelConfig
+from dreamjax.convert import assemble, clip, clip_text, llama, stable_diffusion
+from dreamjax.convert.names import Table
+
+
+def of(part: str, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Table:
+    """The Hugging Face names of llm, clip, text_encoder, clip_text, unet or vae in a model with parameters of these `shapes`."""
+    match part:
+        case "llm":
+            return llama.table(model.llm)
+        case "clip":
+            return clip.table(model.clip)
+        case "text_encoder" | "clip_text":
+            return clip_text.table(getattr(model, part))
+        case "unet":
+            return stable_diffusion.unet_table(assemble.part_shapes(shapes, part))
+        case "vae":
+            return stable_diffusion.vae_table(assemble.part_shapes(shapes, part))
+    raise ValueError(f"{part}: has no names of its own in other formats")

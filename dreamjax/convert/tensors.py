@@ -1,0 +1,147 @@
+"""Foreign weight files as tensors that are read slice by slice, when they are asked for.
+
+safetensors files are mapped into memory, torch's pickles too where their format allows; so what is not asked for costs no
+memory, and what was read goes back to the page cache.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from dreamjax.schema import ConfigError
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+
+
+class Tensor(NamedTuple):
+    """One tensor of a foreign file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: pathlib.Path
+    read: Callable[[tuple[slice, ...]], np.ndarray]  # one slice per axis
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file; ConfigError where it is missing or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is missing") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON: {error}") from None
+
+
+def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
+    """(tensors by name, files) of the first of `stems` that a folder holds, each as safetensors or as torch's .bin, whole or in shards.
+
+    safetensors come before .bin and stems in their order; of variants (`model.fp16.safetensors`) that are all there is, the
+    first by name is taken. ConfigError where there are none, or where shards are missing.
+    """
+    for suffix in (".safetensors", ".bin"):
+        for stem in stems:
+            for index in sorted(folder.glob(f"{stem}{suffix}.index*.json")):
+                return _open_files(_shards(folder, index))
+            for whole in (folder / f"{stem}{suffix}", *sorted(folder.glob(f"{stem}.*{suffix}"))):
+                if whole.exists():
+                    return _open_files([whole])
+    names = ", ".join(f"{stem}.safetensors or .bin" for stem in stems)
+    raise ConfigError(f"{folder}: holds no weights ({names})")
+
+
+def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
+    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    missing = [file.name for file in files if not file.exists()]
+    if missing or not files:
+        raise ConfigError(f"{index}: names the shards {', '.join(missing) or 'of nothing'}, which the folder lacks")
+    return files
+
+
+def _open_files(files: list[pathlib.Path]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in open_file(file).items():
+            if name in tensors:
+                raise ConfigError(f"{name}: is in {tensors[name].file.name} and again in {file.name}")
+            tensors[name] = tensor
+    return tensors, tuple(files)
+
+
+def open_file(file: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file or torch pickle."""
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+
+
+def _open_safetensors(file: pathlib.Path) -> dict[str, Tensor]:
+    import safetensors
+
+    try:
+        opened = safetensors.safe_open(file, framework="np")
+        slices = {name: opened.get_slice(name) for name in opened.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{file}: is no safetensors file: {error}") from None
+    unknown = {name: s.get_dtype() for name, s in slices.items() if s.get_dtype() not in DTYPES}
+    if unknown:
+        name = next(iter(unknown))
+        raise ConfigError(f"{file}: {name} has the type {unknown[name]}, which is none of {', '.join(DTYPES)}")
+    return {
+        name: Tensor(name, tuple(s.get_shape()), np.dtype(DTYPES[s.get_dtype()]), file, functools.partial(_read_slice, s))
+        for name, s in slices.items()
+    }
+
+
+def _read_slice(lazy, index: tuple[slice, ...]) -> np.ndarray:
+    return lazy[index] if index else lazy[...]
+
+
+def _open_pickle(file: pathlib.Path) -> dict[str, Tensor]:
+    """Weights only: a pickle that holds anything else than tensors in dicts is refused by torch."""
+    torch = require_torch(file)
+    try:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in as many ways as there are files
+        raise ConfigError(f"{file}: is not a file of weights alone: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    odd = [name for name, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else [type(state).__name__]
+    if odd:
+        raise ConfigError(f"{file}: holds something else than tensors by name: {odd[0]}")
+    return {name: _torch_tensor(torch, name, value, file) for name, value in state.items()}
+
+
+def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
+    value = value.detach()
+    is_half = value.dtype == torch.bfloat16  # which torch does not hand to numpy
+    array = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_half else value.numpy()
+    return from_array(name, array, file)
+
+
+def from_array(name: str, array: np.ndarray, file: pathlib.Path) -> Tensor:
+    """A tensor that is in memory, or mapped there, already."""
+    return Tensor(name, array.shape, array.dtype, file, lambda index: array[index])
+
+
+def require_torch(file: pathlib.Path):
+    """torch, which only pickles need; ConfigError that says how to get it."""
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(f"{file}: is a torch pickle, and torch is not installed; pip install 'dreamjax[convert]', or use safetensors") from None
+    return torch
+
+
+def sha256(file: pathlib.Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

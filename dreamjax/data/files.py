@@ -1,0 +1,183 @@
+"""Files by name, on disk or in a bucket: which ones a path means, whether one has changed, and bytes out of the middle of one.
+
+Names with `://` go through fsspec (gs:// needs the package gcsfs), since only it reads a range without what surrounds it.
+"""
+
+import contextlib
+import functools
+import glob
+import itertools
+import os
+import re
+import shutil
+import typing
+import uuid
+from collections.abc import Iterator, Sequence
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Unreadable(OSError):
+    """A file that cannot be read, or not as it was; `reason` is a fixed phrase to count by."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.args = (message, reason)  # so that it travels between processes
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URL rather than a name on this machine."""
+    return "://" in path
+
+
+@functools.cache
+def _remote(protocol: str):
+    import fsspec  # only needed for buckets
+
+    return fsspec.filesystem(protocol)
+
+
+def _filesystem(path: str):
+    """The fsspec filesystem of a URL; OSError where what it takes is not installed."""
+    try:
+        return _remote(path.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise OSError(f"{path}: {error}") from None
+
+
+def expand_braces(path: str) -> list[str]:
+    """a-{00..02}.tar and {a,b}.tar as the shell reads them: every combination, in order; numbers keep their leading zeros."""
+    found = _BRACES.search(path)
+    if not found:
+        return [path]
+    inside = found[1]
+    if bounds := _RANGE.fullmatch(inside):
+        first, last = int(bounds[1]), int(bounds[2])
+        width = max(len(bounds[1]), len(bounds[2])) if bounds[1].startswith("0") or bounds[2].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    else:
+        choices = inside.split(",")
+    return list(itertools.chain.from_iterable(expand_braces(path[: found.start()] + choice + path[found.end() :]) for choice in choices))
+
+
+def expand(path: str, suffixes: Sequence[str]) -> list[str]:
+    """The files that a path means, in a fixed order: itself, what its braces and stars match, or a folder's files with one of the suffixes.
+
+    Files that are named, not matched, need not exist. Raises OSError where nothing matches.
+    """
+    files = list(itertools.chain.from_iterable(_matches(one, tuple(suffixes)) for one in expand_braces(os.fspath(path))))
+    if not files:
+        raise OSError(f"{path}: there is no such file, and no folder with files that end in {' or '.join(suffixes)}")
+    return files
+
+
+def _matches(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    if not is_remote(path):
+        path = os.path.expanduser(path)
+        if glob.has_magic(path):
+            return sorted(glob.glob(path, recursive=True))
+        if os.path.isdir(path):
+            return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(suffixes) and entry.is_file())
+        return [path]
+    system = _filesystem(path)
+    if glob.has_magic(path):
+        return sorted(system.unstrip_protocol(name) for name in system.glob(path))
+    if path.endswith(suffixes):
+        return [path]
+    listed = system.ls(path, detail=False) if system.isdir(path) else []
+    return sorted(system.unstrip_protocol(name) for name in listed if name.endswith(suffixes))
+
+
+def stamp(path: str) -> str:
+    """What changes when the file does: its size and time on disk, its size and version in a bucket. Raises Unreadable where it is missing."""
+    try:
+        if not is_remote(path):
+            return _local_stamp(os.stat(path))
+        info = _filesystem(path).info(path)
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file", "file missing") from None
+    versions = [str(info[key]) for key in ("generation", "etag", "ETag", "md5Hash", "mtime", "created") if info.get(key)]
+    return "-".join([str(info["size"]), *versions[:1]])
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file; in a bucket that is a request."""
+    return _filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def _local_stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[typing.BinaryIO]:
+    """The file, to be read from its beginning onwards."""
+    with open(path, "rb") if not is_remote(path) else _filesystem(path).open(path, "rb") as file:
+        yield file
+
+
+def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
+    """`size` bytes from `offset` on. Raises Unreadable where the file is missing, ends before, or no longer has the stamp `expected`.
+
+    In a bucket the stamp is not asked for again, since that would cost a request for each range.
+    """
+    if size == 0:
+        return b""
+    try:
+        if is_remote(path):
+            data = _filesystem(path).cat_file(path, start=offset, end=offset + size)
+        else:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                if expected and _local_stamp(os.fstat(file)) != expected:
+                    raise Unreadable(f"{path}: has changed since it was indexed", "file changed")
+                data = os.pread(file, size, offset)
+            finally:
+                os.close(file)
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file", "file missing") from None
+    if len(data) != size:
+        raise Unreadable(f"{path}: ends at byte {offset + len(data):,d}, needed up to {offset + size:,d}", "file truncated")
+    return data
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing on this machine: a name stands for something whole, or for nothing
+
+
+@contextlib.contextmanager
+def atomic(path: str) -> Iterator[typing.BinaryIO]:
+    """A file to write bytes to; it gets its name when the block ends without an error."""
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str) -> Iterator[str]:
+    """A folder to write files to; it gets its name when the block ends without an error, unless another process was first."""
+    temporary = _temporary(path)
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError:  # not empty: another process has put its own there
+            if not os.path.isdir(path):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: str) -> str:
+    return f"{path}.{uuid.uuid4().hex[:12]}.tmp"

@@ -1,0 +1,146 @@
+"""Documents in ArrayRecord files, as `python -m dreamjax.prepare` writes them: one record a document, pictures as their encoded files.
+
+A record is the length of a head (4 bytes, little endian), the head (JSON: version, id, kind, parts, where a picture has its
+number of bytes), and the pictures' bytes behind each other.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+
+from dreamjax import images
+from dreamjax.data import files
+from dreamjax.data.sources import BadRecord, SourceError
+from dreamjax.data.sources.records import texts_of
+from dreamjax.document import Document, Image, Text
+
+VERSION = 1
+SUFFIX = ".array_record"
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one record at a time is read, and pictures are compressed already
+LENGTHS = "lengths.npy"
+_HEAD = struct.Struct("<I")
+
+
+def encode(document: Document) -> bytes:
+    """The record of a document. Pictures keep the bytes of their files; those that have none become PNG. Raises BadImage."""
+    parts, blobs = [], []
+    for part in document.parts:
+        if isinstance(part, Text):
+            parts.append({"text": part.text, "learned": part.learned, "role": part.role})
+        else:
+            blobs.append(images.file_bytes(part.source))
+            parts.append({"bytes": len(blobs[-1]), "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
+    head = json.dumps({"version": VERSION, "id": document.id, "kind": document.kind, "parts": parts}).encode()
+    return b"".join([_HEAD.pack(len(head)), head, *blobs])
+
+
+def decode(record: bytes) -> Document:
+    """The inverse of `encode`. Raises ValueError."""
+    if len(record) < _HEAD.size:
+        raise ValueError(f"{len(record)} bytes are no record")
+    at = _HEAD.size + _HEAD.unpack_from(record)[0]
+    head = json.loads(record[_HEAD.size : at])
+    if not isinstance(head, dict) or head.get("version") != VERSION:
+        raise ValueError(f"not a document of version {VERSION}")
+    parts = []
+    for part in head["parts"]:
+        if "text" in part:
+            parts.append(Text(part["text"], part["learned"], part["role"]))
+        else:
+            parts.append(Image(record[at : at + part["bytes"]], part["seen"], part["dreamed"], part["role"]))
+            at += part["bytes"]
+    if at != len(record):
+        raise ValueError(f"{len(record)} bytes, of which the head describes {at}")
+    return Document(tuple(parts), head["id"], kind=head["kind"])
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecords:
+    """The documents of all files, in the order of the files."""
+
+    records: grain.sources.ArrayRecordDataSource
+    names: tuple[str, ...]  # of the files
+    ends: np.ndarray  # [files] one past the last document of each
+    fingerprint: str
+    skipped: tuple[BadRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Document:
+        name = self.key(index)
+        try:
+            document = decode(self.records[index])
+        except RuntimeError as error:  # what the reader raises, whatever is wrong
+            raise BadRecord(name, "damaged record", str(error)) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadRecord(name, "no document", str(error)) from None
+        return dataclasses.replace(document, id=document.id or name)
+
+    def key(self, index: int) -> str:
+        """The file and the number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are documents 0 to {len(self) - 1}, not {index}")
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        return f"{self.names[file]}:{index - (int(self.ends[file - 1]) if file else 0)}"
+
+    def texts(self) -> Iterable[str]:
+        """All text."""
+        return texts_of(self)
+
+    def lengths(self) -> np.ndarray | None:
+        """[n, 3] int32 that `prepare` stored: tokens without the slots' own, seen and dreamed pictures; None where the files are not just those."""
+        file = pathlib.Path(self.names[0]).parent / LENGTHS
+        found = np.load(file) if file.exists() else None
+        return found if found is not None and len(found) == len(self) else None
+
+
+def open_array_record(path: str) -> ArrayRecords:
+    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is left."""
+    if files.is_remote(path):
+        raise SourceError(f"{path}: ArrayRecord files are read from disk; mount the bucket (gcsfuse) and give the mounted folder")
+    try:
+        paths = files.expand(path, (SUFFIX,))
+    except OSError as error:
+        raise SourceError(str(error)) from None
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        counted = list(pool.map(_count, paths))
+    skipped = tuple(count for count in counted if isinstance(count, BadRecord))
+    whole = [(path, count) for path, count in zip(paths, counted) if not isinstance(count, BadRecord) and count]
+    if not whole:
+        raise SourceError(f"{path}: there is no document to read{f': {skipped[0]}' if skipped else ''}")
+    stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _ in whole]).encode()).hexdigest()[:32]
+    instructions = [_WholeFile(path, 0, count, count) for path, count in whole]  # counted already
+    ends = np.cumsum([count for _, count in whole])
+    return ArrayRecords(grain.sources.ArrayRecordDataSource(instructions), tuple(path for path, _ in whole), ends, f"array_record-{stamps}", skipped)
+
+
+class _WholeFile(NamedTuple):
+    """Has what array_record's FileInstruction asks for."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def _count(path: str) -> int | BadRecord:
+    if not os.path.exists(path):
+        return BadRecord(path, "file missing")
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        count = reader.num_records()
+        reader.close()
+        return count
+    except RuntimeError as error:
+        return BadRecord(path, "file damaged", str(error))

@@ -1,0 +1,90 @@
+"""Conversations as LLaVA's JSON has them, and documents written to an instruction.
+
+A conversation (LLaVA, arXiv:2304.08485): `conversations`, turns {from: human | gpt | system, value}; `image`, the name of the
+picture or a list of names, absent where it is text alone. `<image>` in a turn is where a picture is shown, and `<dream>`,
+as DreamLLM's own data have it, where one is drawn.
+
+An instruction document (InstructMMC4, Instruct-BLIP-LAION; DreamLLM, Sec. 3): `instruction`, what the user asks for, and what the
+assistant answers: `text_list` with `image_info` as in MMC4; or `text_list`, `images` (names) and `matched_text_index` (one of
+each for each picture); or `image` (a name), with `text` before it where there is one.
+"""
+
+import re
+
+from dreamjax.data.sources.interleaved import Find, mmc4_parts, place
+from dreamjax.data.sources.records import Unusable, require
+from dreamjax.document import Document, Image, Part, Text
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_PLACEHOLDER = re.compile(r"(<image>|<dream>)")
+
+
+def conversation(record: dict, find: Find) -> Document:
+    """The Document of one conversation. Raises Unusable, also where a picture is missing."""
+    names = record.get("image") if record.get("image") is not None else record.get("images") or []
+    names = [names] if isinstance(names, str) else require({"image": names}, "image", list, of=str)
+    turns = [_turn(turn, f"conversations[{number}].") for number, turn in enumerate(require(record, "conversations", list, of=dict))]
+    if not any(role == "assistant" and words.strip() for role, words in turns):
+        raise Unusable("no text", "the assistant says nothing")
+    return Document(tuple(turn_parts(turns, [_found(find, name, number) for number, name in enumerate(names)])))
+
+
+def _turn(turn: dict, where: str) -> tuple[str, str]:
+    speaker, words = ("from", "value") if "from" in turn or "value" in turn else ("role", "content")
+    role = require(turn, speaker, str, where)
+    if role not in SPEAKERS:
+        raise Unusable("unknown speaker", f"{where}{speaker} is {role!r}, none of {', '.join(SPEAKERS)}")
+    return SPEAKERS[role], require(turn, words, str, where)
+
+
+def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
+    """Parts of turns (role, words), with the pictures where their placeholders are; without pictures the words are left as they are."""
+    wanted = sum(len(_PLACEHOLDER.findall(words)) for _, words in turns)
+    if sources and wanted != len(sources):
+        raise Unusable("placeholders do not match", f"{wanted} of <image> and <dream> for {len(sources)} pictures")
+    parts, pictures = [], iter(sources)
+    for role, words in turns:
+        for piece in _PLACEHOLDER.split(words) if sources else [words]:
+            if sources and piece in ("<image>", "<dream>"):
+                parts.append(Image(next(pictures), dreamed=piece == "<dream>", role=role))
+            elif piece:
+                parts.append(Text(piece, role=role))
+    return parts
+
+
+def _found(find: Find, name: str, number: int):
+    source = find(name, number)
+    if source is None:
+        raise Unusable("image missing", name or f"picture {number}")
+    return source
+
+
+def instruction(record: dict, find: Find, min_similarity: float | None = None) -> Document:
+    """The Document of one instruction and its answer. Raises Unusable."""
+    asked = require(record, "instruction", str).strip()
+    if not asked:
+        raise Unusable("no text", "the instruction is empty")
+    answer = [_spoken(part) for part in _answer(record, find, min_similarity)]
+    if not answer:
+        raise Unusable("empty", "no answer to the instruction")
+    return Document((Text(asked, role="user"), *answer))
+
+
+def _answer(record: dict, find: Find, min_similarity: float | None) -> tuple[Part, ...]:
+    if "image_info" in record:
+        return mmc4_parts(record, find, min_similarity or 0.0)  # these were chosen already
+    if "text_list" in record:
+        texts, names = require(record, "text_list", list, of=str), require(record, "images", list, of=str)
+        places = require(record, "matched_text_index", list, of=int)
+        if len(places) != len(names) or not all(0 <= index < len(texts) for index in places):
+            raise Unusable("bad index", f"matched_text_index is {places} for {len(names)} images and {len(texts)} texts")
+        return place(texts, [(index, Image(_found(find, name, number))) for number, (index, name) in enumerate(zip(places, names))])
+    words = require(record, "text", str).strip() if record.get("text") is not None else ""
+    picture = Image(_found(find, require(record, "image", str), 0))
+    return (Text(words), picture) if words else (picture,)
+
+
+def _spoken(part: Part) -> Part:
+    if isinstance(part, Image):
+        return Image(part.source, part.seen, part.dreamed, "assistant")
+    return Text(part.text, part.learned, "assistant")

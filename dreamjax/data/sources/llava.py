@@ -1,0 +1,19 @@
+"""LLaVA's conversations (arXiv:2304.08485): one JSON list or JSON lines, and the folder that their pictures' names start from.
+
+Pretraining (558K) and instruction files (80K, 158K, 665K) have one layout. A conversation whose picture is missing is a bad
+record: without it the answers cannot be known.
+"""
+
+from dreamjax.data.sources.conversations import conversation
+from dreamjax.data.sources.records import Folder, JsonRecords, open_json
+from dreamjax.document import Document
+
+
+def open_llava(path: str, images: str = "", cache: str = "") -> JsonRecords:
+    """The conversations of files in LLaVA's layout. Raises SourceError."""
+    return open_json(path, parse, images, cache)
+
+
+def parse(record: dict, folder: Folder) -> Document:
+    """The Document of one record."""
+    return conversation(record, folder.find)

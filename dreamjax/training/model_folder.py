@@ -1,0 +1,166 @@
+"""A model folder: what a model is, to use or to hand on, without the run that made it.
+
+    DIR/
+      config.json     the ModelCard: the model, its chat template, where its weights come from
+      tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below it
+      params/         the parameters (Orbax), in the dtype that they came in
+
+Parameters are written group by group, so that a model larger than the host's memory passes through.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.experimental import v1
+
+from dreamjax.config import ModelConfig, RunConfig
+from dreamjax.schema import ConfigError, from_dict, to_dict
+
+GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFile:
+    """A file that weights were read from."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where some of a model's weights come from."""
+
+    source: str  # folder, file or hub name, as it was given
+    format: str
+    parts: tuple[str, ...]
+    files: tuple[LoadedFile, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What config.json of a model folder says."""
+
+    model: ModelConfig
+    template: str = "plain"
+    origins: tuple[Origin, ...] = ()
+    fresh: tuple[str, ...] = ()  # parameters that no source brought
+
+
+def write_card(folder: epath.Path, card: ModelCard):
+    """Writes config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(card), indent=1) + "\n")
+
+
+def is_ours(folder: epath.Path) -> bool:
+    """Whether a folder is a model folder or a training workdir, or nothing at all: not whether it can be loaded."""
+    path = folder / "config.json"
+    if not path.exists():
+        return not any((folder / name).exists() for name in ("unet", "vae"))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        return True  # `read_card` says so
+    return isinstance(values, dict) and "model" in values
+
+
+def read_card(folder: epath.Path) -> ModelCard:
+    """The card of a model folder; of a training workdir, what its RunConfig says of the model. ConfigError where it is neither."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON: {error}") from None
+    if "optim" in values:
+        config = from_dict(RunConfig, values, str(path))
+        return ModelCard(config.model, config.data.template)
+    return from_dict(ModelCard, values, str(path))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parameters
+
+
+def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str], jax.Array], progress: Callable = iter):
+    """Writes the parameters {path: bytes} that `make` puts on devices, a few at a time; each is freed when it is written.
+
+    `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`.
+    """
+    for group in progress(groups(sizes)):
+        leaves = {name: make(name) for name in group}
+        tree: dict = {}
+        for name, leaf in leaves.items():
+            put(tree, name, leaf)
+        v1.partial.save(path, tree)
+        for leaf in leaves.values():
+            leaf.delete()
+    v1.partial.finalize(path)
+
+
+def groups(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Neighbours together up to GROUP_BYTES; what is larger stands alone."""
+    made: list[list[str]] = [[]]
+    total = 0
+    for name, size in sizes.items():
+        if made[-1] and total + size > GROUP_BYTES:
+            made.append([])
+            total = 0
+        made[-1].append(name)
+        total += size
+    return made
+
+
+def params_path(folder: epath.Path) -> epath.Path:
+    """Where the parameters of a model folder lie."""
+    path = folder / "params"
+    return path / "state" if (path / "state").exists() else path
+
+
+def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and dtype} of the parameters that a model folder holds."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(params_path(folder)).item_metadata.tree
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: not isinstance(node, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves}
+
+
+def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
+    """A function from the path of a parameter to its array; it holds the last group that it read, so ask in the order of `wanted`."""
+    together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
+    group_of = {path: number for number, group in enumerate(together) for path in group}
+
+    @functools.lru_cache(maxsize=1)
+    def read(number: int) -> dict:
+        tree: dict = {}
+        for path in together[number]:
+            put(tree, path, wanted[path])
+        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
+
+    return lambda path: get(read(group_of[path]), path)
+
+
+def put(tree: dict, path: str, value):
+    """Sets the leaf at a path of nested dicts."""
+    *names, last = path.split("/")
+    for name in names:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def get(tree: dict, path: str):
+    """The leaf at a path of nested dicts."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree

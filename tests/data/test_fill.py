@@ -1,0 +1,40 @@
+"""How full packed rows are: at least 95 % of tokens and 80 % of slots on simulated corpora and on real stories."""
+
+import os
+import pathlib
+
+import pytest
+
+from benchmarks import packing_fill
+from dreamjax.tokenizer import Tokenizer
+
+DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2] / "../shared/data"))
+
+
+def assert_full(case):
+    shape = packing_fill.suited(case)
+    filled = packing_fill.measure(case, shape)
+    assert filled.tokens >= 0.95, (case.name, filled)
+    assert all(share >= 0.8 for share, slots in ((filled.seen, shape.seen), (filled.dreamed, shape.dreamed)) if slots), (case.name, shape, filled)
+    assert filled.tokens > 1.5 * filled.padded_tokens
+
+
+@pytest.mark.parametrize("case", packing_fill.simulated(16_384), ids=lambda case: case.name)
+def test_simulated_corpora(case):
+    assert_full(case)
+
+
+def test_the_simulation_is_mmc4s():
+    """Its published means, before anything is cut."""
+    lengths = packing_fill.mmc4_lengths(4000, tokens=1.0)  # pictures alone
+    assert lengths[:, 1].max() == (packing_fill.LENGTH - 2) // packing_fill.PICTURE
+    text = packing_fill.mmc4_lengths(4000, pictures=1.0)
+    assert abs(text[:, 0].mean() - 2 - packing_fill.PICTURE * text[:, 1].mean() - 2400 / 7.3) < 25
+
+
+@pytest.mark.skipif(not (DATA / "storybook").exists(), reason=f"{DATA} has no storybook; set DREAMJAX_DATA")
+def test_real_stories_with_their_pages():
+    tokenizer = Tokenizer.from_model(DATA / "tokenizers" / "llama_tokenizer.model")
+    for case in packing_fill.real(DATA / "storybook", tokenizer):
+        if len(case.lengths) > 1:  # stories alone are cut to the length of a row by themselves
+            assert_full(case)

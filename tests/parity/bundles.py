@@ -1,0 +1,217 @@
+"""A bundle opened: the model as the package reads it from the official layout, the recorded arrays, and the comparison with ours.
+
+A bundle is a folder with ckpt/ (the official layout) and golden/ (what the official code computed, .npz and .json). Nothing
+of a particular one is assumed: sizes, ids and settings are read from it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from dreamjax.batch import Batch, Shape, empty_batch
+from dreamjax.convert import official
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+from dreamjax.rows import Slots
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.training.losses import SpecialIds
+
+ARRAYS = 1e-4  # largest relative error: norm of the difference over norm of what was recorded
+GRADIENTS = IMAGES = 1e-3
+
+# What the arrays of each file are, by names of files and arrays. INPUTS are given to ours; a test of the named module compares
+# the others, and compares all that its pattern finds. An array that neither this nor LATER knows is an error.
+FORWARD, GRADS = r"forward_\w+", r"grads_\w+"
+INPUTS = {
+    "components": r"clip_pixel_values|unet_(sample|timesteps|context)|vae_(images|z)|add_noise_(x0|noise|t)",
+    FORWARD: r"input_ids|attention_mask|labels|images|images_dm",
+    "vmloss": r"eps_vae|noise|timesteps|offset_noise|pert_noise|drop_mask",
+    "prompt": r"mm/(image_u8|pixel_values)|init_latents|step_noise",
+    "generate": r"pixel_values|image\d+_u8",
+    "preproc": r"\d+/image_u8|collate_in/.*",
+}
+COMPARED = {
+    ("components", "test_components"): (
+        r"clip_(hidden_states|embeds)|unet_out|vae_(mean|logvar|decoded)|alphas_cumprod|add_noise_out|velocity_out|snr_out|ddpm_timesteps_\d+"
+    ),
+    (FORWARD, "test_forward"): r"inputs_embeds|hidden_layer1|last_hidden|logits|loss",
+    ("vmloss", "test_losses"): (
+        r"vae_(mean|std)|latents|\w+/(noisy_latents|unet_context|unet_pred|encoder_hidden_states|u_encoder_hidden_states|u_inputs_embeds)"
+    ),
+    (GRADS, "test_gradients"): r"(model|lm_head|stable_diffusion_head)\..*",
+    ("prompt", "test_prompts"): r"(right|left)/\w+/(input_ids|attention_mask|prompt_embeds)|mm/(inputs_embeds|prompt_embeds)",
+    ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)|(?!batch)\w+/sequences",
+    ("preproc", "test_data"): r"\d+/(clip|sd|sd_flip)|collate/.*",
+}
+# What is recorded of sampling pictures and of batched writing, and not compared yet: by file and pattern.
+LATER = {
+    "prompt": r"dd[ip]m\w*/(latents_per_step|latents|timesteps|image_np|image_u8)",
+    "generate": r"batch\w*/sequences",
+}
+
+REPORT: dict[str, dict[str, float]] = {}  # {bundle: {file/array: error}} of this session
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle's model in float32 and its records."""
+
+    path: pathlib.Path
+    settings: dict  # config.json of the release
+    parts: Parts
+    params: dict
+    tokenizer: Tokenizer
+
+    @property
+    def slots(self) -> Slots:
+        return Slots.of(self.parts.config)
+
+    @property
+    def ids(self) -> SpecialIds:
+        return SpecialIds(self.tokenizer.bos, self.tokenizer.dream_start, self.tokenizer.im_patch)
+
+    def files(self, pattern: str) -> list[str]:
+        """Names of the recorded .npz files that a pattern describes."""
+        return [file.stem for file in sorted((self.path / "golden").glob("*.npz")) if re.fullmatch(pattern, file.stem)]
+
+    @functools.cache
+    def arrays(self, file: str) -> dict[str, np.ndarray]:
+        with np.load(self.path / "golden" / f"{file}.npz") as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    @functools.cache
+    def record(self, file: str) -> dict:
+        return json.loads((self.path / "golden" / f"{file}.json").read_text())
+
+    def compare(self, file: str, module: str, ours: dict[str, np.ndarray], limit: float = ARRAYS, where: np.ndarray | None = None):
+        """Compares all arrays of a file that COMPARED gives to a test module: `ours` must have each of them and no other.
+
+        `where` says which entries of the first axes of those that have axes count.
+        """
+        pattern = next(pattern for (files, name), pattern in COMPARED.items() if name == module and re.fullmatch(files, file))
+        recorded = {name: array for name, array in self.arrays(file).items() if re.fullmatch(pattern, name)}
+        assert set(ours) == set(recorded), f"{file}: {sorted(set(ours) ^ set(recorded))} on one side alone"
+        pick = lambda array: np.asarray(array) if where is None or np.ndim(array) == 0 else np.asarray(array)[where]
+        self.check({f"{file}/{name}": (pick(ours[name]), pick(array)) for name, array in recorded.items()}, limit)
+
+    def check(self, pairs: dict[str, tuple], limit: float = ARRAYS):
+        """Compares {name: (ours, recorded)}: floats by their relative error, whole numbers and texts for equality; notes every error."""
+        errors = {name: error_of(name, *pair) for name, pair in pairs.items()}
+        REPORT.setdefault(self.path.name, {}).update(errors)
+        wrong = {name: error for name, error in errors.items() if not error <= (limit if _is_float(pairs[name][1]) else 0)}
+        assert not wrong, f"{self.path.name}: relative errors above {limit}: {wrong}"
+
+
+@functools.cache
+def open_bundle(path: pathlib.Path) -> Bundle:
+    """Opens a bundle once in a session."""
+    release = official.load(path / "ckpt")
+    parts = dreamllm.build(dataclasses.replace(release.model, dtype="float32"))
+    return Bundle(path, json.loads((path / "ckpt" / "config.json").read_text()), parts, release.params, release.tokenizer)
+
+
+def error_of(name: str, ours, recorded) -> float:
+    """Norm of the difference over norm of what was recorded; of whole numbers and texts the share that differs. 0 only where both are."""
+    if not _is_float(recorded):
+        assert np.shape(ours) == np.shape(recorded), f"{name}: {np.shape(ours)} against {np.shape(recorded)}"
+        return float(np.mean(np.asarray(ours) != np.asarray(recorded))) if np.size(recorded) else 0.0
+    ours, recorded = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
+    assert ours.shape == recorded.shape, f"{name}: {ours.shape} against {recorded.shape}"
+    difference, norm = float(np.linalg.norm(ours - recorded)), float(np.linalg.norm(recorded))
+    return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+
+
+def _is_float(value) -> bool:
+    return np.asarray(value).dtype.kind == "f"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Recorded arrays in our form
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """[..., C, h, w] as [..., h, w, C]."""
+    return np.moveaxis(array, -3, -1)
+
+
+def channels_first(array) -> np.ndarray:
+    """[..., h, w, C] as [..., C, h, w]."""
+    return np.moveaxis(np.asarray(array), -1, -3)
+
+
+def encoder_pictures(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+    """The uint8 pictures [n, h, w, 3] that recorded CLIP pixels [n, 3, h, w] were made of."""
+    clip = bundle.parts.config.clip
+    return _whole((channels_last(pixels) * np.array(clip.image_std) + np.array(clip.image_mean)) * 255)
+
+
+def decoder_pictures(pixels: np.ndarray) -> np.ndarray:
+    """The uint8 pictures [n, H, W, 3] that recorded pixels in [-1, 1] [n, 3, H, W] were made of."""
+    return _whole((channels_last(pixels) + 1) * 127.5)
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    rounded = np.round(values)
+    assert np.abs(values - rounded).max() < 1e-3, "these pixels come from no uint8 picture"
+    return rounded.astype(np.uint8)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [B, longest] of rows that are filled up on the right or on the left."""
+    ids, mask = np.full((2, len(rows), max(map(len, rows))), pad)
+    mask[:] = 0
+    for i, row in enumerate(rows):
+        span = slice(0, len(row)) if side == "right" else slice(ids.shape[1] - len(row), None)
+        ids[i, span], mask[i, span] = row, 1
+    return ids, mask
+
+
+def recorded_shape(bundle: Bundle) -> Shape:
+    """Sizes that hold every recorded batch, so that one program serves them all: a row a group, all of its pictures."""
+    batches = [bundle.arrays(file) for file in bundle.files(FORWARD)]
+    most = lambda token: max(int((batch["input_ids"] == token).sum(axis=1).max()) for batch in batches)
+    config = bundle.parts.config
+    rows, length = (max(batch["input_ids"].shape[axis] for batch in batches) for axis in (0, 1))
+    return Shape(rows, 1, length, most(bundle.tokenizer.im_start), most(bundle.tokenizer.dream_start), config.clip.image_size, config.decoder_size)
+
+
+def to_batch(bundle: Bundle, shape: Shape, ids: np.ndarray, mask: np.ndarray, **recorded) -> Batch:
+    """A Batch of recorded rows [B, S], a row a group, at the top left of a batch of the given shape.
+
+    `recorded` may have labels, images and images_dm. Pictures are dealt to the <im_start> (<dream_start>) of all rows in
+    reading order, as the official code does; without any, the places keep their tokens' embeddings.
+    """
+    batch = empty_batch(shape)
+    count, length = ids.shape
+    batch.tokens[:count, 0, :length] = ids
+    batch.segments[:count, 0, :length] = mask
+    batch.positions[:] = np.arange(shape.length)
+    if (labels := recorded.get("labels")) is not None:
+        learned = (labels != -100) & (np.asarray(mask) == 1)
+        np.testing.assert_array_equal(labels[learned], ids[learned])
+        batch.learned[:count, 0, :length] = learned
+    if (pixels := recorded.get("images")) is not None:
+        _deal(batch.seen_images, batch.seen_start, batch.seen_valid, ids == bundle.tokenizer.im_start, encoder_pictures(bundle, pixels))
+    if (pixels := recorded.get("images_dm")) is not None:
+        pictures = decoder_pictures(pixels)
+        assert (ids == bundle.tokenizer.dream_start).sum() == len(pictures), "a recorded <dream_start> without its picture"
+        _deal(batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, ids == bundle.tokenizer.dream_start, pictures)
+    return batch
+
+
+def _deal(images: np.ndarray, start: np.ndarray, valid: np.ndarray, opens: np.ndarray, pictures: np.ndarray):
+    slots = np.zeros(len(start), int)
+    for (row, position), picture in zip(np.argwhere(opens), pictures):
+        images[row, slots[row]], start[row, slots[row]], valid[row, slots[row]] = picture, position + 1, True
+        slots[row] += 1
+
+
+def forward_batch(bundle: Bundle, file: str) -> Batch:
+    """The recorded batch of a forward_*.npz."""
+    arrays = dict(bundle.arrays(file))
+    return to_batch(bundle, recorded_shape(bundle), arrays.pop("input_ids"), arrays.pop("attention_mask"), **arrays)

@@ -1,0 +1,33 @@
+"""The recorded batches through the model, once in a session: several test modules look at the results."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from parity.bundles import FORWARD, Bundle, forward_batch
+from small_model import quick_jit
+
+from dreamjax.models import dreamllm
+from dreamjax.models.llama import Llama
+from dreamjax.training import losses
+
+
+@functools.cache
+def forward(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
+    """{file: our arrays by their recorded names} for every forward_*.npz; all rows of the batch, pads included. One program serves all."""
+    parts, params, llm = bundle.parts, bundle.params, bundle.parts.config.llm
+    first = Llama(dataclasses.replace(llm, layers=1), parts.llm.dtype)
+    first_params = params["llm"] | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["llm"]["layers"])}
+
+    @quick_jit
+    def run(batch):
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        embeds = dreamllm.embed_batch(parts, params, batch)
+        layer1, _ = first.apply({"params": first_params}, embeds, flat(batch.positions), flat(batch.segments), method="residual")
+        hidden = dreamllm.hidden_states(parts, params, batch)
+        logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
+        loss = losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk=32) / losses.count(batch).tokens
+        return {"inputs_embeds": embeds, "hidden_layer1": layer1, "last_hidden": hidden, "logits": logits, "loss": loss}
+
+    return {file: jax.device_get(run(forward_batch(bundle, file))) for file in bundle.files(FORWARD)}

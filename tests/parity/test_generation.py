@@ -1,0 +1,129 @@
+"""Greedy continuations: ids of the prompts, raw logits of every step, and the ids that single prompts are continued with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity.bundles import Bundle, open_bundle, padded, to_batch
+from small_model import quick_jit
+
+from dreamjax.batch import Batch, Shape
+from dreamjax.models import dreamllm
+from dreamjax.models.llama import init_cache
+
+
+def runs_of(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
+    """{run: its arrays}."""
+    runs: dict = {}
+    for name, array in bundle.arrays("generate").items():
+        run, _, field = name.partition("/")
+        if field:
+            runs.setdefault(run, {})[field] = array
+    return runs
+
+
+def prompts_of(run: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """A run's prompts without what fills them up."""
+    return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"])]
+
+
+def batches_of(bundle: Bundle, length: int) -> dict[str, Batch]:
+    """{run: its prompts with their pictures, in rows of `length` tokens}; all of one shape but for the number of rows."""
+    runs, tokenizer = runs_of(bundle), bundle.tokenizer
+    most = max(int((prompt == tokenizer.im_start).sum()) for run in runs.values() for prompt in prompts_of(run))
+    batches = {}
+    for name, run in runs.items():
+        ids, mask = padded(prompts_of(run), tokenizer.pad, "right")
+        count = int((ids == tokenizer.im_start).sum())
+        pictures = {"images": bundle.arrays("generate")["pixel_values"][:count]} if count else {}
+        shape = Shape(len(ids), 1, length, most, 0, bundle.parts.config.clip.image_size, 1)
+        batches[name] = to_batch(bundle, shape, ids, mask, **pictures)
+    return batches
+
+
+def together(batches: dict[str, Batch]) -> Batch:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches.values())
+
+
+@pytest.fixture(scope="module")
+def prompts(bundle) -> dict[str, np.ndarray]:
+    """Our ids and masks of each run's prompts."""
+    opened = open_bundle(bundle)
+    found = {}
+    for run in runs_of(opened):
+        recorded = opened.record("generate")[run]
+        encoded = [[opened.tokenizer.bos, *opened.tokenizer.encode(text, special=True)] for text in recorded["texts"]]
+        found[f"{run}/input_ids"], found[f"{run}/attention_mask"] = padded(encoded, opened.tokenizer.pad, recorded["padding_side"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def scores(bundle) -> dict[str, np.ndarray]:
+    """Logits at every step of the recorded continuations, which follow their prompts without a gap."""
+    opened = open_bundle(bundle)
+    runs = runs_of(opened)
+    batches = batches_of(opened, max(run["sequences"].shape[1] for run in runs.values()))
+    steps = {}
+    for name, run in runs.items():
+        new = run["sequences"][:, run["input_ids"].shape[1] :]
+        steps[name] = np.array([len(prompt) - 1 + np.arange(new.shape[1]) for prompt in prompts_of(run)])
+        rows = np.arange(len(new))[:, None]
+        batches[name].tokens[rows, 0, steps[name] + 1] = new
+        batches[name].segments[rows, 0, steps[name] + 1] = 1
+
+    @quick_jit
+    def run_all(batch):
+        hidden = dreamllm.hidden_states(opened.parts, opened.params, batch)
+        return opened.parts.llm.apply({"params": opened.params["llm"]}, hidden, method="logits")
+
+    logits = np.asarray(run_all(together(batches)))
+    found, first = {}, 0
+    for name, at in steps.items():
+        found[f"{name}/scores"] = np.take_along_axis(logits[first : first + len(at)], at[..., None], axis=1)
+        first += len(at)
+    return found
+
+
+@pytest.fixture(scope="module")
+def greedy(bundle) -> dict[str, np.ndarray]:
+    """Single prompts and what follows them, written token by token over the cache; all of them at once, each at its own positions."""
+    opened = open_bundle(bundle)
+    parts, llm = opened.parts, {"params": opened.params["llm"]}
+    runs = {name: run for name, run in runs_of(opened).items() if len(run["input_ids"]) == 1}
+    lengths = np.array([len(prompts_of(run)[0]) for run in runs.values()])
+    counts = {name: run["sequences"].shape[1] - run["input_ids"].shape[1] for name, run in runs.items()}
+    batches = batches_of(opened, int(lengths.max()))
+    slots = int(lengths.max()) + max(counts.values())
+
+    @quick_jit
+    def write(batch):
+        at = np.arange(batch.tokens.shape[2])
+        positions = np.where(at < lengths[:, None], at, slots)  # what fills a row up goes nowhere
+        embeds = dreamllm.embed_batch(parts, opened.params, batch)
+        hidden, cache = parts.llm.apply(llm, embeds, positions, cache=init_cache(parts.config.llm, len(lengths), slots, jnp.float32))
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+
+        def step(carry, number):
+            last, cache = carry
+            token = jnp.argmax(parts.llm.apply(llm, last, method="logits"), axis=-1)
+            last, cache = parts.llm.apply(llm, dreamllm.embed(parts, opened.params, token), (lengths + number)[:, None], cache=cache)
+            return (last, cache), token[:, 0]
+
+        return jax.lax.scan(step, (last, cache), jnp.arange(max(counts.values())))[1]
+
+    written = np.asarray(write(together({name: batches[name] for name in runs}))).T
+    return {f"{name}/sequences": np.append(run["input_ids"][0], row[: counts[name]])[None] for (name, run), row in zip(runs.items(), written)}
+
+
+def test_continuations(bundle, prompts, scores, greedy):
+    open_bundle(bundle).compare("generate", "test_generation", prompts | scores | greedy)
+
+
+def test_the_likeliest_tokens_are_the_recorded_ones(bundle, scores):
+    """Also in batches, step by step, given the recorded tokens before."""
+    opened = open_bundle(bundle)
+    for name, run in runs_of(opened).items():
+        new = run["sequences"][:, run["input_ids"].shape[1] :]
+        open_ended = np.cumsum(new == opened.tokenizer.eos, axis=1) - (new == opened.tokenizer.eos) == 0  # pads follow </s>
+        likeliest = scores[f"{name}/scores"].argmax(axis=-1)
+        opened.check({f"generate/{name}/likeliest": (likeliest[open_ended], new[open_ended])})

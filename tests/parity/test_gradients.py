@@ -1,0 +1,91 @@
+"""Gradients of the total loss by every recorded parameter, and the norm of all of them, through the training step's own function."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from parity.bundles import GRADIENTS, GRADS, Bundle, forward_batch, open_bundle
+from parity.vmloss import Variant, draws_of, for_slots, variants
+from small_model import leaves, quick_jit
+
+from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig
+from dreamjax.training import optim, step
+
+TRAINABLE = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")  # CLIP, U-Net and VAE are frozen
+OUTSIDE_LAYERS = {
+    "model.embed_tokens.weight": "llm/embed/embedding", "model.norm.weight": "llm/norm/scale", "lm_head.weight": "llm/head/kernel",
+    "model.dream_embedding.dream_queries": "dream_queries", "stable_diffusion_head.projector.projector.weight": "condition_projector/linear/kernel",
+}
+VISUAL = {"weight": "linear/kernel", "bias": "linear/bias", "0.weight": "fc1/kernel", "0.bias": "fc1/bias", "2.weight": "fc2/kernel", "2.bias": "fc2/bias"}
+NORMS = {"input_layernorm": "attention_norm/scale", "post_attention_layernorm": "mlp_norm/scale"}
+
+
+def official(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
+    """Our gradient of the parameter that the official code calls `name`, in its layout."""
+    if name.startswith("model.layers."):
+        layer, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+        kind, _, projection = module.partition(".")
+        path = NORMS[kind] if kind in NORMS else f"{'attention' if kind == 'self_attn' else 'mlp'}/{projection.removesuffix('_proj')}/kernel"
+        path, array = f"llm/layers/{path}", grads[f"llm/layers/{path}"][int(layer)]
+    else:
+        visual = name.removeprefix("model.clip_vision_embedding.projector.projector.")
+        path = OUTSIDE_LAYERS.get(name) or f"visual_projector/{VISUAL[visual]}"
+        array = grads[path]
+    array = array.T if path.endswith("kernel") else array
+    return array[None] if path == "dream_queries" else array
+
+
+def run_config(bundle: Bundle, variant: Variant, length: int) -> RunConfig:
+    data = DataConfig(train=(SourceConfig("shapes"),), length=length, seen_slots=0, dreamed_slots=0)
+    return RunConfig(model=bundle.parts.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss)
+
+
+@pytest.fixture(scope="module")
+def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
+    """{variant: our gradients by path}, of the variants whose gradients are recorded; one program for all of them.
+
+    It has condition dropout; what drops nothing has a mask of zeros, and a batch without pictures of a kind has no valid slot.
+    """
+    opened = open_bundle(bundle)
+    found = {variant.name: variant for variant in variants(opened)}
+    names = [file.removeprefix("grads_") for file in opened.files(GRADS)]
+    options = [variant for name, variant in found.items() if name in names and variant.loss.condition_dropout]
+    general = (options or [found[names[0]]])[0]
+    batches = {name: forward_batch(opened, found[name].file) for name in names}
+    config = run_config(opened, general, batches[names[0]].tokens.shape[-1])
+    trainable, frozen = optim.split(config.optim, opened.params)
+
+    @quick_jit
+    def run(trainable, batch, draws):
+        return step.gradients(config, opened.parts, opened.ids, trainable, frozen, batch, draws)[1]
+
+    grads = {}
+    for name, batch in batches.items():
+        draws = draws_of(opened, general.loss, int(batch.dreamed_valid.sum()))
+        if draws.drop is not None and not found[name].loss.condition_dropout:
+            draws = draws._replace(drop=np.zeros_like(draws.drop))
+        grads[name] = leaves(run(trainable, batch, jax.tree.map(lambda x, valid=batch.dreamed_valid: for_slots(x, valid), draws)))
+    return {name: as_torch(opened, one) for name, one in grads.items()}
+
+
+def as_torch(bundle: Bundle, grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """torch's Embedding learns nothing for the row that it is told is padding, here config.json's pad_token_id; ours learns every row."""
+    padding = bundle.settings.get("pad_token_id")
+    if padding is not None:
+        grads["llm/embed/embedding"] = np.array(grads["llm/embed/embedding"])
+        grads["llm/embed/embedding"][padding] = 0
+    return grads
+
+
+def test_gradients(bundle, ours):
+    opened = open_bundle(bundle)
+    assert ours, "no grads_*.npz"
+    for variant, grads in ours.items():
+        opened.compare(f"grads_{variant}", "test_gradients", {name: official(name, grads) for name in opened.arrays(f"grads_{variant}")}, GRADIENTS)
+
+
+def test_the_global_norm(bundle, ours):
+    opened = open_bundle(bundle)
+    recorded = {name: record["trainable_grad_norm"] for name, record in opened.record("vmloss").items() if "trainable_grad_norm" in record}
+    assert set(recorded) == set(ours)
+    opened.check({f"vmloss/{name}/trainable_grad_norm": (optax.global_norm(ours[name]), np.float32(norm)) for name, norm in recorded.items()}, GRADIENTS)

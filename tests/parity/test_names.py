@@ -1,0 +1,29 @@
+"""Every recorded array has its place: it is an input, it is compared, or it waits in LATER."""
+
+import pathlib
+import re
+
+from parity.bundles import COMPARED, INPUTS, LATER, open_bundle
+
+
+def places(file: str, name: str) -> list[str]:
+    tables = [(files, "input", pattern) for files, pattern in INPUTS.items()] + [(files, "later", pattern) for files, pattern in LATER.items()]
+    tables += [(files, module, pattern) for (files, module), pattern in COMPARED.items()]
+    return [place for files, place, pattern in tables if re.fullmatch(files, file) and re.fullmatch(pattern, name)]
+
+
+def test_every_recorded_array_has_one_place(bundle):
+    opened = open_bundle(bundle)
+    found = {f"{file}/{name}": places(file, name) for file in opened.files(".*") for name in opened.arrays(file)}
+    assert found and not {name: place for name, place in found.items() if len(place) != 1}
+
+
+def test_an_unknown_array_has_no_place():
+    assert places("components", "unet_in") == places("grads_base", "unet.weight") == places("other", "loss") == []
+    assert places("forward_joint", "loss") == ["test_forward"] and places("vmloss", "noise") == ["input"]
+
+
+def test_the_modules_that_compare_are_there():
+    folder = pathlib.Path(__file__).parent
+    missing = {module for _, module in COMPARED if not (folder / f"{module}.py").exists()}
+    assert missing <= {"test_data"}

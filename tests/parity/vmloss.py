@@ -1,0 +1,60 @@
+"""The recorded variants of the loss as ours: settings, batches, draws."""
+
+import dataclasses
+
+import numpy as np
+from parity.bundles import Bundle, channels_last
+
+from dreamjax.config import DiffusionConfig, LossConfig
+from dreamjax.training.losses import Draws
+
+WEIGHT_NORMS = {"none": "none", "l1_norm": "l1", "l2_norm": "l2"}  # official loss_scale_schedule: ours
+SETTINGS = {"prediction_type", "pt", "snr_gamma", "noise_offset", "input_perturbation", "drop_prob", "sched"}
+BATCHES = {"comprehension": "forward_comprehension", "creation": "forward_creation"}  # of these variants; all others have forward_joint
+DRAWS = ("timesteps", "noise", "eps_vae", "offset_noise", "pert_noise", "drop_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A recorded way to compute the loss."""
+
+    name: str
+    file: str  # its batch
+    loss: LossConfig  # with the official condition dropout, where there is any
+    diffusion: DiffusionConfig
+    recorded: dict  # totals
+
+
+def variants(bundle: Bundle) -> list[Variant]:
+    """All variants of a bundle; a setting that is not known here is an error."""
+    found = []
+    for name, recorded in bundle.record("vmloss").items():
+        settings = recorded["config"]
+        assert set(settings) <= SETTINGS, f"{name}: settings that these tests do not know: {set(settings) - SETTINGS}"
+        loss = LossConfig(
+            lm_weight=bundle.settings["loss_weight_lm"], image_weight=bundle.settings["loss_weight_vm"],
+            weight_norm=WEIGHT_NORMS[settings.get("sched", bundle.settings["loss_scale_schedule"])],
+            snr_gamma=settings.get("snr_gamma"), noise_offset=settings.get("noise_offset", 0.0), input_perturbation=settings.get("input_perturbation", 0.0),
+            condition_dropout=settings.get("drop_prob", 0.0), unconditional="official",
+        )
+        diffusion = dataclasses.replace(bundle.parts.config.diffusion, prediction=settings["prediction_type"])
+        found.append(Variant(name, BATCHES.get(name, "forward_joint"), loss, diffusion, recorded))
+    return found
+
+
+def draws_of(bundle: Bundle, loss: LossConfig, count: int) -> Draws:
+    """The recorded draws of the first `count` pictures, those that the loss asks for."""
+    timesteps, noise, posterior, offset, perturbation, drop = (bundle.arrays("vmloss")[name][:count] for name in DRAWS)
+    return Draws(
+        timesteps=timesteps.astype(np.int32), noise=channels_last(noise), posterior=channels_last(posterior),
+        offset=channels_last(offset) if loss.noise_offset else None,
+        perturbation=channels_last(perturbation) if loss.input_perturbation else None,
+        drop=drop == 1 if loss.condition_dropout else None,
+    )
+
+
+def for_slots(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Values of the valid pictures [n, ...] at their places among all slots, [G M, ...]; zeros elsewhere."""
+    filled = np.zeros((valid.size, *values.shape[1:]), values.dtype)
+    filled[np.flatnonzero(valid)] = values
+    return filled
