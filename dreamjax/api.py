@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
+from dreamjax import clip_tokenizer
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
-from dreamjax.sampling import image, interleave, pictures, scores, stream
+from dreamjax.sampling import image, interleave, pictures, ranking, scores, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require
 from dreamjax.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ class DreamLLM:
     params: dict
     tokenizer: Tokenizer
     template: str = "plain"
+    clip_tokenizer: str | None = None  # folder of the tokenizer of CLIP's text tower, for ranking
 
     @classmethod
     def load(cls, folder: str | os.PathLike, which: str = "last") -> "DreamLLM":
@@ -45,7 +47,7 @@ class DreamLLM:
         card = model_folder.read_card(folder)
         if card.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
-        return cls(dreamllm.build(card.model), checkpoint.load_params(folder, which), Tokenizer.load(folder / "tokenizer"), card.template)
+        return cls(dreamllm.build(card.model), checkpoint.load_params(folder, which), Tokenizer.load(folder / "tokenizer"), card.template, _ranking_tokenizer(folder))
 
     @classmethod
     def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":
@@ -86,13 +88,22 @@ class DreamLLM:
         """
         return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
 
-    def text_to_image(self, content, num_images: int = 1, seed: int = 0, **how) -> list[PIL.Image.Image]:
+    def text_to_image(
+        self, content, num_images: int = 1, seed: int = 0, rank: bool = False, candidates: int = 8, score: ranking.Scorer | None = None, **how
+    ) -> list[PIL.Image.Image]:
         """`num_images` pictures right after `content`, or after each of a list of prompts, prompt by prompt.
 
         A list is several prompts if it holds texts, Documents and lists alone; with a picture in it, it is one prompt of
-        texts and pictures. Seeds count up from `seed` through all pictures. `how`: the keywords of `text_to_latents`.
+        texts and pictures. Seeds count up from `seed` through all pictures. `rank` draws `candidates` for each prompt and
+        keeps those that CLIP (or `score`) finds to fit its text best, with their scores in `info`. `how`: the keywords of
+        `text_to_latents`.
         """
-        return self.decode(self.text_to_latents(content, num_images, seed, **how))
+        if not rank:
+            return self.decode(self.text_to_latents(content, num_images, seed, **how))
+        require_count("num_images", num_images)
+        score = score or ranking.clip_scorer(self.parts, self.params, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer))
+        drawn = self.decode(self.text_to_latents(content, max(candidates, num_images), seed, **how))
+        return ranking.marked(ranking.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
 
     def text_to_latents(
         self, content, num_images: int = 1, seed: int = 0, negative=None, latents: np.ndarray | None = None, step_noise: np.ndarray | None = None,
@@ -156,6 +167,12 @@ class DreamLLM:
         if options.get("negative") is not None:
             options = options | {"negative": as_prompt(options["negative"])}
         return Options(**{"template": self.template, **options})
+
+
+def _ranking_tokenizer(folder) -> str | None:
+    """The folder of CLIP's own tokenizer in a model folder, where it has one."""
+    path = folder / "tokenizer" / "clip_text"
+    return os.fspath(path) if path.exists() else None
 
 
 def require_count(name: str, value: int):

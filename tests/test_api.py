@@ -8,6 +8,7 @@ import pytest
 from small_model import LATENT, boosted, parameters
 
 from dreamjax.api import DreamLLM, prompts_of
+from dreamjax.model_config import ClipTextConfig
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.sampling import ranking
@@ -117,6 +118,24 @@ def test_the_best_of_several_pictures():
     pictures = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
     score = lambda pictures, texts: np.array([int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1) for p, text in zip(pictures, texts)])
     ranked = ranking.rank(pictures, ["bright", "dark"], score)
-    assert [np.asarray(p)[0, 0, 0] for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [-5, -6, -7]
+    assert [int(np.asarray(p)[0, 0, 0]) for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [-5, -6, -7]
     best = ranking.marked(ranked, 1)
     assert [p.info["score"] for p in best] == [40.0, -5.0] and best[0].info["scores"] == [40.0, 20.0, 10.0]
+
+
+def test_rank_keeps_the_pictures_that_clip_finds_to_fit(model, monkeypatch):
+    tower = ClipTextConfig(vocab_size=32, positions=6, width=16, layers=1, heads=2, ffn_width=16, projection_width=8, vision_width=LATENT.clip.width)
+    config = dataclasses.replace(model.parts.config, clip_text=tower)
+    seeing = dataclasses.replace(model, parts=dreamllm.build(config), params=model.params | {"clip_text": parameters(config)["clip_text"]}, clip_tokenizer="here")
+    words = lambda texts, **_: {"input_ids": [[1, *(len(word) for word in text.split())][:5] + [31] * (6 - min(5, len(text.split()) + 1)) for text in texts]}
+    monkeypatch.setattr("dreamjax.clip_tokenizer.load", lambda folder: words)
+    prompts = ["a red circle", "a blue cross that jumps"]
+    drawn = model.text_to_image(prompts, 3, seed=4, **FAST)
+    best = seeing.text_to_image(prompts, 1, seed=4, rank=True, candidates=3, **FAST)
+    score = ranking.clip_scorer(seeing.parts, seeing.params, words)
+    for number, picture in enumerate(best):
+        alone = [float(score([candidate], [prompts[number]])[0]) for candidate in drawn[3 * number : 3 * number + 3]]
+        np.testing.assert_allclose(sorted(alone, reverse=True), picture.info["scores"], rtol=1e-4)
+        assert max(alone) - min(alone) > 1e-3 and picture.tobytes() == drawn[3 * number + int(np.argmax(alone))].tobytes()
+    with pytest.raises(ConfigError, match="rank: needs CLIP's picture encoder and its text tower"):
+        model.text_to_image("a", rank=True, **FAST)

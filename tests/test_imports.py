@@ -25,7 +25,7 @@ ALLOWED = {
     "data": DOCUMENTS,
     "diffusion": {"schema", "model_config", "config"}, "sharding": {"schema", "config"},
     "models": MODELS,
-    "training": MODELS, "sampling": MODELS,
+    "training": MODELS, "sampling": MODELS | {"clip_tokenizer"},
     "convert": MODELS | {"training"},
     "api": PRODUCT,
     "evaluation": PRODUCT | {"data"},

@@ -59,7 +59,7 @@ def test_weights_are_those_of_diffusers():
 def test_maps_are_shares_by_side_and_the_picture_is_the_one_that_is_drawn():
     parts, params, options = dreamllm.build(CONFIG), parameters(CONFIG), Options(num_steps=2, guidance_scale=2.0, height=8, width=12)
     hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
-    keys = pictures.picture_keys([0, 1])
+    keys = pictures.picture_keys(np.arange(2, dtype=np.uint32))
     latents, maps = attention_maps.attention_maps(parts, params, hidden, hidden[0], keys, options)
     assert {side: values.shape for side, values in maps.items()} == {(4, 6): (2, 3, 4, 6), (2, 3): (2, 3, 2, 3)}
     for values in maps.values():
