@@ -112,7 +112,7 @@ def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
     from dreamjax.training import checkpoint
 
     folder, results, found = checkpoint.open_folder(MODEL.value), [], {}
-    settings = {"model": str(folder), "checkpoint": None if (folder / "params").exists() else _step(folder)}
+    settings = {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
     for name in names:
         result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), settings)
         results.append(result)
@@ -126,12 +126,6 @@ def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
         found[name] |= result.files | {"html": str(out / "report.html")}
         (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
-
-
-def _step(folder: epath.Path) -> int:
-    from dreamjax.training import checkpoint
-
-    return (checkpoint.best_step if WHICH.value == "best" else checkpoint.last_step)(folder)
 
 
 def _plain(metrics: dict) -> dict:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -82,5 +83,6 @@ def picture_features(model: DreamLLM, pictures: Mapping[str | bytes, Image], bat
 
 @functools.partial(jax.jit, static_argnames="parts")
 def _unit_features(parts: Parts, params: dict, pictures: jax.Array) -> jax.Array:
-    features = parts.clip.apply({"params": params["clip"]}, clip.normalise(pictures, parts.clip.dtype), method="pooled").astype(np.float32)
-    return features / jax.numpy.linalg.norm(features, axis=-1, keepdims=True)
+    pixels = clip.normalise(pictures, parts.config.clip, parts.clip.dtype)
+    features = parts.clip.apply({"params": params["clip"]}, pixels, method="pooled").astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation.questions import Question
-from dreamjax.rows import TEMPLATES
 from dreamjax.schema import ConfigError
+from dreamjax.templates import TEMPLATES
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From the model's words to the prediction
