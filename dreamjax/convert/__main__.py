@@ -2,7 +2,7 @@
 
     import --source=PATH [--source=PATH ...] [--tokenizer=FILE] --out=DIR     foreign weights into one model folder
     export --model=DIR --format=official|huggingface|params --out=DIR         a model out of a workdir or model folder
-    info   --model=DIR                                                        its parts, bytes and origins
+    info   --model=DIR                                                        its parts, bytes and the whole chain of origins
     verify --model=DIR --source=PATH                                          our numbers against torch's, part by part
 
 A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a llama2.c
@@ -19,7 +19,7 @@ from etils import epath
 
 from dreamjax import cli
 from dreamjax.convert import exporting, importing, verifying
-from dreamjax.schema import ConfigError, to_dict
+from dreamjax.schema import ConfigError
 from dreamjax.training import checkpoint, handover, model_folder
 
 SOURCE = flags.DEFINE_multi_string("source", [], "import, verify: folder, file or hub name that weights come from; may be given several times.")
@@ -79,19 +79,14 @@ def export() -> int:
 def info() -> int:
     """Prints the parts of a model, their sizes and where they come from, back to the first run."""
     need(MODEL)
-    folder = checkpoint.open_folder(MODEL.value)
-    facts = facts_of(folder)
+    facts = facts_of(checkpoint.open_folder(MODEL.value))
     print(in_words(facts))
-    if handover.has_record(folder):
-        record = handover.origins_of(folder, WHICH.value)
-        print(handover.in_words(record))
-        facts |= record
     print(json.dumps(facts))
     return 0
 
 
 def facts_of(folder: epath.Path) -> dict:
-    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and its card's origins."""
+    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and where it comes from, back to the first run."""
     card, leaves = model_folder.read_card(folder), exporting.open_model(folder, WHICH.value).leaves
     parts: dict[str, list] = {}
     for path, leaf in leaves.items():
@@ -104,18 +99,14 @@ def facts_of(folder: epath.Path) -> dict:
         "dtypes": {name: sorted({str(leaf.dtype) for leaf in some}) for name, some in parts.items()},
         "bytes": size(leaves.values()),
         "template": card.template,
-        "fresh": card.fresh,
-        "origins": to_dict(card.origins),
+        **handover.origins_of(folder, WHICH.value),
     }
 
 
 def in_words(facts: dict) -> str:
     """The same for a person to read."""
     lines = [f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}" for name, count in facts["parameters"].items()]
-    for origin in facts["origins"]:
-        lines.append(f"from {origin['source']} ({origin['format']}): {', '.join(origin['parts'])}")
-        lines += [f"  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin["files"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, handover.in_words(facts)])
 
 
 def verify() -> int:

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from dreamjax.config import InitFrom, RunConfig
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, to_dict
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
 
@@ -223,24 +223,30 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
     """Where a workdir's checkpoint or a model folder comes from, back to the first run.
 
     {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same, each besides with the pattern, the
-    parameters that were taken (rows of tokens as PARAMETER/<token>) and their checksum in the dtype of the taker; `fresh` are the
-    parameters that came from none. What is not known is None.
+    parameters that were taken (rows of tokens as PARAMETER/<token>) and the checksum of these parameters, whole and in the dtype of
+    the taker; foreign weights have their files with checksums instead. `fresh` are the parameters that came from none. What is not
+    known is None.
     """
     if (folder / "params").exists():
         file = folder / ORIGINS_FILE
-        record, step = json.loads(file.read_text()) if file.exists() else {}, None
+        record, step = json.loads(file.read_text()) if file.exists() else _of_card(model_folder.read_card(folder)), None
     else:
         step = checkpoint.step_of(folder, which)
         record = checkpoint.read_meta(folder, step)
     return {"path": str(folder), "step": step, "origins": record.get("origins"), "fresh": record.get("fresh")}
 
 
-def has_record(folder: epath.Path) -> bool:
-    """Whether `origins_of` knows more than the card of a model folder: of workdirs and of what was exported from them."""
-    return (folder / ORIGINS_FILE).exists() or not (folder / "params").exists()
+def _of_card(card: model_folder.ModelCard) -> dict:
+    """The record of an imported model; one that says nothing of its origins is of unknown descent."""
+    if not card.origins:
+        return {}
+    unknown = {"step": None, "pattern": None, "checksum": None, "origins": None, "fresh": None}
+    known = lambda origin: {"path": origin.source, "format": origin.format, "parameters": list(origin.parts), "files": to_dict(origin.files)}
+    entries = [known(origin) | unknown for origin in card.origins]
+    return {"origins": entries, "fresh": list(card.fresh)}
 
 
-def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str):
+def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str | None = None):
     """Says in a model folder that all its parameters are those of a workdir or model folder."""
     before = origins_of(source, which)
     entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": checksum}
@@ -257,7 +263,9 @@ def _lines(record: dict, indent: str) -> list[str]:
     for origin in record["origins"] or []:
         at = "" if origin["step"] is None else f" at step {origin['step']}"
         taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
-        lines.append(f"{indent}from {origin['path']}{at}: {taken} (pattern {origin['pattern']!r}, checksum {origin['checksum']})")
+        facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)]
+        lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
+        lines += [f"{indent}  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin.get("files", ())]
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:
         lines.append(f"{indent}fresh: {_in_parts(record['fresh'])}")
@@ -271,5 +279,7 @@ def _in_parts(names: list[str]) -> str:
         if name.rpartition("/")[0] in VOCABULARY:
             rows.append(name)
         else:
-            counts[name.split("/")[0]] += 1
-    return ", ".join([*(f"{part} ({count} parameter{'s' if count > 1 else ''})" for part, count in counts.items()), *rows])
+            part, *inside = name.split("/")
+            counts[part] += bool(inside)
+    counted = [f"{part} ({count} parameter{'s' if count > 1 else ''})" if count else part for part, count in counts.items()]
+    return ", ".join([*counted, *rows])

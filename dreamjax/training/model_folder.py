@@ -4,6 +4,7 @@
       config.json     the ModelCard: the model, its chat template, where its weights come from
       tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below it
       params/         the parameters (Orbax), in the dtype that they came in
+      origins.json    of an exported model: the run that it was, and where that came from (handover.py)
 
 Parameters are written group by group, so that a model larger than the host's memory passes through.
 """

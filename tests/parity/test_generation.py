@@ -27,9 +27,9 @@ def prompts_of(run: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"])]
 
 
-def batches_of(bundle: Bundle, length: int) -> dict[str, Batch]:
+def batches_of(bundle: Bundle, runs: dict[str, dict], length: int) -> dict[str, Batch]:
     """{run: its prompts with their pictures, in rows of `length` tokens}; all of one shape but for the number of rows."""
-    runs, tokenizer = runs_of(bundle), bundle.tokenizer
+    tokenizer = bundle.tokenizer
     most = max(int((prompt == tokenizer.im_start).sum()) for run in runs.values() for prompt in prompts_of(run))
     batches = {}
     for name, run in runs.items():
@@ -62,7 +62,7 @@ def scores(bundle) -> dict[str, np.ndarray]:
     """Logits at every step of the recorded continuations, which follow their prompts without a gap."""
     opened = open_bundle(bundle)
     runs = runs_of(opened)
-    batches = batches_of(opened, max(run["sequences"].shape[1] for run in runs.values()))
+    batches = batches_of(opened, runs, max(run["sequences"].shape[1] for run in runs.values()))
     steps = {}
     for name, run in runs.items():
         new = run["sequences"][:, run["input_ids"].shape[1] :]
@@ -92,7 +92,7 @@ def greedy(bundle) -> dict[str, np.ndarray]:
     runs = {name: run for name, run in runs_of(opened).items() if len(run["input_ids"]) == 1}
     lengths = np.array([len(prompts_of(run)[0]) for run in runs.values()])
     counts = {name: run["sequences"].shape[1] - run["input_ids"].shape[1] for name, run in runs.items()}
-    batches = batches_of(opened, int(lengths.max()))
+    batches = batches_of(opened, runs, int(lengths.max()))
     slots = int(lengths.max()) + max(counts.values())
 
     @quick_jit
@@ -111,7 +111,7 @@ def greedy(bundle) -> dict[str, np.ndarray]:
 
         return jax.lax.scan(step, (last, cache), jnp.arange(max(counts.values())))[1]
 
-    written = np.asarray(write(together({name: batches[name] for name in runs}))).T
+    written = np.asarray(write(together(batches))).T
     return {f"{name}/sequences": np.append(run["input_ids"][0], row[: counts[name]])[None] for (name, run), row in zip(runs.items(), written)}
 
 

@@ -15,7 +15,8 @@ from dreamjax.data.vocabulary import open_tokenizer
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import ADDED_TOKENS, Tokenizer, train_tokenizer
-from dreamjax.training import checkpoint, handover
+from dreamjax.training import checkpoint, handover, model_folder
+from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
 from dreamjax.training.state import init
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
     assert first["parameters"] == [f"llm/{path}" for path in llm]
     assert first["checksum"] == checkpoint.checksum({f"llm/{path}": leaf for path, leaf in llm.items()})
     words = handover.in_words(record).splitlines()
-    assert words[0].startswith(f"from {saved.folder} at step 5: llm (12 parameters) (pattern '^llm/', checksum {first['checksum']}")
+    assert words[0].startswith(f"from {saved.folder} at step 5: llm (12 parameters) (pattern ^llm/, checksum {first['checksum']}")
     assert words[1].startswith(f"  from {run.folder} at step 3: clip (") and words[2].startswith("    fresh: clip (")
     assert words[3].startswith("  fresh: llm (2 parameters), visual_projector (2 parameters)") and words[-1].startswith("fresh: clip (")
 
@@ -95,7 +96,7 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, origins, model, message):
-    model_folder(tmp_path / "first", CONFIG.model, parameters(CONFIG.model))
+    make_folder(tmp_path / "first", CONFIG.model, parameters(CONFIG.model))
     changed = {
         None: CONFIG.model, LATENT: LATENT, "mlp": dataclasses.replace(CONFIG.model, visual_projector="mlp"),
         56: dataclasses.replace(CONFIG.model, llm=dataclasses.replace(CONFIG.model.llm, vocab_size=56)),
@@ -122,11 +123,10 @@ def on_device(params: dict) -> dict:
     return jax.tree.map(jnp.asarray, params)
 
 
-def model_folder(folder, model: ModelConfig, params: dict, tokenizer: Tokenizer | None = None) -> str:
+def make_folder(folder, model: ModelConfig, params: dict, tokenizer: Tokenizer | None = None) -> str:
     """A model folder, as `convert export` writes them."""
     folder = epath.Path(folder)
-    data = DATA if model.unet and model.clip else dataclasses.replace(DATA, seen_slots=0, dreamed_slots=0)
-    checkpoint.write_config(folder, RunConfig(model=model, data=data, optim=OptimConfig(trainable=(".",))))
+    model_folder.write_card(folder, ModelCard(model))
     checkpoint.save_tree(folder / "params", on_device(params))
     if tokenizer:
         tokenizer.save(folder / "tokenizer")
@@ -138,9 +138,9 @@ def folders(tmp_path_factory) -> dict[str, str]:
     """A language model without the added tokens, and two whole runs that trained them, one with other ids."""
     root = tmp_path_factory.mktemp("origins")
     return {
-        "bare": model_folder(root / "bare", BARE, parameters(BARE, 1), OURS),
-        "sees": model_folder(root / "sees", MODEL, parameters(MODEL, 2), OURS),
-        "draws": model_folder(root / "draws", MODEL, parameters(MODEL, 3), OTHER),
+        "bare": make_folder(root / "bare", BARE, parameters(BARE, 1), OURS),
+        "sees": make_folder(root / "sees", MODEL, parameters(MODEL, 2), OURS),
+        "draws": make_folder(root / "draws", MODEL, parameters(MODEL, 3), OTHER),
     }
 
 
@@ -215,7 +215,7 @@ def test_rows_by_which_a_vocabulary_grew_are_fresh_or_the_mean(folders):
 
 def test_without_a_tokenizer_rows_are_told_by_their_number(tmp_path):
     grown = dataclasses.replace(CONFIG.model, llm=dataclasses.replace(CONFIG.model.llm, vocab_size=72))
-    config = dataclasses.replace(CONFIG, model=grown, init_from=(InitFrom(model_folder(tmp_path, CONFIG.model, parameters(CONFIG.model, 1)), "^llm/"),))
+    config = dataclasses.replace(CONFIG, model=grown, init_from=(InitFrom(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model, 1)), "^llm/"),))
     before, after = leaves(parameters(CONFIG.model, 1)), leaves(parameters(grown))
     params, record = handover.take_over(config, on_device(parameters(grown)), None)
     expected = np.concatenate([before["llm/embed/embedding"], after["llm/embed/embedding"][64:]])
@@ -235,7 +235,7 @@ def test_rows_of_another_tokenizer_are_refused_and_its_own_is_the_default(folder
 
 
 def test_a_model_folder_says_which_run_it_was(run, saved, tmp_path):
-    folder = epath.Path(model_folder(tmp_path, CONFIG.model, parameters(CONFIG.model)))
+    folder = epath.Path(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model)))
     unknown = handover.origins_of(folder)
     assert unknown == {"path": str(folder), "step": None, "origins": None, "fresh": None} and handover.in_words(unknown) == ""
     handover.write_origins(folder, saved.folder, "last", "abc")
@@ -245,3 +245,14 @@ def test_a_model_folder_says_which_run_it_was(run, saved, tmp_path):
     assert (origin["path"], origin["step"], origin["checksum"], origin["parameters"]) == (str(saved.folder), 5, "abc", None)
     assert origin["origins"] == handover.origins_of(saved.folder)["origins"] and origin["origins"][0]["path"] == str(run.folder)
     assert handover.in_words(record).startswith(f"from {saved.folder} at step 5: everything (")
+
+
+def test_an_imported_model_says_which_files_it_was(tmp_path):
+    origin = Origin("vicuna", "llama", ("llm",), (LoadedFile("model.safetensors", 7, "f00d"),))
+    folder = epath.Path(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model)))
+    model_folder.write_card(folder, ModelCard(CONFIG.model, origins=(origin,), fresh=("visual_projector/linear/bias",)))
+    record = handover.origins_of(folder)
+    assert record["origins"][0]["files"] == ({"name": "model.safetensors", "size": 7, "sha256": "f00d"},)
+    words = handover.in_words(record).splitlines()
+    assert words[0] == "from vicuna: llm (format llama)" and words[1].split() == ["f00d", "7", "model.safetensors"]
+    assert words[2:] == ["fresh: visual_projector (1 parameter)"]
