@@ -10,9 +10,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 
 from dreamjax import clip_tokenizer
 from dreamjax.document import Document, Image, Text
@@ -20,6 +22,7 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import image, interleave, pictures, ranking, scores, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require
+from dreamjax.sharding import parameter_shardings
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
 
@@ -35,19 +38,23 @@ class DreamLLM:
     clip_tokenizer: str | None = None  # folder of the tokenizer of CLIP's text tower, for ranking
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, which: str = "last") -> "DreamLLM":
+    def load(cls, folder: str | os.PathLike, which: str = "last", mesh: Mesh | None = None) -> "DreamLLM":
         """Opens a training workdir, a model folder or an official release; `which` checkpoint of a workdir is last or best.
 
-        Other folders that `convert import` knows open too, if they hold an LLM with its tokenizer. Raises ConfigError, in
+        Other folders that `convert import` knows open too, if they hold an LLM with its tokenizer. With a `mesh` the
+        parameters are spread over it, and `jax.set_mesh(mesh)` has to hold where the model is used. Raises ConfigError, in
         one line, where the folder holds no model.
         """
         folder = checkpoint.open_folder(folder)
         if not model_folder.is_ours(folder):
-            return cls._from_foreign(folder)
+            foreign = cls._from_foreign(folder)
+            return foreign if mesh is None else dataclasses.replace(foreign, params=jax.device_put(foreign.params, parameter_shardings(foreign.params, mesh)))
         card = model_folder.read_card(folder)
         if card.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
-        return cls(dreamllm.build(card.model), checkpoint.load_params(folder, which), Tokenizer.load(folder / "tokenizer"), card.template, _ranking_tokenizer(folder))
+        shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(card.model), mesh)
+        params = checkpoint.load_params(folder, which, shardings)
+        return cls(dreamllm.build(card.model), params, Tokenizer.load(folder / "tokenizer"), card.template, _ranking_tokenizer(folder))
 
     @classmethod
     def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":

@@ -155,7 +155,7 @@ class Document:
     def save_html(self, path: str | os.PathLike, growing: bool = False):
         """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
-        page = _page(self.id or _shorten(self.text, 60) or "A document", headline + _article(self), _RELOAD if growing else "")
+        page = html_page(self.id or _shorten(self.text, 60) or "A document", headline + html_article(self), _RELOAD if growing else "")
         _path(path).write_bytes(page.encode("utf-8", "replace"))
 
     def save_images(self, folder: str | os.PathLike) -> list:
@@ -269,21 +269,23 @@ img.small { image-rendering: pixelated; border-radius: 4px; }
 
 def render_html(documents: collections.abc.Iterable[Document], title: str) -> str:
     """One self-contained page with all documents below each other: text as paragraphs, pictures embedded, turns labelled by role."""
-    articles = "\n".join(_article(document, f"<h2>{html.escape(document.id)}</h2>" if document.id else "") for document in documents)
-    return _page(title, f"<h1>{html.escape(title)}</h1>\n{articles}")
+    articles = "\n".join(html_article(document, f"<h2>{html.escape(document.id)}</h2>" if document.id else "") for document in documents)
+    return html_page(title, f"<h1>{html.escape(title)}</h1>\n{articles}")
 
 
 _RELOAD = '<meta http-equiv="refresh" content="1">\n'
 
 
-def _page(title: str, body: str, head: str = "") -> str:
+def html_page(title: str, body: str, head: str = "") -> str:
+    """A whole page around a body of HTML, in the house's style; `head` is HTML for its head."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{head}<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
-def _article(document: Document, heading: str = "") -> str:
+def html_article(document: Document, heading: str = "") -> str:
+    """A document as an HTML article that needs no other file; `heading` is HTML that goes before it."""
     numbers = itertools.count(1)
     blocks = [heading] if heading else []
     for role, parts in itertools.groupby(document.parts, key=lambda part: part.role):

@@ -1,18 +1,25 @@
 """Measures a model, or a file of predictions.
 
     python -m dreamjax.evaluate --model=DIR --task=shapes --out=DIR [--count=N]
+    python -m dreamjax.evaluate --model=DIR --task=NAME[,NAME] --data=DIR --out=DIR [--profile=official] [--shots=4 --examples=rices]
     python -m dreamjax.evaluate score --task=textvqa --predictions=FILE --data=DIR [--out=DIR]
 
-Tasks of a model: shapes (the embedded generator; needs no data), storybook (a folder of picture stories, --data=DIR).
+Tasks of a model: shapes or toy (the embedded generator; needs no data), storybook (a folder of picture stories), and
+    about pictures    coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope
+    language          piqa, siqa, hellaswag, winogrande, boolq, mmlu
+--data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or --images).
+Predictions are written as they come to OUT/TASK/predictions.jsonl: started again, a run goes on where it stopped.
+OUT/report.html shows figures beside the paper's and a sample of what was asked and said.
 
 `score` takes the predictions of any model: JSONL with question_id and text (LLaVA's answer files), or a benchmark's own
 files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa, vizwiz,
 scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, image2paragraph, captions (plain text, a
-caption a line). With --out the file for a benchmark's server or grader is written there as well.
+caption a line), and those of language. With --out the file for a benchmark's server or grader is written there as well.
 
-The last line of stdout is the result as JSON; shares are in percent in what `score` prints.
+The last line of stdout is the result as JSON; shares are in percent but in what shapes and storybook print.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -21,38 +28,115 @@ from absl import flags
 from etils import epath
 
 from dreamjax import cli
+from dreamjax.config import MeshConfig
 from dreamjax.data.sources import SourceError
 from dreamjax.schema import ConfigError
 
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
-TASK = flags.DEFINE_string("task", None, "shapes | storybook; of score: textvqa, pope and others, see above.")
+TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder (or file) of the task's data, where it needs one.")
 OUT = flags.DEFINE_string("out", None, "Folder for predictions, pictures and the page; of score: for the server's file.")
-COUNT = flags.DEFINE_integer("count", 512, "Documents per part of a task.")
+COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category, where there are some); of shapes: documents per part.", lower_bound=1)
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Of score: file of predictions.")
+PROFILE = flags.DEFINE_string("profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation).")
+SHOTS = flags.DEFINE_integer("shots", 0, "Examples with their answers before each question.", lower_bound=0)
+EXAMPLES = flags.DEFINE_string("examples", "random", "Which examples: random | rices (those with the nearest pictures).")
+SHOTS_FROM = flags.DEFINE_string("shots_from", "", "Data of the examples, such as a training split; nothing: the task's own questions.")
+IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures, where they are not below the data.")
+SEED = flags.DEFINE_integer("seed", 0, "Draws the examples.", lower_bound=0)
+BATCH = flags.DEFINE_integer("batch_size", 16, "Questions answered at once.", lower_bound=1)
+MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Devices along data, fsdp, tensor; one may be -1, which takes what is left.")
 
 
 def main() -> int:
-    """Runs a task with a model."""
-    from dreamjax.api import DreamLLM  # scoring needs no model
-
+    """Runs tasks with a model."""
     _require(MODEL, TASK, OUT)
-    tasks = {"shapes": shapes_task, "storybook": storybook_task}
-    if TASK.value not in tasks:
-        raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join(tasks)}")
+    own = {"shapes": shapes_task, "toy": shapes_task, "storybook": storybook_task}
+    names = TASK.value.split(",")
+    benchmarks = [name for name in names if name not in own]
+    if benchmarks:
+        _check(benchmarks, own)
     out = epath.Path(OUT.value)
-    model = DreamLLM.load(MODEL.value, WHICH.value)
-    out.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(tasks[TASK.value](model, out)))
+    with _mesh() as mesh:
+        from dreamjax.api import DreamLLM  # scoring needs no model
+
+        model = DreamLLM.load(MODEL.value, WHICH.value, mesh)
+        out.mkdir(parents=True, exist_ok=True)
+        found = {name: own[name](model, out) for name in names if name in own}
+        if benchmarks:
+            found |= benchmark_tasks(model, benchmarks, out)
+    print(json.dumps(found[names[0]] if len(names) == 1 else {"tasks": found}))
     return 0
+
+
+def _how():
+    from dreamjax.evaluation.benchmarks import How
+
+    return How(
+        PROFILE.value, SHOTS.value, EXAMPLES.value, SHOTS_FROM.value, IMAGES.value, COUNT.value, SEED.value, BATCH.value,
+    )
+
+
+def _check(names: list[str], own: dict):
+    """Raises ConfigError for what cannot be run, before anything is loaded."""
+    from dreamjax.evaluation import benchmarks
+
+    for name in names:
+        if name not in benchmarks.RUNNABLE:
+            raise ConfigError(f"--task: {name!r} is unknown; there are {', '.join((*own, *benchmarks.RUNNABLE))}")
+        benchmarks.check(name, _how())
+    _require(DATA)
+
+
+@contextlib.contextmanager
+def _mesh():
+    """The mesh of all devices while it holds; None for a single device."""
+    import jax
+
+    from dreamjax.sharding import make_mesh
+
+    if jax.device_count() == 1:
+        yield None
+        return
+    if len(MESH.value) != 3 or not all(size.lstrip("-").isdecimal() for size in MESH.value):
+        raise ConfigError(f"--mesh: {','.join(MESH.value)!r} is not three numbers: data, fsdp, tensor")
+    mesh = make_mesh(MeshConfig(*map(int, MESH.value)))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
+    """Runs benchmarks, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
+    from dreamjax.evaluation import benchmarks, report
+    from dreamjax.training import checkpoint
+
+    folder, results, found = checkpoint.open_folder(MODEL.value), [], {}
+    settings = {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
+    for name in names:
+        result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), settings)
+        results.append(result)
+        for warning in result.score.warnings if result.score else ():
+            print(f"dreamjax.evaluate: warning: {name}: {warning}", file=sys.stderr)
+        print(report.in_words(result), flush=True)
+        (out / "report.html").write_text(report.render("Evaluation by DreamJAX", results))
+        metrics = _plain(result.score.metrics) if result.score else {}
+        found[name] = {"task": name, "metrics": metrics, "counts": result.score.counts if result.score else {}, "paper": result.paper}
+        found[name] |= {"note": result.note} if result.note else {}
+        found[name] |= result.files | {"html": str(out / "report.html")}
+        (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _plain(metrics: dict) -> dict:
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def shapes_task(model, out: epath.Path) -> dict:
     from dreamjax.evaluation import shapes
     from dreamjax.training.metrics import train_seconds
 
-    results = shapes.evaluate(model, out, COUNT.value)
+    results = shapes.evaluate(model, out, COUNT.value or 512)
     print(shapes.in_words(results), flush=True)
     return results | {"train_seconds": train_seconds(epath.Path(MODEL.value)), "items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
 
@@ -92,8 +176,7 @@ def score() -> int:
     for warning in found.warnings:
         print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
     print("\n".join(f"{name:32s} {value:9.4f}" for name, value in found.metrics.items()))
-    metrics = {name: None if math.isnan(value) else value for name, value in found.metrics.items()}
-    print(json.dumps({"task": TASK.value, "metrics": metrics, "counts": found.counts} | written))
+    print(json.dumps({"task": TASK.value, "metrics": _plain(found.metrics), "counts": found.counts} | written))
     return 0
 
 

@@ -42,7 +42,7 @@ ONLY_IN = {
     "torch": {"convert"}, "diffusers": {"convert"}, "safetensors": {"convert"},
     "sentencepiece": {"tokenizer"},
     "grain": {"data"},
-    "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"},
+    "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"}, "lm_eval": {"evaluation"},
     "optax": {"training"}, "orbax": {"training"},
     "ml_collections": set(COMMANDS),
 }

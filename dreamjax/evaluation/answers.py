@@ -226,6 +226,18 @@ def by_id(answers: Sequence[Answer], questions: Sequence[str], named: str) -> Ma
     return match(answers, lambda answer: answer.id if answer.id in known else None, questions, named)
 
 
+def first(values: Iterable, count: int | None, group: Callable[..., Hashable] = lambda value: "") -> list:
+    """The first `count` values of each group, in their order; all where `count` is None."""
+    if count is None:
+        return list(values)
+    taken, kept = collections.Counter(), []
+    for value in values:
+        taken[group(value)] += 1
+        if taken[group(value)] <= count:
+            kept.append(value)
+    return kept
+
+
 def percent(values: Iterable[float]) -> float:
     """The mean in percent; the values may be truths. Empty: nan."""
     values = list(values)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, read_answers, read_json, read_text
+from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, read_answers, read_json, read_text
 
 TASKS = ("coco", "nocaps", "image2paragraph", "captions")
 
@@ -65,8 +65,8 @@ def _ptb(texts: dict[str, list[str]]) -> dict[str, list[str]]:
 # Files
 
 
-def load_references(data: epath.PathLike, task: str) -> dict[str, list[str]]:
-    """{picture's id: reference captions}; raises SourceError. Of a folder, the first of these that is there:
+def load_references(data: epath.PathLike, task: str, count: int | None = None) -> dict[str, list[str]]:
+    """{picture's id: reference captions} of all, or the first `count`, pictures; raises SourceError. Of a folder, the first of these that is there:
 
     dataset_coco.json (Karpathy; split test), a COCO file of annotations (COCO, NoCaps), paragraphs_v1.json with test_split.json
     (Image2Paragraph), or plain text, a caption a line, in one or more files *ref*.txt.
@@ -77,8 +77,8 @@ def load_references(data: epath.PathLike, task: str) -> dict[str, list[str]]:
         columns = [read_text(file).strip("\n").split("\n") for file in lines]
         if len({len(column) for column in columns}) > 1:
             raise SourceError(f"{data}: {', '.join(f'{file.name} has {len(column)} lines' for file, column in zip(lines, columns))}")
-        return {str(number): list(texts) for number, texts in enumerate(zip(*columns), 1)}
-    path = find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json")
+        return dict(first(((str(number), list(texts)) for number, texts in enumerate(zip(*columns), 1)), count))
+    path = find_captions(data, task)
     content = read_json(path)
     references: dict[str, list[str]] = {}
     with expected_form(path, "file of captions"):
@@ -93,15 +93,20 @@ def load_references(data: epath.PathLike, task: str) -> dict[str, list[str]]:
             references.setdefault(str(key), []).append(text)
     if not references:
         raise SourceError(f"{path}: holds no captions")
-    return references
+    return dict(first(references.items(), count))
 
 
-def score(task: str, predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def find_captions(data: epath.PathLike, task: str) -> epath.Path:
+    """The JSON file with a task's captions."""
+    return find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json")
+
+
+def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """CIDEr, Bleu_n, ROUGE_L and METEOR, times 100 as they are published. A picture without a caption gets an empty one.
 
     Predictions: COCO results [{"image_id", "caption"}], an answer file, or a .txt with a caption a line (`captions`).
     """
-    references = load_references(data, task)
+    references = load_references(data, task, count)
     if epath.Path(predictions).suffix == ".txt":
         lines = read_text(predictions).strip("\n").split("\n")
         if len(lines) != len(references):

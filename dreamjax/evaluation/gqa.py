@@ -9,7 +9,7 @@ import json
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ def plain(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def load_questions(data: epath.PathLike) -> list[Question]:
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
     """The balanced questions of testdev_balanced_questions.json (or another split's file); raises SourceError."""
     path = find_file(data, "testdev_balanced_questions.json", "*balanced_questions.json", "*questions.json")
     with expected_form(path, "file of questions of GQA"):
@@ -38,12 +38,12 @@ def load_questions(data: epath.PathLike) -> list[Question]:
         ]
     if not questions:
         raise SourceError(f"{path}: holds no balanced questions")
-    return questions
+    return first(questions, count)
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy`, `open_accuracy` and `binary_accuracy` in percent; a missing answer is wrong."""
-    questions = load_questions(data)
+    questions = load_questions(data, count)
     matched = by_id(read_answers(predictions), [question.id for question in questions], str(data))
     right = {question: plain(matched.texts.get(question.id, "")) == question.answer for question in questions}
     metrics = {

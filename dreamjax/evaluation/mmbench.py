@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, percent, percent_by, read_answers, read_table, write_table
+from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, percent, percent_by, read_answers, read_table, write_table
 
 LETTERS = "ABCDE"
 TURN = 1_000_000
@@ -66,13 +66,14 @@ def load_table(data: epath.PathLike) -> list[dict]:
     return rows
 
 
-def load_questions(data: epath.PathLike) -> list[Question]:
-    """All turns of all questions; raises SourceError."""
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
+    """All turns of all (or the first `count`) questions; raises SourceError."""
     with expected_form(data, "table of MMBench"):
         questions = [_question(row) for row in load_table(data)]
     if len({question.index for question in questions}) < len(questions):
         raise SourceError(f"{data}: an index stands there twice")
-    return questions
+    numbers = set(first(dict.fromkeys(question.number for question in questions), count))
+    return [question for question in questions if question.number in numbers]
 
 
 def _question(row: dict) -> Question:
@@ -81,12 +82,12 @@ def _question(row: dict) -> Question:
     return Question(int(row["index"]), text("question"), text("hint"), choices, text("answer"), text("l2-category"), text("category"), text("image"))
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy` (circular where questions have several turns), `circular_accuracy`, `plain_accuracy`, and the former by skill and category.
 
     In percent. Predictions are a table with index and prediction, or an answer file with question_id and text; a missing one is wrong.
     """
-    questions = load_questions(data)
+    questions = load_questions(data, count)
     if not all(question.answer for question in questions):
         raise SourceError(f"{data}: holds no answers to score against; with --out=DIR the table for the server is written")
     matched = by_id(read_answers(predictions), [str(question.index) for question in questions], str(data))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, match, percent, percent_by, read_answers, read_text
+from dreamjax.evaluation.answers import Answer, Score, first, match, percent, percent_by, read_answers, read_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -50,8 +50,8 @@ def said(text: str) -> str:
     return next((word for word in ("yes", "no") if word in beginning), "other")
 
 
-def load_questions(data: epath.PathLike) -> list[Question]:
-    """All questions below a folder, in the benchmark's order of categories; raises SourceError.
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
+    """All questions below a folder, in the benchmark's order of categories, of each the first `count` (made even); raises SourceError.
 
     The folder (or gt/ in it) has CATEGORY.txt with lines of picture, question, answer by tabs, or is the released benchmark:
     CATEGORY/ with, for each picture, a .txt (in questions_answers_YN/ where there is one) with lines of question, answer.
@@ -76,10 +76,10 @@ def load_questions(data: epath.PathLike) -> list[Question]:
     if len({question.key for question in questions}) < len(questions):
         twice = next(key for key, count in collections.Counter(question.key for question in questions).items() if count > 1)
         raise SourceError(f"{root}: {', '.join(twice)}: the same question of a picture stands there twice")
-    for (category, picture), count in collections.Counter(question.key[:2] for question in questions).items():
-        if count % 2:
-            raise SourceError(f"{root}: {category}, {picture}: has {count} questions; they come in pairs")
-    return questions
+    for (category, picture), asked in collections.Counter(question.key[:2] for question in questions).items():
+        if asked % 2:
+            raise SourceError(f"{root}: {category}, {picture}: has {asked} questions; they come in pairs")
+    return first(questions, count and count + count % 2, lambda question: question.category)
 
 
 def _lines(file: epath.Path, fields: int) -> list[list[str]]:
@@ -123,9 +123,9 @@ def finder(questions: list[Question]) -> Callable[[Answer], tuple[str, str, str]
     return find
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`perception`, `cognition` and `total`, sums of category scores, and each category's score under its name. A missing answer is wrong."""
-    questions = load_questions(data)
+    questions = load_questions(data, count)
     matched = match(read_predictions(predictions), finder(questions), [question.key for question in questions], str(data))
     right = {question.key: said(matched.texts.get(question.key, "")) == question.answer for question in questions}
     of_picture = collections.defaultdict(list)

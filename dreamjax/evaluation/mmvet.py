@@ -11,27 +11,27 @@ from collections.abc import Hashable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, expected_form, find_file, match, read_answers, read_json
+from dreamjax.evaluation.answers import Score, expected_form, find_file, first, match, read_answers, read_json
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
 
 
-def load_questions(data: epath.PathLike) -> dict[str, dict]:
-    """mm-vet.json: {id: {imagename, question, answer, capability}}; raises SourceError."""
+def load_questions(data: epath.PathLike, count: int | None = None) -> dict[str, dict]:
+    """The (first `count`) questions of mm-vet.json: {id: {imagename, question, answer, capability}}; raises SourceError."""
     path = find_file(data, "mm-vet.json", "*.json")
     content = read_json(path)
     with expected_form(path, "mm-vet.json"):
         if not content or not all(set(row["capability"]) for row in content.values()):
             raise SourceError(f"{path}: holds no questions with capabilities")
-    return content
+    return dict(first(content.items(), count))
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`total` and its `std` over runs, CAPABILITY and combinations such as ocr+math, in percent, from the grader's *-grade-*runs.json.
 
     A question without a grade counts as 0. Raises SourceError for answers that nobody graded.
     """
-    questions, grades = load_questions(data), load_grades(predictions)
+    questions, grades = load_questions(data, count), load_grades(predictions)
     known = [key for key in grades if key in questions]
     if not known:
         raise SourceError(f"{predictions}: {next(iter(grades))} is no question of {data}, and neither are all {len(grades)} graded ones")

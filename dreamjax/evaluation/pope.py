@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, expected_form, match, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Score, expected_form, first, match, percent, read_answers, read_json
 
 CATEGORIES = ("random", "popular", "adversarial")
 # LLaVA numbers the questions of all three in one file: the number in the label file plus this much.
@@ -49,8 +49,8 @@ def figures(said: Sequence[bool], right: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def load_questions(data: epath.PathLike) -> list[Question]:
-    """The questions of a folder's *pope_CATEGORY.json, or of one such file; raises SourceError."""
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
+    """The (first `count`, in each category) questions of a folder's *pope_CATEGORY.json, or of one such file; raises SourceError."""
     data = epath.Path(data)
     files = [data] if data.is_file() else [file for category in CATEGORIES for file in sorted(data.glob(f"*pope_{category}.json"))]
     if not files:
@@ -64,15 +64,15 @@ def load_questions(data: epath.PathLike) -> list[Question]:
             questions += [Question(category, str(row["question_id"]), row["image"], row["text"], row["label"] == "yes") for row in read_json(file)]
     if len({(question.category, question.id) for question in questions}) < len(questions):
         raise SourceError(f"{data}: a question_id stands twice in a category")
-    return questions
+    return first(questions, count, lambda question: question.category)
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy` over all questions, the mean f1 of the categories, and CATEGORY_accuracy, _precision, _recall, _f1, _yes_ratio, in percent.
 
     Predictions name their category, or are numbered as LLaVA's, or come after one label file. A missing one counts as the wrong answer.
     """
-    questions = {(question.category, question.id): question for question in load_questions(data)}
+    questions = {(question.category, question.id): question for question in load_questions(data, count)}
     answers = read_answers(predictions, numbered=True)
     find = finder(questions, answers, epath.Path(predictions).stem)
     matched = match(answers, find, list(questions), str(data))

@@ -6,7 +6,7 @@ import re
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, by_id, expected_form, find_file, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
 
 LETTERS = "ABCDE"
 
@@ -30,7 +30,7 @@ def chosen(text: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def load_questions(data: epath.PathLike) -> list[Question]:
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
     """LLaVA's file of conversations (llava_test_*.json), or the folder with the benchmark's problems.json and pid_splits.json (split test)."""
     data = epath.Path(data)
     if (data / "problems.json").exists():
@@ -45,7 +45,7 @@ def load_questions(data: epath.PathLike) -> list[Question]:
             questions = [Question(str(row["id"]), _right(row["conversations"][-1]["value"], row["id"], path), bool(row.get("image"))) for row in read_json(path)]
     if not questions or len({question.id for question in questions}) < len(questions):
         raise SourceError(f"{path}: {'holds an id twice' if questions else 'holds no questions'}")
-    return questions
+    return first(questions, count)
 
 
 def _right(text: str, name: str, path: epath.Path) -> str:
@@ -65,12 +65,12 @@ def read_predictions(path: epath.PathLike) -> list[Answer]:
     return read_answers(path)
 
 
-def score(predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy` over all questions, `image_accuracy` over those with a picture and `text_accuracy` over the others, in percent.
 
     A missing answer, and one that names no letter, is wrong.
     """
-    questions = load_questions(data)
+    questions = load_questions(data, count)
     matched = by_id(read_predictions(predictions), [question.id for question in questions], str(data))
     letters = {key: chosen(text) for key, text in matched.texts.items()}
     right = {question: letters.get(question.id) == question.answer for question in questions}

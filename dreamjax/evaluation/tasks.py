@@ -1,4 +1,4 @@
-"""One table of the benchmarks: how each is scored, and what is written for those whose scorer is elsewhere."""
+"""One table of the benchmarks: how files become questions, how predictions are scored, what is written where the scorer is elsewhere."""
 
 import dataclasses
 import functools
@@ -6,29 +6,37 @@ from collections.abc import Callable
 
 from etils import epath
 
-from dreamjax.evaluation import captions, gqa, mmbench, mme, mmvet, pope, scienceqa, vqa
+from dreamjax.evaluation import captions, gqa, language, mmbench, mme, mmvet, pope, questions, scienceqa, vqa
 from dreamjax.evaluation.answers import Score
+from dreamjax.evaluation.questions import Question
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A benchmark. `score` takes (predictions, data); `export` takes (predictions, data, out) and returns the file it wrote."""
+    """A benchmark, its functions with the arguments named here; with a `count`, only its first so many questions are meant."""
 
-    score: Callable[[epath.PathLike, epath.PathLike], Score]
-    export: Callable[[epath.PathLike, epath.PathLike, epath.Path], epath.Path] | None = None
+    score: Callable[..., Score]  # (predictions, data, count=None)
+    questions: Callable[..., list[Question]] | None = None  # (data, count=None); None: there is nothing to ask a model
+    export: Callable[[epath.PathLike, epath.PathLike, epath.Path], epath.Path] | None = None  # (predictions, data, out): the file it wrote
+
+
+def _captions(name: str) -> Task:
+    return Task(functools.partial(captions.score, name), functools.partial(questions.of_captions, name))
 
 
 def _vqa(name: str) -> Task:
-    return Task(functools.partial(vqa.score, name), functools.partial(vqa.export, name))
+    return Task(functools.partial(vqa.score, name), functools.partial(questions.of_vqa, name), functools.partial(vqa.export, name))
 
 
 TASKS: dict[str, Task] = {
-    **{name: Task(functools.partial(captions.score, name)) for name in captions.TASKS},
+    **{name: _captions(name) for name in captions.TASKS if name != "captions"},
+    "captions": Task(functools.partial(captions.score, "captions")),
     **{name: _vqa(name) for name in vqa.TASKS},
-    "scienceqa": Task(scienceqa.score),
-    "gqa": Task(gqa.score, lambda predictions, data, out: gqa.export(predictions, out)),
-    "mme": Task(mme.score),
-    "mmbench": Task(mmbench.score, mmbench.export),
-    "mmvet": Task(mmvet.score, mmvet.export),
-    "pope": Task(pope.score),
+    "scienceqa": Task(scienceqa.score, questions.of_scienceqa),
+    "gqa": Task(gqa.score, questions.of_gqa, lambda predictions, data, out: gqa.export(predictions, out)),
+    "mme": Task(mme.score, questions.of_mme),
+    "mmbench": Task(mmbench.score, questions.of_mmbench, mmbench.export),
+    "mmvet": Task(mmvet.score, questions.of_mmvet, mmvet.export),
+    "pope": Task(pope.score, questions.of_pope),
+    **{name: Task(functools.partial(language.score, name)) for name in language.LOADERS},  # ranked, not asked: language_runner
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Matched, Score, expected_form, find_file, match, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Matched, Score, expected_form, find_file, first, match, percent, read_answers, read_json
 
 TASKS = ("textvqa", "vqav2", "okvqa", "vizwiz")
 ENOUGH = 3  # annotators, of those not left out, whose agreement makes an answer wholly right
@@ -80,8 +80,8 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 # Files
 
 
-def load_questions(data: epath.PathLike, task: str) -> list[Question]:
-    """The questions of a file or folder: VQA's pair of *questions.json and *annotations.json, TextVQA's or VizWiz' own single file.
+def load_questions(data: epath.PathLike, task: str, count: int | None = None) -> list[Question]:
+    """The (first `count`) questions of a file or folder: VQA's pair of *questions.json and *annotations.json, TextVQA's or VizWiz' own single file.
 
     In a folder with several sets, the files whose names begin with the task's count. Without annotations (a test split) the
     questions have no answers. Raises SourceError.
@@ -98,7 +98,7 @@ def load_questions(data: epath.PathLike, task: str) -> list[Question]:
         raise SourceError(f"{path}: a question_id stands there twice")
     if not questions:
         raise SourceError(f"{path}: holds no questions")
-    return questions
+    return first(questions, count)
 
 
 def _with_answers(rows: list[dict], path: epath.Path) -> list[dict]:
@@ -148,9 +148,9 @@ def _plain(text: str) -> str:
 # Scoring
 
 
-def score(task: str, predictions: epath.PathLike, data: epath.PathLike) -> Score:
+def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy` in percent, and for VizWiz also that of the questions that can be answered, and of those that cannot."""
-    questions = load_questions(data, task)
+    questions = load_questions(data, task, count)
     if not any(question.answers for question in questions):
         raise SourceError(f"{data}: holds no answers to score against; with --out=DIR the file for the server is written")
     matched = _match(questions, predictions, data)

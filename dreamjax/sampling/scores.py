@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,19 @@ from dreamjax.batch import Batch
 from dreamjax.document import Document, Text
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
+from dreamjax.rows import Row
 from dreamjax.sampling.prompts import answering, batches, bucket, check_row, prompt_row
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
 CHUNK = 16  # positions whose logits exist at one time; it divides every bucket of lengths
+
+
+class Likelihood(NamedTuple):
+    """Of each scored token of a row: its log-probability [n] float32, and whether it is the likeliest [n] bool."""
+
+    log_probabilities: np.ndarray
+    likeliest: np.ndarray
 
 
 def log_probabilities(
@@ -33,11 +42,20 @@ def log_probabilities(
         check_row(parts, row, parts.config.llm.max_positions, room=0)
         if not row.learned.any():
             raise ConfigError(f"continuation: {continuation!r} has no token of its own")
-    found: list = [None] * len(pairs)
-    for batch in batches(parts, whole, rows, bucket(len(pairs), 1)):
-        shares = np.asarray(_shares(parts, params, batch))
+    return [found.log_probabilities for found in likelihoods(parts, params, whole, rows, bucket(len(pairs), 1))]
+
+
+def likelihoods(parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[Row], size: int) -> list[Likelihood]:
+    """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which must hold them all.
+
+    `documents` hold the pictures that rows have; rows are checked where they are made.
+    """
+    found: list = [None] * len(rows)
+    for batch in batches(parts, documents, rows, size):
+        shares, likeliest = map(np.asarray, _shares(parts, params, batch))
         for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
-            found[b] = shares[b][batch.learned[b, 0]]
+            learned = batch.learned[b, 0]
+            found[b] = Likelihood(shares[b][learned], likeliest[b][learned])
     return found
 
 
@@ -48,17 +66,20 @@ def _joined(prompt: Document, continuation: str) -> Document:
 
 
 @functools.partial(jax.jit, static_argnames="parts")
-def _shares(parts: Parts, params: dict, batch: Batch) -> jax.Array:
-    """[B, L] float32: the log-probability of each token given those before it; 0 for the first."""
+def _shares(parts: Parts, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """[B, L] float32 and bool: the log-probability of each token given those before it, and whether it is the likeliest; 0 and no for the first."""
     hidden = dreamllm.hidden_states(parts, params, batch)
     tokens = batch.tokens[:, 0]
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     chunks = lambda x: x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
-    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, wanted = chunk
-        shares = jax.nn.log_softmax(parts.llm.apply({"params": params["llm"]}, states, method="logits"), axis=-1)
-        return jnp.take_along_axis(shares, wanted[..., None], axis=-1)[..., 0]
+        logits = parts.llm.apply({"params": params["llm"]}, states, method="logits")
+        shares = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), wanted[..., None], axis=-1)[..., 0]
+        return shares, jnp.argmax(logits, axis=-1) == wanted
 
-    shares = jax.lax.map(of_chunk, (chunks(hidden), chunks(following))).swapaxes(0, 1).reshape(tokens.shape)
-    return jnp.pad(shares[:, :-1], ((0, 0), (1, 0)))
+    def aligned(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.swapaxes(0, 1).reshape(tokens.shape)[:, :-1], ((0, 0), (1, 0)))
+
+    return jax.tree.map(aligned, jax.lax.map(of_chunk, (chunks(hidden), chunks(following))))

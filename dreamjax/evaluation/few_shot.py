@@ -1,0 +1,88 @@
+"""Examples in context: questions with their answers that come before the one asked, at random or by RICES.
+
+RICES (Yang et al. 2022; Alayrac et al. 2022) takes those whose pictures are nearest in CLIP's features, the nearest one last,
+right before the question. The features are of the model's own encoder: the class token of its last state, after the post norm.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from dreamjax import images
+from dreamjax.api import DreamLLM
+from dreamjax.data.sources import SourceError
+from dreamjax.document import Image
+from dreamjax.evaluation.questions import Question
+from dreamjax.models import clip
+from dreamjax.models.dreamllm import Parts
+from dreamjax.schema import ConfigError
+
+METHODS = ("random", "rices")
+
+
+def at_random(pool: Sequence[Question], shots: int, seed: int = 0) -> Callable[[Question], list[Question]]:
+    """`shots` examples for each question, drawn by the seed and the question alone; never one of the question's own picture."""
+    pool = usable(pool, shots)
+
+    def choose(question: Question) -> list[Question]:
+        rng = np.random.default_rng([seed, zlib.crc32("\0".join(question.key).encode())])
+        order = rng.permutation(len(pool))
+        return _others(question, (pool[i] for i in order), shots)
+
+    return choose
+
+
+def by_pictures(pool: Sequence[Question], shots: int, features: Mapping[str | bytes, np.ndarray]) -> Callable[[Question], list[Question]]:
+    """`shots` examples for each question by RICES, given a unit feature [d] for each picture's name; equally near ones in the pool's order."""
+    pool = usable(pool, shots)
+    matrix = np.stack([features[example.pictures[0]] for example in pool])
+
+    def choose(question: Question) -> list[Question]:
+        order = np.argsort(-(matrix @ features[question.pictures[0]]), kind="stable")
+        return _others(question, (pool[i] for i in order), shots)[::-1]
+
+    return choose
+
+
+def usable(pool: Sequence[Question], shots: int) -> list[Question]:
+    """The examples that have an answer and one picture; raises SourceError where there are not more than `shots`."""
+    pool = [example for example in pool if example.answer and len(example.pictures) == 1]
+    if len(pool) <= shots:
+        raise SourceError(f"--shots: {shots} examples of {len(pool)} questions that have an answer and a picture; --shots_from names other data")
+    return pool
+
+
+def _others(question: Question, ordered, shots: int) -> list[Question]:
+    found = []
+    for example in ordered:
+        if not set(example.pictures) & set(question.pictures):
+            found.append(example)
+            if len(found) == shots:
+                break
+    return found
+
+
+def picture_features(model: DreamLLM, pictures: Mapping[str | bytes, Image], batch_size: int = 32) -> dict[str | bytes, np.ndarray]:
+    """{name: unit feature [d] float32} of all pictures."""
+    if model.parts.clip is None:
+        raise ConfigError("--examples: rices needs a model with a picture encoder")
+    size, names, found = model.parts.config.clip.image_size, list(pictures), {}
+    for start in tqdm.trange(0, len(names), batch_size, desc="features", unit="batch", dynamic_ncols=True):
+        now = names[start : start + batch_size]
+        pixels = np.zeros((batch_size, size, size, 3), np.uint8)
+        for i, name in enumerate(now):
+            pixels[i] = images.for_encoder(pictures[name].pil(), size)
+        found |= dict(zip(now, np.asarray(_unit_features(model.parts, model.params, pixels))))
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _unit_features(parts: Parts, params: dict, pictures: jax.Array) -> jax.Array:
+    pixels = clip.normalise(pictures, parts.config.clip, parts.clip.dtype)
+    features = parts.clip.apply({"params": params["clip"]}, pixels, method="pooled").astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

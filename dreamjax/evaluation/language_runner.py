@@ -1,0 +1,58 @@
+"""Answers questions of language by the likeliest ending, and writes each down as it comes (`runner` says how)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from dreamjax.api import DreamLLM
+from dreamjax.document import Document, Text
+from dreamjax.evaluation.language import Ranking
+from dreamjax.evaluation.runner import append, batched, check_settings, resume
+from dreamjax.sampling.prompts import prompt_tokens
+from dreamjax.schema import ConfigError
+
+
+def predict(model: DreamLLM, rankings: Sequence[Ranking], out: epath.Path, settings: dict, batch_size: int = 16, desc: str = "") -> tuple[epath.Path, int]:
+    """Ranks what has no row yet: predictions.jsonl with the number of the likeliest ending and all scores; how many examples did not fit."""
+    path, dropped = out / "predictions.jsonl", 0
+    check_settings(out, settings)
+    done = {row["question_id"] for row in resume(path)}
+    waiting = [ranking for ranking in rankings if ranking.id not in done]
+    with tqdm.tqdm(total=len(rankings), initial=len(rankings) - len(waiting), unit="question", desc=desc, dynamic_ncols=True) as progress:
+        for batch in batched(waiting, max(1, batch_size // 4)):
+            pairs = []
+            for ranking in batch:
+                kept, missing = _fitting(model, ranking)
+                dropped += missing
+                before = ranking.heading + "".join(kept)
+                pairs += [(before + context, ending) for context, ending in zip(ranking.contexts, ranking.endings)]
+            scores = iter([float(found.sum()) for found in _log_probabilities(model, pairs, batch_size)])
+            rows = []
+            for ranking in batch:
+                sums = [next(scores) / (len(ending) if ranking.by_length else 1) for ending in ranking.endings]
+                chosen = int(np.argmax(sums))
+                rows.append({"question_id": ranking.id, "text": str(chosen), "prompt": ranking.contexts[chosen], "category": ranking.category, "scores": sums})
+            append(path, rows)
+            progress.update(len(batch))
+    return path, dropped
+
+
+def _log_probabilities(model: DreamLLM, pairs: list, size: int) -> list[np.ndarray]:
+    """The pairs filled up to whole batches, so that a pair is computed in the same shapes whatever is left to do."""
+    filled = pairs + [pairs[-1]] * (-len(pairs) % size)
+    return model.log_probabilities(filled, size)[: len(pairs)]
+
+
+def _fitting(model: DreamLLM, ranking: Ranking) -> tuple[tuple[str, ...], int]:
+    """The last examples that fit the context with the question, and how many were left out."""
+    context = model.parts.config.llm.max_positions
+    for missing in range(len(ranking.examples) + 1):
+        kept = ranking.examples[missing:]
+        before = ranking.heading + "".join(kept)
+        texts = {before + words + ending for words, ending in zip(ranking.contexts, ranking.endings)}
+        longest = max(prompt_tokens(model.parts, model.tokenizer, Document((Text(text),)), model.template) for text in texts)
+        if longest <= context:
+            return kept, missing
+    raise ConfigError(f"question {ranking.id}: takes {longest} tokens, more than the model's context of {context}")

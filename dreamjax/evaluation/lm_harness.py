@@ -1,0 +1,113 @@
+"""DreamLLM for lm-evaluation-harness, whose tasks then run on it (needs lm-eval, the extra `eval`).
+
+    import lm_eval
+    from dreamjax.evaluation.lm_harness import DreamJAX
+    lm_eval.simple_evaluate(DreamJAX("runs/stage3"), tasks=["piqa", "mmlu"], num_fewshot=5)
+
+Importing this file also registers the class as `dreamjax`: simple_evaluate("dreamjax", model_args="model=runs/stage3", ...).
+"""
+
+import collections
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from dreamjax.api import DreamLLM
+from dreamjax.document import Document
+from dreamjax.evaluation.runner import batched
+from dreamjax.rows import Row
+from dreamjax.sampling import scores
+from dreamjax.schema import ConfigError
+
+DEFAULT_TOKENS = 256  # written where a task sets no limit
+
+
+@register_model("dreamjax")
+class DreamJAX(TemplateLM):
+    """A model folder (or an opened model) with the harness's three requests, each in batches of `batch_size`.
+
+    Contexts begin with <s>. What is longer than the model's context loses its beginning, as in the harness's own models.
+    """
+
+    def __init__(self, model: str | os.PathLike | DreamLLM, batch_size: int | str = 8, which: str = "last", max_batch_size=None, device=None):
+        super().__init__()
+        if not str(batch_size).isdecimal():
+            raise ConfigError(f"batch_size: {batch_size!r} is no number")
+        self.model = model if isinstance(model, DreamLLM) else DreamLLM.load(model, which)
+        self.batch_size = int(batch_size)
+        self.context = self.model.parts.config.llm.max_positions
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.model.tokenizer.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.model.tokenizer.bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return ([] if add_special_tokens is False else [self.model.tokenizer.bos]) + self.model.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests: Sequence, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities, whether greedy decoding writes it) of each (_, context, continuation), the latter two in tokens."""
+        rows = [_row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # those of a length side by side
+        found: list = [None] * len(rows)
+        for now in tqdm.tqdm(list(batched(order, self.batch_size)), desc="loglikelihood", disable=disable_tqdm):
+            made = scores.likelihoods(self.model.parts, self.model.params, [Document(())] * len(now), [rows[i] for i in now], self.batch_size)
+            for i, likelihood in zip(now, made):
+                found[i] = (float(likelihood.log_probabilities.sum(dtype=np.float64)), bool(likelihood.likeliest.all()))
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text, in windows of the context that do not overlap but for one token."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.context - 1, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for number, (total, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm)):
+            totals[number] += total
+        return totals
+
+    def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to the first of its `until` strings."""
+        groups, found = collections.defaultdict(list), [""] * len(requests)
+        for number, request in enumerate(requests):
+            groups[repr(sorted(request.args[1].items()))].append(number)
+        with tqdm.tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as progress:
+            for numbers in groups.values():
+                options = self._options(requests[numbers[0]].args[1])
+                for now in batched(numbers, self.batch_size):
+                    prompts = [self._fitting(requests[number].args[0], options["max_tokens"]) for number in now]
+                    made = self.model.generate_batch(prompts, list(now), batch_size=self.batch_size, max_images=0, **options)
+                    for number, document in zip(now, made):
+                        found[number] = document.text
+                    progress.update(len(now))
+        return found
+
+    def _options(self, asked: dict) -> dict:
+        until = asked.get("until") or ()
+        options = {"max_tokens": int(asked.get("max_gen_toks", asked.get("max_tokens", DEFAULT_TOKENS))), "stop": (until,) if isinstance(until, str) else tuple(until)}
+        if asked.get("do_sample", asked.get("temperature", 0) > 0):
+            options |= {"temperature": float(asked.get("temperature", 1.0)), "top_p": float(asked.get("top_p", 1.0)), "top_k": int(asked.get("top_k", 0))}
+        return options
+
+    def _fitting(self, text: str, max_tokens: int) -> str:
+        """The end of a text that leaves room for what is written, or, of a small context, half of it."""
+        room = max(self.context - max_tokens, self.context // 2) - 1
+        tokens = self.model.tokenizer.encode(text)
+        return text if len(tokens) <= room else self.model.tokenizer.decode_continuation(tokens[-room:]).lstrip()
+
+
+def _row(tokens: list[int], scored: int) -> Row:
+    """A row of text whose last `scored` tokens count."""
+    learned = np.arange(len(tokens)) >= max(len(tokens) - scored, 1)
+    return Row(np.array(tokens, np.int32), learned, (), (), False)

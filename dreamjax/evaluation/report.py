@@ -1,0 +1,124 @@
+"""One page of a run: for each task its figures beside the paper's, and a sample of questions with what the model said to them."""
+
+import dataclasses
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import PIL.Image
+
+from dreamjax.document import Document, Image, Text, html_article, html_page
+from dreamjax.evaluation.answers import Score
+
+SHOWN = 24  # questions of a task
+SIDE = 320  # pixels of a picture's longer side on the page
+
+_TABLE = "width: 100%; border-collapse: collapse; margin: 0 0 2rem; font: 1rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums"
+_CELL = "padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One question on the page: the prompt as the model got it, its prediction, and what is right."""
+
+    id: str
+    prompt: Document
+    text: str
+    raw: str = ""
+    references: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a task; `score` is None where it is scored elsewhere, `note` says why."""
+
+    task: str
+    score: Score | None
+    paper: Mapping[str, Mapping[str, float]]
+    files: Mapping[str, str]
+    shown: Sequence[Shown] = ()
+    note: str = ""
+    how: str = ""  # profile, examples, count
+
+
+def sample(values: Sequence, count: int = SHOWN) -> list:
+    """`count` of the values, evenly spread, in order."""
+    return [values[i * len(values) // count] for i in range(count)] if len(values) > count else list(values)
+
+
+def columns(result: Result) -> list[str]:
+    """The models that the paper's figures of a task are of."""
+    return list(dict.fromkeys(model for by_model in result.paper.values() for model in by_model))
+
+
+def rows(result: Result) -> list[tuple[str, float | None, list[float | None]]]:
+    """(metric, our figure, the paper's by `columns`) of a task; metrics that the paper alone has come last."""
+    ours = result.score.metrics if result.score else {}
+    theirs = lambda name: [result.paper.get(name, {}).get(model) for model in columns(result)]
+    return [(name, ours.get(name), theirs(name)) for name in dict.fromkeys([*ours, *result.paper])]
+
+
+def in_words(result: Result) -> str:
+    """A task's figures as a table for a person, the paper's beside them."""
+    lines = [f"{result.task} ({result.how})" if result.how else result.task]
+    models = columns(result)
+    width = max([12, *map(len, models)])
+    if models:
+        lines.append(f"  {'':34s} {'ours':>{width}s} " + " ".join(f"{model:>{width}s}" for model in models))
+    for name, ours, theirs in rows(result):
+        lines.append(f"  {name:34s} {_number(ours, width)} {' '.join(_number(value, width) for value in theirs)}".rstrip())
+    if result.score is None:
+        return "\n".join([*lines, f"  not scored: {result.note}"])
+    counts = ", ".join(f"{count:,d} {name.replace('_', ' ')}" for name, count in result.score.counts.items() if count)
+    return "\n".join([*lines, f"  of {counts}"])
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'':{width}s}" if value is None else f"{value:{width}.2f}"
+
+
+def render(title: str, results: Sequence[Result]) -> str:
+    """The page, self-contained."""
+    links = "".join(f'<li><a href="#{html.escape(result.task)}" style="color: inherit">{html.escape(result.task)}</a></li>' for result in results)
+    contents = f"<ul>{links}</ul>" if len(results) > 1 else ""
+    return html_page(title, f"<h1>{html.escape(title)}</h1>\n{contents}\n" + "\n".join(map(_section, results)))
+
+
+def _section(result: Result) -> str:
+    how = f'<p class="role">{html.escape(result.how)}</p>' if result.how else ""
+    notes = result.score.warnings if result.score else [f"not scored: {result.note}"]
+    figures = _table(result) + (f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else "")
+    articles = "\n".join(html_article(_document(shown), f"<h2>{html.escape(shown.id)}</h2>") for shown in result.shown)
+    examples = f"<details><summary>{len(result.shown)} questions and answers</summary>\n{articles}\n</details>" if result.shown else ""
+    return f'<section id="{html.escape(result.task)}">\n<h1>{html.escape(result.task)}</h1>\n{how}\n{figures}\n{examples}\n</section>'
+
+
+def _table(result: Result) -> str:
+    models = columns(result)
+    cell = lambda kind, text, side: f'<{kind} style="{_CELL}{side}">{html.escape(text)}</{kind}>'
+    head = "".join(cell("th", name, "right") for name in ("ours", *(f"{model} (paper)" for model in models)))
+    number = lambda value: cell("td", "" if value is None else f"{value:.2f}", "right")
+    body = "".join(f"<tr>{cell('td', name, 'left')}{''.join(map(number, (ours, *theirs)))}</tr>" for name, ours, theirs in rows(result))
+    return f'<table style="{_TABLE}"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _document(shown: Shown) -> Document:
+    """Prompt and prediction as one document; a turn that the prompt opened for the model goes on in the model's own words."""
+    parts = tuple(dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part for part in shown.prompt.parts)
+    role = "assistant" if any(part.role for part in parts) else None
+    words = shown.raw or shown.text
+    begun = bool(parts) and parts[-1].role == "assistant"
+    notes = [f"prediction: {shown.text}"] if shown.text != words.strip() or begun else []
+    if shown.references:
+        notes.append("reference: " + " | ".join(dict.fromkeys(shown.references)))
+    said = (Text((" " if begun else "") + words.strip() or "(nothing)", role=role),)
+    return Document(parts + said, notes=tuple(notes))
+
+
+def _small(picture: Image) -> bytes:
+    """A JPEG with the longer side at most SIDE."""
+    opened = picture.pil()
+    opened.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    opened.save(file, "JPEG", quality=85)
+    return file.getvalue()
