@@ -143,12 +143,13 @@ def shapes_task(model, out: epath.Path) -> dict:
 
 def storybook_task(model, out: epath.Path) -> dict:
     from dreamjax.evaluation import storybook
+    from dreamjax.training.metrics import losses_of
 
     if not DATA.value:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
     results = storybook.evaluate(model, epath.Path(DATA.value), out)
     print(storybook.in_words(results), flush=True)
-    return results
+    return results | {"training": losses_of(epath.Path(MODEL.value))}
 
 
 def score() -> int:

@@ -8,6 +8,8 @@ import tarfile
 import numpy as np
 import PIL.Image
 
+from dreamjax.data.sources import BadRecord
+
 
 def picture(number: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
     """uint8 [height, width, 3] of one colour, another for each number below 1,000."""
@@ -75,3 +77,16 @@ def told(document) -> list:
     from dreamjax.document import Text
 
     return [part.text if isinstance(part, Text) else number_of(part) for part in document.parts]
+
+
+def reasons(source) -> list[str]:
+    """Of each record of a source the reason that it cannot be used, or an empty string."""
+    found = []
+    for i in range(len(source)):
+        try:
+            source[i]
+            found.append("")
+        except BadRecord as error:
+            assert error.name == source.key(i) and "\n" not in str(error)
+            found.append(error.reason)
+    return found

@@ -15,8 +15,8 @@ from dreamjax.convert.names import Leaf, Table, match
 from dreamjax.convert.tensors import Tensors
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
-from dreamjax.sharding import path_of
 from dreamjax.tokenizer import Tokenizer
+from dreamjax.training import checkpoint
 from dreamjax.training.model_folder import put
 
 # What joins the parts and belongs to no foreign model: made afresh where nothing brings it.
@@ -62,8 +62,7 @@ class Plan:
 @functools.lru_cache(maxsize=32)
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of every parameter of a model."""
-    tree = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
-    return {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: leaf.shape for path, leaf in checkpoint.flatten(checkpoint.parameter_shapes(model)).items()}
 
 
 def part_shapes(shapes: Mapping[str, tuple[int, ...]], part: str) -> dict[str, tuple[int, ...]]:
@@ -169,7 +168,7 @@ def _fresh_leaves(model: ModelConfig, paths: list[str], seed: int) -> dict[str, 
 
     def drawn() -> dict:
         tree = dreamllm.init(dreamllm.build(model), jax.random.key(seed))
-        return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if path_of(path) in paths}
+        return {path: leaf for path, leaf in checkpoint.flatten(tree).items() if path in paths}
 
     made = jax.device_get(jax.jit(drawn)())  # what is not returned is not computed
     return {path: Leaf(value.shape, value.dtype, value.__getitem__, "fresh") for path, value in made.items()}
@@ -181,7 +180,7 @@ def materialise(leaves: Mapping[str, Leaf], shardings: Mapping | None = None, dt
     `shardings` is a tree like the parameters; without it they go whole to the default device. `dtype` None keeps the files'.
     """
     placed: dict = {}
-    where = {} if shardings is None else {path_of(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
+    where = {} if shardings is None else checkpoint.flatten(shardings)
     for path, leaf in leaves.items():
         put(placed, path, place(leaf, where.get(path), dtype))
     return placed

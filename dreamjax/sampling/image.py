@@ -51,6 +51,11 @@ def latent_shape(config: ModelConfig, options: Options) -> tuple[int, int, int]:
     return sides["height"] // factor, sides["width"] // factor, config.unet.in_channels
 
 
+def picture_keys(keys: Array, numbers: Array) -> Array:
+    """The keys by which documents with [B] keys draw their pictures number 1, 2, ...; writing folds in lengths, which are positive too."""
+    return jax.vmap(jax.random.fold_in)(keys, -numbers)
+
+
 @functools.partial(jax.jit, static_argnames="shape")
 def first_noise(keys: Array, shape: tuple[int, int, int]) -> Array:
     """What pictures begin from, [B, h, w, C]: each from its own key."""

@@ -38,8 +38,8 @@ _write = jax.jit(text.write, static_argnames=("parts", "special"))
 
 @jax.jit
 def _picture_keys(state: State) -> jax.Array:
-    """[B] keys, one for the next picture of each document; writing uses the lengths, which are positive."""
-    return jax.vmap(jax.random.fold_in)(state.keys, -state.pictures)
+    """[B] keys, one for the picture that each document has begun."""
+    return image.picture_keys(state.keys, state.pictures)
 
 
 @functools.partial(jax.jit, static_argnames=("parts", "frame"))

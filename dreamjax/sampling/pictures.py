@@ -67,7 +67,7 @@ def picture_keys(seeds: Sequence[int]) -> jax.Array:
 
 @jax.jit
 def _picture_keys(seeds) -> jax.Array:
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), jnp.int32(-1)))(seeds)
+    return image.picture_keys(jax.vmap(jax.random.key)(seeds), jnp.ones(len(seeds), jnp.int32))
 
 
 def _filled(rows, size: int) -> jax.Array:

@@ -110,10 +110,7 @@ def write_config(folder: epath.Path, config: RunConfig):
 
 def read_config(folder: epath.Path) -> RunConfig:
     """The RunConfig of a workdir; ConfigError where there is none. `model_folder.read_card` reads model folders too."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
-    return from_dict(RunConfig, json.loads(path.read_text()), str(path))
+    return from_dict(RunConfig, *model_folder.read_settings(folder))
 
 
 def parameter_shapes(model: ModelConfig) -> dict:

@@ -246,10 +246,10 @@ def _of_card(card: model_folder.ModelCard) -> dict:
     return {"origins": entries, "fresh": list(card.fresh)}
 
 
-def write_origins(folder: epath.Path, source: epath.Path, which: str, checksum: str | None = None):
+def write_origins(folder: epath.Path, source: epath.Path, which: str):
     """Says in a model folder that all its parameters are those of a workdir or model folder."""
     before = origins_of(source, which)
-    entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": checksum}
+    entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": None}
     (folder / ORIGINS_FILE).write_text(json.dumps({"origins": [entry | {"origins": before["origins"], "fresh": before["fresh"]}], "fresh": []}, indent=1) + "\n")
 
 

@@ -125,6 +125,17 @@ class Watch:
         self.log.close()
 
 
+def losses_of(workdir: epath.Path, lines: int = 10) -> dict:
+    """How a workdir's losses fell: means of the first and the last `lines` logged steps, and held-back losses by step; empty without metrics."""
+    path = workdir / "metrics.jsonl"
+    logged = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not logged:
+        return {}
+    mean = lambda some: {name: sum(line[name] for line in some) / len(some) for name in ("lm_loss", "image_loss")}
+    held_back = {line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")} for line in logged if "eval_loss" in line}
+    return {"first": mean(logged[:lines]), "last": mean(logged[-lines:]), "held_back": held_back}
+
+
 def train_seconds(workdir: epath.Path) -> float | None:
     """Seconds of training that a workdir's metrics record; None for a folder without metrics."""
     path = workdir / "metrics.jsonl"

@@ -76,17 +76,22 @@ def is_ours(folder: epath.Path) -> bool:
 
 def read_card(folder: epath.Path) -> ModelCard:
     """The card of a model folder; of a training workdir, what its RunConfig says of the model. ConfigError where it is neither."""
+    values, where = read_settings(folder)
+    if "optim" in values:
+        config = from_dict(RunConfig, values, where)
+        return ModelCard(config.model, config.data.template)
+    return from_dict(ModelCard, values, where)
+
+
+def read_settings(folder: epath.Path) -> tuple[dict, str]:
+    """(what config.json says, its path); ConfigError where there is none."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
     try:
-        values = json.loads(path.read_text())
+        return json.loads(path.read_text()), str(path)
     except ValueError as error:
         raise ConfigError(f"{path}: is no JSON: {error}") from None
-    if "optim" in values:
-        config = from_dict(RunConfig, values, str(path))
-        return ModelCard(config.model, config.data.template)
-    return from_dict(ModelCard, values, str(path))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import zipfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import jpeg, mmc4, told, write_jsonl
+from made_data import jpeg, mmc4, reasons, told, write_jsonl
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import BadRecord, SourceError, open_source, records
+from dreamjax.data.sources import SourceError, open_source, records
 from dreamjax.data.sources.conversations import turn_parts
 from dreamjax.data.sources.interleaved import place
 from dreamjax.document import Image, Text
@@ -39,19 +39,6 @@ def opened(format, folder, content, name="records.jsonl", **options):
     else:
         write_jsonl(folder / name, content)
     return open_source(SourceConfig(format, str(folder / name), images=str(folder / "images"), **options))
-
-
-def reasons(source) -> list[str]:
-    """Of each record the reason that it cannot be used, or an empty string."""
-    found = []
-    for i in range(len(source)):
-        try:
-            source[i]
-            found.append("")
-        except BadRecord as error:
-            assert error.name == source.key(i) and "\n" not in str(error)
-            found.append(error.reason)
-    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
-from made_data import jpeg, mmc4, pairs, picture, told, write_tar
+from made_data import jpeg, mmc4, pairs, picture, reasons, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import BadRecord, SourceError, open_source
+from dreamjax.data.sources import SourceError, open_source
 from dreamjax.images import BadImage
 
 
@@ -20,18 +20,6 @@ def write_parquet(path, rows: dict, group=4):
 
 def opened(path, **options):
     return open_source(SourceConfig("parquet", str(path), **options))
-
-
-def reasons(source) -> list[str]:
-    found = []
-    for i in range(len(source)):
-        try:
-            source[i]
-            found.append("")
-        except BadRecord as error:
-            assert error.name == source.key(i)
-            found.append(error.reason)
-    return found
 
 
 def test_pairs_of_many_groups(tmp_path):

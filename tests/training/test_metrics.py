@@ -1,6 +1,7 @@
-"""Broken records as a run meets them: named once, counted by reason, too many of them stop it."""
+"""What a run says of itself: broken records named once and counted by reason, and how its losses fell."""
 
 import dataclasses
+import json
 
 import pytest
 from etils import epath
@@ -8,7 +9,7 @@ from small_run import CONFIG
 
 from dreamjax.data.sources import BadRecord
 from dreamjax.schema import RunStopped
-from dreamjax.training.metrics import Watch
+from dreamjax.training.metrics import Watch, losses_of
 
 
 def watch(tmp_path, share, records=100, broken=(), unnamed=0):
@@ -39,3 +40,12 @@ def test_too_many_stop_the_run_with_a_count_by_reason(tmp_path):
 def test_those_that_were_too_many_to_name_count_as_well(tmp_path):
     with pytest.raises(RunStopped, match="51 of 100 records are broken, .*: 1 bad JSON; the first: a: bad JSON"):
         watch(tmp_path, 0.05, broken=(BadRecord("a", "bad JSON"),), unnamed=50)
+
+
+def test_losses_are_means_of_the_first_and_last_lines(tmp_path):
+    assert losses_of(epath.Path(tmp_path)) == {}
+    lines = [{"step": step, "lm_loss": 10.0 - step, "image_loss": 1 / step} | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = losses_of(epath.Path(tmp_path), lines=2)
+    assert found["first"] == {"lm_loss": 8.5, "image_loss": 0.75} and found["last"]["lm_loss"] == 4.5
+    assert found["held_back"] == {4: {"eval_loss": 3.0, "eval_x": 1.0}}
