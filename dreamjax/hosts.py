@@ -36,6 +36,8 @@ HOST = flags.DEFINE_integer("host", None, "Number of this host, from 0, with --c
 HEARTBEAT = flags.DEFINE_integer("heartbeat", 30, "Seconds after which a host that is silent counts as dead; the others then end.", lower_bound=5, upper_bound=60)
 CONNECT = flags.DEFINE_integer("connect_timeout", 300, "Seconds that the hosts wait for each other at the start.", lower_bound=1)
 
+# What the runtime's errors say where another host does not answer; JAX raises them under several types.
+LOST = ("Gloo", "NCCL", "CoordinationService", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -178,18 +180,15 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
     def run() -> int | None:
         try:
             return main()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-                _leave_alone(1)
+        except BaseException as error:
+            lost = jax.distributed.is_initialized() and not isinstance(error, cli.MENDABLE) and any(word in str(error) for word in LOST)
+            _leave_alone(2 if lost or isinstance(error, cli.MENDABLE) else 1)
+            if not lost:
                 raise
-            _leave_alone(2)
             raise RunStopped(
                 f"host {jax.process_index()} of {jax.process_count()}: lost another host, or cannot reach it ({_first_line(error)}); "
                 "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
             ) from None
-        except BaseException as error:
-            _leave_alone(2 if isinstance(error, cli.MENDABLE) else 1)
-            raise
 
     return run
 
