@@ -16,7 +16,9 @@ import dataclasses
 import glob
 import importlib.util
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -104,6 +106,11 @@ def join():
     place = find_place(os.environ, COORDINATOR.value, HOSTS.value, HOST.value, on_tpu_machine(os.environ))
     if place is None:
         return
+    who = "this host" if place.host is None else f"host {place.host} of {place.hosts}"
+    where = f" at {place.coordinator}" if place.coordinator else ""
+    print(f"{who}: meets the others{where}, within {CONNECT.value} s", file=sys.stderr, flush=True)
+    if place.coordinator and place.host:
+        _reach(place.coordinator, who)
     # It would take SIGTERM for itself, from here on, and miss one that comes while a resumed run compiles; see `agreement`.
     jax.config.update("jax_enable_preemption_service", False)
     times = {"heartbeat_timeout_seconds": HEARTBEAT.value, "initialization_timeout": CONNECT.value, "shutdown_timeout_seconds": HEARTBEAT.value}
@@ -115,10 +122,21 @@ def join():
             raise ConfigError(f"hosts: {error}") from None
         print(f"this machine has TPU chips and says of no other hosts ({_first_line(error)}): it runs by itself", file=sys.stderr)
     except RuntimeError as error:
-        who = "this host" if place.host is None else f"host {place.host} of {place.hosts}"
-        where = f" at {place.coordinator}" if place.coordinator else ""
-        advice = f"within {CONNECT.value} s; does each run, and is the port of host 0 open?"
-        raise RunStopped(f"{who}: did not find the others{where} {advice} ({_first_line(error)})") from None
+        raise RunStopped(f"{who}: did not find the others{where} ({_first_line(error)}); does each of them run?") from None
+
+
+def _reach(address: str, who: str):
+    """Returns once host 0 listens. JAX waits too, but ends with a dump of its stack when it waits in vain."""
+    name, _, port = address.rpartition(":")
+    limit = time.monotonic() + CONNECT.value
+    while True:
+        try:
+            socket.create_connection((name.strip("[]"), int(port)), timeout=CONNECT.value).close()
+            return
+        except OSError as error:
+            if time.monotonic() > limit:
+                raise RunStopped(f"{who}: nobody answers at {address} within {CONNECT.value} s ({error}); does host 0 run there, and is the port open?") from None
+            time.sleep(0.2)
 
 
 def _first_line(error: Exception) -> str:

@@ -126,7 +126,9 @@ def is_due(every: int, done: int, last: bool) -> bool:
 
 
 def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
-    """ConfigError where the groups of a batch do not spread evenly over microbatches and devices."""
+    """ConfigError where the groups of a batch do not spread evenly over microbatches and devices, or several hosts would write samples."""
+    if config.sample_every and jax.process_count() > 1:
+        raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.groups % (config.accumulate * shards):
         raise ConfigError(

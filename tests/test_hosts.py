@@ -1,5 +1,10 @@
 """Where a process stands among its hosts, as flags and environment say it; and which groups of a batch are whose."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax.sharding import NamedSharding
@@ -56,3 +61,10 @@ def test_the_groups_of_a_host_are_those_on_its_devices():
             return {device: index for device, index in held.items() if index[0].start in (None, 0, 6)}
 
     assert own_groups(OneHost(), 8) == (0, 1, 6, 7) and jax.device_count() == 8
+
+
+def test_a_host_that_finds_nobody_says_so_in_time():
+    flags = ("--config=experiments/quickstart.py", "--dry_run", "--coordinator=127.0.0.1:9", "--hosts=2", "--host=1", "--connect_timeout=1")
+    root, environment = pathlib.Path(__file__).parents[1], os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-m", "dreamjax.train", *flags], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("dreamjax.train: host 1 of 2: nobody answers at 127.0.0.1:9 within 1 s"), done.stderr
