@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.evaluation.language import Ranking
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.schema import ConfigError
@@ -20,7 +20,7 @@ def predict(model: DreamLLM, rankings: Sequence[Ranking], out: epath.Path, setti
     check_settings(out, settings)
     done = {row["question_id"] for row in resume(path)}
     waiting = [ranking for ranking in rankings if ranking.id not in done]
-    with tqdm.tqdm(total=len(rankings), initial=len(rankings) - len(waiting), unit="question", desc=desc, dynamic_ncols=True) as progress:
+    with bar(len(rankings), "question", desc, len(rankings) - len(waiting)) as progress:
         for batch in batched(waiting, max(1, batch_size // 4)):
             pairs = []
             for ranking in batch:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 
 from dreamjax import images
@@ -21,6 +20,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.evaluation.progress import bar
 from dreamjax.models import dreamllm
 from dreamjax.sampling import prefill
 from dreamjax.sampling.prompts import prompt_tokens
@@ -46,7 +46,7 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> dict:
     stories = Storybook(data, "eval")
     pages = collect_pages(model, stories)
     other = another_story([page.story for page in pages])
-    progress = tqdm.tqdm(total=4 * len(pages), unit="page", desc="evaluating", dynamic_ncols=True)
+    progress = bar(4 * len(pages), "page", "evaluating")
     results = {"pages": len(pages), "stories": len(stories), "timesteps": TIMESTEPS}
     for name in ("text", "context"):
         prompts = [getattr(page, name) for page in pages]

@@ -74,7 +74,8 @@ class Theirs:
             x = self.c(block, x, n)
         three = self.chain("Mixed_7a", x, ("branch3x3_1", 192, 1))
         seven = self.chain("Mixed_7a", x, ("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)))
-        x = torch.cat([self.conv("Mixed_7a.branch3x3_2", three, 320, 3, stride=2), self.conv("Mixed_7a.branch7x7x3_4", seven, 192, 3, stride=2), F.max_pool2d(x, 3, 2)], 1)
+        three, seven = self.conv("Mixed_7a.branch3x3_2", three, 320, 3, stride=2), self.conv("Mixed_7a.branch7x7x3_4", seven, 192, 3, stride=2)
+        x = torch.cat([three, seven, F.max_pool2d(x, 3, 2)], 1)
         x = self.e("Mixed_7b", x, self.mean)
         return self.e("Mixed_7c", x, lambda x: F.max_pool2d(x, 3, 1, 1)).mean((2, 3))
 
