@@ -135,7 +135,7 @@ def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
         (out / "report.html").write_text(report.render("Evaluation by DreamJAX", results))
         metrics = _plain(result.score.metrics) if result.score else {}
         found[name] = {"task": name, "metrics": metrics, "counts": result.score.counts if result.score else {}, "paper": result.paper}
-        found[name] |= {"note": result.note} if result.note else {}
+        found[name] |= ({"measured": result.measured} if result.measured else {}) | ({"note": result.note} if result.note else {})
         found[name] |= result.files | {"html": str(out / "report.html")}
         (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
