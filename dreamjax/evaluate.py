@@ -8,6 +8,7 @@ Tasks of a model: shapes or toy (the embedded generator; needs no data), storybo
     about pictures    coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope
     language          piqa, siqa, hellaswag, winogrande, boolq, mmlu
     drawn pictures    coco_fid, lncoco_fid, instructmmc4_fid (FID, KID, precision and recall, CLIP score; --inception names the weights)
+    documents         study (a kit for people to judge written and real documents, and measures of them)
 --data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or --images).
 Predictions are written as they come to OUT/TASK/predictions.jsonl: started again, a run goes on where it stopped.
 OUT/report.html shows figures beside the paper's and a sample of what was asked and said.
@@ -15,8 +16,8 @@ OUT/report.html shows figures beside the paper's and a sample of what was asked 
 `score` takes the predictions of any model: JSONL with question_id and text (LLaVA's answer files), or a benchmark's own
 files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa, vizwiz,
 scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, image2paragraph, captions (plain text, a
-caption a line), and those of language; fid compares a folder of pictures with an npz or another folder (--features as above).
-With --out the file for a benchmark's server or grader is written there as well.
+caption a line), and those of language; fid compares a folder of pictures with an npz or another folder (--features as above); study
+counts a kit's judgements. With --out the file for a benchmark's server or grader is written there as well.
 
 The last line of stdout is the result as JSON; shares are in percent but in what shapes and storybook print.
 """
@@ -172,8 +173,10 @@ def score() -> int:
     _require(TASK, PREDICTIONS, DATA)
     if TASK.value == "fid":
         return _distance()
+    if TASK.value == "study":
+        return _tally()
     if TASK.value not in TASKS:
-        raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join(TASKS)}, fid")
+        raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join((*TASKS, 'fid', 'study'))}")
     task, written = TASKS[TASK.value], {}
     if OUT.value is not None:
         if task.export is None:
@@ -204,6 +207,14 @@ def _distance() -> int:
         raise ConfigError(f"--predictions: {PREDICTIONS.value}: must be a folder of pictures")
     metrics, warnings = features.compare(real, drawn, extractor.name)
     return _print_score(metrics, {"pictures": len(drawn)}, warnings, {})
+
+
+def _tally() -> int:
+    """Counts what people judged."""
+    from dreamjax.evaluation import study
+
+    found = study.tally(PREDICTIONS.value, DATA.value)
+    return _print_score(found.metrics, found.counts, found.warnings, {"paper": study.PAPER})
 
 
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:

@@ -174,6 +174,14 @@ def instructmmc4_fid(root):
         picture(root / "images" / f"{name}.png", i)
 
 
+def study(root):
+    root.mkdir(parents=True)
+    told = {"text_list": ["A cat sits.", "It runs."], "images": ["a.png", "b.png"], "matched_text_index": [0, 1]}
+    write_lines(root / "documents.jsonl", [{"instruction": f"Tell of a cat, {i}.", "topic": ("cats", "dogs")[i % 2], **told} for i in range(4)])
+    for i, name in enumerate("ab"):
+        picture(root / "images" / f"{name}.png", i)
+
+
 def piqa(root):
     root.mkdir(parents=True)
     write_lines(root / "valid.jsonl", [{"goal": "boil an egg", "sol1": "use water", "sol2": "use sand"}] * 2)

@@ -23,7 +23,7 @@ from dreamjax.schema import ConfigError
 from dreamjax.sharding import make_mesh, parameter_shardings
 
 SHORT = {"max_tokens": 6}
-OF_ANSWERS = [name for name in RUNNABLE if name not in creation.TASKS]  # drawn pictures have a test of their own
+OF_ANSWERS = [name for name in RUNNABLE if name not in (*creation.TASKS, "study")]  # what is drawn has tests of its own
 
 
 @pytest.fixture(scope="module", autouse=True)
