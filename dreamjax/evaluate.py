@@ -39,7 +39,7 @@ MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder (or file) of the task's data, where it needs one.")
 OUT = flags.DEFINE_string("out", None, "Folder for predictions, pictures and the page; of score: for the server's file.")
-COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category, where there are some); of shapes: documents per part.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category); of shapes documents, of storybook captions.", lower_bound=1)
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Of score: file of predictions.")
 PROFILE = flags.DEFINE_string("profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation).")
@@ -123,10 +123,8 @@ def _mesh():
 def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
     """Runs benchmarks, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
     from dreamjax.evaluation import benchmarks, report
-    from dreamjax.training import checkpoint
 
-    folder, results, found = checkpoint.open_folder(MODEL.value), [], {}
-    settings = {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
+    results, found, settings = [], {}, _whose()
     for name in names:
         result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), settings)
         results.append(result)
@@ -140,6 +138,14 @@ def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
         found[name] |= result.files | {"html": str(out / "report.html")}
         (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _whose() -> dict:
+    """Which model it is, as predictions remember it."""
+    from dreamjax.training import checkpoint
+
+    folder = checkpoint.open_folder(MODEL.value)
+    return {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
 
 
 def _plain(metrics: dict) -> dict:
@@ -156,14 +162,16 @@ def shapes_task(model, out: epath.Path) -> dict:
 
 
 def storybook_task(model, out: epath.Path) -> dict:
-    from dreamjax.evaluation import storybook
+    from dreamjax.evaluation import storybook, storybook_captions
     from dreamjax.training.metrics import losses_of
 
     if not DATA.value:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
     results = storybook.evaluate(model, epath.Path(DATA.value), out)
     print(storybook.in_words(results), flush=True)
-    return results | {"training": losses_of(epath.Path(MODEL.value))}
+    told = storybook_captions.evaluate(model, epath.Path(DATA.value), out, _whose(), COUNT.value)
+    print(storybook_captions.in_words(told), flush=True)
+    return results | told | {"training": losses_of(epath.Path(MODEL.value))}
 
 
 def score() -> int:
