@@ -13,7 +13,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Text
-from dreamjax.evaluation import benchmarks, captions, creation, few_shot, report
+from dreamjax.evaluation import benchmarks, captions, creation, few_shot, language_runner, report
 from dreamjax.evaluation.benchmarks import RUNNABLE, How
 from dreamjax.evaluation.profiles import PROFILES, Profile
 from dreamjax.evaluation.questions import Pictures, Question, of_mme, of_scienceqa, of_vqa
@@ -128,6 +128,17 @@ def test_every_benchmark_goes_on_and_predicts_the_same_on_eight_devices(model, d
         run(spread, name, data, tmp_path / "eight", batch_size=8)
     for mine, theirs in zip(layouts.rows_of(path), layouts.rows_of(tmp_path / "eight" / name / "predictions.jsonl"), strict=True):
         np.testing.assert_allclose(mine.pop("scores", 0), theirs.pop("scores", 0), rtol=1e-4)
+        assert mine == theirs
+
+
+def test_letters_after_the_same_words_are_ranked_in_one_pass(model, data, tmp_path, monkeypatch):
+    run(model, "mmlu", data, tmp_path / "once", batch_size=8)
+    monkeypatch.setattr(language_runner, "alternatives", lambda *arguments: None)  # as where a letter is of several tokens
+    run(model, "mmlu", data, tmp_path / "each", batch_size=8)
+    once, each = (layouts.rows_of(tmp_path / folder / "mmlu" / "predictions.jsonl") for folder in ("once", "each"))
+    assert len({json.dumps(row["scores"]) for row in once}) == len(once) == 4
+    for mine, theirs in zip(once, each, strict=True):
+        np.testing.assert_allclose(mine.pop("scores"), theirs.pop("scores"), rtol=1e-5)
         assert mine == theirs
 
 
