@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             cross_attention=(False, False, True, True), heads=(1, 2, 4, 4), context_width=96,
             norm_groups=2,  # with a channel or two per group the norms would wash out what a condition says of the palette
         ),
-        diffusion=c.DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction"),
+        diffusion=c.DiffusionConfig(beta_schedule="linear", prediction="v_prediction"),
         dream_queries=8,
     )
     stories, pages = "storybook", "storybook_pages"
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             learning_rate=1e-3, warmup_share=0.03, final_share=0.05, weight_decay=0.01, ema_decay=0.995,
         ),
         # What a text tells of its picture shows where there is much noise: half of all pictures are drawn there.
-        loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1, snr_gamma=5.0, late_timesteps=0.5),
+        loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1, late_timesteps=0.5),
         total_steps=3000, batch_size=1, log_every=10, checkpoint_every=500, eval_every=1000, eval_batches=16, sample_every=3000,
         sample_prompts=("The elephant and the river.", "A day at school."), sample_tokens=128,
     )

@@ -25,7 +25,7 @@ ARRAYS = 1e-4  # largest relative error: norm of the difference over norm of wha
 GRADIENTS = IMAGES = 1e-3
 
 # What the arrays of each file are, by names of files and arrays. INPUTS are given to ours; a test of the named module compares
-# the others, and compares all that its pattern finds. An array that neither this nor LATER knows is an error.
+# the others, and compares all that its pattern finds. An array that has no place here is an error.
 FORWARD, GRADS = r"forward_\w+", r"grads_\w+"
 INPUTS = {
     "components": r"clip_pixel_values|unet_(sample|timesteps|context)|vae_(images|z)|add_noise_(x0|noise|t)",
@@ -45,15 +45,11 @@ COMPARED = {
     ),
     (GRADS, "test_gradients"): r"(model|lm_head|stable_diffusion_head)\..*",
     ("prompt", "test_prompts"): r"(right|left)/\w+/(input_ids|attention_mask|prompt_embeds)|mm/(inputs_embeds|prompt_embeds)",
-    ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)|(?!batch)\w+/sequences",
+    ("prompt", "test_sampling"): r"\w+/(latents_per_step|latents|timesteps|image_np|image_u8)(?<!mm/image_u8)",
+    ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)",
+    ("generate", "test_sampling"): r"\w+/sequences",
     ("preproc", "test_data"): r"\d+/(clip|sd|sd_flip)|collate/.*",
 }
-# What is recorded of sampling pictures and of batched writing, and not compared yet: by file and pattern.
-LATER = {
-    "prompt": r"dd[ip]m\w*/(latents_per_step|latents|timesteps|image_np|image_u8)",
-    "generate": r"batch\w*/sequences",
-}
-
 REPORT: dict[str, dict[str, float]] = {}  # {bundle: {file/array: error}} of this session
 
 
@@ -88,13 +84,17 @@ class Bundle:
     def record(self, file: str) -> dict:
         return json.loads((self.path / "golden" / f"{file}.json").read_text())
 
+    def recorded(self, file: str, module: str) -> dict[str, np.ndarray]:
+        """The arrays of a file that COMPARED gives to a test module."""
+        pattern = next(pattern for (files, name), pattern in COMPARED.items() if name == module and re.fullmatch(files, file))
+        return {name: array for name, array in self.arrays(file).items() if re.fullmatch(pattern, name)}
+
     def compare(self, file: str, module: str, ours: dict[str, np.ndarray], limit: float = ARRAYS, where: np.ndarray | None = None):
         """Compares all arrays of a file that COMPARED gives to a test module: `ours` must have each of them and no other.
 
         `where` says which entries of the first axes of those that have axes count.
         """
-        pattern = next(pattern for (files, name), pattern in COMPARED.items() if name == module and re.fullmatch(files, file))
-        recorded = {name: array for name, array in self.arrays(file).items() if re.fullmatch(pattern, name)}
+        recorded = self.recorded(file, module)
         assert set(ours) == set(recorded), f"{file}: {sorted(set(ours) ^ set(recorded))} on one side alone"
         pick = lambda array: np.asarray(array) if where is None or np.ndim(array) == 0 else np.asarray(array)[where]
         self.check({f"{file}/{name}": (pick(ours[name]), pick(array)) for name, array in recorded.items()}, limit)

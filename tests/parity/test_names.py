@@ -1,13 +1,13 @@
-"""Every recorded array has its place: it is an input, it is compared, or it waits in LATER."""
+"""Every recorded array has its place: it is an input, or it is compared."""
 
 import pathlib
 import re
 
-from parity.bundles import COMPARED, INPUTS, LATER, open_bundle
+from parity.bundles import COMPARED, INPUTS, open_bundle
 
 
 def places(file: str, name: str) -> list[str]:
-    tables = [(files, "input", pattern) for files, pattern in INPUTS.items()] + [(files, "later", pattern) for files, pattern in LATER.items()]
+    tables = [(files, "input", pattern) for files, pattern in INPUTS.items()]
     tables += [(files, module, pattern) for (files, module), pattern in COMPARED.items()]
     return [place for files, place, pattern in tables if re.fullmatch(files, file) and re.fullmatch(pattern, name)]
 
@@ -20,6 +20,7 @@ def test_every_recorded_array_has_one_place(bundle):
 
 def test_an_unknown_array_has_no_place():
     assert places("components", "unet_in") == places("grads_base", "unet.weight") == places("other", "loss") == []
+    assert places("prompt", "mm/image_u8") == ["input"] and places("prompt", "euler/latents") == ["test_sampling"] and places("prompt", "ddim/sigmas") == []
     assert places("forward_joint", "loss") == ["test_forward"] and places("vmloss", "noise") == ["input"]
 
 
