@@ -1,4 +1,4 @@
-"""Greedy continuations: ids of the prompts, and raw logits of every step."""
+"""Greedy continuations: ids of the prompts, and raw logits of every step given the recorded ones before (test_sampling.py writes them)."""
 
 import jax
 import numpy as np
@@ -82,7 +82,7 @@ def scores(bundle) -> dict[str, np.ndarray]:
     return found
 
 
-def test_continuations(bundle, prompts, scores):
+def test_prompts_and_scores(bundle, prompts, scores):
     open_bundle(bundle).compare("generate", "test_generation", prompts | scores)
 
 

@@ -2,20 +2,21 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.bundles import IMAGES, Bundle, channels_first, channels_last, encoder_pictures, open_bundle
+from parity.bundles import Bundle, channels_first, channels_last, open_bundle
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.sampling import image, interleave, pictures
+from dreamjax.models import dreamllm
+from dreamjax.sampling import interleave, pictures, text
 from dreamjax.sampling.options import Options
 
-# A recorded run is called after its scheduler and after what it changes of the bundle's own settings: ddpm, ddpm_nocfg ...
-SCHEDULERS = {"ddpm": "ddpm", "ddim": "ddim", "dpm": "dpm_solver"}
-CHANGES = {
-    "": {}, "nocfg": {"guidance_scale": 1.0}, "rescale": {"guidance_rescale": 0.7}, "noneg": {"negative_prompts": None},
-    "single": {"guidance_scale": 7.5, "rows": 1},
+# What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
+RUNS = {
+    "ddpm": {}, "ddpm_nocfg": {"guidance_scale": 1.0}, "ddpm_rescale": {"guidance_rescale": 0.7}, "ddpm_noneg": {"negatives": False},
+    "ddpm_single": {"guidance_scale": 7.5, "rows": 1}, "ddim": {"sampler": "ddim"},
 }
 
 
@@ -30,47 +31,42 @@ def model(bundle) -> DreamLLM:
 
 
 def test_pictures(bundle, model):
+    """Latents after every step, and what the VAE makes of the last ones."""
     opened = open_bundle(bundle)
-    runs: dict[str, set] = {}
-    for name in opened.recorded("prompt", "test_sampling"):
-        run, _, field = name.partition("/")
-        runs.setdefault(run, set()).add(field)
-    ours = {f"{run}/{field}": array for run, fields in runs.items() for field, array in drawn(opened, model, run, fields).items()}
-    opened.compare("prompt", "test_sampling", ours, IMAGES)
+    runs = {name.split("/")[0] for name in opened.arrays("prompt") if name.endswith("/latents")}
+    assert runs and runs <= set(RUNS), f"runs that these tests do not know: {sorted(runs - set(RUNS))}"
+    drawn = {f"{run}/{name}": array for run in sorted(runs) for name, array in draw(opened, model, run).items()}
+    opened.compare("prompt", "test_sampling", drawn)
 
 
-def drawn(opened: Bundle, model: DreamLLM, run: str, fields: set[str]) -> dict[str, np.ndarray]:
-    """Our side of a run, of the recorded fields; an unknown scheduler or change is a KeyError that names it."""
-    scheduler, _, change = run.partition("_")
-    recorded, record = opened.arrays("prompt"), opened.record("prompt")
-    own = record.get(run, {}) if isinstance(record.get(run), dict) else {}
-    asked = {"rows": None, "guidance_rescale": 0.0, "eta": 0.0} | record | CHANGES[change] | own
-    steps = next((len(recorded[f"{run}/{name}"]) for name in ("timesteps", "latents_per_step") if name in fields), asked["num_inference_steps"])
+def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
+    """A recorded run again, from its own noise."""
+    asked = {"sampler": "ddpm", "negatives": True, "rows": None} | RUNS[run]
+    recorded, settings = bundle.arrays("prompt"), bundle.record("prompt")
     rows = slice(asked["rows"])
     options = {
-        "sampler": SCHEDULERS[scheduler], "num_steps": steps, "spacing": record["scheduler_config"].get("timestep_spacing", "leading"), "padding": "right",
-        "guidance_scale": asked["guidance_scale"], "guidance_rescale": asked["guidance_rescale"], "eta": asked["eta"],
+        "sampler": asked["sampler"], "num_steps": settings["num_inference_steps"], "spacing": settings["scheduler_config"].get("timestep_spacing", "leading"),
+        "guidance_scale": asked.get("guidance_scale", settings["guidance_scale"]), "guidance_rescale": asked.get("guidance_rescale", 0.0), "padding": "right",
     }
-    prompts, negatives = (asked[name] and asked[name][rows] for name in ("prompts", "negative_prompts"))
-    given = {"latents": channels_last(recorded["init_latents"][rows]), "step_noise": channels_last(recorded["step_noise"][:steps, rows])}
+    prompts, negatives = settings["prompts"][rows], settings["negative_prompts"][rows] if asked["negatives"] else None
+    given = {"latents": channels_last(recorded["init_latents"][rows]), "step_noise": channels_last(recorded["step_noise"][:, rows])}
     latents = model.text_to_latents(prompts, negative=negatives, **given, **options)
-    found = {"latents": channels_first(latents), "timesteps": image.drawing(opened.parts.config, Options(**options)).plan.timestep[:steps]}
-    if "latents_per_step" in fields:
-        states: list[np.ndarray] = []
-        watch = lambda moment: states.append(channels_first(moment.progress.x))
-        documents = lambda texts: [Document.of(text) for text in texts or ()]
-        parts = (model.parts, model.params, model.tokenizer)
-        pictures.draw_after(*parts, documents(prompts), [0] * len(prompts), Options(**options), documents(negatives), **given, watch=watch, every=1)
-        found["latents_per_step"] = np.stack([*states, found["latents"]])
-    if "image_np" in fields:
-        scaled = latents / opened.parts.config.vae.scaling_factor
-        pixels = np.asarray(model.parts.vae.apply({"params": model.params["vae"]}, scaled, method="decode"))
-        found["image_np"] = np.clip(pixels / 2 + 0.5, 0, 1)
-    if "image_u8" in fields:
-        whole, theirs = np.stack([np.asarray(picture) for picture in model.decode(latents)]), recorded[f"{run}/image_u8"]
-        # Where a value lies between two whole numbers the last bit decides.
-        found["image_u8"] = np.where(np.abs(whole.astype(int) - theirs) <= 1, theirs, whole)
-    return {name: array for name, array in found.items() if name in fields}
+
+    states = []
+    watch = lambda moment: states.append(channels_first(moment.progress.x))
+    documents = lambda texts: [Document.of(text) for text in texts or ()]
+    pictures.draw_after(
+        model.parts, model.params, model.tokenizer, documents(prompts), [0] * len(prompts), Options(**options), documents(negatives), **given, watch=watch, every=1
+    )
+    found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
+    found["timesteps"] = pictures.image.drawing(model.parts.config, Options(**options)).plan.timestep[: options["num_steps"]]
+    if f"{run}/image_u8" in recorded:
+        found["image_u8"] = np.stack([np.asarray(picture) for picture in model.decode(latents)])
+        np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
+        scaled = jnp.asarray(latents) / model.parts.config.vae.scaling_factor
+        pixels = model.parts.vae.apply({"params": model.params["vae"]}, scaled, method="decode")
+        found["image_np"] = np.clip(np.asarray(pixels) / 2 + 0.5, 0, 1)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,35 +76,37 @@ def drawn(opened: Bundle, model: DreamLLM, run: str, fields: set[str]) -> dict[s
 def test_texts(bundle, model):
     """Greedy writing after chats, alone and in batches, which ours pads nowhere."""
     opened = open_bundle(bundle)
-    runs = [name.partition("/")[0] for name in opened.recorded("generate", "test_sampling")]
-    opened.compare("generate", "test_sampling", {f"{run}/sequences": written(opened, model, run) for run in runs})
+    runs = [run for run in opened.record("generate") if f"{run}/sequences" in opened.arrays("generate")]
+    opened.compare("generate", "test_sampling", {f"{run}/sequences": write(opened, model, run) for run in runs})
 
 
-def written(opened: Bundle, model: DreamLLM, run: str) -> np.ndarray:
-    """Prompts and continuations [B, length] of a run, as the official code leaves them: pads follow </s>."""
-    recorded = opened.arrays("generate")
-    ids, mask, sequences = (recorded[f"{run}/{name}"] for name in ("input_ids", "attention_mask", "sequences"))
-    prompts, new = prompts_of(opened, run), sequences[:, ids.shape[1] :]
-    options = Options(max_tokens=new.shape[1], max_images=0, unmasked=True)
-    task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
-    np.testing.assert_array_equal(np.asarray(state.length)[: len(prompts)], mask.sum(axis=1), err_msg=f"{run}: prompts have other lengths")
-    for event in interleave.run(task, state):
-        state = event.state if isinstance(event, interleave.Wrote) else state
-    at = np.arange(new.shape[1])
-    ours = np.where(at < np.asarray(state.written)[: len(prompts), None], np.asarray(state.tokens)[: len(prompts), : len(at)], opened.tokenizer.pad)
-    # The official loop goes on behind a <dream_start>, where ours draws or, as here, may not write it.
-    wishes = np.cumsum(new == opened.tokenizer.dream_start, axis=1) > 0
-    return np.concatenate([ids, np.where(wishes, new, ours)], axis=1)
-
-
-def prompts_of(opened: Bundle, run: str) -> list[Document]:
-    """The prompts of a run with their pictures, which the texts name by their tokens."""
-    recorded, placeholder = opened.arrays("generate"), re.compile(r"<im_start>(?:<im_patch>)*<im_end>")
-    names = sorted((name for name in recorded if re.fullmatch(r"image\d+_u8", name)), key=lambda name: int(re.sub(r"\D", "", name.removesuffix("_u8"))))
-    images = iter([recorded[name] for name in names] or encoder_pictures(opened, recorded.get("pixel_values", np.zeros((0, 3, 1, 1)))))
-    prompts = []
-    for text in opened.record("generate")[run]["texts"]:
-        before, *after = placeholder.split(text)
+def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
+    """A recorded run again: its prompts, what follows them, and pads behind </s>."""
+    recorded, placeholder = bundle.arrays("generate"), re.compile(r"<im_start>(?:<im_patch>)*<im_end>")
+    images, prompts = iter(recorded[f"image{number}_u8"] for number in range(100)), []
+    for words in bundle.record("generate")[run]["texts"]:
+        before, *after = placeholder.split(words)
         parts = [Text(before)] + [part for words in after for part in (Image(next(images), dreamed=False), Text(words))]
         prompts.append(Document(tuple(parts)))
-    return prompts
+    ids, mask, sequences = (recorded[f"{run}/{name}"] for name in ("input_ids", "attention_mask", "sequences"))
+    new = sequences[:, ids.shape[1] :]
+    calls = (new == bundle.tokenizer.dream_start).sum(axis=1).max()
+    options = Options(max_tokens=new.shape[1], max_images=int(calls), unmasked=True)
+    task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
+    np.testing.assert_array_equal(np.asarray(state.length)[: len(prompts)], mask.sum(axis=1), err_msg=f"{run}: prompts have other lengths")
+    written = as_tokens(task, state)
+    count = np.asarray(written.written)[: len(prompts), None]
+    made = np.where(np.arange(new.shape[1]) < count, np.asarray(written.tokens)[: len(prompts), : new.shape[1]], bundle.tokenizer.pad)
+    return np.concatenate([ids, made], axis=1)
+
+
+def as_tokens(task: interleave.Task, state: text.State) -> text.State:
+    """Writes to the end. The official generation draws nothing: <dream_start> is a token like others there."""
+    opening = dreamllm.embed(task.parts, task.params, np.full((len(state.length), 1), task.tokenizer.dream_start))
+    while True:
+        state = text.write(task.parts, task.params, state, task.settings, task.special, interleave.ENDLESS)
+        waiting = state.status == text.DREAMING
+        if not waiting.any():
+            return state
+        state, _ = text.extend(task.parts, task.params, state, opening, waiting.astype(np.int32))
+        state = state._replace(status=jnp.where(waiting, text.WRITING, state.status))
