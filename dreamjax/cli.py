@@ -11,6 +11,9 @@ from dreamjax.images import BadImage
 from dreamjax.schema import ConfigError, RunStopped
 
 
+MENDABLE = (ConfigError, RunStopped, SourceError, BadImage, OSError)  # what a user can mend; the rest are faults of the program
+
+
 def patience_for_fake_devices():
     """Lets several CPU devices (--xla_force_host_platform_device_count) wait for each other on a machine of few cores.
 
@@ -48,7 +51,7 @@ def run(name: str, main: Callable[[], int | None]):
     def guarded(_):
         try:
             sys.exit(main())
-        except (ConfigError, RunStopped, SourceError, BadImage, OSError) as error:
+        except MENDABLE as error:
             _stop(name, error)
 
     app.run(guarded, flags_parser=parse)

@@ -1,6 +1,7 @@
 """Trains a model: python -m dreamjax.train --config=experiments/X.py[:arg] --workdir=DIR [--config.a.b=c] [--dry_run]
 
-Run it again on the same workdir and it goes on where it was; SIGTERM and Ctrl-C save first.
+Run it again on the same workdir and it goes on where it was, on another mesh and other hosts too; SIGTERM and Ctrl-C save first.
+On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The workdir is shared.
 """
 
 import json
@@ -11,12 +12,13 @@ import jax
 from absl import flags
 from etils import epath
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from dreamjax import cli, sharding
+from dreamjax import cli, hosts, sharding
 from dreamjax.batch import Batch
 from dreamjax.config import RunConfig
-from dreamjax.data.loader import Loader
+from dreamjax.data.loader import Loaded, Loader
 from dreamjax.data.vocabulary import open_tokenizer
 from dreamjax.document import Document, Text, render_html
 from dreamjax.models import dreamllm
@@ -34,10 +36,12 @@ from dreamjax.training.step import make_train_step
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would do, the last line as JSON, and stop; needs no data and allocates no weight.")
+STOPPED = flags.DEFINE_integer("stopped_status", 0, "Exit status of a run that a signal stopped before its last step; for a scheduler that restarts what failed, not 0.")
 
 
 def main() -> int:
-    # -- Configuration and shapes
+    # -- Hosts, configuration and shapes
+    hosts.join()
     if CONFIG.value is None:
         raise ConfigError("--config: is missing, for example --config=experiments/quickstart.py")
     config = from_dict(RunConfig, CONFIG.value)
@@ -46,9 +50,9 @@ def main() -> int:
     shapes = jax.eval_shape(lambda: init(config, parts))
     where = shardings(*shapes, mesh)
     facts = report.summary(config, mesh, *shapes, where)
-    print(report.in_words(facts), flush=True)
+    hosts.say(report.in_words(facts))
     if DRY_RUN.value:
-        print(json.dumps(facts))
+        hosts.say(json.dumps(facts))
         return 0
     if WORKDIR.value is None:
         raise ConfigError("--workdir: is missing")
@@ -56,13 +60,15 @@ def main() -> int:
 
     # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
-    prepare_workdir(workdir, config)
-    tokenizer = open_tokenizer(config, workdir)
-    loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
-    print(loader.in_words(), flush=True)
-    rows = NamedSharding(mesh, sharding.ROWS)
-    put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), loaded.batch)
-    hosts = {"hosts": jax.process_count(), "host": jax.process_index()}
+    with hosts.one_before_the_others("data"):
+        prepare_workdir(workdir, config)
+        tokenizer = open_tokenizer(config, workdir)
+        loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
+        kept_apart = held_back_loaders(config, tokenizer, workdir / "lengths")
+    hosts.say(loader.in_words())
+    rows, whole = NamedSharding(mesh, sharding.ROWS), NamedSharding(mesh, P())
+    own = hosts.own_groups(rows, config.groups)
+    put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x, (config.groups, *x.shape[1:])), loaded.batch)
 
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
@@ -71,10 +77,10 @@ def main() -> int:
         meta = with_data(meta, loader.fingerprint, config, workdir)
         check_encoders(loader.encoders, frozen)
         if config.init_from:
-            print(handover.in_words(meta), flush=True)
+            hosts.say(handover.in_words(meta))
         start = int(state.step)
         if start >= config.total_steps:
-            print(f"{workdir}: complete at step {start}, nothing to do")
+            hosts.say(f"{workdir}: complete at step {start}, nothing to do")
             return 0
 
         # -- Compile
@@ -82,19 +88,19 @@ def main() -> int:
         began = time.monotonic()
         step = jax.jit(
             make_train_step(config, parts, ids), donate_argnums=0,
-            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
-        ).lower(state, frozen, put(loader.load(start, **hosts))).compile()
-        print(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments", flush=True)
-        kept_apart = held_back_batches(config, tokenizer, workdir / "lengths", hosts)
-        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in kept_apart.items()})
+            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], whole),
+        ).lower(state, frozen, put(loader.load(start, own))).compile()
+        hosts.say(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments")
+        hosts.wait_for_all("compiled")
+        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in held_back_batches(config, kept_apart, own).items()})
 
         # -- Loop
-        signals = catch_signals()
-        watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed)
-        for done, loaded in enumerate(loader.batches(start, config.total_steps, **hosts), start + 1):
+        signals, agree = catch_signals(), hosts.agreement(mesh)
+        watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
+        for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
             state, metrics = step(state, frozen, put(loaded))
-            watch.after_dispatch(done, metrics, loaded.documents, loaded.skipped)
-            last = done == config.total_steps or bool(signals)
+            watch.after_dispatch(done, metrics | {"stop": agree(bool(signals))}, loaded.documents, loaded.skipped)
+            last = done == config.total_steps or watch.stopping
             if is_due(config.eval_every, done, last):
                 watch.held_back = held_back(state, frozen)
             if is_due(config.sample_every, done, last):
@@ -109,7 +115,8 @@ def main() -> int:
         manager.wait_until_finished()
         manager.close()
     if done < config.total_steps:
-        print(f"{signals[0]}: saved step {done}; the same command goes on from there")
+        hosts.say(f"{signals[0] if signals else 'signal on another host'}: saved step {done}; the same command goes on from there")
+        return STOPPED.value
     return 0
 
 
@@ -127,14 +134,18 @@ def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
         )
 
 
-def held_back_batches(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path, hosts: dict) -> dict:
-    """{source: its held-back batches}."""
+def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path) -> dict[str, Loader]:
+    """{held-back source: its Loader}."""
     if not config.eval_every:
         return {}
     formats = [source.format for source in config.data.eval]
     names = [name if formats.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(formats)]
-    loaders = {name: Loader(config, (source,), tokenizer, lengths, hosts["host"]) for name, source in zip(names, config.data.eval)}
-    return {name: [loader.load(k, **hosts, endless=False) for k in range(config.eval_batches) if loader.has(k)] for name, loader in loaders.items()}
+    return {name: Loader(config, (source,), tokenizer, lengths, jax.process_index()) for name, source in zip(names, config.data.eval)}
+
+
+def held_back_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[int, ...]) -> dict[str, list[Loaded]]:
+    """{held-back source: this host's share of its batches}."""
+    return {name: [loader.load(k, own, endless=False) for k in range(config.eval_batches) if loader.has(k)] for name, loader in loaders.items()}
 
 
 def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path):
@@ -162,4 +173,4 @@ def catch_signals() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run("dreamjax.train", main)
+    cli.run("dreamjax.train", hosts.together(main))

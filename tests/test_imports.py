@@ -29,11 +29,11 @@ ALLOWED = {
     "convert": MODELS | {"training"},
     "api": PRODUCT,
     "evaluation": PRODUCT | {"data"},
-    "cli": DOCUMENTS | {"data"}, "clip_tokenizer": set(),
+    "cli": DOCUMENTS | {"data"}, "hosts": {"schema", "cli"}, "clip_tokenizer": set(),
 }
 ALLOWED["encoding"] = MODELS | {"training", "data"}
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
-ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli"} for command in COMMANDS}
+ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts"} for command in COMMANDS}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}
 
 # Libraries and the only files and folders that may import them.
@@ -43,7 +43,7 @@ ONLY_IN = {
     "sentencepiece": {"tokenizer"},
     "grain": {"data"},
     "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"}, "lm_eval": {"evaluation"},
-    "optax": {"training"}, "orbax": {"training"},
+    "optax": {"training"}, "orbax": {"training", "hosts"},
     "ml_collections": set(COMMANDS),
 }
 WITHOUT_JAX = DOCUMENTS | {"data", "cli"}

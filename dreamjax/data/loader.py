@@ -146,13 +146,13 @@ class Loader:
         """Whether batch `number` has a group of the first epoch."""
         return self.plan.has(number * self.config.groups)
 
-    def load(self, number: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Loaded:
-        """This host's share of the groups of batch `number`; epochs follow each other without a gap, or groups past the first epoch are empty."""
-        groups = self.config.groups // hosts
-        batch = empty_batch(self.shape._replace(groups=groups))
+    def load(self, number: int, own: Sequence[int] | None = None, endless: bool = True) -> Loaded:
+        """The groups `own` (this host's; None: all) of batch `number`; epochs follow each other without a gap, or groups past the first epoch are empty."""
+        own = range(self.config.groups) if own is None else own
+        batch = empty_batch(self.shape._replace(groups=len(own)))
         documents, skipped = [], []
-        for g in range(groups):
-            wanted = number * self.config.groups + host * groups + g
+        for g, group in enumerate(own):
+            wanted = number * self.config.groups + group
             if not endless and not self.plan.has(wanted):
                 break
             for member in self.plan.group(wanted):
@@ -212,9 +212,9 @@ class Loader:
             partial.write_bytes(counted.getvalue())
             partial.replace(file)
 
-    def batches(self, start: int, stop: int, hosts: int = 1, host: int = 0, endless: bool = True) -> Iterator[Loaded]:
+    def batches(self, start: int, stop: int, own: Sequence[int] | None = None, endless: bool = True) -> Iterator[Loaded]:
         """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""
-        load = functools.partial(self.load, hosts=hosts, host=host, endless=endless)
+        load = functools.partial(self.load, own=own, endless=endless)
         if endless and start < stop:
             self._count_groups(start * self.config.groups)  # here, not in every worker
         data = self.config.data

@@ -66,10 +66,10 @@ def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
 # Parameters by themselves
 
 
-def save_tree(path: epath.Path, params: dict):
-    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint."""
+def save_tree(path: epath.Path, params: dict, overwrite: bool = False):
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint; every host calls it and writes what it holds."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(params))
+        checkpointer.save(path, args=ocp.args.PyTreeSave(params), force=overwrite)
 
 
 def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = ()) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 from etils import epath
@@ -58,19 +59,23 @@ class Broken(Protocol):
 
 
 class Watch:
-    """Follows a run one step behind the device, so that the host never waits for the step it has just sent off."""
+    """Follows a run one step behind the device, so that the host never waits for the step it has just sent off.
 
-    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: Sequence[Broken], unnamed: int = 0):
+    Of several hosts one is `first`: it alone writes and shows how far the run is. The others name only the records that they meet.
+    """
+
+    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: Sequence[Broken], unnamed: int = 0, first: bool = True):
         self.config, self.records, self.unnamed = config, records, unnamed  # unnamed: broken ones besides those given
-        self.log = MetricsLog(workdir, start)
+        self.log = MetricsLog(workdir, start) if first else None
         interval = 0.5 if sys.stderr.isatty() else 30  # in a log file, a line now and then
-        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", mininterval=interval, dynamic_ncols=True)
-        self.began, self.before = time.monotonic(), self.log.seconds
+        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", mininterval=interval, dynamic_ncols=True, disable=not first)
+        self.began, self.before = time.monotonic(), self.log.seconds if self.log else 0.0
         self.last_log, self.tokens = self.began, 0
         self.broken: dict[str, str] = {}  # reason of each
         self.pending = None
         self.held_back: dict = {}
-        self.count_broken(broken)
+        self.stopping = False  # some host was asked to stop, when the step that was last settled went off
+        self.count_broken(broken, told=not first)
 
     def seconds(self) -> float:
         """Seconds of training so far, earlier parts of the run included."""
@@ -82,12 +87,13 @@ class Watch:
         self.pending = (step, metrics, documents)
         self.count_broken(broken)
 
-    def count_broken(self, broken: Sequence[Broken]):
-        """Says which records were left out, once each; RunStopped, with a count by reason, where they are too large a share."""
+    def count_broken(self, broken: Sequence[Broken], told: bool = False):
+        """Says, unless it is told elsewhere, which records were left out, once each; RunStopped, with a count by reason, where they are too large a share."""
         for record in broken:
             if str(record) not in self.broken:
                 self.broken[str(record)] = record.reason
-                self.bar.write(f"skipped {record}", file=sys.stderr)
+                if not told:
+                    self.bar.write(f"skipped {record}", file=sys.stderr)
         count = len(self.broken) + self.unnamed
         if count > self.config.data.max_bad_share * (self.records + count):
             reasons = collections.Counter(self.broken.values()).most_common()
@@ -102,8 +108,8 @@ class Watch:
             return
         step, metrics, documents = self.pending
         self.pending = None
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        finite = metrics.pop("finite")
+        metrics = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
+        finite, self.stopping = metrics.pop("finite"), metrics.pop("stop")
         if not finite and not self.config.skip_nonfinite:
             raise RunStopped(
                 f"step {step}: loss {metrics['loss']}, grad_norm {metrics['grad_norm']}; documents: {', '.join(documents)}. "
@@ -111,7 +117,7 @@ class Watch:
             )
         self.tokens += metrics["tokens"]
         self.bar.update()
-        if step % self.config.log_every == 0 or self.held_back or step == self.config.total_steps:
+        if self.log and (step % self.config.log_every == 0 or self.held_back or step == self.config.total_steps):
             now = time.monotonic()
             metrics |= {"tokens_per_second": self.tokens / (now - self.last_log), "elapsed": self.seconds()}
             self.last_log, self.tokens = now, 0
@@ -122,7 +128,8 @@ class Watch:
     def close(self):
         """Ends the bar and the logs."""
         self.bar.close()
-        self.log.close()
+        if self.log:
+            self.log.close()
 
 
 def losses_of(workdir: epath.Path, lines: int = 10) -> dict:

@@ -19,10 +19,12 @@ DATA_MAY_CHANGE = ("eval", "threads", "workers", "max_bad_share")  # settings of
 def prepare_workdir(workdir: epath.Path, config: RunConfig):
     """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs.
 
-    What a start that failed has left there is written anew. With `allow_changed_data` other data are no other run.
+    What a start that failed has left there is written anew. With `allow_changed_data` other data are no other run. Of several
+    hosts the first alone writes, and has to be here before the others.
     """
     if not checkpoint.steps(workdir):
-        (workdir / "tokenizer").rmtree(missing_ok=True)
+        if jax.process_index() == 0:
+            (workdir / "tokenizer").rmtree(missing_ok=True)
     elif (workdir / "config.json").exists():
         before, now = to_dict(checkpoint.read_config(workdir)), to_dict(config)
         for name in DATA_MAY_CHANGE:
@@ -31,7 +33,8 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig):
         changed = [name for name in SAME_ON_RESUME if before[name] != now[name] and name not in allowed]
         if changed:
             raise ConfigError(f"--workdir: {workdir} holds a run with other values of config.{', config.'.join(changed)}; use another folder or the old values")
-    checkpoint.write_config(workdir, config)
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, config)
 
 
 def begin(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager: ocp.CheckpointManager, shapes, shardings) -> tuple[State, dict, dict]:
@@ -56,8 +59,7 @@ def begin(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager
         average = jax.tree.map(jnp.copy, trainable) if state.average is not None else None
         state, meta = state._replace(trainable=trainable, average=average), meta | record
     if frozen:
-        (workdir / "frozen").rmtree(missing_ok=True)
-        checkpoint.save_tree(workdir / "frozen", frozen)
+        checkpoint.save_tree(workdir / "frozen", frozen, overwrite=True)  # of a start that failed
         meta["frozen"] = {"path": "../../frozen", "checksum": checkpoint.checksum(frozen)}
     return state, frozen, meta
 

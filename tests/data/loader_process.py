@@ -32,8 +32,10 @@ def main(folder: str, *numbers: str):
     config = run_config(folder, workers)
     tokenizer = Tokenizer.load(f"{folder}/tokenizer")
     for host in mine:
+        count = config.groups // hosts
+        own = range(host * count, (host + 1) * count)
         loader = Loader(config, config.data.train, tokenizer)
-        for number, loaded in enumerate(loader.batches(start, stop, hosts, host), start):
+        for number, loaded in enumerate(loader.batches(start, stop, own), start):
             skipped = sorted(map(str, loaded.skipped))
             print(json.dumps({"host": host, "batch": number, "groups": digests(loaded), "documents": loaded.documents, "skipped": skipped}), flush=True)
 

@@ -91,7 +91,8 @@ def test_any_number_of_hosts_sees_the_same_batches(make, rows_per_group):
     for number in (0, 3, 7):
         whole = loader.load(number)
         for hosts in (1, 2, 4):
-            shares = [loader.load(number, hosts, host) for host in range(hosts)]
+            count = loader.config.groups // hosts
+            shares = [loader.load(number, range(host * count, (host + 1) * count)) for host in range(hosts)]
             assert_equal(whole.batch, Batch(*(np.concatenate(fields) for fields in zip(*(share.batch for share in shares)))))
             assert whole.documents == tuple(name for share in shares for name in share.documents)
 
@@ -111,8 +112,10 @@ def test_a_resumed_run_goes_on_with_the_same_batches(make):
             alone = loader.load(number)
             assert_equal(loaded.batch, alone.batch)
             assert loaded.documents == alone.documents
-    host = [loaded.batch for loaded in loader.batches(1, 3, hosts=2, host=1)]
-    assert_equal(host[1], loader.load(2, 2, 1).batch)
+    groups = (1, 3)  # of a host whose devices are no neighbours in the mesh
+    host = [loaded.batch for loaded in loader.batches(1, 3, groups)]
+    assert_equal(host[1], loader.load(2, groups).batch)
+    assert_equal(host[1], Batch(*(field[[1, 3]] for field in loader.load(2).batch)))
 
 
 def test_epochs_follow_without_a_gap(make):
@@ -206,7 +209,7 @@ def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
     assert 0 < last < 8 and not batches[-1].batch.segments[-last:].any() and batches[-1].batch.segments[:-last].any(axis=(1, 2)).all()
     beyond = loader.load(len(batches), endless=False)
     assert not any(field.any() for field in beyond.batch) and beyond.documents == ()
-    shares = [loader.load(len(batches) - 1, 4, host, endless=False).batch for host in range(4)]
+    shares = [loader.load(len(batches) - 1, range(2 * host, 2 * host + 2), endless=False).batch for host in range(4)]
     assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares))))
 
 

@@ -1,0 +1,170 @@
+"""How fast the train step is on the devices that are here: python benchmarks/step_speed.py [--size=NAME] [--steps=10] [--peak_tflops=N]
+
+Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, U-Net and VAE frozen), on rows of random tokens
+with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until one fits; a
+CPU gets the toy. Prints a dated line of a Markdown table, and JSON on the last line.
+
+Model FLOPs are counted in the traced gradient, matrix products and convolutions alone, a loop as often as it runs, without
+what the backward pass computes again: padding and empty slots count. MFU is these over time and the chip's dense bf16 peak.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from dreamjax import config as c  # noqa: E402
+from dreamjax.batch import fake_batch  # noqa: E402
+from dreamjax.models import dreamllm  # noqa: E402
+from dreamjax.sharding import ROWS, make_mesh  # noqa: E402
+from dreamjax.training.losses import SpecialIds  # noqa: E402
+from dreamjax.training.state import init, shardings  # noqa: E402
+from dreamjax.training.step import gradients, make_train_step  # noqa: E402
+
+FULL = c.dreamllm_7b()
+IDS = SpecialIds(bos=1, dream_start=2, im_patch=2)
+# Dense bf16 peak of a device in TFLOP/s, from the vendors' data sheets, by a part of its name.
+PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v4": 275, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v6 lite": 918}
+
+
+def llm(layers: int, width: int = 4096, heads: int = 32, ffn: int = 11008) -> c.ModelConfig:
+    """The real model around another LLM."""
+    return dataclasses.replace(FULL, llm=dataclasses.replace(FULL.llm, layers=layers, width=width, heads=heads, kv_heads=heads, ffn_width=ffn))
+
+
+# Model, tokens per row, pictures seen and dreamed per row; the largest first.
+SIZES = {
+    "7b": (FULL, 2048, 3),
+    "3b": (llm(26, 3200, 32, 8640), 2048, 3),
+    "1b": (llm(22, 2048, 16, 5632), 2048, 3),
+    "toy": (c.tiny(), 128, 2),
+}
+
+
+def run_config(size: str, rows: int) -> c.RunConfig:
+    model, length, pictures = SIZES[size]
+    data = c.DataConfig(train=(c.SourceConfig("shapes"),), length=length, seen_slots=pictures, dreamed_slots=pictures)
+    optim = c.OptimConfig(trainable=(r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"), frozen=(r"^(clip|unet|vae)/",))
+    return c.RunConfig(model=model, data=data, optim=optim, mesh=c.MeshConfig(1, -1, 1), batch_size=rows * jax.device_count())
+
+
+def flops(jaxpr) -> int:
+    """Floating-point operations of a jaxpr's matrix products and convolutions; a loop counts as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, out = equation.primitive.name, sum(math.prod(one.aval.shape) for one in equation.outvars)
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, order = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            total += 2 * out * math.prod(kernel) // kernel[order[0]] // equation.params["batch_group_count"]
+        inner = [getattr(part, "jaxpr", part) for value in equation.params.values() for part in (value if isinstance(value, tuple | list) else (value,))]
+        total += equation.params.get("length", 1) * sum(flops(one) for one in inner if hasattr(one, "eqns"))
+    return total
+
+
+def model_flops(config: c.RunConfig) -> int:
+    """Of one step without remat."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, llm=dataclasses.replace(config.model.llm, remat="none")))
+    parts = dreamllm.build(config.model)
+    state, frozen = jax.eval_shape(lambda: init(config, parts))
+    gradient = lambda trainable, frozen, batch: gradients(config, parts, IDS, trainable, frozen, batch, jax.random.key(0))
+    return flops(jax.make_jaxpr(gradient)(state.trainable, frozen, fake_batch(config)).jaxpr)
+
+
+def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
+    """Compiles, warms up and times the step of one size."""
+    config = run_config(size, rows)
+    mesh, parts, batch = make_mesh(config.mesh), dreamllm.build(config.model), fake_batch(config)
+    shapes = jax.eval_shape(lambda: init(config, parts))
+    where, by_row = shardings(*shapes, mesh), NamedSharding(mesh, ROWS)
+    with jax.set_mesh(mesh):
+        state, frozen = jax.jit(lambda: init(config, parts), out_shardings=where)()
+        on_devices = jax.device_put(batch, by_row)
+        began = time.monotonic()
+        outputs = (where[0], NamedSharding(mesh, P()))
+        step = jax.jit(make_train_step(config, parts, IDS), donate_argnums=0, out_shardings=outputs).lower(state, frozen, on_devices).compile()
+        compiled = time.monotonic() - began
+        times = []
+        for _ in range(steps + 2):
+            began = time.monotonic()
+            state, metrics = step(state, frozen, on_devices)
+            loss = float(metrics["loss"])
+            times.append(time.monotonic() - began)
+    seconds, used = float(np.median(times[2:])), memory(step)
+    device = jax.devices()[0]
+    peak = peak or next((tflops for name, tflops in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
+    tflops = model_flops(config) / jax.device_count() / 1e12
+    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size}
+    facts |= {"length": config.data.length, "step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
+    facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}
+    return facts | {"memory_gib": used / 2**30, "tflops_per_second": tflops / seconds, "mfu": tflops / seconds / peak if peak else None}
+
+
+def memory(step) -> int:
+    """Most bytes that a device has held; where it does not say, what the compiled step needs."""
+    told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    needs = step.memory_analysis()
+    return told or needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+
+
+def machine() -> str:
+    """The devices' name; of a CPU, the processor's."""
+    kind, info = jax.devices()[0].device_kind, pathlib.Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return kind if kind != "cpu" else f"{(names or [platform.processor() or 'an unknown processor'])[0]}, {len(names)} cores"
+
+
+def in_words(facts: dict) -> str:
+    """A line of a Markdown table, below its head."""
+    mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
+    return (
+        "| date | machine | size | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n|---|---|---|---|---|---|---|---|---|\n"
+        f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
+        f"{mfu} | {facts['memory_gib']:.2f} GiB | {facts['tokens_per_second']:,.0f} | {facts['images_per_second']:.2f} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, help="this size alone, instead of the largest that fits")
+    parser.add_argument("--rows", type=int, default=1, help="rows per device")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, behind two to warm up; the median counts")
+    parser.add_argument("--peak_tflops", type=float, help="the device's dense bf16 peak, where it is not known here")
+    args = parser.parse_args()
+    if args.size:
+        facts = measure(args.size, args.rows, args.steps, args.peak_tflops)
+        print(in_words(facts))
+        print(json.dumps(facts))
+        return 0
+    # The first look at the devices is a child's too: a process that holds an accelerator would keep it from the next.
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[-1]
+    for size in ["toy"] if backend == "cpu" else SIZES:
+        done = subprocess.run([sys.executable, __file__, f"--size={size}", *sys.argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            print(done.stdout, end="")
+            return 0
+        if "RESOURCE_EXHAUSTED" not in done.stderr:
+            print(done.stderr, file=sys.stderr)
+            return 1
+        print(f"{size} does not fit", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
