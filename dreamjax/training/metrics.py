@@ -98,7 +98,7 @@ class Watch:
         met, share = len(self.broken) - self.known, self.config.data.max_bad_share  # met: on the way, by this host
         if count > share * (self.records + count):
             self._stop(f"{count} of {self.records} records are broken")
-        elif met > most_by_chance(share, self.shown):
+        elif met > most_by_chance(share, self.shown + met):
             self._stop(f"{met} records were broken among the {self.shown + met} that were shown so far")
 
     def _stop(self, what: str):
