@@ -175,7 +175,7 @@ class _Attention(nn.Module):
         k = _rotate(heads("k", config.kv_heads), rotation)
         v = heads("v", config.kv_heads)
         if cache is None:
-            attended = causal_attention(q, k, v, segments)
+            attended = causal_attention(q, k, v, segments, config.attention)
         else:
             cache = {"k": _write(cache["k"], k, layer, positions), "v": _write(cache["v"], v, layer, positions)}
             attended = cached_attention(q, cache["k"], cache["v"], layer, positions)
