@@ -38,9 +38,12 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    whole: tuple[str, ...] = ()  # patterns of frozen parameters that every device holds whole: memory for the time of their gathers
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
+        for pattern in self.whole:
+            require_pattern(pattern, "whole")
         for name, size in sizes.items():
             require(size > 0 or size == -1, name, f"must be positive, or -1 for what is left, is {size}")
             require(size > 0 or list(sizes.values()).count(-1) == 1, name, f"one axis may be -1, not more: {sizes}")
@@ -120,13 +123,14 @@ class LossConfig:
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
     unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
+    picture_chunks: int = 1  # parts that a step's dreamed pictures are denoised in, one after the other: more take less memory
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
         require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
         require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
         require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
-        require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
+        require_positive(self, "ce_chunk", "picture_chunks", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
         require(self.weight_norm == "none" or self.lm_weight + self.image_weight > 0, "weight_norm", "two weights of zero have no norm")
 
@@ -232,6 +236,8 @@ class RunConfig:
         divides = self.batch_size % (rows * self.accumulate) == 0
         require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
         require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
+        slots, chunks = self.groups * self.data.dreamed_slots, self.accumulate * self.loss.picture_chunks
+        require(slots % chunks == 0, "loss.picture_chunks", f"{slots} dreamed slots a step are not a multiple of accumulate x loss.picture_chunks = {chunks}")
         require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
         require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
         pixels = self.model.unet is not None and self.model.vae is None
