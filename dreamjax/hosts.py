@@ -178,9 +178,11 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
     def run() -> int | None:
         try:
             return main()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-                _leave_alone(1)
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            # What a collective on CPU says of a lost connection is a ValueError now and then.
+            is_theirs = "Gloo" in str(error) if isinstance(error, ValueError) else "RESOURCE_EXHAUSTED" not in str(error)
+            if jax.process_count() == 1 or not is_theirs:
+                _leave_alone(2 if isinstance(error, cli.MENDABLE) else 1)
                 raise
             _leave_alone(2)
             raise RunStopped(

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import types
 
 import numpy as np
 import pytest
 from etils import epath
 from small_model import PIXEL, boosted, parameters
 
-from dreamjax import sample
+from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
@@ -33,10 +32,9 @@ def files(folder) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def many(model, tmp_path, monkeypatch):
+def many(model, tmp_path):
     """Writes prompts as the command does, in batches of two."""
-    monkeypatch.setattr(sample, "BATCH", types.SimpleNamespace(value=2))
-    return lambda prompts: sample.write_many(model, prompts, OPTIONS, epath.Path(tmp_path / "many"))
+    return lambda prompts: to_folders.write_many(model, prompts, OPTIONS, epath.Path(tmp_path / "many"), 2)
 
 
 def test_an_item_of_many_is_written_again_from_its_record_to_the_byte(model, many, tmp_path):
@@ -48,7 +46,7 @@ def test_an_item_of_many_is_written_again_from_its_record_to_the_byte(model, man
         asked = archive.asked(folder)
         assert asked.prompt.to_json() == prompt.to_json() and (asked.seed, asked.options, asked.batch_size) == (seed, OPTIONS, 2)
         again = epath.Path(tmp_path / f"again{number}")
-        told = sample.write_again(model, [(asked.prompt, asked.seed)], asked.options, again, asked.batch_size)
+        told = to_folders.write_again(model, [(asked.prompt, asked.seed)], asked.options, again, asked.batch_size)
         assert files(again) == files(folder) and told["seed"] == seed
     assert any("image_0.png" in files(tmp_path / "many" / f"{number:05d}") for number in range(3))
 
