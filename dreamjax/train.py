@@ -22,7 +22,7 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, optim, report
+from dreamjax.training import checkpoint, handover, optim, profile, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
@@ -88,9 +88,11 @@ def main() -> int:
         signals = catch_signals()
         watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed)
         for done, loaded in enumerate(loader.batches(start, config.total_steps, **hosts), start + 1):
+            profile.before_step(config, workdir, done)
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics, loaded.documents, loaded.skipped)
             last = done == config.total_steps or bool(signals)
+            profile.after_step(config, done, start + 1, metrics, last)
             if is_due(config.eval_every, done, last):
                 watch.held_back = held_back(state, frozen)
             if is_due(config.sample_every, done, last):
