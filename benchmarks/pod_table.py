@@ -17,7 +17,7 @@ import sys
 
 import tqdm
 
-from experiments.paper import TARGETS
+from experiments.common.paper import TARGETS
 
 STAGES = {"I comprehension": "stage1_align.py:{},comprehension", "I creation": "stage1_align.py:{},creation", "II": "stage2_igpt.py:{}", "III": "stage3_sft.py:{}"}
 PODS = ("v4-16", "v4-64", "v4-128", "v5p-64", "v6e-128")

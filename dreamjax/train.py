@@ -43,7 +43,7 @@ def main() -> int:
     mesh = sharding.planned_mesh(config.mesh) if DRY_RUN.value else sharding.make_mesh(config.mesh)
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh, config.mesh.whole)
+    where = shardings(*shapes, mesh, config.whole)
     facts = report.summary(config, mesh, *shapes, where)
     print(report.in_words(facts), flush=True)
     if DRY_RUN.value:
