@@ -47,7 +47,7 @@ def main() -> int:
 
     parts = dreamllm.build(config.model)
     state, frozen = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(state, frozen, mesh, config.mesh.whole)
+    where = shardings(state, frozen, mesh, config.whole)
     summary = training_report.summary(config, mesh, state, frozen, where) | {"trained_parts": list(state.trainable)}
     facts = report.basics(config, slice_, summary)
     began = time.monotonic()

@@ -38,12 +38,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    whole: tuple[str, ...] = ()  # patterns of frozen parameters that every device holds whole: memory for the time of their gathers
 
     def __post_init__(self):
-        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
-        for pattern in self.whole:
-            require_pattern(pattern, "whole")
+        sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size > 0 or size == -1, name, f"must be positive, or -1 for what is left, is {size}")
             require(size > 0 or list(sizes.values()).count(-1) == 1, name, f"one axis may be -1, not more: {sizes}")
@@ -212,6 +209,7 @@ class RunConfig:
     optim: OptimConfig
     loss: LossConfig = LossConfig()
     mesh: MeshConfig = MeshConfig()
+    whole: tuple[str, ...] = ()  # patterns of frozen parameters that every device of the mesh holds whole: memory for the time of their gathers
     init_from: tuple[InitFrom, ...] = ()
     seed: int = 0
     total_steps: int = 1000
@@ -225,12 +223,17 @@ class RunConfig:
     sample_every: int = 0  # 0: never
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
+    profile_from: int = 0  # the first step of a trace under profile/ in the workdir; 0: none
+    profile_to: int = 0  # its last step
     skip_nonfinite: bool = False
     allow_changed_data: bool = False  # a run may go on with other documents or rows than it began with
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
-        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
+        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", "profile_from", "profile_to", or_zero=True)
+        require(0 <= self.profile_from <= self.profile_to or not self.profile_from, "profile_to", f"{self.profile_to} is before profile_from = {self.profile_from}")
+        for pattern in self.whole:
+            require_pattern(pattern, "whole")
         require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0

@@ -23,7 +23,7 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, optim, report
+from dreamjax.training import checkpoint, handover, optim, profile, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
@@ -46,7 +46,7 @@ def main() -> int:
     mesh = sharding.planned_mesh(config.mesh) if DRY_RUN.value else sharding.make_mesh(config.mesh)
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh, config.mesh.whole)
+    where = shardings(*shapes, mesh, config.whole)
     facts = report.summary(config, mesh, *shapes, where)
     hosts.say(report.in_words(facts))
     if DRY_RUN.value:
@@ -93,9 +93,11 @@ def main() -> int:
         signals, agree = catch_signals(), hosts.agreement(mesh)
         watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
         for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
+            profile.before_step(config, workdir, done)
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics | {"stop": agree(bool(signals))}, loaded.documents, loaded.skipped)
             last = done == config.total_steps or watch.stopping
+            profile.after_step(config, done, start + 1, metrics, last)
             if is_due(config.eval_every, done, last):
                 watch.held_back = held_back(state, frozen)
             if is_due(config.sample_every, done, last):

@@ -6,11 +6,11 @@ python -m dreamjax.compile --config=experiments/stage1_align.py:v4-16,joint --to
 
 Comprehension learns captions through the visual projector, creation pictures through the dream queries and the condition
 projector, joint both at once (paper Sec. 3.3). FOLDER holds llava_pretrain/ (JSON and pictures) and blip_laion/ (WebDataset
-tars); paper.py explains the argument.
+tars); common/paper.py explains the argument.
 """
 
 from dreamjax import config as c
-from experiments import paper
+from experiments.common import paper
 
 SIDES = {  # what learns; seen and dreamed pictures of a row, as many as fit its tokens; the two weights; the parts that pictures are denoised in
     "comprehension": ((r"^visual_projector/",), 6, 0, (1.0, 0.0), 1),

@@ -5,11 +5,11 @@ python -m dreamjax.train --config=experiments/stage2_igpt.py --dry_run
 python -m dreamjax.compile --config=experiments/stage2_igpt.py:v4-128 --topology=v4:4x4x8
 
 The LLM, both projectors and the dream queries train; CLIP, U-Net and VAE stay frozen (paper Sec. 3.3, appendix table of
-the official configuration). FOLDER holds mmc4/ and blip_laion/; paper.py explains the argument.
+the official configuration). FOLDER holds mmc4/ and blip_laion/; common/paper.py explains the argument.
 """
 
 from dreamjax import config as c
-from experiments import paper
+from experiments.common import paper
 
 
 def get_config(arg: str = ""):

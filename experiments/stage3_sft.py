@@ -4,11 +4,11 @@ python -m dreamjax.train --config=experiments/stage3_sft.py:v4-128,data=FOLDER,i
 python -m dreamjax.train --config=experiments/stage3_sft.py:v6e-128 --dry_run
 python -m dreamjax.compile --config=experiments/stage3_sft.py:v4-64 --topology=v4:4x4x4
 
-FOLDER holds llava_instruct/ (JSON and pictures), instruct_mmc4/ and instruct_blip_laion/; paper.py explains the argument.
+FOLDER holds llava_instruct/ (JSON and pictures), instruct_mmc4/ and instruct_blip_laion/; common/paper.py explains the argument.
 """
 
 from dreamjax import config as c
-from experiments import paper
+from experiments.common import paper
 
 
 def get_config(arg: str = ""):

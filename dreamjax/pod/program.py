@@ -49,7 +49,7 @@ def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The step of `dreamjax.train`, lowered for a mesh without data or weights."""
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh, config.mesh.whole)
+    where = shardings(*shapes, mesh, config.whole)
     rows = NamedSharding(mesh, ROWS)
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):

@@ -65,7 +65,7 @@ def of_step(config: RunConfig, topology: Topology, mesh, compiled: Compiled, fac
     """The report of a compiled step; `facts` are its basics, `trees` the shapes of (trainable, frozen)."""
     module, found = measured(compiled, topology, coordinates(mesh))
     hbm = memory(compiled, bytes_per_device)
-    whole = {part for part in trees[1] if any(re.search(pattern, f"{part}/") for pattern in config.mesh.whole)}
+    whole = {part for part in trees[1] if any(re.search(pattern, f"{part}/") for pattern in config.whole)}
     findings = checks.run(module, *trees, whole, topology.chips, mesh.shape["tensor"])
     return facts | {
         "fits": hbm["peak"] <= facts["hbm_limit_gib"], "hbm_peak_gib": hbm["peak"], "hbm_share": hbm["peak"] / facts["hbm_limit_gib"], "hbm_gib": hbm,

@@ -22,7 +22,7 @@ def reports(config: RunConfig, topology: Topology, mesh, cache: epath.Path | Non
     """Memory and estimated time of each step, by name; `write` is of one token for every document, `denoise` of all steps of a picture."""
     parts = dreamllm.build(config.model)
     params = jax.eval_shape(lambda: cast(dreamllm.init(parts, jax.random.key(0)), config.model.dtype))
-    where = parameter_shardings(params, mesh, config.mesh.whole)
+    where = parameter_shardings(params, mesh, config.whole)
     params = program.placed(params, where)
     documents = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = lambda tree, axis=0: jax.tree.map(

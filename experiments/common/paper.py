@@ -88,7 +88,7 @@ def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: i
         ),
         optim=optim, loss=loss, init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
-        mesh=c.MeshConfig(target.data, target.fsdp, 1, whole=(ENCODERS,)),
+        mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
         total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,
     )  # fmt: skip
     return ml_collections.ConfigDict(to_dict(config))
