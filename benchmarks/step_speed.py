@@ -4,15 +4,14 @@ Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, 
 with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until one fits; a
 CPU gets the toy. Prints a dated line of a Markdown table, and JSON on the last line.
 
-Model FLOPs are counted in the traced gradient, matrix products and convolutions alone, a loop as often as it runs, without
-what the backward pass computes again: padding and empty slots count. MFU is these over time and the chip's dense bf16 peak.
+Model FLOPs are the formula's (dreamjax/pod/flops.py), every row full and every slot used, without what the backward pass computes
+again; the rows here are full. MFU is these over time and the chip's dense bf16 peak.
 """
 
 import argparse
 import dataclasses
 import datetime
 import json
-import math
 import pathlib
 import platform
 import subprocess
@@ -22,17 +21,17 @@ import time
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from dreamjax import config as c  # noqa: E402
 from dreamjax.batch import fake_batch  # noqa: E402
 from dreamjax.models import dreamllm  # noqa: E402
+from dreamjax.pod import flops  # noqa: E402
 from dreamjax.sharding import ROWS, make_mesh  # noqa: E402
 from dreamjax.training.losses import SpecialIds  # noqa: E402
 from dreamjax.training.state import init, shardings  # noqa: E402
-from dreamjax.training.step import gradients, make_train_step  # noqa: E402
+from dreamjax.training.step import jit_train_step  # noqa: E402
 
 FULL = c.dreamllm_7b()
 IDS = SpecialIds(bos=1, dream_start=2, im_patch=2)
@@ -61,31 +60,6 @@ def run_config(size: str, rows: int) -> c.RunConfig:
     return c.RunConfig(model=model, data=data, optim=optim, mesh=c.MeshConfig(1, -1, 1), batch_size=rows * jax.device_count())
 
 
-def flops(jaxpr) -> int:
-    """Floating-point operations of a jaxpr's matrix products and convolutions; a loop counts as often as it runs."""
-    total = 0
-    for equation in jaxpr.eqns:
-        name, out = equation.primitive.name, sum(math.prod(one.aval.shape) for one in equation.outvars)
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel, order = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
-            total += 2 * out * math.prod(kernel) // kernel[order[0]] // equation.params["batch_group_count"]
-        inner = [getattr(part, "jaxpr", part) for value in equation.params.values() for part in (value if isinstance(value, tuple | list) else (value,))]
-        total += equation.params.get("length", 1) * sum(flops(one) for one in inner if hasattr(one, "eqns"))
-    return total
-
-
-def model_flops(config: c.RunConfig) -> int:
-    """Of one step without remat."""
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, llm=dataclasses.replace(config.model.llm, remat="none")))
-    parts = dreamllm.build(config.model)
-    state, frozen = jax.eval_shape(lambda: init(config, parts))
-    gradient = lambda trainable, frozen, batch: gradients(config, parts, IDS, trainable, frozen, batch, jax.random.key(0))
-    return flops(jax.make_jaxpr(gradient)(state.trainable, frozen, fake_batch(config)).jaxpr)
-
-
 def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
     """Compiles, warms up and times the step of one size."""
     config = run_config(size, rows)
@@ -96,8 +70,7 @@ def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
         state, frozen = jax.jit(lambda: init(config, parts), out_shardings=where)()
         on_devices = jax.device_put(batch, by_row)
         began = time.monotonic()
-        outputs = (where[0], NamedSharding(mesh, P()))
-        step = jax.jit(make_train_step(config, parts, IDS), donate_argnums=0, out_shardings=outputs).lower(state, frozen, on_devices).compile()
+        step = jit_train_step(config, parts, IDS, where, mesh).lower(state, frozen, on_devices).compile()
         compiled = time.monotonic() - began
         times = []
         for _ in range(steps + 2):
@@ -108,7 +81,7 @@ def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
     seconds, used = float(np.median(times[2:])), memory(step)
     device = jax.devices()[0]
     peak = peak or next((tflops for name, tflops in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
-    tflops = model_flops(config) / jax.device_count() / 1e12
+    tflops = sum(flops.step_flops(config, set(shapes[0].trainable)).values()) / jax.device_count() / 1e12
     facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size}
     facts |= {"length": config.data.length, "step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
     facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}

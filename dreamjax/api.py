@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from dreamjax import clip_tokenizer
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
-from dreamjax.sampling import image, interleave, pictures, ranking, scores, stream
+from dreamjax.sampling import attention_maps, image, interleave, pictures, ranking, scores, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require
 from dreamjax.sharding import parameter_shardings
@@ -139,6 +139,14 @@ class DreamLLM:
             noise = (latents if latents is None else latents[now], step_noise if step_noise is None else step_noise[:, now])
             drawn.append(pictures.draw_after(self.parts, self.params, self.tokenizer, prompts[now], seeds, chosen, negatives[now], *noise, watch, preview_every))
         return np.concatenate(drawn)
+
+    def attention_maps(self, content, seed: int = 0, **options) -> attention_maps.Watched:
+        """The picture that `text_to_image` draws after `content`, and where each dream query looked: `.maps`, `.save(FOLDER)`."""
+        chosen = self.options(options)
+        negatives = [] if chosen.negative is None else [chosen.negative]
+        hidden, empty = pictures.conditions(self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen)
+        latents, maps = attention_maps.attention_maps(self.parts, self.params, hidden, empty, pictures.picture_keys([seed]), chosen)
+        return attention_maps.Watched(self.decode(latents)[0], {side: values[0] for side, values in maps.items()})
 
     def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
         """Latents [n, h, w, C] as pictures, `batch_size` at once."""

@@ -120,13 +120,14 @@ class LossConfig:
     condition_dropout: float = 0.0  # share of pictures trained on the unconditional condition
     unconditional: str = "queries"  # queries: the condition that guidance uses | official: of <im_patch> tokens in the queries' places, which inference never sees
     ce_chunk: int = 256  # positions per row whose logits exist at one time
+    picture_chunks: int = 1  # parts that a step's dreamed pictures are denoised in, one after the other: more take less memory
 
     def __post_init__(self):
         require(0 <= self.condition_dropout < 1, "condition_dropout", "is a share in [0, 1)")
         require(0 <= self.late_timesteps <= 1, "late_timesteps", "is a share between 0 and 1")
         require(self.weight_norm in ("none", "l1", "l2"), "weight_norm", f"{self.weight_norm!r} is none of none, l1, l2")
         require(self.unconditional in ("queries", "official"), "unconditional", f"{self.unconditional!r} is neither queries nor official")
-        require_positive(self, "ce_chunk", *(("snr_gamma",) if self.snr_gamma is not None else ()))
+        require_positive(self, "ce_chunk", "picture_chunks", *(("snr_gamma",) if self.snr_gamma is not None else ()))
         require_positive(self, "lm_weight", "image_weight", "noise_offset", "input_perturbation", or_zero=True)
         require(self.weight_norm == "none" or self.lm_weight + self.image_weight > 0, "weight_norm", "two weights of zero have no norm")
 
@@ -208,6 +209,7 @@ class RunConfig:
     optim: OptimConfig
     loss: LossConfig = LossConfig()
     mesh: MeshConfig = MeshConfig()
+    whole: tuple[str, ...] = ()  # patterns of frozen parameters that every device of the mesh holds whole: memory for the time of their gathers
     init_from: tuple[InitFrom, ...] = ()
     seed: int = 0
     total_steps: int = 1000
@@ -221,17 +223,24 @@ class RunConfig:
     sample_every: int = 0  # 0: never
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
+    profile_from: int = 0  # the first step of a trace under profile/ in the workdir; 0: none
+    profile_to: int = 0  # its last step
     skip_nonfinite: bool = False
     allow_changed_data: bool = False  # a run may go on with other documents or rows than it began with
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
-        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", or_zero=True)
+        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", "profile_from", "profile_to", or_zero=True)
+        require(0 <= self.profile_from <= self.profile_to or not self.profile_from, "profile_to", f"{self.profile_to} is before profile_from = {self.profile_from}")
+        for pattern in self.whole:
+            require_pattern(pattern, "whole")
         require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0
         require(divides, "batch_size", f"{self.batch_size} rows is not a multiple of data.rows_per_group x accumulate = {rows} x {self.accumulate}")
         require(self.data.length <= context, "data.length", f"{self.data.length} exceeds model.llm.max_positions = {context}")
+        slots, chunks = self.groups * self.data.dreamed_slots, self.accumulate * self.loss.picture_chunks
+        require(slots % chunks == 0, "loss.picture_chunks", f"{slots} dreamed slots a step are not a multiple of accumulate x loss.picture_chunks = {chunks}")
         require(not self.data.seen_slots or self.model.clip is not None, "data.seen_slots", "pictures cannot be seen without model.clip")
         require(not self.data.dreamed_slots or self.model.unet is not None, "data.dreamed_slots", "pictures cannot be dreamed without model.unet")
         pixels = self.model.unet is not None and self.model.vae is None

@@ -7,6 +7,8 @@
 Tasks of a model: shapes or toy (the embedded generator; needs no data), storybook (a folder of picture stories), and
     about pictures    coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope
     language          piqa, siqa, hellaswag, winogrande, boolq, mmlu
+    drawn pictures    coco_fid, lncoco_fid, instructmmc4_fid (FID, KID, precision and recall, CLIP score; --inception names the weights)
+    documents         study (a kit for people to judge written and real documents, and measures of them)
 --data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or --images).
 Predictions are written as they come to OUT/TASK/predictions.jsonl: started again, a run goes on where it stopped.
 OUT/report.html shows figures beside the paper's and a sample of what was asked and said.
@@ -14,7 +16,8 @@ OUT/report.html shows figures beside the paper's and a sample of what was asked 
 `score` takes the predictions of any model: JSONL with question_id and text (LLaVA's answer files), or a benchmark's own
 files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa, vizwiz,
 scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, image2paragraph, captions (plain text, a
-caption a line), and those of language. With --out the file for a benchmark's server or grader is written there as well.
+caption a line), and those of language; fid compares a folder of pictures with an npz or another folder (--features as above); study
+counts a kit's judgements. With --out the file for a benchmark's server or grader is written there as well.
 
 The last line of stdout is the result as JSON; shares are in percent but in what shapes and storybook print.
 """
@@ -36,13 +39,18 @@ MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder (or file) of the task's data, where it needs one.")
 OUT = flags.DEFINE_string("out", None, "Folder for predictions, pictures and the page; of score: for the server's file.")
-COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category, where there are some); of shapes: documents per part.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category); of shapes documents, of storybook captions.", lower_bound=1)
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Of score: file of predictions.")
 PROFILE = flags.DEFINE_string("profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation).")
 SHOTS = flags.DEFINE_integer("shots", 0, "Examples with their answers before each question.", lower_bound=0)
 EXAMPLES = flags.DEFINE_string("examples", "random", "Which examples: random | rices (those with the nearest pictures).")
 SHOTS_FROM = flags.DEFINE_string("shots_from", "", "Data of the examples, such as a training split; nothing: the task's own questions.")
+FEATURES = flags.DEFINE_string("features", "inception", "Of drawn pictures: inception | clip | package.module:function (list of Pillow images -> [n, d]).")
+INCEPTION = flags.DEFINE_string("inception", "", "pytorch-fid's file of Inception weights, pt_inception-2015-12-05-6726825d.pth.")
+REFERENCE = flags.DEFINE_string("reference", "", "What drawn pictures are compared with: an npz with mu and sigma, or a folder; nothing: the task's own.")
+BASELINE = flags.DEFINE_string("baseline", "", "Folder of a Stable Diffusion (diffusers) that draws the same with its own text encoder.")
+CLIP = flags.DEFINE_string("clip", "", "Folder of the CLIP (both towers) that ranks and measures drawn pictures; nothing: the model's own.")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures, where they are not below the data.")
 SEED = flags.DEFINE_integer("seed", 0, "Draws the examples.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 16, "Questions answered at once.", lower_bound=1)
@@ -74,8 +82,14 @@ def _how():
     from dreamjax.evaluation.benchmarks import How
 
     return How(
-        PROFILE.value, SHOTS.value, EXAMPLES.value, SHOTS_FROM.value, IMAGES.value, COUNT.value, SEED.value, BATCH.value,
+        PROFILE.value, SHOTS.value, EXAMPLES.value, SHOTS_FROM.value, IMAGES.value, COUNT.value, SEED.value, BATCH.value, _measures(),
     )
+
+
+def _measures():
+    from dreamjax.evaluation.creation_runner import Measures
+
+    return Measures(FEATURES.value, INCEPTION.value, REFERENCE.value, BASELINE.value, CLIP.value)
 
 
 def _check(names: list[str], own: dict):
@@ -109,10 +123,8 @@ def _mesh():
 def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
     """Runs benchmarks, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
     from dreamjax.evaluation import benchmarks, report
-    from dreamjax.training import checkpoint
 
-    folder, results, found = checkpoint.open_folder(MODEL.value), [], {}
-    settings = {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
+    results, found, settings = [], {}, _whose()
     for name in names:
         result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), settings)
         results.append(result)
@@ -122,10 +134,18 @@ def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
         (out / "report.html").write_text(report.render("Evaluation by DreamJAX", results))
         metrics = _plain(result.score.metrics) if result.score else {}
         found[name] = {"task": name, "metrics": metrics, "counts": result.score.counts if result.score else {}, "paper": result.paper}
-        found[name] |= {"note": result.note} if result.note else {}
+        found[name] |= ({"measured": result.measured} if result.measured else {}) | ({"note": result.note} if result.note else {})
         found[name] |= result.files | {"html": str(out / "report.html")}
         (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _whose() -> dict:
+    """Which model it is, as predictions remember it."""
+    from dreamjax.training import checkpoint
+
+    folder = checkpoint.open_folder(MODEL.value)
+    return {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
 
 
 def _plain(metrics: dict) -> dict:
@@ -142,14 +162,16 @@ def shapes_task(model, out: epath.Path) -> dict:
 
 
 def storybook_task(model, out: epath.Path) -> dict:
-    from dreamjax.evaluation import storybook
+    from dreamjax.evaluation import storybook, storybook_captions
     from dreamjax.training.metrics import losses_of
 
     if not DATA.value:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
     results = storybook.evaluate(model, epath.Path(DATA.value), out)
     print(storybook.in_words(results), flush=True)
-    return results | {"training": losses_of(epath.Path(MODEL.value))}
+    told = storybook_captions.evaluate(model, epath.Path(DATA.value), out, _whose(), COUNT.value)
+    print(storybook_captions.in_words(told), flush=True)
+    return results | told | {"training": losses_of(epath.Path(MODEL.value))}
 
 
 def score() -> int:
@@ -157,8 +179,12 @@ def score() -> int:
     from dreamjax.evaluation.tasks import TASKS
 
     _require(TASK, PREDICTIONS, DATA)
+    if TASK.value == "fid":
+        return _distance()
+    if TASK.value == "study":
+        return _tally()
     if TASK.value not in TASKS:
-        raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join(TASKS)}")
+        raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join((*TASKS, 'fid', 'study'))}")
     task, written = TASKS[TASK.value], {}
     if OUT.value is not None:
         if task.export is None:
@@ -174,10 +200,37 @@ def score() -> int:
         print(f"dreamjax.evaluate: not scored: {error}", file=sys.stderr)
         print(json.dumps({"task": TASK.value, "metrics": {}} | written))
         return 0
-    for warning in found.warnings:
+    return _print_score(found.metrics, found.counts, found.warnings, written)
+
+
+def _distance() -> int:
+    """Compares the pictures of two folders, or of one with the statistics of an npz."""
+    from dreamjax.evaluation import features, frechet
+
+    if FEATURES.value == "clip":
+        raise ConfigError("--features: clip is of a model; here inception or package.module:function")
+    extractor = features.extractor(FEATURES.value, INCEPTION.value)
+    real, drawn = features.reference(DATA.value, extractor), features.reference(PREDICTIONS.value, extractor)
+    if isinstance(drawn, frechet.Statistics):
+        raise ConfigError(f"--predictions: {PREDICTIONS.value}: must be a folder of pictures")
+    metrics, warnings = features.compare(real, drawn, extractor.name)
+    return _print_score(metrics, {"pictures": len(drawn)}, warnings, {})
+
+
+def _tally() -> int:
+    """Counts what people judged."""
+    from dreamjax.evaluation import study
+
+    found = study.tally(PREDICTIONS.value, DATA.value)
+    return _print_score(found.metrics, found.counts, found.warnings, {"paper": study.PAPER})
+
+
+def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:
+    """The figures as a table and, on the last line, as JSON; warnings on stderr."""
+    for warning in warnings:
         print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
-    print("\n".join(f"{name:32s} {value:9.4f}" for name, value in found.metrics.items()))
-    print(json.dumps({"task": TASK.value, "metrics": _plain(found.metrics), "counts": found.counts} | written))
+    print("\n".join(f"{name:32s} {value:9.4f}" for name, value in metrics.items()))
+    print(json.dumps({"task": TASK.value, "metrics": _plain(metrics), "counts": counts} | written))
     return 0
 
 

@@ -4,6 +4,13 @@ import dataclasses
 
 from dreamjax.schema import require, require_positive
 
+ATTENTION = ("auto", "xla", "splash", "cudnn")
+
+
+def require_attention(config):
+    """Requires a known name under `attention`."""
+    require(config.attention in ATTENTION, "attention", f"{config.attention!r} is none of {', '.join(ATTENTION)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
@@ -20,6 +27,7 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
     remat: str = "none"  # none | full | dots: what the backward pass recomputes of each layer
+    attention: str = "auto"  # auto (by platform and shape) | xla | splash | cudnn: forced wherever it can be used, see models/attention.py
 
     def __post_init__(self):
         require_positive(self, "vocab_size", "width", "layers", "heads", "kv_heads", "ffn_width", "max_positions", "rope_theta", "rms_norm_eps")
@@ -27,6 +35,7 @@ class LlamaConfig:
         require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
         require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
         require(self.remat in ("none", "full", "dots"), "remat", f"{self.remat!r} is none of none, full, dots")
+        require_attention(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +108,11 @@ class UNetConfig:
     context_width: int = 1024
     norm_groups: int = 32
     linear_projection: bool = True  # transformer in/out projections: linear (SD 2.x) or 1x1 convolutions (SD 1.x)
+    attention: str = "auto"  # of positions among each other, as in LlamaConfig
 
     def __post_init__(self):
         require_positive(self, "sample_size", "in_channels", "out_channels", "layers_per_block", "context_width", "norm_groups")
+        require_attention(self)
         require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
         for name in ("cross_attention", "heads"):
             require(len(getattr(self, name)) == len(self.block_channels), name, f"needs one entry per block, {len(self.block_channels)}")

@@ -24,6 +24,7 @@ from dreamjax.tokenizer import Tokenizer
 
 SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; formats: {', '.join(FORMATS)}.")
 OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+SPLIT = flags.DEFINE_enum("split", "train", ("train", "eval"), "Which part, of formats that hold one back themselves (storybook, storybook_pages).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures that JSON names; by default where the JSON lies.")
 TEXT_KEY = flags.DEFINE_string("text_key", "", "Key or column of the text, where it is not the usual one.")
 IMAGE_KEY = flags.DEFINE_string("image_key", "", "Column of the picture, where it is not the usual one.")
@@ -61,7 +62,7 @@ def main() -> int:
         URLS.value, NON_ASCII.value, read_words(pathlib.Path(WORDS.value).read_text(encoding="utf-8")) if WORDS.value else (),
     )  # fmt: skip
     source = open_source(
-        SourceConfig(form, path, images=IMAGES.value, text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value)
+        SourceConfig(form, path, SPLIT.value, images=IMAGES.value, text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value)
     )
     job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value)
     facts = writing.write(job, WORKERS.value)

@@ -3,6 +3,7 @@
     python -m dreamjax.sample --model=DIR --prompt=TEXT [--image=FILE ...] --out=DIR    one document
     python -m dreamjax.sample --model=DIR --prompts=FILE.jsonl --out=DIR                many, in batches; goes on where it was
     python -m dreamjax.sample --model=DIR --chat --out=DIR                              a conversation in the terminal
+    python -m dreamjax.sample --model=DIR --again=FOLDER --out=DIR                      an earlier document once more, to the byte
 
 Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it (picture
 files beside it), or just a string; its seed is --seed plus its number, or its own "seed". The folder gets story.html
@@ -10,23 +11,24 @@ files beside it), or just a string; its seed is --seed plus its number, or its o
 are many. The last line of stdout is a JSON object that names them.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
-import tqdm
 from absl import flags
 from etils import epath
 
 from dreamjax import cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.sampling import archive, interleave, stream
+from dreamjax.sampling import archive, image, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
 from dreamjax.templates import TEMPLATES
+from dreamjax.to_folders import write_again, write_many, write_one
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
@@ -35,6 +37,7 @@ PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empt
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that the model sees before the prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped.")
 CHAT = flags.DEFINE_bool("chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends.")
+AGAIN = flags.DEFINE_string("again", None, "A folder with a story.json: its document is written once more, with its own prompt, seed and options.")
 OUT = flags.DEFINE_string("out", None, "Folder for the result.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same document.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Documents of --prompts that are written at once.", lower_bound=1)
@@ -52,6 +55,10 @@ SAMPLER = flags.DEFINE_string("sampler", DEFAULTS.sampler, "ddpm | ddim | dpm_so
 STEPS = flags.DEFINE_integer("num_steps", DEFAULTS.num_steps, "Denoising steps per picture.")
 SPACING = flags.DEFINE_string("spacing", DEFAULTS.spacing, "Where the steps lie: leading | trailing | linspace.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", DEFAULTS.guidance_scale, "Classifier-free guidance; 1 is none.")
+RESCALE = flags.DEFINE_float("guidance_rescale", DEFAULTS.guidance_rescale, "In [0, 1], against the overexposure that guidance brings.")
+ETA = flags.DEFINE_float("eta", DEFAULTS.eta, "Of ddim: 0 is deterministic, 1 has the variance of ddpm.")
+HEIGHT = flags.DEFINE_integer("height", DEFAULTS.height, "Pixels of drawn pictures; 0: the size that the model was trained on.")
+WIDTH = flags.DEFINE_integer("width", DEFAULTS.width, "As --height.")
 NEGATIVE = flags.DEFINE_string("negative", None, "A text that pictures are guided away from.")
 
 
@@ -59,23 +66,35 @@ def main() -> int:
     for flag in (MODEL, OUT):
         if flag.value is None:
             raise ConfigError(f"--{flag.name}: is missing")
-    if CHAT.value and PROMPTS.value:
-        raise ConfigError("--chat: and --prompts exclude each other")
-    prompts = read_prompts(epath.Path(PROMPTS.value)) if PROMPTS.value else [(read_prompt(), SEED.value)]
+    if sum(map(bool, (CHAT.value, PROMPTS.value, AGAIN.value))) > 1:
+        raise ConfigError("--chat, --prompts, --again: exclude each other")
+    if AGAIN.value:
+        asked = archive.asked(epath.Path(AGAIN.value))
+        prompts, options, use = [(asked.prompt, asked.seed)], asked.options, functools.partial(write_again, size=asked.batch_size)
+    else:
+        prompts = read_prompts(epath.Path(PROMPTS.value)) if PROMPTS.value else [(read_prompt(), SEED.value)]
+        options, use = read_options(), chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one
+    model = DreamLLM.load(MODEL.value, WHICH.value)
+    if not AGAIN.value and TEMPLATE.value == "none":
+        options = dataclasses.replace(options, template=model.template)
+    if model.parts.unet is not None:
+        image.latent_shape(model.parts.config, options), image.drawing(model.parts.config, options)  # sizes and steps that cannot be, before a word is written
+    began = time.monotonic()
+    facts = use(model, prompts, options, epath.Path(OUT.value))
+    print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
+    return 0
+
+
+def read_options() -> Options:
+    """The options of the flags; ConfigError, before the model loads, where they cannot be."""
     settings = {
         "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "repetition_penalty": PENALTY.value, "beams": BEAMS.value,
         "stop": tuple(STOP.value), "max_tokens": MAX_TOKENS.value, "max_images": MAX_IMAGES.value, "min_images": MIN_IMAGES.value,
-        "sampler": SAMPLER.value, "num_steps": STEPS.value, "spacing": SPACING.value, "guidance_scale": GUIDANCE.value,
+        "sampler": SAMPLER.value, "num_steps": STEPS.value, "spacing": SPACING.value, "eta": ETA.value, "guidance_scale": GUIDANCE.value,
+        "guidance_rescale": RESCALE.value, "height": HEIGHT.value, "width": WIDTH.value,
         "negative": None if NEGATIVE.value is None else Document.of(NEGATIVE.value),
     }
-    settings |= {} if TEMPLATE.value == "none" else {"template": TEMPLATE.value}
-    Options(**settings)  # what is wrong with it shows before the model loads
-    model = DreamLLM.load(MODEL.value, WHICH.value)
-    began = time.monotonic()
-    use = chat if CHAT.value else write_many if PROMPTS.value else write_one
-    facts = use(model, prompts, model.options(settings), epath.Path(OUT.value))
-    print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
-    return 0
+    return Options(**settings | ({} if TEMPLATE.value == "none" else {"template": TEMPLATE.value}))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -113,54 +132,10 @@ def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
 # Ways to write
 
 
-def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
-    """One document, whose page grows while it is written."""
-    prompt, seed = prompts[0]
-    out.mkdir(parents=True, exist_ok=True)
-    with tqdm.tqdm(desc="writing", dynamic_ncols=True, bar_format="{desc} {elapsed} {postfix}") as bar:
-        events = stream.stream(model.parts, model.params, model.tokenizer, prompt, seed, options, every=4, preview_every=5, watch=meter(bar))
-        *_, last = stream.save_while(events, prompt, out / "story.html")
-    record = archive.write(out, prompt, last.document, seed, options)
-    print(Document(prompt.parts + last.document.parts).text)
-    files = {"html": str(out / "story.html"), "json": str(out / "story.json"), "pictures": [str(out / name) for name in record["pictures"]]}
-    return files | {"seed": seed, "notes": record["notes"]}
 
 
-def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
-    """A folder per document and index.jsonl; documents whose story.json is there are skipped."""
-    folders = [out / f"{number:05d}" for number in range(len(prompts))]
-    records = [archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts)]
-    missing = [number for number, record in enumerate(records) if record is None]
-    with tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit="document", desc="writing", dynamic_ncols=True) as bar:
-        for start in range(0, len(missing), BATCH.value):
-            now = missing[start : start + BATCH.value]
-            documents, seeds = zip(*(prompts[number] for number in now))
-            made = interleave.generate(model.parts, model.params, model.tokenizer, documents, seeds, options, meter(bar), BATCH.value)
-            for number, document in zip(now, made):
-                prompt, seed = prompts[number]
-                records[number] = archive.write(folders[number], prompt, document, seed, options)
-                bar.update()
-    lines = [{"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]} for folder, record in zip(folders, records)]
-    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
 
 
-def meter(bar: tqdm.tqdm) -> Callable[[interleave.Event], None]:
-    """Shows the tokens and denoising steps per second of the present batch at the end of the bar."""
-    began, tokens, steps, before = time.monotonic(), 0, 0, 0
-
-    def watch(event: interleave.Event):
-        nonlocal tokens, steps, before
-        match event:
-            case interleave.Wrote(state=state):
-                tokens = int(np.sum(state.written))
-            case interleave.Drawing(waiting=waiting, moment=moment):
-                steps += len(waiting) * (moment.step - before)
-                before = moment.step % moment.steps
-        passed = max(time.monotonic() - began, 1e-9)
-        bar.set_postfix_str(f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s")
-
-    return watch
 
 
 def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:

@@ -8,14 +8,27 @@ import math
 import re
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dreamjax.config import MeshConfig
+from dreamjax.config import MeshConfig, RunConfig
 from dreamjax.schema import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
+
+# How the TPU compiler is to treat a sharded program. The trainer passes these itself; `python -m dreamjax.compile --print_flags`
+# gives them as LIBTPU_INIT_ARGS for whatever else is compiled.
+TPU_OPTIONS = {
+    # By default a product with a gathered weight becomes a loop over its parts; for a decoder layer that more than halves the speed.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    # Weights of the next product travel while this one is computed.
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
@@ -31,6 +44,29 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:
+    """The mesh of a run that is only described: over the devices at hand where they fit, else one of the sizes alone."""
+    sizes = (config.data, config.fsdp, config.tensor)
+    if -1 in sizes or math.prod(sizes) == len(jax.devices()):
+        return make_mesh(config)
+    return AbstractMesh(sizes, AXES)
+
+
+def check_divides(config: RunConfig, mesh: Mesh):
+    """ConfigError where the groups of a batch do not spread evenly over microbatches and devices."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.groups % (config.accumulate * shards):
+        raise ConfigError(
+            f"config.batch_size: {config.batch_size} rows are {config.groups} groups, not a multiple of accumulate x data x fsdp = {config.accumulate} x {shards}"
+        )
+    chunks = config.accumulate * config.loss.picture_chunks * shards
+    if config.groups * config.data.dreamed_slots % chunks:
+        raise ConfigError(
+            f"config.loss.picture_chunks: {config.groups * config.data.dreamed_slots} dreamed slots are not a multiple of "
+            f"accumulate x picture_chunks x data x fsdp = {chunks}"
+        )
+
+
 def constrain_rows(x: jax.Array) -> jax.Array:
     """Holds the leading axis to (data, fsdp), or the array whole on every device where that does not divide it.
 
@@ -42,6 +78,12 @@ def constrain_rows(x: jax.Array) -> jax.Array:
         return x
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return jax.lax.with_sharding_constraint(x, ROWS if x.shape[0] % shards == 0 else P())
+
+
+def constrain_whole(x: jax.Array) -> jax.Array:
+    """Holds an array whole on every device: its parts are gathered here, once, and not wherever it is used. Outside a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())
 
 
 # First match decides; a path that none matches is an error. Specs are aligned with the last axes, so the same rule
@@ -86,11 +128,18 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(entries)))
 
 
-def parameter_shardings(params, mesh: Mesh):
-    """The tree of NamedShardings for a tree of parameters (arrays or shapes) whose paths begin at the part's name."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, parameter_spec(path_of(path), leaf.shape, mesh)), params
-    )
+def parameter_shardings(params, mesh: Mesh, whole: tuple[str, ...] = ()):
+    """The tree of NamedShardings for a tree of parameters (arrays or shapes) whose paths begin at the part's name.
+
+    Those whose path one of the patterns `whole` finds lie on every device.
+    """
+
+    def sharding(key_path, leaf) -> NamedSharding:
+        path = path_of(key_path)
+        spec = parameter_spec(path, leaf.shape, mesh)
+        return NamedSharding(mesh, P() if any(re.search(pattern, path) for pattern in whole) else spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
 
 
 def unsharded_share(params, mesh: Mesh) -> float:

@@ -12,11 +12,9 @@ import jax
 from absl import flags
 from etils import epath
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from dreamjax import cli, hosts, sharding
-from dreamjax.batch import Batch
 from dreamjax.config import RunConfig
 from dreamjax.data.loader import Loaded, Loader
 from dreamjax.data.vocabulary import open_tokenizer
@@ -25,13 +23,13 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, optim, report
+from dreamjax.training import checkpoint, handover, optim, profile, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
 from dreamjax.training.start import begin, check_encoders, prepare_workdir, with_data
 from dreamjax.training.state import State, init, shardings
-from dreamjax.training.step import make_train_step
+from dreamjax.training.step import jit_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on.")
@@ -45,10 +43,10 @@ def main() -> int:
     if CONFIG.value is None:
         raise ConfigError("--config: is missing, for example --config=experiments/quickstart.py")
     config = from_dict(RunConfig, CONFIG.value)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.planned_mesh(config.mesh) if DRY_RUN.value else sharding.make_mesh(config.mesh)
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh)
+    where = shardings(*shapes, mesh, config.whole)
     facts = report.summary(config, mesh, *shapes, where)
     hosts.say(report.in_words(facts))
     if DRY_RUN.value:
@@ -56,7 +54,9 @@ def main() -> int:
         return 0
     if WORKDIR.value is None:
         raise ConfigError("--workdir: is missing")
-    check_divides(config, mesh)
+    sharding.check_divides(config, mesh)
+    if config.sample_every and jax.process_count() > 1:
+        raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
 
     # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
@@ -66,7 +66,7 @@ def main() -> int:
         loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
         kept_apart = held_back_loaders(config, tokenizer, workdir / "lengths")
     hosts.say(loader.in_words())
-    rows, whole = NamedSharding(mesh, sharding.ROWS), NamedSharding(mesh, P())
+    rows = NamedSharding(mesh, sharding.ROWS)
     own = hosts.own_groups(rows, config.groups)
     put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x, (config.groups, *x.shape[1:])), loaded.batch)
 
@@ -86,10 +86,7 @@ def main() -> int:
         # -- Compile
         ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
-        step = jax.jit(
-            make_train_step(config, parts, ids), donate_argnums=0,
-            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], whole),
-        ).lower(state, frozen, put(loader.load(start, own))).compile()
+        step = jit_train_step(config, parts, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
         hosts.say(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments")
         hosts.wait_for_all("compiled")
         held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in held_back_batches(config, kept_apart, own).items()})
@@ -98,9 +95,11 @@ def main() -> int:
         signals, agree = catch_signals(), hosts.agreement(mesh)
         watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
         for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
+            profile.before_step(config, workdir, done)
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics | {"stop": agree(bool(signals))}, loaded.documents, loaded.skipped)
             last = done == config.total_steps or watch.stopping
+            profile.after_step(config, done, start + 1, metrics, last)
             if is_due(config.eval_every, done, last):
                 watch.held_back = held_back(state, frozen)
             if is_due(config.sample_every, done, last):
@@ -123,17 +122,6 @@ def main() -> int:
 def is_due(every: int, done: int, last: bool) -> bool:
     """Whether what happens every so many steps (0: never) happens now; all of it happens at the last step."""
     return every > 0 and (done % every == 0 or last)
-
-
-def check_divides(config: RunConfig, mesh: jax.sharding.Mesh):
-    """ConfigError where the groups of a batch do not spread evenly over microbatches and devices, or several hosts would write samples."""
-    if config.sample_every and jax.process_count() > 1:
-        raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.groups % (config.accumulate * shards):
-        raise ConfigError(
-            f"config.batch_size: {config.batch_size} rows are {config.groups} groups, not a multiple of accumulate x data x fsdp = {config.accumulate} x {shards}"
-        )
 
 
 def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path) -> dict[str, Loader]:

@@ -4,7 +4,7 @@ python -m dreamjax.train --config=experiments/storybook.py:FOLDER --workdir=runs
 python -m dreamjax.evaluate --model=runs/storybook --task=storybook --data=FOLDER --out=runs/storybook/evaluation
 
 FOLDER holds stories.jsonl and its pictures. Nothing here is pretrained, so every part trains. Stories teach how text and
-pictures follow each other; single pages, half of the documents' pictures, teach what a text alone says of its picture.
+pictures follow each other; single pages, shown twice as often, teach what a text alone says of its picture.
 """
 
 import ml_collections
@@ -22,14 +22,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             cross_attention=(False, False, True, True), heads=(1, 2, 4, 4), context_width=96,
             norm_groups=2,  # with a channel or two per group the norms would wash out what a condition says of the palette
         ),
-        diffusion=c.DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction"),
+        diffusion=c.DiffusionConfig(beta_schedule="linear", prediction="v_prediction"),
         dream_queries=8,
     )
     stories, pages = "storybook", "storybook_pages"
     run = c.RunConfig(
         model=model,
         data=c.DataConfig(
-            train=(c.SourceConfig(stories, arg), c.SourceConfig(pages, arg)),
+            train=(c.SourceConfig(stories, arg), c.SourceConfig(pages, arg), c.SourceConfig(pages, arg)),
             eval=(c.SourceConfig(stories, arg, "eval"), c.SourceConfig(pages, arg, "eval")),
             tokenizer_vocab=2048, length=1024, seen_slots=12, dreamed_slots=16,
         ),
@@ -37,8 +37,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             trainable=(r"^(?!clip/post_layernorm)",), frozen=(r"^clip/post_layernorm",),
             learning_rate=1e-3, warmup_share=0.03, final_share=0.05, weight_decay=0.01, ema_decay=0.995,
         ),
-        # What a text tells of its picture shows where there is much noise: half of all pictures are drawn there.
-        loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1, snr_gamma=5.0, late_timesteps=0.5),
+        # What a text tells of its picture shows where there is much noise: half of all pictures are drawn there, at full weight
+        # (min-SNR would weigh them by nearly nothing in v prediction).
+        loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1, late_timesteps=0.5),
         total_steps=3000, batch_size=1, log_every=10, checkpoint_every=500, eval_every=1000, eval_batches=16, sample_every=3000,
         sample_prompts=("The elephant and the river.", "A day at school."), sample_tokens=128,
     )

@@ -4,6 +4,7 @@ import os
 import pathlib
 import runpy
 
+import goldens
 import pytest
 
 from dreamjax import cli
@@ -16,6 +17,14 @@ cli.patience_for_fake_devices()
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes many seconds; leave out with -m 'not slow'")
+    report = os.environ.get("DREAMJAX_PARITY_REPORT")
+    if report and not hasattr(config, "workerinput"):  # the session itself, not one of its worker processes
+        pathlib.Path(report).unlink(missing_ok=True)
+
+
+def pytest_generate_tests(metafunc):
+    if "bundle" in metafunc.fixturenames:
+        metafunc.parametrize("bundle", goldens.parameters(), scope="module")
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,6 @@ def reasons(source) -> list[str]:
             source[i]
             found.append("")
         except BadRecord as error:
-            assert error.name == source.key(i) and "\n" not in str(error)
+            assert error.name.endswith(source.index.name(i) if hasattr(source, "index") else source.key(i)) and "\n" not in str(error)
             found.append(error.reason)
     return found

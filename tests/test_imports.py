@@ -31,9 +31,11 @@ ALLOWED = {
     "evaluation": PRODUCT | {"data"},
     "cli": DOCUMENTS | {"data"}, "hosts": {"schema", "cli"}, "clip_tokenizer": set(),
 }
+ALLOWED["to_folders"] = PRODUCT
 ALLOWED["encoding"] = MODELS | {"training", "data"}
+ALLOWED["pod"] = MODELS | {"training", "sampling"}
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
-ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts"} for command in COMMANDS}
+ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts", "pod", "to_folders"} for command in COMMANDS}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}
 
 # Libraries and the only files and folders that may import them.

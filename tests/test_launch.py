@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from dreamjax.sharding import TPU_OPTIONS
+
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 TRAIN = ("--config=experiments/quickstart.py", "--workdir=gs://bucket/run", "--config.sample_prompts=('It\"s $HOME',)")
@@ -58,6 +60,7 @@ def test_the_other_commands(script, command):
 def test_what_is_asked_of_tpu_slurm_and_kubernetes():
     tpu = launch("tpu", "start", *STARTS["tpu"], "--slices=2", "--spot=yes", "--dry-run", "--", *TRAIN).stdout
     assert "queued-resources create story --project=p --zone=us-central2-b --accelerator-type=v4-128" in tpu
+    assert all(f"--{name}={value}" in tpu for name, value in TPU_OPTIONS.items()), "launch/flags.sh and the train step ask for the same"
     assert "--node-count=2 --node-prefix=story --spot" in tpu
     slurm = launch("slurm", "start", *STARTS["slurm"], "--dry-run", "--", *TRAIN).stdout
     for line in ("--nodes=4", "--ntasks-per-node=8", "--gres=gpu:8", "--signal=TERM@300", "--requeue", "--partition=big"):

@@ -1,14 +1,19 @@
 """python -m dreamjax.prepare as a user meets it."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from made_data import pairs, told, write_tar
+import PIL.Image
+from made_data import encoded, pairs, told, write_tar
 
 from dreamjax.config import SourceConfig
+from dreamjax.data import writing
 from dreamjax.data.sources import open_source
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,6 +34,43 @@ def test_pairs_in_parallel_with_tokens(tmp_path, shapes_tokenizer):
     assert facts["tokens"] > 9 and "dropped: 1 image in no" in done.stdout
     source = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert [told(document) for document in source] == [[i, f"caption {i}"] for i in range(9)] and source.lengths().shape == (9, 3)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that these have."""
+    children = [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [one for child in children for one in descendants(child)]
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it does not come to pass"
+        time.sleep(0.01)
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
+    """kill -9 takes the command and, with it, its workers; called again it goes on, and every file is that of a run in one go."""
+    large = encoded(PIL.Image.new("RGB", (1600, 1600), "red"), "PNG")  # few bytes, much to decode
+    write_tar(tmp_path / "a.tar", [member for i in range(60) for member in ((f"{i}.png", large if i % 7 else b"broken"), (f"{i}.txt", f"number {i}"))])
+    writing.write(writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "whole"), per_file=3), workers=1)
+    flags = (f"--source=webdataset:{tmp_path}/a.tar", f"--out={tmp_path}/out", "--workers=2", "--per_file=3")
+    running = subprocess.Popen([sys.executable, "-m", "dreamjax.prepare", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finished = lambda: list((tmp_path / "out").glob("documents-*.json"))
+    wait_until(lambda: len(finished()) >= 2)
+    workers = descendants(running.pid)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert len(workers) >= 2 and 2 <= len(finished()) < 20, "it was not killed in the middle"
+    wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+    kept = {path: path.stat().st_mtime_ns for path in finished()}
+    done = prepare(*flags)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["documents"] == 51 and facts["dropped"] == {"image in no known format": 9}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    contents = lambda folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+    assert contents("out") == contents("whole")
 
 
 @pytest.mark.parametrize(

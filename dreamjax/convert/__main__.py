@@ -68,8 +68,6 @@ def export() -> int:
     source, out = checkpoint.open_folder(MODEL.value), checkpoint.open_folder(OUT.value)
     left = exporting.export(source, FORMAT.value, out, WHICH.value)
     print("".join(f"left out      {part}: the format has no place for it\n" for part in left), end="")
-    if FORMAT.value == "params":
-        handover.write_origins(out, source, WHICH.value)
     print(json.dumps({"model": str(out), "format": FORMAT.value, "left_out": left}))
     return 0
 

@@ -5,6 +5,7 @@ Parameters are read a few at a time and written into one file after the other, s
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -18,10 +19,11 @@ from dreamjax.convert.names import Leaf, Table, to_theirs
 from dreamjax.convert.tensors import require_torch
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, model_folder
+from dreamjax.training import checkpoint, handover, model_folder
 from dreamjax.training.model_folder import ModelCard
 
 FORMATS = ("official", "huggingface", "params")
+HUGGINGFACE = ("llm", "clip", "sd", "joints")  # the folders of that format
 SHARD_BYTES = 2 * 2**30  # of a safetensors file; what a part has more goes into further ones
 
 
@@ -52,17 +54,21 @@ def open_model(folder: epath.Path, which: str = "last") -> Opened:
 
 
 def export(folder: epath.Path, kind: str, out: epath.Path, which: str = "last") -> list[str]:
-    """Writes a model in one of FORMATS; the parts that the format has no place for. ConfigError where `out` holds something."""
+    """Writes a model in one of FORMATS; the parts that the format has no place for. ConfigError where `out` holds something.
+
+    Beside it, in every folder that an import takes, goes the chain of origins, which an import reads back.
+    """
     if kind not in FORMATS:
         raise ConfigError(f"--format: {kind!r} is none of {', '.join(FORMATS)}")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out: {out} holds something already")
     opened = open_model(folder, which)
     out.mkdir(parents=True, exist_ok=True)
-    if kind == "params":
-        return _export_params(opened, out)
-    local = pathlib.Path(out)
-    return _export_official(opened, local) if kind == "official" else _export_huggingface(opened, local)
+    left = {"params": _export_params, "official": _export_official, "huggingface": _export_huggingface}[kind](opened, out)
+    for home in [out / name for name in HUGGINGFACE] if kind == "huggingface" else [out]:
+        if home.exists():
+            handover.write_origins(home, folder, which)
+    return left
 
 
 def _export_params(opened: Opened, out: epath.Path) -> list[str]:
@@ -83,9 +89,9 @@ def _progress(things):
 # Hugging Face folders
 
 
-def _export_huggingface(opened: Opened, out: pathlib.Path) -> list[str]:
+def _export_huggingface(opened: Opened, out: os.PathLike) -> list[str]:
     """llm/, clip/, sd/{unet,vae,scheduler,text_encoder,tokenizer}/, and joints/ with what only a DreamLLM has."""
-    model = opened.card.model
+    out, model = pathlib.Path(out), opened.card.model
     shapes = {path: leaf.shape for path, leaf in opened.leaves.items()}
     if model.llm:
         _write_json(out / "llm" / "config.json", llama.write_config(model.llm, _dtype_of(opened, "llm"), _special_ids(opened)))
@@ -126,8 +132,8 @@ def _export_huggingface(opened: Opened, out: pathlib.Path) -> list[str]:
 # The official layout
 
 
-def _export_official(opened: Opened, out: pathlib.Path) -> list[str]:
-    model = opened.card.model
+def _export_official(opened: Opened, out: os.PathLike) -> list[str]:
+    out, model = pathlib.Path(out), opened.card.model
     if model.llm is None:
         raise ConfigError("--format: official needs an LLM; this model has none")
     if model.unet and not model.vae:

@@ -14,7 +14,7 @@ from dreamjax.convert import assemble, sources
 from dreamjax.convert.assemble import Found, Plan
 from dreamjax.convert.tensors import sha256
 from dreamjax.schema import ConfigError
-from dreamjax.training import model_folder
+from dreamjax.training import handover, model_folder
 from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
 
 PARTS = ("llm", "clip", "unet", "vae", "text_encoder", "clip_text")
@@ -69,8 +69,9 @@ def write(plan: Plan, out: epath.Path, shardings: Mapping | None = None):
             plan.tokenizer.save(out / "tokenizer")
         for name, folder in ((name, folder) for found in plan.found for name, folder in found.clip_tokenizers.items()):
             copy_clip_tokenizer(folder, out / "tokenizer" / name)
-        # Last, so that a folder with a config.json is whole.
-        model_folder.write_card(out, ModelCard(plan.model, plan.template, origins, plan.fresh))
+        card = ModelCard(plan.model, plan.template, origins, plan.fresh)
+        handover.write_import(out, card)
+        model_folder.write_card(out, card)  # last, so that a folder with a config.json is whole
 
 
 def origin_of(found: Found) -> Origin:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tqdm
 
-from dreamjax.data import files
+from dreamjax.data import files, processes
 from dreamjax.data.sources import BadRecord, SourceError
 
 VERSION = 1  # of the layout on disk
@@ -97,9 +97,16 @@ class Index:
         """The record's name: its file's, and its own within it."""
         return self._name(index, self.place(index)[0])
 
+    def key(self, index: int) -> str:
+        """The same without the folder, so that files which were moved keep their splits."""
+        return f"{os.path.basename(self.files[self.place(index)[0]]['name'])}:{self._own_name(index)}"
+
     def _name(self, index: int, file: int) -> str:
+        return f"{self.files[file]['name']}:{self._own_name(index)}"
+
+    def _own_name(self, index: int) -> str:
         start, stop = _span(self._name_ends, index)
-        return f"{self.files[file]['name']}:{bytes(self._names[start:stop]).decode('utf-8', 'surrogateescape')}"
+        return bytes(self._names[start:stop]).decode("utf-8", "surrogateescape")
 
     def members(self, index: int) -> dict[str, Member]:
         """The record's members by kind."""
@@ -183,7 +190,7 @@ def _scan_all(stamps: dict[str, str], scan, cache: str, label: str) -> list[str]
                 task(item)
                 bar.update()
             return pieces
-        with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with processes.pool(workers) as pool:
             for _ in concurrent.futures.as_completed([pool.submit(task, item) for item in missing]):
                 bar.update()
     return pieces

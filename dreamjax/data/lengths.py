@@ -5,11 +5,9 @@ trained on. A pair, whose side is drawn anew each time it is shown, has (tokens 
 it lies a .json of what was cut and what is broken.
 """
 
-import concurrent.futures
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 
@@ -17,6 +15,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from dreamjax.data import processes
 from dreamjax.data.sources import BadRecord
 
 PAIR = -1
@@ -145,8 +144,7 @@ def _measured(measure: Callable[[int], Measured], done: int, count: int, workers
     ranges = [range(start, min(start + CHUNK, count)) for start in starts]
     with tqdm.tqdm(total=count, initial=done, unit="document", desc="lengths", delay=3) as bar:
         if workers and count - done >= MANY:
-            spawn = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(workers, spawn, _keep, (measure,)) as pool:
+            with processes.pool(workers, _keep, measure) as pool:
                 for chunk, (entries, found) in zip(ranges, pool.map(_measure_kept, ranges)):
                     bar.update(len(chunk))
                     yield chunk.start, entries, found

@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import tqdm
 from array_record.python import array_record_module
 
 from dreamjax import images
-from dreamjax.data import files
+from dreamjax.data import files, processes
 from dreamjax.data.filters import Filters, keep
 from dreamjax.data.sources import BadRecord, Source
 from dreamjax.data.sources.array_record import LENGTHS, SUFFIX, WRITER_OPTIONS, encode
@@ -100,7 +99,7 @@ def _written(job: Job, missing: list[int], workers: int) -> Iterator[int]:
             write_file(job, number)
             yield number
         return
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(missing)), multiprocessing.get_context("spawn"), _start, (job,))
+    pool = processes.pool(min(workers, len(missing)), _start, job)
     try:
         for future in concurrent.futures.as_completed([pool.submit(_work, number) for number in missing]):
             yield future.result()
@@ -140,7 +139,7 @@ def write_file(job: Job, number: int):
             except BadRecord as error:
                 dropped.append([error.name, error.reason, error.detail])
                 continue
-            writer.write(encode(document))
+            writer.write(encode(document, job.source.key(index)))
             left_out.update(error.reason for error in bad_images)
             lengths.append(_lengths(document, job))
             counts += _counts(document)

@@ -216,6 +216,9 @@ def match(answers: Sequence[Answer], find: Callable[[Answer], Hashable | None], 
         warnings.append(f"{len(missing)} of {len(questions)} questions have no prediction and count as wrong; the first is {_named(missing[0])}")
     if unmatched:
         warnings.append(f"{len(unmatched)} of {len(answers)} predictions are of no question in {named} and left out; the first is {unmatched[0].where}")
+    empty = [answer for answer in found.values() if not answer.text.strip()]
+    if empty:
+        warnings.append(f"{len(empty)} of {len(answers)} predictions are empty texts, which are scored as they are; the first is {empty[0].where}")
     counts = {"questions": len(questions), "predictions": len(answers), "missing": len(missing), "unmatched": len(unmatched)}
     return Matched({key: answer.text for key, answer in found.items()}, counts, tuple(warnings))
 

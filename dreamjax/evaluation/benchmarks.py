@@ -7,14 +7,15 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Text
-from dreamjax.evaluation import few_shot, language, language_runner, paper, runner
+from dreamjax.evaluation import creation, creation_runner, few_shot, language, language_runner, paper, runner, study
+from dreamjax.evaluation.creation_runner import Measures
 from dreamjax.evaluation.profiles import profile_of
 from dreamjax.evaluation.questions import Pictures
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.tasks import TASKS
 from dreamjax.schema import ConfigError
 
-RUNNABLE = tuple(name for name, task in TASKS.items() if task.questions or name in language.LOADERS)
+RUNNABLE = (*(name for name, task in TASKS.items() if task.questions or name in language.LOADERS), *creation.TASKS, "study")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class How:
     count: int | None = None
     seed: int = 0
     batch_size: int = 16
+    measures: Measures = Measures()  # of drawn pictures
 
     def __post_init__(self):
         if self.examples not in few_shot.METHODS:
@@ -42,12 +44,22 @@ def check(task: str, how: How):
     if task in language.LOADERS:
         if how.shots:
             raise ConfigError(f"--shots: {task} has its own number of examples; leave it away")
+    elif task in (*creation.TASKS, "study"):
+        if how.shots:
+            raise ConfigError(f"--shots: {task} has no examples; leave it away")
+        if task != "study":
+            creation.manner_of(how.profile, task)
+        how.measures.check()
     else:
         profile_of(how.profile, task)
 
 
 def run(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
     """Predictions (those that out/TASK lacks), their score, and what to show; `settings` say which model it is."""
+    if task in creation.TASKS:
+        return creation_runner.run(model, task, data, out, how, how.measures, settings)
+    if task == "study":
+        return study.run(model, data, out, how, how.measures, settings)
     return (_rank if task in language.LOADERS else _ask)(model, task, data, out / task, how, settings | {"task": task, "data": str(data)})
 
 

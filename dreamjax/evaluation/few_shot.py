@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from dreamjax import images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Image
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.questions import Question
 from dreamjax.models import clip
 from dreamjax.models.dreamllm import Parts
@@ -72,17 +72,20 @@ def picture_features(model: DreamLLM, pictures: Mapping[str | bytes, Image], bat
     if model.parts.clip is None:
         raise ConfigError("--examples: rices needs a model with a picture encoder")
     size, names, found = model.parts.config.clip.image_size, list(pictures), {}
-    for start in tqdm.trange(0, len(names), batch_size, desc="features", unit="batch", dynamic_ncols=True):
-        now = names[start : start + batch_size]
-        pixels = np.zeros((batch_size, size, size, 3), np.uint8)
-        for i, name in enumerate(now):
-            pixels[i] = images.for_encoder(pictures[name].pil(), size)
-        found |= dict(zip(now, np.asarray(_unit_features(model.parts, model.params, pixels))))
+    with bar(len(names), "picture", "features") as progress:
+        for start in range(0, len(names), batch_size):
+            now = names[start : start + batch_size]
+            pixels = np.zeros((batch_size, size, size, 3), np.uint8)
+            for i, name in enumerate(now):
+                pixels[i] = images.for_encoder(pictures[name].pil(), size)
+            found |= dict(zip(now, np.asarray(unit_features(model.parts, model.params, pixels))))
+            progress.update(len(now))
     return found
 
 
 @functools.partial(jax.jit, static_argnames="parts")
-def _unit_features(parts: Parts, params: dict, pictures: jax.Array) -> jax.Array:
+def unit_features(parts: Parts, params: dict, pictures: jax.Array) -> jax.Array:
+    """uint8 pictures [B, h, w, 3] -> the encoder's class token after its last norm, of length 1, [B, d] float32."""
     pixels = clip.normalise(pictures, parts.config.clip, parts.clip.dtype)
     features = parts.clip.apply({"params": params["clip"]}, pixels, method="pooled").astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

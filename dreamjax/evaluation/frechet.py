@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+NEIGHBOURS = 3  # of precision and recall
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
@@ -60,7 +62,7 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean())
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int = 3, block: int = 1024) -> tuple[float, float]:
+def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS, block: int = 1024) -> tuple[float, float]:
     """Shares of drawn features among the real ones, and of real ones among the drawn.
 
     A feature is among others where it lies within the distance of one of them to its own `neighbours`-th nearest.

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.evaluation.language import Ranking
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.sampling.prompts import prompt_tokens
+from dreamjax.sampling.scores import alternatives
 from dreamjax.schema import ConfigError
 
 
@@ -19,24 +20,45 @@ def predict(model: DreamLLM, rankings: Sequence[Ranking], out: epath.Path, setti
     path, dropped = out / "predictions.jsonl", 0
     check_settings(out, settings)
     done = {row["question_id"] for row in resume(path)}
-    waiting = [ranking for ranking in rankings if ranking.id not in done]
-    with tqdm.tqdm(total=len(rankings), initial=len(rankings) - len(waiting), unit="question", desc=desc, dynamic_ncols=True) as progress:
-        for batch in batched(waiting, max(1, batch_size // 4)):
-            pairs = []
+    waiting = sorted((ranking for ranking in rankings if ranking.id not in done), key=_length)  # few sizes side by side: little is filled up
+    with bar(len(rankings), "question", desc, len(rankings) - len(waiting)) as progress:
+        for batch in batched(waiting, batch_size if all(map(_is_shared, waiting)) else max(1, batch_size // 4)):
+            befores = []
             for ranking in batch:
                 kept, missing = _fitting(model, ranking)
                 dropped += missing
-                before = ranking.heading + "".join(kept)
-                pairs += [(before + context, ending) for context, ending in zip(ranking.contexts, ranking.endings)]
-            scores = iter([float(found.sum()) for found in _log_probabilities(model, pairs, batch_size)])
+                befores.append(ranking.heading + "".join(kept))
             rows = []
-            for ranking in batch:
-                sums = [next(scores) / (len(ending) if ranking.by_length else 1) for ending in ranking.endings]
-                chosen = int(np.argmax(sums))
-                rows.append({"question_id": ranking.id, "text": str(chosen), "prompt": ranking.contexts[chosen], "category": ranking.category, "scores": sums})
+            for ranking, sums in zip(batch, _sums(model, batch, befores, batch_size)):
+                scores = [value / (len(ending) if ranking.by_length else 1) for value, ending in zip(sums, ranking.endings)]
+                chosen = int(np.argmax(scores))
+                rows.append({"question_id": ranking.id, "text": str(chosen), "prompt": ranking.contexts[chosen], "category": ranking.category, "scores": scores})
             append(path, rows)
             progress.update(len(batch))
     return path, dropped
+
+
+def _length(ranking: Ranking) -> int:
+    return len(ranking.heading) + sum(map(len, ranking.examples)) + max(len(words) + len(ending) for words, ending in zip(ranking.contexts, ranking.endings))
+
+
+def _is_shared(ranking: Ranking) -> bool:
+    """Whether all endings, letters, come after the same words."""
+    return len(set(ranking.contexts)) == 1 and all(len(ending.strip()) == 1 for ending in ranking.endings)
+
+
+def _sums(model: DreamLLM, rankings: Sequence[Ranking], befores: Sequence[str], size: int) -> list[list[float]]:
+    """The log-probability of each ending of each ranking; the words before it are computed once where the endings are letters."""
+    if all(map(_is_shared, rankings)):
+        pairs = [(Document((Text(before + ranking.contexts[0]),)), ranking.endings) for ranking, before in zip(rankings, befores)]
+        found = alternatives(model.parts, model.params, model.tokenizer, pairs, size, model.template)
+        if found is not None:
+            return [shares.tolist() for shares in found]
+    scored = []
+    for ranking, before in zip(rankings, befores):
+        scored += [(before + context, ending) for context, ending in zip(ranking.contexts, ranking.endings)]
+    found = iter([float(shares.sum()) for shares in _log_probabilities(model, scored, size)])
+    return [[next(found) for _ in ranking.endings] for ranking in rankings]
 
 
 def _log_probabilities(model: DreamLLM, pairs: list, size: int) -> list[np.ndarray]:

@@ -12,13 +12,13 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.runner import batched
 from dreamjax.rows import Row
 from dreamjax.sampling import scores
@@ -58,10 +58,12 @@ class DreamJAX(TemplateLM):
         rows = [_row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # those of a length side by side
         found: list = [None] * len(rows)
-        for now in tqdm.tqdm(list(batched(order, self.batch_size)), desc="loglikelihood", disable=disable_tqdm):
-            made = scores.likelihoods(self.model.parts, self.model.params, [Document(())] * len(now), [rows[i] for i in now], self.batch_size)
-            for i, likelihood in zip(now, made):
-                found[i] = (float(likelihood.log_probabilities.sum(dtype=np.float64)), bool(likelihood.likeliest.all()))
+        with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
+            for now in batched(order, self.batch_size):
+                made = scores.likelihoods(self.model.parts, self.model.params, [Document(())] * len(now), [rows[i] for i in now], self.batch_size)
+                for i, likelihood in zip(now, made):
+                    found[i] = (float(likelihood.log_probabilities.sum(dtype=np.float64)), bool(likelihood.likeliest.all()))
+                progress.update(len(now))
         return found
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
@@ -82,7 +84,7 @@ class DreamJAX(TemplateLM):
         groups, found = collections.defaultdict(list), [""] * len(requests)
         for number, request in enumerate(requests):
             groups[repr(sorted(request.args[1].items()))].append(number)
-        with tqdm.tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as progress:
+        with bar(len(requests), "request", "generate_until", disable=disable_tqdm) as progress:
             for numbers in groups.values():
                 options = self._options(requests[numbers[0]].args[1])
                 for now in batched(numbers, self.batch_size):

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, expected_form, find_file, first, match, read_answers, read_json
+from dreamjax.evaluation.answers import ID_KEYS, Score, expected_form, find_file, first, match, read_answers, read_json, read_rows
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
 
@@ -57,25 +57,38 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
 
 
 def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
-    """{id: grade of each run, in 0..1} from the grader's file {id: {"score": [..], ..}}; raises SourceError."""
-    content = read_json(path)
-    if not content:
-        raise SourceError(f"{path}: holds no predictions")
-    if not isinstance(content, dict) or not all(isinstance(row, dict) and "score" in row for row in content.values()):
-        raise SourceError(f"{path}: holds answers, not grades: MM-Vet's grader gives those; with --out=DIR the file for it is written")
-    with expected_form(path, "file of grades"):
-        grades = {str(key): [float(grade) for grade in row["score"]] for key, row in content.items()}
-    for key, values in grades.items():
+    """{id: grade of each run, in 0..1}; raises SourceError.
+
+    From the grader's file {id: {"score": [..], ..}}, or any table or JSON lines of rows with an id and a score.
+    """
+    grades: dict[str, list[float]] = {}
+    for where, row in read_rows(path):
+        if isinstance(row, dict) and "total" in row and not set(ID_KEYS) & set(row):
+            raise SourceError(f"{path}: holds the sums of MM-Vet's grader, not its grades, which are in *-grade-*runs.json beside it")
+        if not isinstance(row, dict) or row.get("score") in (None, ""):
+            raise SourceError(f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those; with --out=DIR the file for it is written")
+        with expected_form(path, "file of grades"):
+            key = full_id(str(next(row[name] for name in ID_KEYS if name in row)))
+            values = [float(grade) for grade in (row["score"] if isinstance(row["score"], list) else [row["score"]])]
+        if key in grades:
+            raise SourceError(f"{path}: {where}: grades question {key} a second time")
         if not values or not all(0 <= value <= 1 for value in values):
             raise SourceError(f"{path}: {key}: grades {values} are not numbers in 0..1, one a run")
+        grades[key] = values
+    if not grades:
+        raise SourceError(f"{path}: holds no predictions")
     return grades
+
+
+def full_id(key: str) -> str:
+    """A question's id in mm-vet.json; LLaVA's files have its bare number."""
+    return f"v1_{key}" if key.isdecimal() else key
 
 
 def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> epath.Path:
     """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get "". Returns its path."""
     questions = load_questions(data)
-    name = lambda key: key if key in questions else f"v1_{key}"  # LLaVA's files have the bare number
-    find = lambda answer: _known(name(answer.id), questions)
+    find = lambda answer: _known(full_id(answer.id), questions)
     texts = match(read_answers(predictions), find, list(questions), str(data)).texts
     path = out / "mmvet_answers.json"
     path.write_text(json.dumps({key: texts.get(key, "") for key in questions}, indent=2))

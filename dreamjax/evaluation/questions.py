@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 
@@ -146,17 +146,21 @@ def of_scienceqa(data: epath.PathLike, count: int | None = None) -> list[Questio
 # Pictures
 
 
+def picture_files(folder: epath.PathLike) -> list[str]:
+    """The paths of all picture files below a folder, relative to it, in order."""
+    walk = os.walk(folder, followlinks=True)
+    return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in walk for name in names if name.lower().endswith(ENDINGS))
+
+
 class Pictures:
     """The picture files below a folder, found by name: with or without ending and folders, or by the number that a name ends with."""
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
         self.root = self.folder.parent if self.folder.is_file() else self.folder
-        walk = os.walk(self.root, followlinks=True)
-        paths = [os.path.relpath(os.path.join(at, name), self.root) for at, _, names in walk for name in names if name.lower().endswith(ENDINGS)]
         self._by_stem = collections.defaultdict(list)
         self._by_number = collections.defaultdict(list)
-        for path in sorted(paths):
+        for path in picture_files(self.root):
             stem = os.path.splitext(os.path.basename(path))[0]
             self._by_stem[stem].append(path)
             number = re.search(r"(?<!\d)(\d{6,})$", stem)  # COCO writes numbers with twelve digits
@@ -182,9 +186,12 @@ class Pictures:
 
     def require(self, questions: Sequence[Question]) -> dict[str | bytes, Image]:
         """{name: picture} of all questions; raises SourceError, with the count, where some are missing."""
-        names = dict.fromkeys(name for question in questions for name in question.pictures)
-        found = {name: self.find(name) for name in names}
+        return self.require_names(name for question in questions for name in question.pictures)
+
+    def require_names(self, names: Iterable[str | bytes]) -> dict[str | bytes, Image]:
+        """{name: picture} of names; raises SourceError, with the count, where some are missing."""
+        found = {name: self.find(name) for name in dict.fromkeys(names)}
         missing = [name for name, picture in found.items() if picture is None]
         if missing:
-            raise SourceError(f"{self.folder}: {len(missing)} of {len(names)} pictures are missing, the first is {missing[0]}; --images names their folder")
+            raise SourceError(f"{self.folder}: {len(missing)} of {len(found)} pictures are missing, the first is {missing[0]}; --images names their folder")
         return found

@@ -26,11 +26,15 @@ class Shown:
     text: str
     raw: str = ""
     references: tuple[str, ...] = ()
+    pictures: tuple[Image, ...] = ()  # of a picture that was drawn: it, others beside it, the real one; `text` names them
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a task; `score` is None where it is scored elsewhere, `note` says why."""
+    """What came of a task; `score` is None where it is scored elsewhere, `note` says why.
+
+    `measured` has the figures {model: {metric: figure}} of others that were measured beside it.
+    """
 
     task: str
     score: Score | None
@@ -39,6 +43,7 @@ class Result:
     shown: Sequence[Shown] = ()
     note: str = ""
     how: str = ""  # profile, examples, count
+    measured: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def sample(values: Sequence, count: int = SHOWN) -> list:
@@ -47,14 +52,15 @@ def sample(values: Sequence, count: int = SHOWN) -> list:
 
 
 def columns(result: Result) -> list[str]:
-    """The models that the paper's figures of a task are of."""
-    return list(dict.fromkeys(model for by_model in result.paper.values() for model in by_model))
+    """Whose figures stand beside ours: what was measured here, and the models of the paper's figures."""
+    return [*result.measured, *dict.fromkeys(f"{model} (paper)" for by_model in result.paper.values() for model in by_model)]
 
 
 def rows(result: Result) -> list[tuple[str, float | None, list[float | None]]]:
-    """(metric, our figure, the paper's by `columns`) of a task; metrics that the paper alone has come last."""
+    """(metric, our figure, the others' by `columns`) of a task; metrics that the paper alone has come last."""
     ours = result.score.metrics if result.score else {}
-    theirs = lambda name: [result.paper.get(name, {}).get(model) for model in columns(result)]
+    of_paper = lambda name, model: result.paper.get(name, {}).get(model.removesuffix(" (paper)"))
+    theirs = lambda name: [result.measured[model].get(name) if model in result.measured else of_paper(name, model) for model in columns(result)]
     return [(name, ours.get(name), theirs(name)) for name in dict.fromkeys([*ours, *result.paper])]
 
 
@@ -96,7 +102,7 @@ def _section(result: Result) -> str:
 def _table(result: Result) -> str:
     models = columns(result)
     cell = lambda kind, text, side: f'<{kind} style="{_CELL}{side}">{html.escape(text)}</{kind}>'
-    head = "".join(cell("th", name, "right") for name in ("ours", *(f"{model} (paper)" for model in models)))
+    head = "".join(cell("th", name, "right") for name in ("ours", *models))
     number = lambda value: cell("td", "" if value is None else f"{value:.2f}", "right")
     body = "".join(f"<tr>{cell('td', name, 'left')}{''.join(map(number, (ours, *theirs)))}</tr>" for name, ours, theirs in rows(result))
     return f'<table style="{_TABLE}"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -105,6 +111,8 @@ def _table(result: Result) -> str:
 def _document(shown: Shown) -> Document:
     """Prompt and prediction as one document; a turn that the prompt opened for the model goes on in the model's own words."""
     parts = tuple(dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part for part in shown.prompt.parts)
+    if shown.pictures:
+        return Document(parts + tuple(Image(_small(picture)) for picture in shown.pictures), notes=(f"pictures: {shown.text}",))
     role = "assistant" if any(part.role for part in parts) else None
     words = shown.raw or shown.text
     begun = bool(parts) and parts[-1].role == "assistant"

@@ -11,13 +11,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import tqdm
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image
 from dreamjax.evaluation.profiles import Profile
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.questions import Question
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.schema import ConfigError
@@ -52,7 +52,7 @@ def predict(model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_si
         raise SourceError("the same question with the same id stands in the data twice")
     waiting = [question for question in job.questions if question.key not in done]
     dropped = 0
-    with tqdm.tqdm(total=len(job.questions), initial=len(job.questions) - len(waiting), unit="question", desc=desc, dynamic_ncols=True) as progress:
+    with bar(len(job.questions), "question", desc, len(job.questions) - len(waiting)) as progress:
         for batch in batched(waiting, batch_size):
             chosen = [_fitting(model, job, question) for question in batch]
             dropped += sum(missing for _, missing in chosen)

@@ -16,12 +16,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-import tqdm
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.evaluation.progress import bar
 from dreamjax.evaluation.shapes_judge import Judgement, judge
 
 SHOWN = 12  # stories on the page
@@ -43,7 +43,7 @@ class Item:
 def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
     """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`, returns the figures."""
     options = {"num_steps": 16} | options
-    progress = tqdm.tqdm(total=4 * count, unit="document", desc="evaluating", dynamic_ncols=True)
+    progress = bar(4 * count, "document", "evaluating")
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)
     items += recalls(model, count, progress, options)

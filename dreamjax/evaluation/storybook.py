@@ -1,7 +1,7 @@
 """Does the text of a real picture story steer its pictures? Measured on held-back stories by the denoising loss.
 
 For each held-back page the image loss is measured at fixed noise and timesteps under the page's own condition and under
-that of a page of another story. `text` conditions on the page's text alone; `story` on all of the story up to the picture,
+those of pages of other stories, a few for each. `text` conditions on the page's text alone; `story` on all of the story up to the picture,
 earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 
 from dreamjax import images
@@ -21,6 +20,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.evaluation.progress import bar
 from dreamjax.models import dreamllm
 from dreamjax.sampling import prefill
 from dreamjax.sampling.prompts import prompt_tokens
@@ -28,6 +28,7 @@ from dreamjax.training import losses
 
 TIMESTEPS = 8
 BATCH = 16
+OTHERS = 4  # pages of other stories that each page is compared with; their mean differs less by chance than one does
 SHOWN = 4  # stories on the page
 
 
@@ -45,14 +46,15 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> dict:
     """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on, returns the figures."""
     stories = Storybook(data, "eval")
     pages = collect_pages(model, stories)
-    other = another_story([page.story for page in pages])
-    progress = tqdm.tqdm(total=4 * len(pages), unit="page", desc="evaluating", dynamic_ncols=True)
+    numbers = [page.story for page in pages]
+    progress = bar(2 * (1 + OTHERS) * len(pages), "page", "evaluating")
     results = {"pages": len(pages), "stories": len(stories), "timesteps": TIMESTEPS}
     for name in ("text", "context"):
         prompts = [getattr(page, name) for page in pages]
         own = page_losses(model, prompts, pages, progress)
-        swapped = page_losses(model, [prompts[i] for i in other], pages, progress)
-        results |= {f"{name}_{key}": value for key, value in compare(own, swapped, [page.story for page in pages]).items()}
+        draws = [page_losses(model, [prompts[i] for i in another_story(numbers, seed)], pages, progress) for seed in range(OTHERS)]
+        swapped = np.mean(draws, axis=0)
+        results |= {f"{name}_{key}": value for key, value in compare(own, swapped, numbers).items()}
     progress.close()
     results["html"] = str(write_stories(model, stories, out))
     (out / "storybook.json").write_text(json.dumps(results, indent=1) + "\n")

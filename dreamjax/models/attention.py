@@ -5,19 +5,29 @@ Axes: B rows, L query positions, T key positions, H heads, K kv heads (K divides
 float32, whatever the inputs' dtype.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from dreamjax.sharding import ROWS
 
 Array = jax.Array
 
-BLOCK = 128  # cache slots that are read at a time
+BLOCK = 128  # cache slots that are read at a time, and the unit of splash attention's blocks
+SPLASH_FROM = 512  # positions from which on scores are not worth writing out
 HIDDEN = -1e30  # score of a slot that a query does not see; finite, so that a difference of two is no NaN
 
 
-def causal_attention(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+def causal_attention(q: Array, k: Array, v: Array, segments: Array | None = None, wanted: str = "auto") -> Array:
     """Each position attends to itself and to earlier positions, of its own segment where [B, L] `segments` are given."""
-    mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
+    return _attend(q, k, v, segments, True, wanted)
+
+
+def full_attention(q: Array, k: Array, v: Array, wanted: str = "auto") -> Array:
+    """Each position attends to every position."""
+    return _attend(q, k, v, None, False, wanted)
 
 
 def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positions: Array) -> Array:
@@ -51,6 +61,87 @@ def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positio
     return attended.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def full_attention(q: Array, k: Array, v: Array) -> Array:
-    """Each position attends to every position."""
-    return jax.nn.dot_product_attention(q, k, v)
+# ----------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+def implementation(wanted: str, platform: str, q: Array, k: Array) -> str:
+    """Which of xla, splash, cudnn computes attention: the one that `wanted` forces, for "auto" the platform's, XLA where that cannot.
+
+    splash (Pallas, TPU; Dao et al. 2022 in blocks) needs as many keys as queries, in whole blocks of 128, and heads 64 or a multiple of
+    128 wide. Below SPLASH_FROM positions the scores are small, and "auto" leaves them to XLA. cudnn needs 16 bits and heads of at most 128.
+    """
+    positions, width = q.shape[1], q.shape[-1]
+    blocks = positions == k.shape[1] and positions % BLOCK == 0 and (width == 64 or width % 128 == 0) and width <= 256
+    sixteen_bits = q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+    match wanted:
+        case "auto" if platform == "tpu":
+            return "splash" if blocks and positions >= SPLASH_FROM else "xla"
+        case "auto" if platform in ("gpu", "cuda"):
+            return "cudnn" if sixteen_bits and _tensor_cores() else "xla"
+        case "splash":
+            return "splash" if blocks else "xla"
+        case "cudnn":
+            return "cudnn" if sixteen_bits else "xla"
+    return "xla"
+
+
+def _platform(mesh: jax.sharding.AbstractMesh) -> str:
+    """What the program is compiled for: the mesh's devices, which need not be at hand, else this process' own."""
+    return mesh.abstract_device.platform if mesh.abstract_device is not None else jax.default_backend()
+
+
+def _tensor_cores() -> bool:
+    """Whether the GPU at hand is one that cuDNN's fused attention runs on (Ampere or later)."""
+    return float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8
+
+
+def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, wanted: str) -> Array:
+    """Attention by the implementation that `implementation` names.
+
+    A kernel is opaque to XLA's partitioner, so it runs under shard_map: each device has its rows and its heads.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = _platform(mesh)
+    kind = implementation(wanted, platform, q, k)
+    if kind == "xla":
+        mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    kernel = functools.partial(_splash, interpret=platform != "tpu") if kind == "splash" else _cudnn
+    run = lambda q, k, v, *segments: kernel(q, k, v, *(segments or (None,)), causal=causal)
+    arrays = (q, k, v) if segments is None else (q, k, v, segments)
+    if mesh.empty or mesh.size == 1:
+        return run(*arrays)
+    rows = ROWS[0] if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 and k.shape[2] % mesh.shape["tensor"] == 0 else None
+    spec = P(rows, None, heads, None)
+    # No check of varying axes: Pallas calls do not say over which axes their results vary.
+    return jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec, P(rows, None))[: len(arrays)], out_specs=spec, check_vma=False)(*arrays)
+
+
+def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, interpret: bool) -> Array:
+    """The Pallas kernel of jax, row by row; `interpret` runs it without a TPU, slowly.
+
+    Padding is a segment of its own, so every position attends to itself at least and no softmax is empty.
+    """
+    # Here, since it is slow to import and of no use elsewhere.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+    length, heads, width = q.shape[1:]
+    block = next(size for size in (512, 256, BLOCK) if length % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
+    kernel = splash.make_splash_mha_single_device(splash_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret)
+    heads_first = lambda x: x.transpose(0, 2, 1, 3)
+    one_row = lambda q, k, v, segments: kernel(q, k, v, segment_ids=None if segments is None else splash.SegmentIds(segments, segments))
+    return heads_first(jax.vmap(one_row)(heads_first(q * width**-0.5), heads_first(k), heads_first(v), segments))
+
+
+def _cudnn(q: Array, k: Array, v: Array, segments: Array | None, causal: bool) -> Array:
+    """cuDNN's fused attention. It knows no segments: packed rows give it a [B, 1, L, L] mask, which it reads as a bias in q's dtype."""
+    mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")

@@ -38,7 +38,7 @@ def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.G
     return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
-def multi_head_attention(x: Array, context: Array, heads: int, use_bias: bool, dtype: jnp.dtype) -> Array:
+def multi_head_attention(x: Array, context: Array, heads: int, use_bias: bool, dtype: jnp.dtype, attention: str = "auto") -> Array:
     """Attention from [B, L, D] `x` to [B, T, E] `context` (diffusers' Attention); call it in a compact method.
 
     The submodules to_q, to_k, to_v (with a bias where `use_bias`) and to_out_0 (always with one) become the caller's.
@@ -49,7 +49,7 @@ def multi_head_attention(x: Array, context: Array, heads: int, use_bias: bool, d
         projected = nn.Dense(width, use_bias=use_bias, dtype=dtype, name=name)(source)
         return projected.reshape(*source.shape[:2], heads, width // heads)
 
-    attended = full_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"))
+    attended = full_attention(project(x, "to_q"), project(context, "to_k"), project(context, "to_v"), attention)
     return nn.Dense(width, dtype=dtype, name="to_out_0")(attended.reshape(x.shape))
 
 

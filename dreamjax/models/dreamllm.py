@@ -23,7 +23,7 @@ from dreamjax.models.llama import Llama
 from dreamjax.models.projectors import ConditionProjector, VisualProjector
 from dreamjax.models.unet import UNet
 from dreamjax.models.vae import AutoencoderKL
-from dreamjax.sharding import constrain_rows
+from dreamjax.sharding import constrain_rows, constrain_whole
 
 Array = jax.Array
 
@@ -171,6 +171,18 @@ def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, 
     learned = queries(parts, params, 1)
     stand_in = learned if instead is None else embed(parts, params, jnp.full(learned.shape[:2], instead))
     return jnp.concatenate([opening, stand_in], axis=1)
+
+
+def gathered_readout(parts: Parts, params: dict) -> dict:
+    """The LLM's parameters with the matrix of the logits whole on every device, for who reads out in many small steps.
+
+    Gathered in the compute dtype, held in float32: so the gradients of all steps add up in float32 on each device, and cross
+    the network once.
+    """
+    llm = params["llm"]
+    part, name = ("embed", "embedding") if parts.config.llm.tie_embeddings else ("head", "kernel")
+    matrix = constrain_whole(llm[part][name].astype(parts.llm.dtype)).astype(llm[part][name].dtype)
+    return llm | {part: {name: matrix}}
 
 
 def condition(parts: Parts, params: dict, hidden: Array) -> Array:

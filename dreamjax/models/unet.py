@@ -47,11 +47,12 @@ class Attention(nn.Module):
 
     heads: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
         """[B, L, D] attends to [B, T, E] -> [B, L, D]."""
-        return multi_head_attention(x, context, self.heads, use_bias=False, dtype=self.dtype)
+        return multi_head_attention(x, context, self.heads, use_bias=False, dtype=self.dtype, attention=self.attention)
 
 
 class GatedLinear(nn.Module):
@@ -84,6 +85,7 @@ class TransformerLayer(nn.Module):
 
     heads: int
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
@@ -92,8 +94,8 @@ class TransformerLayer(nn.Module):
             return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=self.dtype, name=name)
 
         normed = norm("norm1")(x)
-        x = constrain_rows(x + Attention(self.heads, self.dtype, name="attn1")(normed, normed))
-        x = constrain_rows(x + Attention(self.heads, self.dtype, name="attn2")(norm("norm2")(x), context))
+        x = constrain_rows(x + Attention(self.heads, self.dtype, self.attention, name="attn1")(normed, normed))
+        x = constrain_rows(x + Attention(self.heads, self.dtype, self.attention, name="attn2")(norm("norm2")(x), context))
         return constrain_rows(x + FeedForward(self.dtype, name="ff")(norm("norm3")(x)))
 
 
@@ -116,7 +118,7 @@ class Transformer(nn.Module):
 
         normed = group_norm(self.config.norm_groups, TRANSFORMER_EPSILON, self.dtype, "norm")(x)
         hidden = constrain_rows(projection("proj_in")(normed)).reshape(batch, height * width, channels)
-        hidden = TransformerLayer(self.heads, self.dtype, name="transformer_blocks_0")(hidden, context)
+        hidden = TransformerLayer(self.heads, self.dtype, self.config.attention, name="transformer_blocks_0")(hidden, context)
         return constrain_rows(x + projection("proj_out")(hidden.reshape(x.shape)))
 
 

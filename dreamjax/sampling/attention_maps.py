@@ -6,15 +6,19 @@ computed again from what enters the attention layers, so that the model itself n
 
 import functools
 import math
+import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from etils import epath
 from flax.traverse_util import flatten_dict
 
+from dreamjax import images
 from dreamjax.diffusion import samplers
 from dreamjax.models.dreamllm import Parts
 from dreamjax.sampling import image
@@ -24,6 +28,29 @@ Array = jax.Array
 
 TILE = 96  # pixels of one query's map in the figure
 MARGIN = 4
+
+
+class Watched(NamedTuple):
+    """A picture and where each dream query looked while it was drawn: {(h, w) of the latents there: maps [Q, h, w] float32}."""
+
+    picture: PIL.Image.Image
+    maps: dict[tuple[int, int], np.ndarray]
+
+    def save(self, folder: str | os.PathLike):
+        """Writes picture.png, attention_maps.npz, with an array "HxW" for each side, and attention_maps.png, the figure of their mean."""
+        folder = epath.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "picture.png").write_bytes(images.to_png(self.picture))
+        (folder / "attention_maps.png").write_bytes(images.to_png(figure(self.picture, mean_of(self.maps))))
+        with (folder / "attention_maps.npz").open("wb") as file:
+            np.savez(file, **{f"{height}x{width}": maps for (height, width), maps in self.maps.items()})
+
+
+def mean_of(maps: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """The mean over all sides, [Q, h, w] at the largest, to which the others are stretched."""
+    height, width = max(maps)
+    stretch = lambda values: np.asarray(PIL.Image.fromarray(values).resize((width, height), PIL.Image.Resampling.BILINEAR))
+    return np.mean([[stretch(values) for values in of_side.astype(np.float32)] for of_side in maps.values()], axis=0)
 
 
 def attention_maps(parts: Parts, params: dict, hidden: Array, empty: Array | None, keys: Array, options: Options) -> tuple[Array, dict[tuple[int, int], np.ndarray]]:

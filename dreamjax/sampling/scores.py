@@ -59,6 +59,44 @@ def likelihoods(parts: Parts, params: dict, documents: Sequence[Document], rows:
     return found
 
 
+def alternatives(
+    parts: Parts, params: dict, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, Sequence[str]]], size: int, template: str = "plain"
+) -> list[np.ndarray] | None:
+    """For each (prompt, continuations) the log-probability of each continuation, float32 [n], where these differ in their one token alone.
+
+    The prompt, which they share, is computed once. None where a continuation is of several tokens: `log_probabilities` then
+    says it. Computed `size` prompts at once, which must hold them all.
+    """
+    documents, rows, wanted = [], [], []
+    for prompt, continuations in pairs:
+        ways = [prompt_row(parts, tokenizer, _joined(prompt, continuation), template) for continuation in continuations]
+        if any(int(way.learned.sum()) != 1 or not way.learned[-1] or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1]) for way in ways):
+            return None
+        check_row(parts, ways[0], parts.config.llm.max_positions, room=0)
+        documents.append(prompt)
+        rows.append(dataclasses.replace(ways[0], tokens=ways[0].tokens[:-1], learned=ways[0].learned[:-1]))
+        wanted.append([int(way.tokens[-1]) for way in ways])
+    most = max(map(len, wanted))
+    ids, ends = np.zeros((size, most), np.int32), np.zeros(size, np.int32)
+    for b, (row, tokens) in enumerate(zip(rows, wanted)):
+        ids[b, : len(tokens)], ends[b] = tokens, len(row.tokens) - 1
+    found: list = [None] * len(rows)
+    for batch in batches(parts, documents, rows, size):
+        shares = np.asarray(_next_shares(parts, params, batch, ends, ids))
+        for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            found[b] = shares[b, : len(wanted[b])]
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[B, n] float32: the log-probability of each of `tokens` [B, n] right after position `ends` [B]."""
+    hidden = dreamllm.hidden_states(parts, params, batch)
+    last = jnp.take_along_axis(hidden, jnp.minimum(ends, hidden.shape[1] - 1)[:, None, None], axis=1)
+    logits = parts.llm.apply({"params": params["llm"]}, last, method="logits")[:, 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
+
+
 def _joined(prompt: Document, continuation: str) -> Document:
     """The prompt, of which nothing is learned, and the continuation, of which everything is."""
     before = tuple(dataclasses.replace(part, learned=False) if isinstance(part, Text) else part for part in prompt.parts)

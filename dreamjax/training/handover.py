@@ -34,7 +34,7 @@ TRAINED_BEHIND = {
     **dict.fromkeys(("<dream_start>", "<dream_end>", "<dream>"), "dream_queries"),
     **dict.fromkeys(("<im_start>", "<im_end>", "<im_patch>", "<image>"), "visual_projector"),
 }
-ORIGINS_FILE = "origins.json"  # of a model folder; a workdir's checkpoints hold the same in their meta
+ORIGINS_FILE = "origins.json"  # of a model folder, and beside what is exported; a workdir's checkpoints hold the same in their meta
 
 
 class _Origin(NamedTuple):
@@ -246,8 +246,20 @@ def _of_card(card: model_folder.ModelCard) -> dict:
     return {"origins": entries, "fresh": list(card.fresh)}
 
 
+def write_import(folder: epath.Path, card: model_folder.ModelCard):
+    """Writes down in an imported model where its sources came from, as far as they say so: those that were exported here do."""
+    record, known = _of_card(card), False
+    for entry in record.get("origins", ()):
+        file = epath.Path(entry["path"]) / ORIGINS_FILE
+        if file.exists():
+            entry |= {key: json.loads(file.read_text())[key] for key in ("origins", "fresh")}
+            known = True
+    if known:
+        (folder / ORIGINS_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
 def write_origins(folder: epath.Path, source: epath.Path, which: str):
-    """Says in a model folder that all its parameters are those of a workdir or model folder."""
+    """Says in a model folder, or beside an export, that all its parameters are those of a workdir or model folder."""
     before = origins_of(source, which)
     entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": None}
     (folder / ORIGINS_FILE).write_text(json.dumps({"origins": [entry | {"origins": before["origins"], "fresh": before["fresh"]}], "fresh": []}, indent=1) + "\n")

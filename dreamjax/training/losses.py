@@ -50,11 +50,12 @@ def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, 
         hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
         targets, weights = jnp.pad(targets, ((0, 0), (0, pad))), jnp.pad(weights, ((0, 0), (0, pad)))
     to_chunks = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+    readout = dreamllm.gathered_readout(parts, params)
 
     @jax.checkpoint
     def add_chunk(total, inputs):
         hidden, targets, weights = inputs
-        logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
+        logits = parts.llm.apply({"params": readout}, hidden, method="logits")
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - picked
         return total + jnp.sum(jnp.where(weights, losses, 0.0)), None
@@ -105,17 +106,65 @@ def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
     return jnp.where(jax.random.bernoulli(chosen, loss.late_timesteps), jax.random.randint(late, (), count - count // 8, count), even)
 
 
-def picture_errors(parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
+def picture_errors(
+    parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws, frozen: bool = False
+) -> Array:
     """Denoising error of each picture, mean over its elements: [B] float32.
 
     images [B, H, W, 3] uint8; hidden [B, Q, D] at the queries; unconditional [Q, D] takes its place where draws.drop
-    says so. The gradient reaches the condition through the U-Net.
+    says so. The gradient reaches the condition through the U-Net. `frozen` says that nothing asks for gradients of U-Net and VAE.
     """
+    context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
+    if loss.picture_chunks > 1:
+        return _errors_in_chunks(parts, params, loss, images, context, draws, frozen)
+    return _errors(parts, loss, params, images, context, draws)
+
+
+def _errors(parts: Parts, loss: LossConfig, params: dict, images: Array, context: Array, draws: Draws) -> Array:
+    """`picture_errors` given the U-Net's context [B, Q, E]."""
     latents = dreamllm.encode_latents(parts, params, images, draws.posterior)
     noisy, target = corrupt(parts.config.diffusion, loss, latents, draws)
-    context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
     prediction = dreamllm.denoise(parts, params, noisy, draws.timesteps, context)
     return weighted_errors(parts.config.diffusion, loss, prediction, target, draws)
+
+
+def deal(x: Array, hands: int) -> Array:
+    """[B, ...] -> [hands, B / hands, ...], dealt out in turn, so that each hand is spread over the mesh as the whole is."""
+    return jnp.moveaxis(x.reshape(-1, hands, *x.shape[1:]), 1, 0)
+
+
+def _errors_in_chunks(parts: Parts, params: dict, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool) -> Array:
+    """`_errors` of `loss.picture_chunks` chunks one after the other, so that the U-Net's and the VAE's activations exist for one at a time.
+
+    A picture's error depends on its own context alone. So where U-Net and VAE are frozen, a chunk's gradient is taken right
+    behind its error, and the backward pass only scales it: nothing is computed twice. Otherwise it is recomputed.
+    """
+    decoder = {name: params[name] for name in ("unet", "vae") if name in params}
+    dealt = lambda tree: jax.tree.map(lambda x: deal(x, loss.picture_chunks), tree)
+    together = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    spread = lambda tree: jax.tree.map(dreamllm.constrain_rows, tree)
+    one = lambda decoder, images, context, draws: _errors(parts, loss, decoder, images, context, draws)
+    if not frozen:
+        step = jax.checkpoint(lambda chunk: one(decoder, *spread(chunk)))
+        return together(jax.lax.map(step, dealt((images, context, draws))))
+
+    @jax.custom_vjp
+    def errors(context: Array, decoder: dict, images: Array, draws: Draws) -> Array:
+        return together(jax.lax.map(lambda chunk: one(decoder, *spread(chunk)), dealt((images, context, draws))))
+
+    def forward(context: Array, decoder: dict, images: Array, draws: Draws) -> tuple[Array, Array]:
+        def step(chunk):
+            images, context, draws = spread(chunk)
+            error, pull = jax.vjp(lambda context: one(decoder, images, context, draws), context)
+            return error, pull(jnp.ones_like(error))[0]
+
+        return jax.tree.map(together, jax.lax.map(step, dealt((images, context, draws))))
+
+    def backward(slope: Array, outer: Array) -> tuple:
+        return (slope * outer[:, None, None]).astype(slope.dtype), None, None, None
+
+    errors.defvjp(forward, backward)
+    return errors(context, decoder, images, draws)
 
 
 def corrupt(diffusion: DiffusionConfig, loss: LossConfig, latents: Array, draws: Draws) -> tuple[Array, Array]:
@@ -150,8 +199,11 @@ class SpecialIds(NamedTuple):
     im_patch: int
 
 
-def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array | Draws) -> tuple[Array, Array]:
-    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's, or the draws for the batch's slots themselves."""
+def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array | Draws, frozen: bool = False) -> tuple[Array, Array]:
+    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's, or the draws for the batch's slots themselves.
+
+    `frozen` says that U-Net and VAE are.
+    """
     hidden = dreamllm.hidden_states(parts, params, batch)
     flat = lambda x: x.reshape(hidden.shape[:2])
     tokens = jnp.float32(0)
@@ -160,19 +212,19 @@ def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, bat
     pictures = jnp.float32(0)
     if loss.image_weight and batch.dreamed_start.shape[1]:
         draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
-        errors = batch_picture_errors(parts, params, loss, ids, batch, hidden, draws)
+        errors = batch_picture_errors(parts, params, loss, ids, batch, hidden, draws, frozen)
         pictures = jnp.sum(jnp.where(batch.dreamed_valid.reshape(-1), errors, 0.0))
     return tokens, pictures
 
 
-def batch_picture_errors(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, hidden: Array, draws: Draws) -> Array:
+def batch_picture_errors(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, hidden: Array, draws: Draws, frozen: bool = False) -> Array:
     """The error of each dreamed slot of a batch, [G M], given the LLM's hidden states [G R, L, D]."""
     images = constrain_slots(batch.dreamed_images)
     empty = None
     if draws.drop is not None:
         instead = ids.im_patch if loss.unconditional == "official" else None
         empty = dreamllm.unconditional(parts, params, ids.bos, ids.dream_start, instead)
-    return picture_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws)
+    return picture_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws, frozen)
 
 
 def constrain_slots(images: Array) -> Array:

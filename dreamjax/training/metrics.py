@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from etils import epath
 
 from dreamjax.config import RunConfig
 from dreamjax.schema import RunStopped
+
+
+ENOUGH = 1000  # documents shown before their share of broken ones says anything
 
 
 class MetricsLog:
@@ -72,6 +76,7 @@ class Watch:
         self.began, self.before = time.monotonic(), self.log.seconds if self.log else 0.0
         self.last_log, self.tokens = self.began, 0
         self.broken: dict[str, str] = {}  # reason of each
+        self.known, self.shown = len(set(map(str, broken))), 0  # broken ones from before the first step; documents since
         self.pending = None
         self.held_back: dict = {}
         self.stopping = False  # some host was asked to stop, when the step that was last settled went off
@@ -85,6 +90,7 @@ class Watch:
         """To be called once `step` is on its way; looks at the one before."""
         self.settle()
         self.pending = (step, metrics, documents)
+        self.shown += len(documents)
         self.count_broken(broken)
 
     def count_broken(self, broken: Sequence[Broken], told: bool = False):
@@ -95,12 +101,18 @@ class Watch:
                 if not told:
                     self.bar.write(f"skipped {record}", file=sys.stderr)
         count = len(self.broken) + self.unnamed
-        if count > self.config.data.max_bad_share * (self.records + count):
-            reasons = collections.Counter(self.broken.values()).most_common()
-            raise RunStopped(
-                f"{count} of {self.records} records are broken, more than config.data.max_bad_share = {self.config.data.max_bad_share:.2%}: "
-                f"{', '.join(f'{number} {reason}' for reason, number in reasons)}; the first: {min(self.broken, default='')}"
-            )
+        met, share = len(self.broken) - self.known, self.config.data.max_bad_share  # met: on the way, by this host
+        if count > share * (self.records + count):
+            self._stop(f"{count} of {self.records} records are broken")
+        elif met > most_by_chance(share, self.shown + met):
+            self._stop(f"{met} records were broken among the {self.shown + met} that were shown so far")
+
+    def _stop(self, what: str):
+        reasons = collections.Counter(self.broken.values()).most_common()
+        raise RunStopped(
+            f"{what}, more than config.data.max_bad_share = {self.config.data.max_bad_share:.2%}: "
+            f"{', '.join(f'{number} {reason}' for reason, number in reasons)}; the first: {min(self.broken, default='')}"
+        )
 
     def settle(self):
         """Waits for the pending step, checks it, and logs it when it is due."""
@@ -130,6 +142,12 @@ class Watch:
         self.bar.close()
         if self.log:
             self.log.close()
+
+
+def most_by_chance(share: float, shown: int) -> float:
+    """The most broken ones among so many documents that a set with this share of them may show: three standard deviations above the mean."""
+    expected = share * max(shown, ENOUGH)
+    return expected + 3 * math.sqrt(expected * (1 - share))
 
 
 def losses_of(workdir: epath.Path, lines: int = 10) -> dict:

@@ -4,7 +4,7 @@
       config.json     the ModelCard: the model, its chat template, where its weights come from
       tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below it
       params/         the parameters (Orbax), in the dtype that they came in
-      origins.json    of an exported model: the run that it was, and where that came from (handover.py)
+      origins.json    of an exported model: the run that it was, and where that came from; of an imported one, what its sources say (handover.py)
 
 Parameters are written group by group, so that a model larger than the host's memory passes through.
 """
@@ -24,6 +24,7 @@ from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.schema import ConfigError, from_dict, to_dict
 
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
+CHUNK_BYTES = 2**25  # of a parameter on disk: what is read of it, for one device of many, is whole chunks
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
 
 
@@ -103,15 +104,18 @@ def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str]
 
     `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`.
     """
-    for group in progress(groups(sizes)):
-        leaves = {name: make(name) for name in group}
-        tree: dict = {}
-        for name, leaf in leaves.items():
-            put(tree, name, leaf)
-        v1.partial.save(path, tree)
-        for leaf in leaves.values():
-            leaf.delete()
-    v1.partial.finalize(path)
+    context = v1.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    with context:
+        for group in progress(groups(sizes)):
+            leaves = {name: make(name) for name in group}
+            tree: dict = {}
+            for name, leaf in leaves.items():
+                put(tree, name, leaf)
+            v1.partial.save(path, tree)
+            for leaf in leaves.values():
+                leaf.delete()
+        v1.partial.finalize(path)
     described = path / CHECKPOINT_METADATA
     if jax.process_index() == 0 and described.exists():  # without it beside the arrays every later reading warns
         described.copy(path / "state" / CHECKPOINT_METADATA, overwrite=True)

@@ -39,10 +39,13 @@ def cast(params: dict, dtype: str) -> dict:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def shardings(state: State, frozen: dict, mesh: Mesh) -> tuple[State, dict]:
-    """The shardings of (state, frozen): moments and averages lie as their parameters do, scalars on every device."""
+def shardings(state: State, frozen: dict, mesh: Mesh, whole_patterns: tuple[str, ...] = ()) -> tuple[State, dict]:
+    """The shardings of (state, frozen): moments and averages lie as their parameters do, scalars on every device.
+
+    Frozen parameters that one of `whole_patterns` finds are not split.
+    """
     trainable = parameter_shardings(state.trainable, mesh)
     whole = NamedSharding(mesh, P())
     matches = lambda node: jax.tree.structure(node) == jax.tree.structure(state.trainable)
     moments = jax.tree.map(lambda node: trainable if matches(node) else whole, state.optimiser, is_leaf=matches)
-    return State(whole, trainable, moments, trainable if state.average is not None else None), parameter_shardings(frozen, mesh)
+    return State(whole, trainable, moments, trainable if state.average is not None else None), parameter_shardings(frozen, mesh, whole_patterns)

@@ -5,10 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dreamjax.batch import Batch
 from dreamjax.config import LossConfig, RunConfig
 from dreamjax.models import dreamllm
+from dreamjax.sharding import ROWS, TPU_OPTIONS
 from dreamjax.training import losses, optim
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
@@ -25,10 +28,11 @@ def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainab
     Groups are dealt to the microbatches in turn, so that each microbatch is spread over the mesh as the batch is.
     """
     counts = losses.count(batch)
+    decoder_is_frozen = not {"unet", "vae"} & set(trainable)
 
     def loss(trainable, batch):
         params = optim.merge(trainable, frozen)
-        tokens, pictures = losses.loss_sums(parts, params, config.loss, ids, batch, key)
+        tokens, pictures = losses.loss_sums(parts, params, config.loss, ids, batch, key, decoder_is_frozen)
         lm, image = tokens / counts.tokens, pictures / counts.pictures
         lm_weight, image_weight = config.loss.weights
         return lm_weight * lm + image_weight * image, (lm, image)
@@ -42,7 +46,7 @@ def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainab
         (total, (lm, image)), grads = grad(trainable, micro)
         return jax.tree.map(jnp.add, carry, ((total, lm, image), grads)), None
 
-    deal = lambda x: jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0)
+    deal = lambda x: losses.deal(x, config.accumulate)
     zeros = ((jnp.float32(0),) * 3, jax.tree.map(jnp.zeros_like, trainable))
     return jax.lax.scan(add, zeros, jax.tree.map(deal, batch))[0]
 
@@ -73,6 +77,19 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
         return new._replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def jit_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, where: tuple[State, dict], mesh: Mesh):
+    """The program of `make_train_step` for a mesh, whose devices need not be at hand; `where` as `state.shardings` gives it.
+
+    The old state is donated. To be lowered under `jax.set_mesh(mesh)`.
+    """
+    rows = NamedSharding(mesh, ROWS)
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    return jax.jit(
+        make_train_step(config, parts, ids), donate_argnums=0, in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
+        out_shardings=(where[0], NamedSharding(mesh, P())), compiler_options=TPU_OPTIONS if on_tpu else None,
+    )  # fmt: skip
 
 
 def average(decay: float, step: Array, old: dict, new: dict) -> dict:

@@ -15,7 +15,7 @@ from dreamjax.convert import assemble, exporting, importing, official, sources, 
 from dreamjax.convert.names import Leaf
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, model_folder
+from dreamjax.training import checkpoint, handover, model_folder
 from dreamjax.training.model_folder import ModelCard
 
 torch = pytest.importorskip("torch")
@@ -110,6 +110,25 @@ def test_an_import_on_disk_says_where_it_comes_from(made):
     np.testing.assert_array_equal(loaded["llm/layers/mlp/up/kernel"], values["llm/layers/mlp/up/kernel"].astype(np.float32))
     with pytest.raises(ConfigError, match="again holds a model already"):
         importing.write(plan, folder / "again")
+
+
+@pytest.mark.parametrize("kind", ["official", "huggingface"])
+def test_the_chain_of_origins_survives_an_export(made, tmp_path, kind):
+    """What was known of the model before it went out stands in what comes in again, also when the export is gone."""
+    folder, model, values = made
+    llm = [str(folder / "official")] if kind == "official" else hub_folders(folder)[:1]
+    out = epath.Path(tmp_path) / "in"
+    importing.write(importing.make_plan(llm, parts=("llm",)), out)
+    record = handover.origins_of(out)
+    (source,) = record["origins"]
+    assert source["path"] == llm[0] and source["files"] and source["fresh"] == []
+    (before,) = source["origins"]
+    assert before["path"] == str(folder / "model") and before["parameters"] is None
+    exporting.export(out, kind, epath.Path(tmp_path) / "out")
+    importing.write(importing.make_plan([str(tmp_path / "out" / "llm") if kind == "huggingface" else str(tmp_path / "out")]), epath.Path(tmp_path) / "again")
+    words = handover.in_words(handover.origins_of(epath.Path(tmp_path) / "again")).splitlines()
+    places = [line.split()[1].removesuffix(":") for line in words if line.lstrip().startswith("from ")]
+    assert places[1:] == [str(out), llm[0], str(folder / "model")]
 
 
 def test_each_device_reads_what_it_holds(made):

@@ -62,7 +62,7 @@ def test_reading_by_number(tmp_path):
     source = opened(tmp_path)
     again = pickle.loads(pickle.dumps(source))
     assert [told(again[i]) for i in (7, 0, 3)] == [[i, f"caption {i}"] for i in (7, 0, 3)] and len(again) == 8
-    assert source[5].kind == "pair" and source[5].id == "d5" and source.key(5) == f"{tmp_path}/a-1.array_record:2"
+    assert source[5].kind == "pair" and source[5].id == "d5" and source.key(5) == "a-1.array_record:2"
     assert list(source.texts()) == [f"caption {i}" for i in range(8)] and source.skipped == ()
     with pytest.raises(IndexError):
         source[8]

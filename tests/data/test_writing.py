@@ -48,10 +48,10 @@ def test_interrupted_repeated_and_in_parallel(tmp_path, monkeypatch):
     facts = writing.write(job("whole"), 1)
     encode = writing.encode
 
-    def stop_in_the_third_file(document):
+    def stop_in_the_third_file(document, key):
         if document.id.endswith("7"):
             raise KeyboardInterrupt
-        return encode(document)
+        return encode(document, key)
 
     with monkeypatch.context() as patched:
         patched.setattr(writing, "encode", stop_in_the_third_file)

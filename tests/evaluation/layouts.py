@@ -21,6 +21,12 @@ def picture(path: pathlib.Path | None, seed: int) -> bytes:
     return file.getvalue()
 
 
+def plain_picture(path: pathlib.Path, colour: tuple[int, int, int]):
+    """A PNG of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (9, 7), colour).save(path)
+
+
 def answers(*texts: str) -> list[dict]:
     return [{"answer": text, "answer_confidence": "yes", "answer_id": i} for i, text in enumerate((texts * 10)[:10], 1)]
 
@@ -142,6 +148,40 @@ def image2paragraph(root):
         picture(root / "VG_100K" / f"{2356347 + i}.jpg", i)
 
 
+def coco_fid(root):
+    images = [{"id": 42 + i, "file_name": f"COCO_val2014_{42 + i:012d}.jpg"} for i in range(2)]
+    said = ((42, "a red cat"), (43, "a blue sky"), (42, "one cat sits"), (43, "the sea"))
+    annotations = [{"id": 770 + i, "image_id": picture, "caption": f"{text}\n"} for i, (picture, text) in enumerate(said)]
+    write_json(root / "annotations" / "captions_val2014.json", {"images": images, "annotations": annotations})
+    for image in images:
+        picture(root / "val2014" / image["file_name"], image["id"])
+
+
+def lncoco_fid(root):
+    root.mkdir(parents=True)
+    rows = [{"dataset_id": "mscoco_val2017", "image_id": str(42 + i), "annotator_id": 93, "caption": f"In this picture I see {i} cats."} for i in range(3)]
+    write_lines(root / "coco_val_captions.jsonl", rows)
+    for i in range(3):
+        picture(root / "val2017" / f"{42 + i:012d}.jpg", i)
+
+
+def instructmmc4_fid(root):
+    root.mkdir(parents=True)
+    told = {"instruction": "Tell of a cat.", "text_list": ["A cat sits.", "It runs."], "images": ["a.png", "b.png"], "matched_text_index": [0, 1]}
+    broken = {**told, "images": ["a.png", "nowhere.png"]}
+    write_lines(root / "instruct_mmc4.jsonl", [told, broken, {"instruction": "Draw the sea.", "image": "c.png"}])
+    for i, name in enumerate("abc"):
+        picture(root / "images" / f"{name}.png", i)
+
+
+def study(root):
+    root.mkdir(parents=True)
+    told = {"text_list": ["A cat sits.", "It runs."], "images": ["a.png", "b.png"], "matched_text_index": [0, 1]}
+    write_lines(root / "documents.jsonl", [{"instruction": f"Tell of a cat, {i}.", "topic": ("cats", "dogs")[i % 2], **told} for i in range(4)])
+    for i, name in enumerate("ab"):
+        picture(root / "images" / f"{name}.png", i)
+
+
 def piqa(root):
     root.mkdir(parents=True)
     write_lines(root / "valid.jsonl", [{"goal": "boil an egg", "sol1": "use water", "sol2": "use sand"}] * 2)
@@ -180,6 +220,7 @@ def mmlu(root):
 
 
 ABOUT_PICTURES = (coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope)
+DRAWN = (coco_fid, lncoco_fid, instructmmc4_fid)
 LANGUAGE = (piqa, siqa, hellaswag, winogrande, boolq, mmlu)
 
 

@@ -7,6 +7,7 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import mmvet
+from dreamjax.evaluation.answers import write_table
 
 NEEDS = {"v1_0": ["ocr", "math"], "v1_1": ["rec"], "v1_2": ["math", "ocr"], "v1_3": ["rec", "know", "gen"]}
 
@@ -37,6 +38,18 @@ def test_what_is_not_graded_counts_as_nothing(data, tmp_path):
     found = mmvet.score(graded(tmp_path / "x.json", {"v1_0": [1.0], "v1_1": [1.0], "v2_9": [1.0]}), data)
     assert found.metrics["total"] == 50.0 and found.metrics["gen"] == 0.0 and found.counts["missing"] == 2
     assert "2 of 4 questions have no grade" in found.warnings[0] and "1 of 3 graded questions" in found.warnings[1]
+
+
+def test_grades_in_rows(data, tmp_path):
+    rows = [{"question_id": i, "text": "x", "score": grade} for i, grade in enumerate((1.0, 0.0, "0.5", [0.5]))]
+    assert mmvet.score(write_lines(tmp_path / "a.jsonl", rows), data).metrics["total"] == 50.0
+    write_table(tmp_path / "a.xlsx", ["index", "prediction", "score"], [[f"v1_{i}", "x", 0.25] for i in range(4)])
+    assert mmvet.score(tmp_path / "a.xlsx", data).metrics["total"] == 25.0
+    with pytest.raises(SourceError, match="row 5: grades question v1_0 a second time"):
+        mmvet.score(write_lines(tmp_path / "b.jsonl", [*rows, {"question_id": "v1_0", "score": 1}]), data)
+    (tmp_path / "x-cap-score-1runs.csv").write_text(",rec,ocr,total,std,runs\nllava,1.0,2.0,31.1,0.0,[31.1]\n")
+    with pytest.raises(SourceError, match="holds the sums of MM-Vet's grader, not its grades"):
+        mmvet.score(tmp_path / "x-cap-score-1runs.csv", data)
 
 
 @pytest.mark.parametrize(

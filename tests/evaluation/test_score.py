@@ -2,9 +2,12 @@
 
 import json
 import sys
+import types
 
+import numpy as np
 import pytest
 from absl import flags
+from evaluation import layouts
 from evaluation.files import write_json, write_lines
 
 from dreamjax import cli, evaluate
@@ -18,7 +21,7 @@ def score(capsys, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["dreamjax.evaluate", *arguments])
         flags.FLAGS.unparse_flags()
-        for flag in (evaluate.TASK, evaluate.PREDICTIONS, evaluate.DATA, evaluate.OUT):
+        for flag in (evaluate.TASK, evaluate.PREDICTIONS, evaluate.DATA, evaluate.OUT, evaluate.FEATURES, evaluate.INCEPTION):
             flags.FLAGS[flag.name].unparse()
         with pytest.raises(SystemExit) as ended:
             cli.run("dreamjax.evaluate", evaluate.score)
@@ -81,6 +84,20 @@ def test_a_file_for_the_grader_without_grades(score, tmp_path):
     result = json.loads(out.splitlines()[-1])
     assert status == 0 and result["metrics"] == {} and "not scored" in err and "holds answers, not grades" in err
     assert json.loads(open(result["exported"]).read()) == {"v1_0": "a cat"}
+
+
+def test_the_distance_of_two_folders_of_pictures(score, tmp_path, monkeypatch):
+    mean_colour = lambda pictures: np.stack([np.asarray(picture).mean((0, 1)) for picture in pictures])
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(colours=mean_colour))
+    for folder, shade in (("a", 0), ("b", 7)):
+        for i in range(6):
+            layouts.plain_picture(tmp_path / folder / f"{i}.png", (10 * i + shade, 5, 9))
+    arguments = ("--task=fid", f"--predictions={tmp_path / 'a'}", f"--data={tmp_path / 'b'}")
+    status, out, err = score(*arguments, "--features=mine:colours")
+    metrics = json.loads(out.splitlines()[-1])["metrics"]
+    assert status == 0 and metrics["frechet"] == pytest.approx(49) and "the features are of mine:colours" in err
+    status, out, err = score(*arguments)
+    assert status == 2 and out == "" and "--inception: is missing" in err and err.count("\n") == 1
 
 
 def test_the_names_that_others_call():

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from goldens import name_of
 
 from dreamjax.batch import Batch, Shape, empty_batch
 from dreamjax.convert import official
@@ -21,11 +22,12 @@ from dreamjax.rows import Slots
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training.losses import SpecialIds
 
-ARRAYS = 1e-4  # largest relative error: norm of the difference over norm of what was recorded
-GRADIENTS = IMAGES = 1e-3
+# Largest relative error: norm of the difference over norm of what was recorded.
+ARRAYS = 1e-4
+GRADIENTS_AND_IMAGES, ARE_THESE = 1e-3, r"grads_\w+/.*|.*/trainable_grad_norm|.*/image_(np|u8)"
 
 # What the arrays of each file are, by names of files and arrays. INPUTS are given to ours; a test of the named module compares
-# the others, and compares all that its pattern finds. An array that neither this nor LATER knows is an error.
+# the others, and compares all that its pattern finds. An array that these do not know is an error.
 FORWARD, GRADS = r"forward_\w+", r"grads_\w+"
 INPUTS = {
     "components": r"clip_pixel_values|unet_(sample|timesteps|context)|vae_(images|z)|add_noise_(x0|noise|t)",
@@ -45,13 +47,10 @@ COMPARED = {
     ),
     (GRADS, "test_gradients"): r"(model|lm_head|stable_diffusion_head)\..*",
     ("prompt", "test_prompts"): r"(right|left)/\w+/(input_ids|attention_mask|prompt_embeds)|mm/(inputs_embeds|prompt_embeds)",
-    ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)|(?!batch)\w+/sequences",
-    ("preproc", "test_data"): r"\d+/(clip|sd|sd_flip)|collate/.*",
-}
-# What is recorded of sampling pictures and of batched writing, and not compared yet: by file and pattern.
-LATER = {
-    "prompt": r"dd[ip]m\w*/(latents_per_step|latents|timesteps|image_np|image_u8)",
-    "generate": r"batch\w*/sequences",
+    ("prompt", "test_sampling"): r"dd[ip]m\w*/(latents_per_step|latents|timesteps|image_np|image_u8)",
+    ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)",
+    ("generate", "test_sampling"): r"\w+/sequences",
+    ("preproc", "test_preprocessing"): r"\d+/(clip|sd|sd_flip)|collate/.*",
 }
 
 REPORT: dict[str, dict[str, float]] = {}  # {bundle: {file/array: error}} of this session
@@ -88,7 +87,7 @@ class Bundle:
     def record(self, file: str) -> dict:
         return json.loads((self.path / "golden" / f"{file}.json").read_text())
 
-    def compare(self, file: str, module: str, ours: dict[str, np.ndarray], limit: float = ARRAYS, where: np.ndarray | None = None):
+    def compare(self, file: str, module: str, ours: dict[str, np.ndarray], where: np.ndarray | None = None):
         """Compares all arrays of a file that COMPARED gives to a test module: `ours` must have each of them and no other.
 
         `where` says which entries of the first axes of those that have axes count.
@@ -97,14 +96,21 @@ class Bundle:
         recorded = {name: array for name, array in self.arrays(file).items() if re.fullmatch(pattern, name)}
         assert set(ours) == set(recorded), f"{file}: {sorted(set(ours) ^ set(recorded))} on one side alone"
         pick = lambda array: np.asarray(array) if where is None or np.ndim(array) == 0 else np.asarray(array)[where]
-        self.check({f"{file}/{name}": (pick(ours[name]), pick(array)) for name, array in recorded.items()}, limit)
+        self.check({f"{file}/{name}": (pick(ours[name]), pick(array)) for name, array in recorded.items()})
 
-    def check(self, pairs: dict[str, tuple], limit: float = ARRAYS):
-        """Compares {name: (ours, recorded)}: floats by their relative error, whole numbers and texts for equality; notes every error."""
+    def check(self, pairs: dict[str, tuple]):
+        """Compares {name: (ours, recorded)}: floats and bytes by their relative error, ids and texts for equality; notes every error."""
         errors = {name: error_of(name, *pair) for name, pair in pairs.items()}
-        REPORT.setdefault(self.path.name, {}).update(errors)
-        wrong = {name: error for name, error in errors.items() if not error <= (limit if _is_float(pairs[name][1]) else 0)}
-        assert not wrong, f"{self.path.name}: relative errors above {limit}: {wrong}"
+        REPORT.setdefault(name_of(self.path), {}).update(errors)
+        wrong = {name: f"{error:.2g}, at most {limit_of(name, pairs[name][1]):g}" for name, error in errors.items() if not error <= limit_of(name, pairs[name][1])}
+        assert not wrong, f"{self.path.name}: relative errors: {wrong}"
+
+
+def limit_of(name: str, recorded) -> float:
+    """The largest error that an array may have."""
+    if not _is_measured(recorded):
+        return 0
+    return GRADIENTS_AND_IMAGES if re.fullmatch(ARE_THESE, name) else ARRAYS
 
 
 @functools.cache
@@ -116,8 +122,8 @@ def open_bundle(path: pathlib.Path) -> Bundle:
 
 
 def error_of(name: str, ours, recorded) -> float:
-    """Norm of the difference over norm of what was recorded; of whole numbers and texts the share that differs. 0 only where both are."""
-    if not _is_float(recorded):
+    """Norm of the difference over norm of what was recorded; of ids and texts the share that differs. 0 only where both are."""
+    if not _is_measured(recorded):
         assert np.shape(ours) == np.shape(recorded), f"{name}: {np.shape(ours)} against {np.shape(recorded)}"
         return float(np.mean(np.asarray(ours) != np.asarray(recorded))) if np.size(recorded) else 0.0
     ours, recorded = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
@@ -126,8 +132,10 @@ def error_of(name: str, ours, recorded) -> float:
     return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
 
 
-def _is_float(value) -> bool:
-    return np.asarray(value).dtype.kind == "f"
+def _is_measured(value) -> bool:
+    """Whether it is an amount: a float, or a byte of a picture. Other whole numbers are ids."""
+    dtype = np.asarray(value).dtype
+    return dtype.kind == "f" or dtype == np.uint8
 
 
 # ----------------------------------------------------------------------------------------------------------------------

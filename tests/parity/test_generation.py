@@ -1,7 +1,6 @@
-"""Greedy continuations: ids of the prompts, raw logits of every step, and the ids that single prompts are continued with."""
+"""Greedy continuations: ids of the prompts, and raw logits of every step given the recorded ones before (test_sampling.py writes them)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity.bundles import Bundle, open_bundle, padded, to_batch
@@ -9,7 +8,6 @@ from small_model import quick_jit
 
 from dreamjax.batch import Batch, Shape
 from dreamjax.models import dreamllm
-from dreamjax.models.llama import init_cache
 
 
 def runs_of(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
@@ -84,39 +82,8 @@ def scores(bundle) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.fixture(scope="module")
-def greedy(bundle) -> dict[str, np.ndarray]:
-    """Single prompts and what follows them, written token by token over the cache; all of them at once, each at its own positions."""
-    opened = open_bundle(bundle)
-    parts, llm = opened.parts, {"params": opened.params["llm"]}
-    runs = {name: run for name, run in runs_of(opened).items() if len(run["input_ids"]) == 1}
-    lengths = np.array([len(prompts_of(run)[0]) for run in runs.values()])
-    counts = {name: run["sequences"].shape[1] - run["input_ids"].shape[1] for name, run in runs.items()}
-    batches = batches_of(opened, runs, int(lengths.max()))
-    slots = int(lengths.max()) + max(counts.values())
-
-    @quick_jit
-    def write(batch):
-        at = np.arange(batch.tokens.shape[2])
-        positions = np.where(at < lengths[:, None], at, slots)  # what fills a row up goes nowhere
-        embeds = dreamllm.embed_batch(parts, opened.params, batch)
-        hidden, cache = parts.llm.apply(llm, embeds, positions, cache=init_cache(parts.config.llm, len(lengths), slots, jnp.float32))
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-
-        def step(carry, number):
-            last, cache = carry
-            token = jnp.argmax(parts.llm.apply(llm, last, method="logits"), axis=-1)
-            last, cache = parts.llm.apply(llm, dreamllm.embed(parts, opened.params, token), (lengths + number)[:, None], cache=cache)
-            return (last, cache), token[:, 0]
-
-        return jax.lax.scan(step, (last, cache), jnp.arange(max(counts.values())))[1]
-
-    written = np.asarray(write(together(batches))).T
-    return {f"{name}/sequences": np.append(run["input_ids"][0], row[: counts[name]])[None] for (name, run), row in zip(runs.items(), written)}
-
-
-def test_continuations(bundle, prompts, scores, greedy):
-    open_bundle(bundle).compare("generate", "test_generation", prompts | scores | greedy)
+def test_prompts_and_scores(bundle, prompts, scores):
+    open_bundle(bundle).compare("generate", "test_generation", prompts | scores)
 
 
 def test_the_likeliest_tokens_are_the_recorded_ones(bundle, scores):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from parity.bundles import Bundle, channels_first, forward_batch, open_bundle
 from parity.forward import forward
-from parity.vmloss import Variant, draws_of, variants
+from parity.vmloss import BATCH, Variant, draws_of, variants
 from small_model import quick_jit, relative_error
 
 from dreamjax.models import dreamllm
@@ -94,7 +94,7 @@ def ours(bundle, pictures, unconditional) -> dict[str, dict]:
 def test_what_the_unet_is_given_and_says(bundle, ours, pictures, unconditional):
     opened = open_bundle(bundle)
     recorded = opened.arrays("vmloss")
-    first = pictures[variants(opened)[0].file]
+    first = pictures[BATCH]
     arrays = {"vae_mean": channels_first(first.mean), "vae_std": channels_first(first.std), "latents": channels_first(first.latents)}
     for name, step in ours.items():
         made = {

@@ -2,13 +2,15 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.bundles import IMAGES, channels_first, channels_last, open_bundle
+from parity.bundles import Bundle, channels_first, channels_last, open_bundle
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.sampling import interleave, pictures
+from dreamjax.models import dreamllm
+from dreamjax.sampling import interleave, pictures, text
 from dreamjax.sampling.options import Options
 
 # What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
@@ -24,15 +26,26 @@ def model(bundle) -> DreamLLM:
     return DreamLLM(opened.parts, opened.params, opened.tokenizer)
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_pictures(bundle, model, run):
-    opened, asked = open_bundle(bundle), {"sampler": "ddpm", "negatives": True, "rows": None} | RUNS[run]
-    recorded, settings = opened.arrays("prompt"), opened.record("prompt")
-    if f"{run}/latents" not in recorded:
-        pytest.skip(f"the bundle has no run {run}")
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def test_pictures(bundle, model):
+    """Latents after every step, and what the VAE makes of the last ones."""
+    opened = open_bundle(bundle)
+    runs = {name.split("/")[0] for name in opened.arrays("prompt") if name.endswith("/latents")}
+    assert runs and runs <= set(RUNS), f"runs that these tests do not know: {sorted(runs - set(RUNS))}"
+    drawn = {f"{run}/{name}": array for run in sorted(runs) for name, array in draw(opened, model, run).items()}
+    opened.compare("prompt", "test_sampling", drawn)
+
+
+def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
+    """A recorded run again, from its own noise."""
+    asked = {"sampler": "ddpm", "negatives": True, "rows": None} | RUNS[run]
+    recorded, settings = bundle.arrays("prompt"), bundle.record("prompt")
     rows = slice(asked["rows"])
     options = {
-        "sampler": asked["sampler"], "num_steps": settings["num_inference_steps"], "spacing": settings["scheduler_config"]["timestep_spacing"],
+        "sampler": asked["sampler"], "num_steps": settings["num_inference_steps"], "spacing": settings["scheduler_config"].get("timestep_spacing", "leading"),
         "guidance_scale": asked.get("guidance_scale", settings["guidance_scale"]), "guidance_rescale": asked.get("guidance_rescale", 0.0), "padding": "right",
     }
     prompts, negatives = settings["prompts"][rows], settings["negative_prompts"][rows] if asked["negatives"] else None
@@ -47,28 +60,53 @@ def test_pictures(bundle, model, run):
     )
     found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
     found["timesteps"] = pictures.image.drawing(model.parts.config, Options(**options)).plan.timestep[: options["num_steps"]]
-    opened.check({f"prompt/{run}/{name}": (ours, recorded[f"{run}/{name}"]) for name, ours in found.items()}, IMAGES)
     if f"{run}/image_u8" in recorded:
-        drawn = np.stack([np.asarray(picture) for picture in model.decode(latents)])
-        opened.check({f"prompt/{run}/image_np": (drawn / np.float32(255), recorded[f"{run}/image_np"])}, 3e-3)  # of which rounding to whole numbers is 2e-3
-        assert np.max(np.abs(drawn.astype(int) - recorded[f"{run}/image_u8"])) <= 1
+        found["image_u8"] = np.stack([np.asarray(picture) for picture in model.decode(latents)])
+        np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
+        scaled = jnp.asarray(latents) / model.parts.config.vae.scaling_factor
+        pixels = model.parts.vae.apply({"params": model.params["vae"]}, scaled, method="decode")
+        found["image_np"] = np.clip(np.asarray(pixels) / 2 + 0.5, 0, 1)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Texts
 
 
 def test_texts(bundle, model):
     """Greedy writing after chats, alone and in batches, which ours pads nowhere."""
-    opened, asked = open_bundle(bundle), open_bundle(bundle).record("generate")
-    recorded, placeholder = opened.arrays("generate"), re.compile(r"<im_start>(?:<im_patch>)*<im_end>")
-    for run in (name for name in asked if f"{name}/sequences" in recorded):
-        images, prompts = iter(recorded[f"image{number}_u8"] for number in range(100)), []
-        for text in asked[run]["texts"]:
-            before, *after = placeholder.split(text)
-            parts = [Text(before)] + [part for words in after for part in (Image(next(images), dreamed=False), Text(words))]
-            prompts.append(Document(tuple(parts)))
-        ids, mask, sequences = (recorded[f"{run}/{name}"] for name in ("input_ids", "attention_mask", "sequences"))
-        new = sequences[:, ids.shape[1] :]
-        options = Options(max_tokens=new.shape[1], max_images=0, unmasked=True)
-        task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
-        np.testing.assert_array_equal(np.asarray(state.length)[: len(prompts)], mask.sum(axis=1), err_msg=f"{run}: prompts have other lengths")
-        for event in interleave.run(task, state):
-            state = event.state if isinstance(event, interleave.Wrote) else state
-        opened.check({f"generate/{run}/sequences": (np.asarray(state.tokens)[: len(prompts), : new.shape[1]], new)})
+    opened = open_bundle(bundle)
+    runs = [run for run in opened.record("generate") if f"{run}/sequences" in opened.arrays("generate")]
+    opened.compare("generate", "test_sampling", {f"{run}/sequences": write(opened, model, run) for run in runs})
+
+
+def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
+    """A recorded run again: its prompts, what follows them, and pads behind </s>."""
+    recorded, placeholder = bundle.arrays("generate"), re.compile(r"<im_start>(?:<im_patch>)*<im_end>")
+    images, prompts = iter(recorded[f"image{number}_u8"] for number in range(100)), []
+    for words in bundle.record("generate")[run]["texts"]:
+        before, *after = placeholder.split(words)
+        parts = [Text(before)] + [part for words in after for part in (Image(next(images), dreamed=False), Text(words))]
+        prompts.append(Document(tuple(parts)))
+    ids, mask, sequences = (recorded[f"{run}/{name}"] for name in ("input_ids", "attention_mask", "sequences"))
+    new = sequences[:, ids.shape[1] :]
+    calls = (new == bundle.tokenizer.dream_start).sum(axis=1).max()
+    options = Options(max_tokens=new.shape[1], max_images=int(calls), unmasked=True)
+    task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
+    np.testing.assert_array_equal(np.asarray(state.length)[: len(prompts)], mask.sum(axis=1), err_msg=f"{run}: prompts have other lengths")
+    written = as_tokens(task, state)
+    count = np.asarray(written.written)[: len(prompts), None]
+    made = np.where(np.arange(new.shape[1]) < count, np.asarray(written.tokens)[: len(prompts), : new.shape[1]], bundle.tokenizer.pad)
+    return np.concatenate([ids, made], axis=1)
+
+
+def as_tokens(task: interleave.Task, state: text.State) -> text.State:
+    """Writes to the end. The official generation draws nothing: <dream_start> is a token like others there."""
+    opening = dreamllm.embed(task.parts, task.params, np.full((len(state.length), 1), task.tokenizer.dream_start))
+    while True:
+        state = text.write(task.parts, task.params, state, task.settings, task.special, interleave.ENDLESS)
+        waiting = state.status == text.DREAMING
+        if not waiting.any():
+            return state
+        state, _ = text.extend(task.parts, task.params, state, opening, waiting.astype(np.int32))
+        state = state._replace(status=jnp.where(waiting, text.WRITING, state.status))

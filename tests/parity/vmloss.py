@@ -10,7 +10,7 @@ from dreamjax.training.losses import Draws
 
 WEIGHT_NORMS = {"none": "none", "l1_norm": "l1", "l2_norm": "l2"}  # official loss_scale_schedule: ours
 SETTINGS = {"prediction_type", "pt", "snr_gamma", "noise_offset", "input_perturbation", "drop_prob", "sched"}
-BATCHES = {"comprehension": "forward_comprehension", "creation": "forward_creation"}  # of these variants; all others have forward_joint
+BATCH, BATCHES = "forward_joint", {"comprehension": "forward_comprehension", "creation": "forward_creation"}  # of all variants but these
 DRAWS = ("timesteps", "noise", "eps_vae", "offset_noise", "pert_noise", "drop_mask")
 
 
@@ -32,13 +32,13 @@ def variants(bundle: Bundle) -> list[Variant]:
         settings = recorded["config"]
         assert set(settings) <= SETTINGS, f"{name}: settings that these tests do not know: {set(settings) - SETTINGS}"
         loss = LossConfig(
-            lm_weight=bundle.settings["loss_weight_lm"], image_weight=bundle.settings["loss_weight_vm"],
-            weight_norm=WEIGHT_NORMS[settings.get("sched", bundle.settings["loss_scale_schedule"])],
+            lm_weight=bundle.settings.get("loss_weight_lm", 1.0), image_weight=bundle.settings.get("loss_weight_vm", 10.0),
+            weight_norm=WEIGHT_NORMS[settings.get("sched", bundle.settings.get("loss_scale_schedule", "none"))],
             snr_gamma=settings.get("snr_gamma"), noise_offset=settings.get("noise_offset", 0.0), input_perturbation=settings.get("input_perturbation", 0.0),
             condition_dropout=settings.get("drop_prob", 0.0), unconditional="official",
         )
         diffusion = dataclasses.replace(bundle.parts.config.diffusion, prediction=settings["prediction_type"])
-        found.append(Variant(name, BATCHES.get(name, "forward_joint"), loss, diffusion, recorded))
+        found.append(Variant(name, BATCHES.get(name, BATCH), loss, diffusion, recorded))
     return found
 
 

@@ -237,7 +237,7 @@ def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
     assert draws.drop.all()
     params, seen = parameters(PIXEL), {}
 
-    def remember(parts, params, loss, images, hidden, unconditional, draws):
+    def remember(parts, params, loss, images, hidden, unconditional, draws, frozen):
         seen.update(hidden=hidden, unconditional=unconditional)
         return jnp.zeros(len(images))
 
@@ -248,3 +248,26 @@ def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
         np.testing.assert_allclose(seen["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6)
         losses.batch_picture_errors(PARTS, params, dataclasses.replace(config.loss, condition_dropout=0.0), IDS, batch, hidden, draws._replace(drop=None))
         assert seen["unconditional"] is None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_pictures_in_chunks_are_pictures_at_once(frozen):
+    """The same errors and the same gradients, of the condition's path, and of the U-Net where it trains."""
+    config = run_config()
+    params, batch = parameters(config.model), fake_batch(config)
+    trained = ("llm", "condition_projector", "dream_queries") if frozen else ("condition_projector", "unet")
+
+    def gradients(chunks):
+        loss = dataclasses.replace(config.loss, picture_chunks=chunks)
+
+        def total(some):
+            tokens, pictures = losses.loss_sums(PARTS, params | some, loss, IDS, batch, jax.random.key(0), frozen)
+            return pictures + 0 * tokens
+
+        return quick_jit(jax.value_and_grad(total))({name: params[name] for name in trained})
+
+    (once, expected), (chunked, ours) = gradients(1), gradients(4)
+    np.testing.assert_allclose(chunked, once, rtol=1e-5)
+    for path, leaf in leaves(expected).items():
+        assert np.linalg.norm(leaf) > 0 or path in ("llm/head/kernel",), path
+        np.testing.assert_allclose(leaves(ours)[path], leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max() + 1e-7, err_msg=path)

@@ -51,7 +51,7 @@ class Source(Protocol):
         """
 
     def key(self, index: int) -> str:
-        """What decides the split of a document, without reading it: documents of one key lie in the same split."""
+        """What decides the split of a document: those of one key lie in the same split. Files that were moved keep their keys."""
 
     def texts(self) -> Iterable[str]:
         """Strings to train a tokenizer on."""
@@ -64,8 +64,12 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
     """
     if config.split not in SPLITS:
         raise ConfigError(f"data.split: {config.split!r} is none of {', '.join(SPLITS)}")
-    if config.split != "train" and config.format in FORMATS and config.format not in WITH_SPLITS:
-        raise ConfigError(f"data.split: {config.format} has no part that is held back; give other files to evaluate on, as the split train")
+    if config.eval_share and config.format in WITH_SPLITS:
+        raise ConfigError(f"data.eval_share: {config.format} has splits of its own; leave it at 0")
+    if config.split != "train" and not config.eval_share and config.format in FORMATS and config.format not in WITH_SPLITS:
+        raise ConfigError(
+            f"data.split: {config.format} has no part that is held back; set eval_share, to the same share in both splits, or give other files as the split train"
+        )
     # Imported by case: a format's libraries are needed only by those who read it.
     match config.format:
         case "shapes":

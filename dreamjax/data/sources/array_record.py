@@ -1,10 +1,11 @@
 """Documents in ArrayRecord files, as `python -m dreamjax.prepare` writes them: one record a document, pictures as their encoded files.
 
-A record is the length of a head (4 bytes, little endian), the head (JSON: version, id, kind, parts, where a picture has its
-number of bytes), and the pictures' bytes behind each other.
+A record is the length of a head (4 bytes, little endian), the head (JSON: version, id, kind, key of the split, parts, where a
+picture has its number of bytes), and the pictures' bytes behind each other.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,8 +32,11 @@ LENGTHS = "lengths.npy"
 _HEAD = struct.Struct("<I")
 
 
-def encode(document: Document) -> bytes:
-    """The record of a document. Pictures keep the bytes of their files; those that have none become PNG. Raises BadImage."""
+def encode(document: Document, key: str = "") -> bytes:
+    """The record of a document and of the key that decides its split; without one, its place in the files will.
+
+    Pictures keep the bytes of their files; those that have none become PNG. Raises BadImage.
+    """
     parts, blobs = [], []
     for part in document.parts:
         if isinstance(part, Text):
@@ -40,18 +44,13 @@ def encode(document: Document) -> bytes:
         else:
             blobs.append(images.file_bytes(part.source))
             parts.append({"bytes": len(blobs[-1]), "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
-    head = json.dumps({"version": VERSION, "id": document.id, "kind": document.kind, "parts": parts}).encode()
+    head = json.dumps({"version": VERSION, "id": document.id, "kind": document.kind, "key": key, "parts": parts}).encode()
     return b"".join([_HEAD.pack(len(head)), head, *blobs])
 
 
 def decode(record: bytes) -> Document:
     """The inverse of `encode`. Raises ValueError."""
-    if len(record) < _HEAD.size:
-        raise ValueError(f"{len(record)} bytes are no record")
-    at = _HEAD.size + _HEAD.unpack_from(record)[0]
-    head = json.loads(record[_HEAD.size : at])
-    if not isinstance(head, dict) or head.get("version") != VERSION:
-        raise ValueError(f"not a document of version {VERSION}")
+    head, at = _head(record)
     parts = []
     for part in head["parts"]:
         if "text" in part:
@@ -62,6 +61,22 @@ def decode(record: bytes) -> Document:
     if at != len(record):
         raise ValueError(f"{len(record)} bytes, of which the head describes {at}")
     return Document(tuple(parts), head["id"], kind=head["kind"])
+
+
+def key_of(record: bytes) -> str:
+    """The key that a document was encoded with; empty where it has none. Raises ValueError."""
+    return _head(record)[0].get("key", "")
+
+
+def _head(record: bytes) -> tuple[dict, int]:
+    """The head, and where it ends."""
+    if len(record) < _HEAD.size:
+        raise ValueError(f"{len(record)} bytes are no record")
+    end = _HEAD.size + _HEAD.unpack_from(record)[0]
+    head = json.loads(record[_HEAD.size : end])
+    if not isinstance(head, dict) or head.get("version") != VERSION:
+        raise ValueError(f"not a document of version {VERSION}")
+    return head, end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +93,7 @@ class ArrayRecords:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
-        name = self.key(index)
+        name = self._name(index)
         try:
             document = decode(self.records[index])
         except RuntimeError as error:  # what the reader raises, whatever is wrong
@@ -88,7 +103,14 @@ class ArrayRecords:
         return dataclasses.replace(document, id=document.id or name)
 
     def key(self, index: int) -> str:
-        """The file and the number in it."""
+        """The key that the document was written with, or else the file and the number in it."""
+        name = self._name(index)
+        with contextlib.suppress(RuntimeError, ValueError):  # which reading the document says
+            if key := key_of(self.records[index]):
+                return key
+        return os.path.basename(name)
+
+    def _name(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(f"there are documents 0 to {len(self) - 1}, not {index}")
         file = int(np.searchsorted(self.ends, index, side="right"))

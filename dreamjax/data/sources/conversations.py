@@ -21,12 +21,17 @@ _PLACEHOLDER = re.compile(r"(<image>|<dream>)")
 
 def conversation(record: dict, find: Find) -> Document:
     """The Document of one conversation. Raises Unusable, also where a picture is missing."""
-    names = record.get("image") if record.get("image") is not None else record.get("images") or []
-    names = [names] if isinstance(names, str) else require({"image": names}, "image", list, of=str)
+    names = picture_names(record)
     turns = [_turn(turn, f"conversations[{number}].") for number, turn in enumerate(require(record, "conversations", list, of=dict))]
     if not any(role == "assistant" and words.strip() for role, words in turns):
         raise Unusable("no text", "the assistant says nothing")
     return Document(tuple(turn_parts(turns, [_found(find, name, number) for number, name in enumerate(names)])))
+
+
+def picture_names(record: dict) -> list[str]:
+    """The names of a conversation's pictures, none where it is text alone. Raises Unusable."""
+    names = record.get("image") if record.get("image") is not None else record.get("images") or []
+    return [names] if isinstance(names, str) else require({"image": names}, "image", list, of=str)
 
 
 def _turn(turn: dict, where: str) -> tuple[str, str]:

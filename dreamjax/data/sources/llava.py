@@ -4,16 +4,24 @@ Pretraining (558K) and instruction files (80K, 158K, 665K) have one layout. A co
 record: without it the answers cannot be known.
 """
 
-from dreamjax.data.sources.conversations import conversation
-from dreamjax.data.sources.records import Folder, JsonRecords, open_json
+from dreamjax.data.sources.conversations import conversation, picture_names
+from dreamjax.data.sources.records import Folder, JsonRecords, Unusable, open_json
 from dreamjax.document import Document
 
 
 def open_llava(path: str, images: str = "", cache: str = "") -> JsonRecords:
     """The conversations of files in LLaVA's layout. Raises SourceError."""
-    return open_json(path, parse, images, cache)
+    return open_json(path, parse, images, cache, picture_of)
 
 
 def parse(record: dict, folder: Folder) -> Document:
     """The Document of one record."""
     return conversation(record, folder.find)
+
+
+def picture_of(record: dict) -> str:
+    """The name of the first picture, by which several conversations about one picture lie in one split. Raises Unusable where there is none."""
+    names = picture_names(record)
+    if not names:
+        raise Unusable("image missing", "text alone")
+    return names[0]

@@ -102,7 +102,7 @@ class Parquet:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> Document:
-        name = self.key(index)
+        name = self._name(index)
         try:
             return dataclasses.replace(self._document(index, name), id=name)
         except Unusable as error:
@@ -112,6 +112,9 @@ class Parquet:
 
     def key(self, index: int) -> str:
         """The file, the row group and the row in it."""
+        return os.path.basename(self._name(index))
+
+    def _name(self, index: int) -> str:
         file, group, row = self._place(index)
         return f"{self.files[file][0]}:{group}:{row}"
 

@@ -4,6 +4,7 @@ Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They
 (`dreamjax.data.index`); a record is read and parsed when it is asked for.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -94,6 +95,7 @@ class JsonRecords:
     folder: Folder
     parse: Callable[..., Document]
     options: dict = dataclasses.field(default_factory=dict)
+    key_of: Callable[[dict], str] | None = None  # what records have in common that must lie in one split; raises Unusable
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -111,7 +113,7 @@ class JsonRecords:
     def __getitem__(self, index: int) -> Document:
         name = self.index.name(index)
         try:
-            document = self.parse(parse_json(self.index.members(index)[""].read_bytes()), self.folder, **self.options)
+            document = self.parse(self._record(index), self.folder, **self.options)
             if not document.parts:
                 raise Unusable("empty", "neither text nor a picture")
         except Unusable as error:
@@ -121,21 +123,27 @@ class JsonRecords:
         return dataclasses.replace(document, id=name)
 
     def key(self, index: int) -> str:
-        """The record's file and number."""
-        return self.index.name(index)
+        """The record's file and number, or what `key_of` finds in the record."""
+        if self.key_of is not None:
+            with contextlib.suppress(Unusable, OSError):  # which reading the document says
+                return self.key_of(self._record(index))
+        return self.index.key(index)
+
+    def _record(self, index: int) -> dict:
+        return parse_json(self.index.members(index)[""].read_bytes())
 
     def texts(self) -> Iterable[str]:
         """All text."""
         return texts_of(self)
 
 
-def open_json(path: str, parse: Callable[..., Document], folder: str = "", cache: str = "", **options) -> JsonRecords:
+def open_json(path: str, parse: Callable[..., Document], folder: str = "", cache: str = "", key_of: Callable[[dict], str] | None = None, **options) -> JsonRecords:
     """The documents of all JSON files that a path means; pictures lie in `folder`, or else beside the first file. Raises SourceError."""
     try:
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return JsonRecords(open_index(paths, scan_json, cache), Folder(folder or os.path.dirname(paths[0])), parse, options)
+    return JsonRecords(open_index(paths, scan_json, cache), Folder(folder or os.path.dirname(paths[0])), parse, options, key_of)
 
 
 def scan_json(path: str, cache: str) -> Scan:

@@ -47,6 +47,7 @@ class Storybook:
     path: str | os.PathLike
     split: str = "train"
     stories: tuple[Story, ...] = dataclasses.field(init=False, repr=False)
+    keys: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the stories: the same where they share pictures
     skipped: tuple[BadRecord, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
 
     def __post_init__(self):
@@ -59,7 +60,9 @@ class Storybook:
                 f"storybook: no story of {self.path} falls into the split {self.split!r}, since the {len(stories)} that can be read "
                 "are few or share pictures; add stories, or leave this split out of the config"
             )
+        first = {one: min(group) for group in _connected(chosen) for one in group}
         object.__setattr__(self, "stories", chosen)
+        object.__setattr__(self, "keys", tuple(first[story.id] for story in chosen))
         object.__setattr__(self, "skipped", skipped)
 
     def __len__(self) -> int:
@@ -83,8 +86,8 @@ class Storybook:
         return hashlib.sha256(repr(self.stories).encode()).hexdigest()
 
     def key(self, index: int) -> str:
-        """The id; the splits made here see to shared pictures."""
-        return self.stories[index].id
+        """The smallest id of the stories that share pictures with this one."""
+        return self.keys[index]
 
     def texts(self) -> Iterable[str]:
         """Titles and pages, as they stand in the documents."""
@@ -111,12 +114,14 @@ class StorybookPages:
     split: str = "train"
     book: Storybook = dataclasses.field(init=False, repr=False)
     pages: tuple[tuple[str, str, str], ...] = dataclasses.field(init=False, repr=False)  # id, text, image
+    keys: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the pages' stories
 
     def __post_init__(self):
         book = Storybook(self.path, self.split)
-        pages = ((f"{story.id}/{number}", *page) for story in book.stories for number, page in enumerate(story.pages, 1) if all(page))
+        pages = [((f"{story.id}/{number}", *page), key) for story, key in zip(book.stories, book.keys) for number, page in enumerate(story.pages, 1) if all(page)]
         object.__setattr__(self, "book", book)
-        object.__setattr__(self, "pages", tuple(pages))
+        object.__setattr__(self, "pages", tuple(page for page, _ in pages))
+        object.__setattr__(self, "keys", tuple(key for _, key in pages))
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -138,8 +143,8 @@ class StorybookPages:
         return Document((Text(text), Image(pathlib.Path(self.path, image), seen=False)), id=number)
 
     def key(self, index: int) -> str:
-        """The id of the page's story."""
-        return self.pages[index][0].rpartition("/")[0]
+        """That of the page's story."""
+        return self.keys[index]
 
     def texts(self) -> Iterable[str]:
         """As the stories'."""

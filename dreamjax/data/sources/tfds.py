@@ -4,6 +4,7 @@ PATH is the folder of a built version, such as data/dreamjax_documents/1.0.0, wi
 `train`. Read are datasets of `build`, and pairs: a feature `image` and a text (`text`, `caption`, or the first of `captions/text`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from dreamjax import images
 from dreamjax.data.sources import BadRecord, Source, SourceError
-from dreamjax.data.sources.array_record import decode, encode
+from dreamjax.data.sources.array_record import decode, encode, key_of
 from dreamjax.data.sources.records import Unusable, texts_of
 from dreamjax.document import Document, Image, Text
 
@@ -61,7 +62,7 @@ class Tfds:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Document:
-        name = self.key(index)
+        name = self._name(index)
         try:
             document = _document(self._examples[index], self.text_key, self.image_key)
         except Unusable as error:
@@ -71,7 +72,14 @@ class Tfds:
         return dataclasses.replace(document, id=document.id or name)
 
     def key(self, index: int) -> str:
-        """The dataset, the split and the number in it."""
+        """The key that a document was built with, or else the split and the number in it."""
+        name = self._name(index)
+        with contextlib.suppress(RuntimeError, ValueError, KeyError, TypeError):  # which reading the document says
+            if key := key_of(self._examples[index].get("document", b"")):
+                return key
+        return os.path.basename(name)
+
+    def _name(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(f"there are examples 0 to {len(self) - 1}, not {index}")
         return f"{self.path}/{self.part}:{index}"
@@ -143,7 +151,7 @@ class DreamjaxDocuments(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: Source):
         for index in range(len(source)):
             try:
-                yield index, {"document": encode(source[index])}
+                yield index, {"document": encode(source[index], source.key(index))}
             except (BadRecord, images.BadImage):
                 continue
 

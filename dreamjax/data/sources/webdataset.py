@@ -67,7 +67,7 @@ class WebDataset:
 
     def key(self, index: int) -> str:
         """The tar and the record's name in it."""
-        return self.index.name(index)
+        return self.index.key(index)
 
     def texts(self) -> Iterable[str]:
         """All text."""

@@ -1,0 +1,67 @@
+"""The experiments at the paper's sizes, compiled for pods that are not at hand, as one table:
+
+    python benchmarks/pod_table.py [--only=REGEX] [--cache=DIR]
+
+Every row is one run of `python -m dreamjax.compile`, whose results are kept, so that the table goes on where it was
+interrupted. A row takes minutes and about 14 GiB. Rows that were not reached are left out, never guessed. Times and MFU are
+estimates from the compiler's schedule. The last line of stdout is JSON.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import tqdm
+
+from experiments.common.paper import TARGETS
+
+STAGES = {"I comprehension": "stage1_align.py:{},comprehension", "I creation": "stage1_align.py:{},creation", "II": "stage2_igpt.py:{}", "III": "stage3_sft.py:{}"}
+PODS = ("v4-16", "v4-64", "v4-128", "v5p-64", "v6e-128")
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def compiled(experiment: str, topology: str, cache: str) -> dict:
+    """The report of one row; what went wrong stands under `error`."""
+    command = [sys.executable, "-m", "dreamjax.compile", f"--config=experiments/{experiment}", f"--topology={topology}", "--nosampling", f"--cache={cache}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode in (0, 1) and lines and lines[-1].startswith("{"):
+        return json.loads(lines[-1])
+    return {"error": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
+
+
+def in_words(name: str, row: dict) -> str:
+    """One line of a Markdown table."""
+    if "error" in row:
+        return f"| {name} | {row['error']} | | | | | | |"
+    if not row["step_seconds_estimate"]:
+        return f"| {name} | {row['hbm_peak_gib']:.1f} GiB | {row['hbm_share']:.0%} | does not fit | | | | {row['compile_seconds']:.0f} s |"
+    largest = row["largest_collective"]
+    failed = ", ".join(check for check, findings in row["checks"].items() if findings) or "none"
+    return (
+        f"| {name} | {row['hbm_peak_gib']:.1f} GiB | {row['hbm_share']:.0%} | {row['step_seconds_estimate']:.2f} s | {row['mfu_estimate']:.1%} | "
+        f"{largest['kind']}, {largest['gib']:.2f} GiB | {failed} | {row['compile_seconds']:.0f} s |"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a regular expression: rows whose name it finds, such as 'II v4-128'")
+    parser.add_argument("--cache", default=os.path.expanduser("~/.cache/dreamjax/compiled"), help="folder that keeps what was compiled")
+    arguments = parser.parse_args()
+    wanted = {f"{stage} {pod}": (file.format(pod), TARGETS[pod].topology) for pod in PODS for stage, file in STAGES.items()}
+    wanted = {name: row for name, row in wanted.items() if re.search(arguments.only, name)}
+    rows = {name: compiled(*row, arguments.cache) for name, row in tqdm.tqdm(wanted.items(), unit="row")}
+    print("| stage, pod | HBM peak | of the chip | step (estimate) | MFU (estimate) | largest collective | checks failed | compiled in |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(in_words(name, row))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Compiles a training step for a TPU slice that is not at hand: python -m dreamjax.compile --config=experiments/X.py[:arg] --topology=v4:4x4x8
+
+Reports the memory of a chip, FLOPs, collectives and an estimate of the time, from the program that the trainer would run; the
+last line is JSON. Ends with status 1 where the step does not fit, or does what costs a sharded program most (see `checks` in
+the report). Needs the compiler for TPUs, pip install "jax[tpu]", but no TPU. At the paper's sizes it takes minutes and about
+14 GiB; what the compiler gave is kept in --cache.
+"""
+
+import json
+import os
+import re
+import time
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from dreamjax import cli, sharding
+from dreamjax.config import RunConfig
+from dreamjax.models import dreamllm
+from dreamjax.pod import program, report, sampling, topology
+from dreamjax.schema import ConfigError, from_dict
+from dreamjax.training import report as training_report
+from dreamjax.training.state import init, shardings
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and sides of the slice: v4:4x4x8, v5p:4x4x4, v5e:16x16, v6e:8x16.")
+SLICES = flags.DEFINE_integer("slices", 1, "Slices of that shape, joined by the data axis over the data centre's network.")
+SAMPLING = flags.DEFINE_bool("sampling", True, "Compile the steps of sampling too: writing a token and denoising.")
+CACHE = flags.DEFINE_string("cache", "~/.cache/dreamjax/compiled", "Folder that keeps what was compiled; empty: none.")
+PRINT_FLAGS = flags.DEFINE_bool("print_flags", False, "Print the compiler's options as a value for LIBTPU_INIT_ARGS, and stop.")
+
+
+def main() -> int:
+    if PRINT_FLAGS.value:
+        print(" ".join(f"--{name}={value}" for name, value in sharding.TPU_OPTIONS.items()))
+        return 0
+    if CONFIG.value is None or TOPOLOGY.value is None:
+        raise ConfigError("--config and --topology: both are needed, for example --config=experiments/stage2_igpt.py --topology=v4:4x4x8")
+    config = from_dict(RunConfig, CONFIG.value)
+    slice_ = topology.parse(TOPOLOGY.value, SLICES.value)
+    jax.config.update("jax_platforms", "cpu")  # no device is used, and one that is there need not be taken
+    mesh = sharding.make_mesh(config.mesh, topology.devices_of(slice_))
+    sharding.check_divides(config, mesh)
+    cache = epath.Path(os.path.expanduser(CACHE.value)) if CACHE.value else None
+
+    parts = dreamllm.build(config.model)
+    state, frozen = jax.eval_shape(lambda: init(config, parts))
+    where = shardings(state, frozen, mesh, config.whole)
+    summary = training_report.summary(config, mesh, state, frozen, where) | {"trained_parts": list(state.trainable)}
+    facts = report.basics(config, slice_, summary)
+    began = time.monotonic()
+    try:
+        compiled = program.compile_cached(program.lower_train_step(config, mesh), cache)
+        result = report.of_step(config, slice_, mesh, compiled, facts, summary["bytes_per_device"], (state.trainable, frozen))
+        if SAMPLING.value:
+            result["sampling"] = sampling.reports(config, slice_, mesh, cache)
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
+        if not used:
+            raise
+        result = report.too_large(facts, float(used[1]) / {"G": 1, "M": 2**10, "K": 2**20}[used[2]], time.monotonic() - began)
+    print(report.in_words(result))
+    print(json.dumps(result))
+    return 0 if result["fits"] and not any(result["checks"].values()) else 1
+
+
+if __name__ == "__main__":
+    cli.run("dreamjax.compile", main)

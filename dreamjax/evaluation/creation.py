@@ -1,0 +1,161 @@
+"""What is to be drawn: captions of MS-COCO and of LN-COCO, places in the documents of InstructMMC4; and how, as data.
+
+    coco_fid         annotations/captions_val2014.json, pictures below (val2014/): captions drawn at random, 30,000 of them
+    lncoco_fid       localized narratives of COCO, *.jsonl with image_id and caption, pictures below (val2017/): every narrative
+    instructmmc4_fid *.jsonl or *.json of instructions as the source `instruct` reads them, pictures below: each picture of an answer
+
+A wish has the id of its caption (of LN-COCO the picture's and the annotator's, of InstructMMC4 the document's and the
+picture's number), and so have its pictures, whatever they are called by.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from dreamjax.config import SourceConfig
+from dreamjax.data.sources import BadRecord, SourceError, open_source
+from dreamjax.document import Document, Image, Text
+from dreamjax.evaluation.answers import expected_form, find_file, read_json
+from dreamjax.evaluation.questions import Pictures
+from dreamjax.schema import ConfigError
+
+CAPTIONS = 30_000  # of MS-COCO
+SIDE = 256  # pixels of compared pictures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wish:
+    """One picture to draw: right after the prompt. `texts` are what it should fit, its own first; `real` is the true picture."""
+
+    id: str
+    prompt: Document
+    texts: tuple[str, ...]
+    real: Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How pictures are drawn: `candidates` each, with the seeds from `seed` on, of which CLIP keeps one."""
+
+    candidates: int = 1
+    seed: int = 0
+    all_texts: bool = False  # a candidate counts as its best fit to any caption of the picture, not only to its own
+    drawing: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of sampling.options.Options
+
+
+_DDIM = {"sampler": "ddim", "num_steps": 50}
+
+MANNERS: dict[str, dict[str, Manner]] = {
+    "clean": {
+        "coco_fid": Manner(8, drawing={**_DDIM, "guidance_scale": 2.0}),
+        "lncoco_fid": Manner(drawing={**_DDIM, "guidance_scale": 3.0}),
+        "instructmmc4_fid": Manner(drawing={**_DDIM, "guidance_scale": 3.0}),
+    },
+    "official": {
+        "coco_fid": Manner(8, 42, True, {"sampler": "ddpm", "num_steps": 150, "guidance_scale": 2.0}),
+        "lncoco_fid": Manner(1, 42, drawing={"sampler": "ddpm", "num_steps": 100, "guidance_scale": 3.0}),
+    },
+}
+
+
+def manner_of(profile: str, task: str) -> Manner:
+    """The manner of a task; raises ConfigError, naming what there is."""
+    if profile not in MANNERS:
+        raise ConfigError(f"--profile: {profile!r} is unknown; there are {', '.join(MANNERS)}")
+    if task not in MANNERS[profile]:
+        raise ConfigError(f"--profile: {task} has no profile {profile!r}, which there is for {', '.join(MANNERS[profile])}")
+    return MANNERS[profile][task]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wishes:
+    """The wishes of a task, and what was said about its files."""
+
+    wishes: list[Wish]
+    warnings: tuple[str, ...] = ()
+
+
+def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+    """`count` captions (30,000, or all where there are fewer) in an order drawn by the seed."""
+    data = epath.Path(data)
+    path = find_file(data / "annotations" if (data / "annotations").is_dir() else data, "captions_val2014.json", "captions_*.json")
+    content = read_json(path)
+    with expected_form(path, "file of COCO's captions"):
+        files = {row["id"]: row["file_name"] for row in content["images"]}
+        of_picture: dict = {}
+        for row in content["annotations"]:
+            of_picture.setdefault(row["image_id"], []).append((row["id"], row["caption"].strip()))
+        rows = [(row["id"], row["image_id"], row["caption"].strip()) for row in content["annotations"]]
+        order = np.random.default_rng(seed).permutation(len(rows))[: count or CAPTIONS]
+        chosen = [rows[i] for i in order]
+        names = [files[picture] for _, picture, _ in chosen]
+    pictures = Pictures(images or data).require_names(names)
+    others = lambda picture, key: [text for other, text in of_picture[picture] if other != key]
+    wishes = [
+        Wish(str(key), Document((Text(text),)), (text, *others(picture, key)), pictures[name])
+        for (key, picture, text), name in zip(chosen, names)
+    ]
+    return _unique(wishes, path)
+
+
+def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+    """The (first `count`) narratives, in the file's order."""
+    path = find_file(data, "coco_val*.jsonl", "*narratives*.jsonl", "*.jsonl")
+    with expected_form(path, "file of localized narratives"):
+        rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)][:count]
+    pictures = Pictures(images or data).require_names([picture for picture, _, _ in rows])
+    name = lambda picture, annotator: picture if annotator is None else f"{picture}-{annotator}"
+    return _unique([Wish(name(picture, by), Document((Text(text),)), (text,), pictures[picture]) for picture, by, text in rows], path)
+
+
+def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+    """Each picture of the (first `count`) documents' answers, after all that stands before it; records that cannot be used are counted."""
+    path = find_file(data, "*.jsonl", "*.json")
+    folder = images or (path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
+    source = open_source(SourceConfig("instruct", path=str(path), images=str(folder)))
+    wishes, bad = [], [str(record) for record in source.skipped]
+    for number in range(len(source) if count is None else min(count, len(source))):
+        try:
+            parts = source[number].parts
+        except BadRecord as error:
+            bad.append(str(error))
+            continue
+        for i, part in enumerate(parts):
+            if isinstance(part, Image):
+                before = [other.text for other in parts[:i] if isinstance(other, Text)]
+                prompt = tuple(dataclasses.replace(other, dreamed=False) if isinstance(other, Image) else other for other in parts[:i])
+                wishes.append(Wish(f"{number}-{i}", Document(prompt), (before[-1],), part))
+    if bad and not wishes:
+        raise SourceError(f"{path}: holds nothing to draw; the first of {len(bad)} documents that cannot be used is {bad[0]}")
+    warnings = (f"{len(bad)} of {len(source) + len(source.skipped)} documents cannot be used and are left out; the first is {bad[0]}",) if bad else ()
+    return dataclasses.replace(_unique(wishes, path), warnings=warnings)
+
+
+def _unique(wishes: list[Wish], path: epath.Path) -> Wishes:
+    if not wishes:
+        raise SourceError(f"{path}: holds nothing to draw")
+    if len({wish.id for wish in wishes}) < len(wishes):
+        twice = next(wish.id for i, wish in enumerate(wishes) if wish.id in {other.id for other in wishes[:i]})
+        raise SourceError(f"{path}: the id {twice} stands there twice")
+    return Wishes(wishes)
+
+
+TASKS: dict[str, Callable[..., Wishes]] = {"coco_fid": load_coco, "lncoco_fid": load_lncoco, "instructmmc4_fid": load_instructmmc4}
+
+
+def shortened(wish: Wish, fits: Callable[[Document], bool]) -> tuple[Wish, bool]:
+    """The wish with the latest parts of its prompt that fit, after the first; and whether any was left out. ConfigError where the last alone does not fit."""
+    parts = wish.prompt.parts
+    for left_out in range(len(parts)):
+        kept = Document((*parts[:1], *parts[1 + left_out :]))
+        if fits(kept):
+            return dataclasses.replace(wish, prompt=kept), left_out > 0
+    raise ConfigError(f"{wish.id}: its prompt is longer than the model's context, even alone: {math.ceil(len(wish.prompt.text) / 1000)} thousand characters")

@@ -1,0 +1,222 @@
+"""Pictures as features, for the distances in frechet.py; and how well a picture fits a text, by CLIP.
+
+    inception            2,048 numbers of the Inception network, with pytorch-fid's weights: what published FID figures are of
+    clip                 the class token of a CLIP picture encoder, the measured model's own or that of another folder
+    package.module:name  a function of yours: a list of Pillow images -> an array [n, d]
+"""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from etils import epath
+
+from dreamjax import clip_tokenizer, images
+from dreamjax.api import DreamLLM
+from dreamjax.data.sources import SourceError
+from dreamjax.evaluation import few_shot, frechet
+from dreamjax.evaluation.progress import bar
+from dreamjax.evaluation.questions import picture_files
+from dreamjax.models import dreamllm, inception
+from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling import ranking
+from dreamjax.schema import ConfigError
+
+BATCH = 32
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A name, and a function of at most BATCH pictures to their features [n, d]."""
+
+    name: str
+    of: Callable[[Sequence[PIL.Image.Image]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Towers:
+    """CLIP's two towers with the text's tokenizer."""
+
+    parts: Parts
+    params: dict
+    tokenizer: object
+
+    def scorer(self) -> ranking.Scorer:
+        return ranking.clip_scorer(self.parts, self.params, self.tokenizer)
+
+    def agreement(self, pictures: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """100 times the cosine of each picture and its text, [n]."""
+        return 100 * self.scorer()(pictures, texts) / np.exp(np.asarray(self.params["clip_text"]["logit_scale"]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which features
+
+
+def check(features: str, weights: str):
+    """Raises ConfigError where the extractor of that name cannot be made, before anything is drawn."""
+    if features == "inception":
+        if not weights:
+            raise ConfigError(
+                f"--inception: is missing: FID is measured in the features of pytorch-fid's Inception network; download {WEIGHTS} from that project "
+                "and name the file, or choose --features=clip or --features=package.module:function, which give figures of their own"
+            )
+        if not pathlib.Path(weights).is_file():
+            raise ConfigError(f"--inception: {weights}: no such file")
+    elif features != "clip":
+        _function(features)
+
+
+def extractor(features: str, weights: str, model: DreamLLM | None = None) -> Extractor:
+    """The extractor of a name (above); `model` is whose encoder `clip` means. Raises ConfigError."""
+    check(features, weights)
+    if features == "inception":
+        return _inception(weights)
+    if features == "clip":
+        if model is None or model.parts.clip is None:
+            raise ConfigError("--features: clip needs a model with a picture encoder")
+        return Extractor("clip", lambda pictures: _filled(pictures, lambda now: _clip_features(model, now)))
+    function = _function(features)
+    return Extractor(features, lambda pictures: _checked(features, np.asarray(function(list(pictures))), len(pictures)))
+
+
+def _inception(weights: str) -> Extractor:
+    from dreamjax.convert.inception import load  # may need torch
+
+    params = jax.device_put(load(weights))
+
+    def network(pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
+        return np.asarray(inception.features(params, jnp.stack([inception.prepare(np.asarray(picture)) for picture in pictures])))
+
+    return Extractor("inception", lambda pictures: _filled(pictures, network))
+
+
+def _clip_features(model: DreamLLM, pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
+    size = model.parts.config.clip.image_size
+    return np.asarray(few_shot.unit_features(model.parts, model.params, np.stack([images.for_encoder(picture, size) for picture in pictures])))
+
+
+def _filled(pictures: Sequence[PIL.Image.Image], network: Callable) -> np.ndarray:
+    """The features of a batch that is filled up to a power of two, so that few sizes are compiled."""
+    size = 1 << (len(pictures) - 1).bit_length()
+    return network([*pictures, *[pictures[-1]] * (size - len(pictures))])[: len(pictures)]
+
+
+def _function(name: str) -> Callable:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"--features: {name!r} is none of inception, clip, package.module:function")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--features: {name}: {error}") from None
+
+
+def _checked(name: str, found: np.ndarray, count: int) -> np.ndarray:
+    if found.ndim != 2 or len(found) != count:
+        raise ConfigError(f"--features: {name} gave an array {list(found.shape)} for {count} pictures, needs [{count}, d]")
+    return found
+
+
+def collect(extractor: Extractor, pictures: Iterable[PIL.Image.Image], total: int, desc: str) -> np.ndarray:
+    """Features [total, d] of pictures, which are opened as they come."""
+    found, waiting = [], []
+    with bar(total, "picture", desc) as progress:
+        for picture in pictures:
+            waiting.append(picture)
+            if len(waiting) == BATCH:
+                found.append(extractor.of(waiting))
+                progress.update(len(waiting))
+                waiting = []
+        if waiting:
+            found.append(extractor.of(waiting))
+            progress.update(len(waiting))
+    return np.concatenate(found)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is compared
+
+
+def load_statistics(path: epath.PathLike) -> frechet.Statistics:
+    """Mean and covariance out of an npz with mu and sigma, as pytorch-fid writes it; raises SourceError."""
+    path = epath.Path(path)
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            mean, covariance = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise SourceError(f"{path}: is no npz with mu and sigma: {' '.join(str(error).split())}") from None
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise SourceError(f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [d] and [d, d]")
+    return frechet.Statistics(mean, covariance)
+
+
+def reference(path: epath.PathLike, extractor: Extractor, side: int | None = None) -> frechet.Statistics | np.ndarray:
+    """What drawn pictures are compared with: the statistics of an npz, or features of the pictures below a folder, cropped to `side` where it is given."""
+    if epath.Path(path).suffix == ".npz":
+        return load_statistics(path)
+    folder = epath.Path(path)
+    files = [folder / name for name in picture_files(folder)]
+    if not files:
+        raise SourceError(f"{folder}: {'holds no pictures' if folder.is_dir() else 'no such folder of pictures'}")
+    opened = (square(images.open_rgb(file), side) if side else images.open_rgb(file) for file in files)
+    return collect(extractor, opened, len(files), "real pictures")
+
+
+def square(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """The picture with its shorter side at `side` (bilinear), and of that the middle."""
+    return PIL.Image.fromarray(images.for_decoder(picture, side))
+
+
+def compare(real: frechet.Statistics | np.ndarray, drawn: np.ndarray, named: str) -> tuple[dict[str, float], tuple[str, ...]]:
+    """(metrics, warnings) of drawn features [n, d] against real ones or their statistics.
+
+    `fid` (`frechet` in other features than Inception's), and against features also `kid_x1000` and, in percent, `precision`
+    and `recall`.
+    """
+    known = isinstance(real, frechet.Statistics)
+    width = len(real.mean) if known else real.shape[1]
+    if width != drawn.shape[1]:
+        raise SourceError(f"the reference has {width} features, and {named} gives {drawn.shape[1]}")
+    if len(drawn) < 2 or not known and len(real) < 2:
+        raise SourceError(f"a distance needs two pictures on both sides; {len(drawn)} are drawn")
+    statistics = real if known else frechet.statistics(real)
+    name = "fid" if named == "inception" else "frechet"
+    metrics = {name: frechet.frechet_distance(statistics, frechet.statistics(drawn))}
+    warnings = [] if named == "inception" else [f"the features are of {named}: the distances are not those of published tables"]
+    fewest = len(drawn) if known else min(len(drawn), len(real))
+    if fewest <= width:
+        warnings.append(f"{fewest} pictures for {width} features: the covariance is not of full rank, and the distance is far above that of many pictures")
+    if not known:
+        metrics["kid_x1000"] = 1000 * frechet.kernel_distance(real, drawn)[0]
+    if not known and fewest > frechet.NEIGHBOURS:
+        precision, recall = frechet.precision_recall(real, drawn)
+        metrics |= {"precision": 100 * precision, "recall": 100 * recall}
+    return metrics, tuple(warnings)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures and texts
+
+
+def towers(model: DreamLLM | None, folder: str = "") -> Towers | None:
+    """CLIP of a folder (transformers' CLIPModel), else the model's own; None where that has no text tower."""
+    if folder:
+        from dreamjax.convert import assemble, importing  # may need torch
+
+        plan = importing.make_plan([folder], parts=("clip", "clip_text"))
+        where = plan.found[0].clip_tokenizers.get("clip_text")
+        if plan.model.clip is None or plan.model.clip_text is None or where is None:
+            raise ConfigError(f"--clip: {folder} is not both towers of CLIP with vocab.json and merges.txt")
+        return Towers(dreamllm.build(plan.model), assemble.materialise(plan.leaves), clip_tokenizer.load(where))
+    if model is None or model.parts.clip is None or model.parts.clip_text is None or not model.clip_tokenizer:
+        return None
+    return Towers(model.parts, model.params, clip_tokenizer.load(model.clip_tokenizer))

@@ -1,0 +1,66 @@
+"""Stable Diffusion by itself: its own text encoder in the place of the LLM, as the baseline of what DreamLLM draws."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from jax.sharding import Mesh
+
+from dreamjax import clip_tokenizer
+from dreamjax.convert import assemble, importing
+from dreamjax.diffusion import samplers
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling import image, pictures
+from dreamjax.sampling.options import Options
+from dreamjax.schema import ConfigError
+from dreamjax.sharding import parameter_shardings
+from dreamjax.training import checkpoint
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """U-Net, VAE and text encoder with its tokenizer."""
+
+    parts: Parts
+    params: dict
+    tokenizer: object
+
+    @classmethod
+    def load(cls, folder: str, mesh: Mesh | None = None) -> "StableDiffusion":
+        """A folder in the layout of diffusers: unet, vae, scheduler, text_encoder, tokenizer. Raises ConfigError."""
+        if not pathlib.Path(folder).is_dir():
+            raise ConfigError(f"--baseline: {folder}: no such folder")
+        plan = importing.make_plan([folder], parts=PARTS)
+        where = plan.found[0].clip_tokenizers.get("text_encoder")
+        if plan.model.unet is None or plan.model.text_encoder is None or where is None:
+            raise ConfigError(f"--baseline: {folder} needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/, as diffusers writes them")
+        shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(plan.model), mesh)
+        return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves, shardings), clip_tokenizer.load(where))
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], options: Options) -> list[PIL.Image.Image]:
+        """A picture for each text. The unconditional context is that of the empty text."""
+        config = self.parts.config
+        read = lambda words: _read(self.parts, self.params, clip_tokenizer.encode(self.tokenizer, words, config.text_encoder.positions))
+        context = read(texts)[None]
+        if options.guidance_scale > 1:
+            context = jnp.concatenate([jnp.broadcast_to(read([""]), context.shape), context])
+        keys = pictures.picture_keys(seeds)
+        progress = samplers.begin(image.first_noise(keys, image.latent_shape(config, options)))
+        steps = np.int32(0), np.int32(options.num_steps)
+        progress = image.denoise(self.parts, self.params, context, progress, image.drawing(config, options), keys, None, *steps)
+        return [PIL.Image.fromarray(picture) for picture in np.asarray(image.decode(self.parts, self.params, progress.x))]
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _read(parts: Parts, params: dict, tokens: jax.Array) -> jax.Array:
+    """Tokens [B, L] -> the U-Net's context [B, L, E]."""
+    return parts.text_encoder.apply({"params": params["text_encoder"]}, tokens)
+

@@ -1,0 +1,84 @@
+"""What a compiled step must not do: each finding is one line that fails `python -m dreamjax.compile`."""
+
+import math
+
+import jax
+
+from dreamjax.pod import hlo
+from dreamjax.pod.hlo import Module
+from dreamjax.sharding import path_of
+
+SMALL = 2**16  # elements below which a tensor is no matter
+
+# How the modules of a part call themselves in the names of their operations.
+MODULES = {"unet": "UNet", "vae": "AutoencoderKL", "clip": "ClipVision"}
+
+
+def windowed_products(module: Module) -> list[str]:
+    """Loops that XLA has made of a product with a gathered weight."""
+    loops = [name for name in module.computations if "windowed_dot_general" in name and "body" in name]
+    return [f"{len(loops)} windowed-einsum loops, as {loops[0]}: is xla_jf_spmd_threshold_for_windowed_einsum_mib set?"] if loops else []
+
+
+def _loop_bodies(module: Module) -> set[str]:
+    """Computations that run inside loops."""
+    pending = [one.attribute("body") for instructions in module.computations.values() for one in instructions if one.opcode == "while"]
+    found: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name is None or name in found:
+            continue
+        found.add(name)
+        for one in module.computations.get(name, ()):
+            if one.opcode in ("while", "call", "conditional"):
+                pending += [one.attribute("body"), one.attribute("to_apply")]
+    return found
+
+
+def _collectives(module: Module, names, devices: int):
+    """Each collective of the named computations once."""
+    for name in names:
+        seen = set()
+        for one in module.computations[name]:
+            found = hlo.collective_of(module, name, one, devices)
+            if found and found.channel not in seen:
+                seen.add(found.channel)
+                yield found
+
+
+def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tensor: int) -> list[str]:
+    """All-reduces, inside a loop, of as many elements as one layer's gradient of a stacked weight has on its tensor shard."""
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
+        name = path_of(path)
+        if "/layers/" in name and leaf.ndim >= 3:
+            sizes[math.prod(leaf.shape[1:]) // tensor] = name
+            sizes[math.prod(leaf.shape[1:])] = name
+    found = [
+        (sizes[size], one) for one in _collectives(module, _loop_bodies(module), devices)
+        if one.kind == "all-reduce" and (size := math.prod(one.shape[1])) in sizes and size >= SMALL and "transpose(" in one.op_name
+    ]  # fmt: skip
+    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {found[0][0]} ({found[0][1].bytes / 2**20:.0f} MiB)"] if found else []
+
+
+def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int) -> list[str]:
+    """Gathers of U-Net, VAE or CLIP weights, of the parts in `whole`, which every device is to hold."""
+    findings = []
+    for part in sorted(whole & set(MODULES) & set(frozen)):
+        sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen[part])} | {math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(frozen[part]) if leaf.ndim > 1}
+        found = [
+            one for one in _collectives(module, module.computations, devices)
+            if one.kind == "all-gather" and MODULES[part] in one.op_name and (size := math.prod(one.shape[1])) >= SMALL and size in sizes
+        ]  # fmt: skip
+        if found:
+            findings.append(f"{len(found)} gathers of {part} weights, as in {found[0].op_name}")
+    return findings
+
+
+def run(module: Module, trainable: dict, frozen: dict, whole: set[str], devices: int, tensor: int) -> dict[str, list[str]]:
+    """The findings of each check, empty where all is well."""
+    return {
+        "windowed_einsum_loops": windowed_products(module),
+        "full_size_gradient_all_reduces": gradients_reduced_whole(module, trainable, devices, tensor),
+        "gathers_of_frozen_weights": gathers_of_whole(module, frozen, whole, devices),
+    }

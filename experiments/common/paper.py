@@ -1,0 +1,94 @@
+"""What the experiments at the paper's sizes share: Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1-base on named machines.
+
+The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with commas between:
+
+    v4-16 | v4-64 | v4-128 | v5p-64 | v5e-256 | v6e-128 | gpu-8    the machine, by chips (a cloud's v4-128 has 64); default v4-128
+    comprehension | creation | joint                                what stage I aligns; default joint
+    data=FOLDER    init=FOLDER                                      the data; the run or the model folder that it begins with
+
+A path alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents. A chip has the same rows
+on every pod of its kind, so the batch grows with the pod; config.batch_size and config.accumulate change that.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from dreamjax import config as c
+from dreamjax.schema import to_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine: its topology for `python -m dreamjax.compile`, its mesh, rows on a chip."""
+
+    topology: str
+    data: int
+    fsdp: int
+    rows: int = 4
+
+    @property
+    def chips(self) -> int:
+        return self.data * self.fsdp
+
+
+# The parameters of the LLM with their moments lie over 16 chips, or as many as memory needs; further chips repeat them, so that
+# what a chip holds and moves does not grow with the pod.
+TARGETS = {
+    "v4-16": Target("v4:2x2x4", 1, 16),
+    "v4-64": Target("v4:4x4x4", 4, 16),
+    "v4-128": Target("v4:4x4x8", 8, 16),
+    "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
+    "v5e-256": Target("v5e:16x16", 4, 64, rows=2),
+    "v6e-128": Target("v6e:8x16", 2, 64),
+    "gpu-8": Target("", 1, 8),
+}
+MODES = ("comprehension", "creation", "joint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """An experiment's argument, read."""
+
+    target: Target
+    mode: str
+    data: str
+    init: tuple[c.InitFrom, ...]
+
+
+def read(arg: str) -> Words:
+    """The words of an argument; ValueError names one that means nothing."""
+    target, mode, data, init = "v4-128", "joint", "", ()
+    for word in filter(None, arg.split(",")):
+        if word in TARGETS:
+            target = word
+        elif word in MODES:
+            mode = word
+        elif word.startswith("init="):
+            init = (c.InitFrom(word.removeprefix("init=")),)
+        elif word.startswith("data=") or "/" in word or "." in word:
+            data = word.removeprefix("data=")
+        else:
+            raise ValueError(f"{word!r} is none of {', '.join((*TARGETS, *MODES))}, data=FOLDER, init=FOLDER")
+    return Words(TARGETS[target], mode, data, init)
+
+
+LEARNED = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
+ENCODERS = r"^(clip|unet|vae)/"
+
+
+def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: int, optim: c.OptimConfig, loss: c.LossConfig, steps: int) -> ml_collections.ConfigDict:
+    """A run on a target; `seen` and `dreamed` pictures a row, in slots that the rows of a chip share."""
+    target = words.target
+    config = c.RunConfig(
+        model=c.dreamllm_7b(),
+        data=c.DataConfig(
+            train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in sources),
+            length=2048, rows_per_group=target.rows, seen_slots=seen * target.rows, dreamed_slots=dreamed * target.rows, flip=True,
+        ),
+        optim=optim, loss=loss, init_from=words.init,
+        # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
+        mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
+        total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,
+    )  # fmt: skip
+    return ml_collections.ConfigDict(to_dict(config))

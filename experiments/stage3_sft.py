@@ -1,0 +1,20 @@
+"""Stage III, supervised fine-tuning, at the paper's sizes: as stage II, on instructions.
+
+python -m dreamjax.train --config=experiments/stage3_sft.py:v4-128,data=FOLDER,init=RUN --workdir=DIR
+python -m dreamjax.train --config=experiments/stage3_sft.py:v6e-128 --dry_run
+python -m dreamjax.compile --config=experiments/stage3_sft.py:v4-64 --topology=v4:4x4x4
+
+FOLDER holds llava_instruct/ (JSON and pictures), instruct_mmc4/ and instruct_blip_laion/; common/paper.py explains the argument.
+"""
+
+from dreamjax import config as c
+from experiments.common import paper
+
+
+def get_config(arg: str = ""):
+    sources = (c.SourceConfig("llava", "llava_instruct"), c.SourceConfig("instruct", "instruct_mmc4"), c.SourceConfig("instruct", "instruct_blip_laion"))
+    optim = c.OptimConfig(trainable=paper.LEARNED, frozen=(paper.ENCODERS,), learning_rate=4e-5)
+    loss = c.LossConfig(lm_weight=1.0, image_weight=10.0, picture_chunks=2)
+    config = paper.run(paper.read(arg), sources, seen=4, dreamed=2, optim=optim, loss=loss, steps=2000)
+    config.data.template = "vicuna_v1.1"
+    return config

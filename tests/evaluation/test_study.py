@@ -1,0 +1,111 @@
+"""The kit for judging documents: who is in it, that it is blind, its tally; and measures of documents without people."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from evaluation import layouts
+from evaluation.files import write_json
+from small_model import PIXEL, boosted, parameters
+
+from dreamjax.api import DreamLLM
+from dreamjax.data.sources import SourceError
+from dreamjax.document import Document, Image, Text
+from dreamjax.evaluation import benchmarks, features, study
+from dreamjax.evaluation.benchmarks import How
+from dreamjax.evaluation.creation_runner import Measures
+from dreamjax.models import dreamllm
+
+
+@pytest.fixture()
+def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
+    """A random model that likes to draw, in two steps."""
+    monkeypatch.setattr(study, "WRITING", {"max_tokens": 12, "max_images": 2, "min_images": 1, "temperature": 0.7, "num_steps": 2})
+    config = dataclasses.replace(PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128))
+    params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
+    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+
+
+def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
+    layouts.study(tmp_path / "data")
+    how = How(measures=Measures(features="clip"), batch_size=2)
+    benchmarks.check("study", how)
+    run = lambda model, out: benchmarks.run(model, "study", tmp_path / "data", out, how, {"model": "m"})
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        result = run(model, tmp_path)
+        out, path = tmp_path / "study", tmp_path / "study" / "predictions.jsonl"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        run(model, tmp_path)
+        assert path.read_bytes() == whole
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+    key = json.loads((out / "key.json").read_text())
+    page = (out / "judge.html").read_text()
+    assert [row["kind"] for row in key.values()].count("written") == 4 == result.score.counts["documents"] and len(key) == 8
+    assert re.findall(r'data-code="(\w+)"', page) == list(key) and page.count("Tell of a cat, ") == 8
+    assert "written" not in page and "real" not in page and not any(f">{row['topic']}<" in page for row in key.values())
+    shown = re.findall(r'src="(.*?)"', page)
+    assert len(shown) >= 8 + 4 and {PIL.Image.open(out / name).size for name in shown} == {(8, 8)}  # both kinds in one size
+    assert set(result.score.metrics) >= {"placed", "real_placed", "pictures_per_document", "frechet"} and result.score.metrics["real_placed"] == 100
+    assert result.score.metrics["real_pictures_per_document"] == 2
+
+
+def test_five_of_each_topic(tmp_path):
+    tmp_path = tmp_path / "data"
+    layouts.study(tmp_path)
+    row = layouts.rows_of(tmp_path / "documents.jsonl")[0]
+    layouts.write_lines(tmp_path / "documents.jsonl", [{**row, "topic": f"t{i % 3}"} for i in range(30)] + [{**row, "images": ["a.png", "lost.png"]}])
+    asked, warnings = study.load(tmp_path)
+    assert [asked[i].topic for i in range(0, 15, 5)] == list(dict.fromkeys(one.topic for one in asked)) and len(asked) == 15
+    assert "1 of 31 documents cannot be used" in warnings[0] and asked[0].real.parts[0].role is None
+    assert [one.id for one in asked] == [one.id for one in study.load(tmp_path)[0]] != [one.id for one in study.load(tmp_path, seed=1)[0]]
+    assert len(study.load(tmp_path, count=7)[0]) == 7
+
+
+@pytest.fixture()
+def kit(tmp_path):
+    key = {f"00{i}": {"kind": ("written", "real")[i % 2], "topic": "cats" if i < 2 else "dogs", "id": str(i // 2)} for i in range(4)}
+    write_json(tmp_path / "kit" / "key.json", key)
+    write_json(tmp_path / "said" / "a.json", {"judge": "a", "support": {"000": True, "001": True, "002": False, "003": True}})
+    write_json(tmp_path / "said" / "b.json", {"judge": "b", "support": {"000": True, "001": False, "002": False, "003": True}})
+    return tmp_path
+
+
+def test_the_tally_by_hand(kit):
+    found = study.tally(kit / "said", kit / "kit")
+    # Two votes each: 2, 1, 0, 2 for it. Observed agreement 3/4; 5 of 8 votes are yes, so by chance 34/64.
+    expected = {"support": 50.0, "real_support": 75.0, "agreement": (3 / 4 - 34 / 64) / (1 - 34 / 64), "topic/cats": 100.0, "topic/dogs": 0.0}
+    assert found.metrics == pytest.approx(expected) and found.counts == {"documents": 4, "judges": 2, "judgements": 8, "missing": 0}
+    write_json(kit / "said" / "c.json", {"judge": "c", "support": {"000": False}})
+    found = study.tally(kit / "said", kit / "kit")
+    assert found.metrics["support"] == 40.0 and "3 of 12 judgements are missing" in found.warnings[0]
+    assert np.isnan(study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ({"judge": "a", "support": {}}, "is of judge 'a', whose file was counted already"), ({"judge": "d", "support": {"900": True}}, "judges document 900"),
+        ({"support": {}}, "is no file that the page makes"),
+    ],
+)
+def test_wrong_judgements(kit, content, named):
+    write_json(kit / "said" / "z.json", content)
+    with pytest.raises(SourceError, match=named):
+        study.tally(kit / "said", kit / "kit")
+
+
+def test_where_pictures_stand():
+    picture, text = Image(PIL.Image.new("RGB", (4, 4))), Text("a cat")
+    for parts, placed in (((text, picture, text, picture), True), ((picture, text), False), ((text, picture, picture), False), ((text, Text(" "), picture), True)):
+        assert study.is_placed(Document(parts)) == placed
+    assert [words for _, words in study.illustrated(Document((text, Text(" sits. "), picture, picture, Text("It runs."), picture)))] == ["a cat sits.", "It runs."]
+    few, warnings = study.measure([Document((text,))], [Document((text, picture))], features.Extractor("x", None), None)
+    assert few["with_pictures"] == 0 and np.isnan(few["placed"]) and few["real_placed"] == 100 and "too few for a distance" in warnings[0]
