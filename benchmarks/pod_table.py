@@ -1,6 +1,6 @@
 """The experiments at the paper's sizes, compiled for pods that are not at hand, as one table:
 
-    python benchmarks/pod_table.py [--only=REGEX] [--cache=DIR]
+    python -m benchmarks.pod_table [--only=REGEX] [--cache=DIR]
 
 Every row is one run of `python -m dreamjax.compile`, whose results are kept, so that the table goes on where it was
 interrupted. A row takes minutes and about 14 GiB. Rows that were not reached are left out, never guessed. Times and MFU are

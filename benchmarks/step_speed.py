@@ -1,4 +1,4 @@
-"""How fast the train step is on the devices that are here: python benchmarks/step_speed.py [--size=NAME] [--steps=10] [--peak_tflops=N]
+"""How fast the train step is on the devices that are here: python -m benchmarks.step_speed [--size=NAME] [--steps=10] [--peak_tflops=N]
 
 Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, U-Net and VAE frozen), on rows of random tokens
 with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until one fits; a
@@ -22,21 +22,21 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-from dreamjax import config as c  # noqa: E402
-from dreamjax.batch import fake_batch  # noqa: E402
-from dreamjax.models import dreamllm  # noqa: E402
-from dreamjax.pod import flops  # noqa: E402
-from dreamjax.sharding import ROWS, make_mesh  # noqa: E402
-from dreamjax.training.losses import SpecialIds  # noqa: E402
-from dreamjax.training.state import init, shardings  # noqa: E402
-from dreamjax.training.step import jit_train_step  # noqa: E402
+from dreamjax import config as c
+from dreamjax.batch import fake_batch
+from dreamjax.models import dreamllm
+from dreamjax.pod import flops
+from dreamjax.pod.topology import CHIPS
+from dreamjax.sharding import ROWS, make_mesh
+from dreamjax.training.losses import SpecialIds
+from dreamjax.training.state import init, shardings
+from dreamjax.training.step import jit_train_step
 
 FULL = c.dreamllm_7b()
 IDS = SpecialIds(bos=1, dream_start=2, im_patch=2)
 # Dense bf16 peak of a device in TFLOP/s, from the vendors' data sheets, by a part of its name.
-PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v4": 275, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v6 lite": 918}
+PEAKS = {"H200": 989, "H100": 989, "A100": 312}
+PEAKS |= {f"TPU {name}": CHIPS[chip].tflops for name, chip in {"v4": "v4", "v5p": "v5p", "v5 lite": "v5e", "v6 lite": "v6e"}.items()}
 
 
 def llm(layers: int, width: int = 4096, heads: int = 32, ffn: int = 11008) -> c.ModelConfig:
@@ -128,7 +128,7 @@ def main() -> int:
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[-1]
     for size in ["toy"] if backend == "cpu" else SIZES:
-        done = subprocess.run([sys.executable, __file__, f"--size={size}", *sys.argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "benchmarks.step_speed", f"--size={size}", *sys.argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             print(done.stdout, end="")
             return 0

@@ -46,13 +46,13 @@ def main() -> int:
     cache = epath.Path(os.path.expanduser(CACHE.value)) if CACHE.value else None
 
     parts = dreamllm.build(config.model)
-    state, frozen = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(state, frozen, mesh, config.whole)
+    state, frozen = shapes = jax.eval_shape(lambda: init(config, parts))
+    where = shardings(*shapes, mesh, config.whole)
     summary = training_report.summary(config, mesh, state, frozen, where) | {"trained_parts": list(state.trainable)}
     facts = report.basics(config, slice_, summary)
     began = time.monotonic()
     try:
-        compiled = program.compile_cached(program.lower_train_step(config, mesh), cache)
+        compiled = program.compile_cached(program.lower_train_step(config, parts, shapes, where, mesh), cache)
         result = report.of_step(config, slice_, mesh, compiled, facts, summary["bytes_per_device"], (state.trainable, frozen))
         if SAMPLING.value:
             result["sampling"] = sampling.reports(config, slice_, mesh, cache)

@@ -11,7 +11,7 @@ import time
 import jax
 from absl import flags
 from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
 from dreamjax import cli, hosts, sharding
@@ -57,7 +57,11 @@ def main() -> int:
     sharding.check_divides(config, mesh)
     if config.sample_every and jax.process_count() > 1:
         raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
+    return train(config, mesh, parts, shapes, where)
 
+
+def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict]) -> int:
+    """The run in --workdir from where it is to its end; shapes and shardings are those of (state, frozen). Returns the exit status."""
     # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
     with hosts.one_before_the_others("data"):

@@ -72,6 +72,20 @@ def mmc4(number: int, sentences: int, matched, similarity: float = 0.3) -> dict:
     return {"url": "http://nowhere", "text_list": texts, "image_info": infos, "similarity_matrix": [], "could_have_url_duplicate": 0}
 
 
+def write_stories(folder: pathlib.Path, stories: int, most_pages: int, size: tuple[int, int]) -> pathlib.Path:
+    """A storybook of noise: story s has 1 + s % most_pages pages, whose pictures are called s_page.png."""
+    rng = np.random.default_rng(0)
+    records = []
+    for s in range(stories):
+        pages = []
+        for p in range(1 + s % most_pages):
+            PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{s}_{p}.png")
+            pages.append({"text": "a red goat " * (1 + (s + p) % 3), "image": f"{s}_{p}.png"})
+        records.append({"id": f"story {s}", "title": f"Goat {s}", "pages": pages})
+    write_jsonl(folder / "stories.jsonl", records)
+    return folder
+
+
 def told(document) -> list:
     """What a document shows: its texts, and the numbers of its pictures."""
     from dreamjax.document import Text

@@ -57,9 +57,9 @@ def check(task: str, how: How):
 def run(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
     """Predictions (those that out/TASK lacks), their score, and what to show; `settings` say which model it is."""
     if task in creation.TASKS:
-        return creation_runner.run(model, task, data, out, how, how.measures, settings)
+        return creation_runner.run(model, task, data, out, how, settings)
     if task == "study":
-        return study.run(model, data, out, how, how.measures, settings)
+        return study.run(model, data, out, how, settings)
     return (_rank if task in language.LOADERS else _ask)(model, task, data, out / task, how, settings | {"task": task, "data": str(data)})
 
 

@@ -20,7 +20,8 @@ from dreamjax.config import SourceConfig
 from dreamjax.data.sources import BadRecord, SourceError, open_source
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation.answers import expected_form, find_file, read_json
-from dreamjax.evaluation.questions import Pictures
+from dreamjax.evaluation.profiles import of_profile
+from dreamjax.evaluation.questions import Pictures, beside
 from dreamjax.schema import ConfigError
 
 CAPTIONS = 30_000  # of MS-COCO
@@ -64,11 +65,7 @@ MANNERS: dict[str, dict[str, Manner]] = {
 
 def manner_of(profile: str, task: str) -> Manner:
     """The manner of a task; raises ConfigError, naming what there is."""
-    if profile not in MANNERS:
-        raise ConfigError(f"--profile: {profile!r} is unknown; there are {', '.join(MANNERS)}")
-    if task not in MANNERS[profile]:
-        raise ConfigError(f"--profile: {task} has no profile {profile!r}, which there is for {', '.join(MANNERS[profile])}")
-    return MANNERS[profile][task]
+    return of_profile(MANNERS, profile, task)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,8 +116,7 @@ def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None
 def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
     """Each picture of the (first `count`) documents' answers, after all that stands before it; records that cannot be used are counted."""
     path = find_file(data, "*.jsonl", "*.json")
-    folder = images or (path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
-    source = open_source(SourceConfig("instruct", path=str(path), images=str(folder)))
+    source = open_source(SourceConfig("instruct", path=str(path), images=images or beside(path)))
     wishes, bad = [], [str(record) for record in source.skipped]
     for number in range(len(source) if count is None else min(count, len(source))):
         try:

@@ -58,9 +58,9 @@ class Measures:
                 raise ConfigError(f"--{name}: {path}: no such file or folder")
 
 
-def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, measures: Measures, settings: dict) -> Result:
+def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, settings: dict) -> Result:
     """Draws what out/TASK lacks, measures, and says what to show; `how` is a benchmarks.How."""
-    manner, out = creation.manner_of(how.profile, task), out / task
+    measures, manner, out = how.measures, creation.manner_of(how.profile, task), out / task
     asked = creation.TASKS[task](data, how.images, how.count, how.seed)
     towers, extractor = features.towers(model, measures.clip), features.extractor(measures.features, measures.inception, model)
     warnings = list(asked.warnings)

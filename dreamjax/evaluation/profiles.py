@@ -8,12 +8,14 @@ for beams and a temperature at once; a beam search here draws no lots, so its te
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation.questions import Question
 from dreamjax.schema import ConfigError
 from dreamjax.templates import TEMPLATES
+
+T = TypeVar("T")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From the model's words to the prediction
@@ -152,8 +154,13 @@ PROFILES = {"clean": CLEAN, "official": OFFICIAL}
 
 def profile_of(name: str, task: str) -> Profile:
     """The profile of a task; raises ConfigError, naming what there is."""
-    if name not in PROFILES:
-        raise ConfigError(f"--profile: {name!r} is unknown; there are {', '.join(PROFILES)}")
-    if task not in PROFILES[name]:
-        raise ConfigError(f"--profile: {task} has no profile {name!r}, which there is for {', '.join(PROFILES[name])}")
-    return PROFILES[name][task]
+    return of_profile(PROFILES, name, task)
+
+
+def of_profile(profiles: Mapping[str, Mapping[str, T]], name: str, task: str) -> T:
+    """What a profile has for a task; raises ConfigError, naming what there is."""
+    if name not in profiles:
+        raise ConfigError(f"--profile: {name!r} is unknown; there are {', '.join(profiles)}")
+    if task not in profiles[name]:
+        raise ConfigError(f"--profile: {task} has no profile {name!r}, which there is for {', '.join(profiles[name])}")
+    return profiles[name][task]

@@ -146,6 +146,12 @@ def of_scienceqa(data: epath.PathLike, count: int | None = None) -> list[Questio
 # Pictures
 
 
+def beside(path: epath.Path) -> str:
+    """The folder of the pictures that a file names, where none is given: images/ beside it, else its own."""
+    near = path.parent / "images"
+    return str(near if near.is_dir() else path.parent)
+
+
 def picture_files(folder: epath.PathLike) -> list[str]:
     """The paths of all picture files below a folder, relative to it, in order."""
     walk = os.walk(folder, followlinks=True)

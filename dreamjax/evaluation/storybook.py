@@ -1,8 +1,8 @@
 """Does the text of a real picture story steer its pictures? Measured on held-back stories by the denoising loss.
 
 For each held-back page the image loss is measured at fixed noise and timesteps under the page's own condition and under
-those of pages of other stories, a few for each. `text` conditions on the page's text alone; `story` on all of the story up to the picture,
-earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
+those of pages of other stories, a few for each. `text` conditions on the page's text alone; `context` on all of the story up
+to the picture, earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
 """
 
 import dataclasses

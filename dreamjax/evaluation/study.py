@@ -26,9 +26,9 @@ from dreamjax.data.sources.records import Folder, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import features, runner, study_page
 from dreamjax.evaluation.answers import Score, expected_form, find_file, first, percent, read_json
-from dreamjax.evaluation.creation_runner import Measures
 from dreamjax.evaluation.features import Extractor, Towers
 from dreamjax.evaluation.progress import bar
+from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
 
 DOCUMENTS = 150
@@ -51,8 +51,7 @@ class Asked:
 def load(data: epath.PathLike, folder: str = "", count: int | None = None, seed: int = 0) -> tuple[list[Asked], tuple[str, ...]]:
     """Five instructions of each topic, drawn by the seed, `count` (150) in all; and warnings. Raises SourceError."""
     path = find_file(data, "*.jsonl", "*.json")
-    near = path.parent / "images"
-    pictures = Folder(folder or str(near if near.is_dir() else path.parent))
+    pictures = Folder(folder or beside(path))
     usable, bad = [], []
     with expected_form(path, "file of instructions"):
         rows = [(str(number), str(row.get("topic", "")), row) for number, row in enumerate(read_json(path))]
@@ -89,11 +88,11 @@ def _plain(parts) -> tuple:
 # The kit
 
 
-def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, measures: Measures, settings: dict) -> Result:
+def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, settings: dict) -> Result:
     """Writes the documents that are missing, then the kit; automatic measures of them are the score. `how` is a benchmarks.How."""
     out = out / "study"
     asked, warnings = load(data, how.images, how.count, how.seed)
-    extractor, towers = features.extractor(measures.features, measures.inception, model), features.towers(model, measures.clip)
+    extractor, towers = features.extractor(how.measures.features, how.measures.inception, model), features.towers(model, how.measures.clip)
     made = write(model, asked, out, settings | {"task": "study", "data": str(data), "seed": how.seed}, how.batch_size)
     side = model.parts.config.decoder_size
     key = make_kit(asked, made, out, how.seed, min(side, SIDE))

@@ -16,7 +16,7 @@ from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.sharding import ROWS, TPU_OPTIONS
 from dreamjax.training.losses import SpecialIds
-from dreamjax.training.state import init, shardings
+from dreamjax.training.state import State
 from dreamjax.training.step import jit_train_step
 
 IDS = SpecialIds(bos=1, dream_start=3, im_patch=4)  # which ids they are changes no shape
@@ -45,11 +45,8 @@ def placed(tree, where):
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where)
 
 
-def lower_train_step(config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of `dreamjax.train`, lowered for a mesh without data or weights."""
-    parts = dreamllm.build(config.model)
-    shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh, config.whole)
+def lower_train_step(config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], mesh: Mesh) -> jax.stages.Lowered:
+    """The step of `dreamjax.train`, lowered for a mesh without data or weights; shapes and shardings of (state, frozen)."""
     rows = NamedSharding(mesh, ROWS)
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):

@@ -6,8 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
-import PIL.Image
+import made_data
 import pytest
 from data import loader_process
 
@@ -22,20 +21,9 @@ BATCHES = 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A storybook of 40 stories with a tokenizer; the pictures of some are broken."""
-    folder = tmp_path_factory.mktemp("stories")
-    rng = np.random.default_rng(0)
-    stories = []
-    for s in range(40):
-        pages = []
-        for p in range(1 + s % 4):
-            name = f"{s}_{p}.png"
-            if s % 13 == 5 and p == 0:
-                (folder / name).write_bytes(b"no picture")
-            else:
-                PIL.Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / name)
-            pages.append({"text": "a red goat " * (1 + (s + p) % 3), "image": name})
-        stories.append({"id": f"story {s}", "title": f"Goat {s}", "pages": pages})
-    (folder / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
+    folder = made_data.write_stories(tmp_path_factory.mktemp("stories"), 40, 4, (20, 24))
+    for s in range(5, 40, 13):
+        (folder / f"{s}_0.png").write_bytes(b"no picture")
     Tokenizer.from_model(train_tokenizer(Storybook(folder).texts(), 300)).save(folder / "tokenizer")
     return folder
 

@@ -25,13 +25,7 @@ from dreamjax.sharding import make_mesh, parameter_shardings
 SHORT = {"max_tokens": 6}
 OF_ANSWERS = [name for name in RUNNABLE if name not in (*creation.TASKS, "study")]  # what is drawn has tests of its own
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Most of the time of tiny programs goes into compiling them; what they compute does not depend on this."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")

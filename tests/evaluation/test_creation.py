@@ -32,6 +32,8 @@ from dreamjax.training import model_folder
 
 CLIP_FEATURES = Measures(features="clip")
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def clip_vocabulary(folder):
     """CLIP's tokenizer with a vocabulary of letters: 54 ids."""
@@ -41,14 +43,6 @@ def clip_vocabulary(folder):
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Most of the time of tiny programs goes into compiling them; what they compute does not depend on this."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 
+import made_data
 import numpy as np
-import PIL.Image
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,17 +29,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory):
     """A folder of 24 stories of one to three pages."""
-    folder = tmp_path_factory.mktemp("stories")
-    rng = np.random.default_rng(0)
-    told = []
-    for s in range(24):
-        pages = []
-        for p in range(1 + s % 3):
-            PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(folder / f"{s}_{p}.png")
-            pages.append({"text": "a red goat " * (1 + (s + p) % 3), "image": f"{s}_{p}.png"})
-        told.append({"id": f"story {s}", "title": f"Goat {s}", "pages": pages})
-    (folder / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in told))
-    return folder
+    return made_data.write_stories(tmp_path_factory.mktemp("stories"), 24, 3, (12, 16))
 
 
 @dataclasses.dataclass
