@@ -7,6 +7,7 @@ memory, and what was read goes back to the page cache.
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ import numpy as np
 from dreamjax.schema import ConfigError
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+
+ALIGNMENT = 64  # bytes
 
 
 class Tensor(NamedTuple):
@@ -130,6 +133,15 @@ def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
 def from_array(name: str, array: np.ndarray, file: pathlib.Path) -> Tensor:
     """A tensor that is in memory, or mapped there, already."""
     return Tensor(name, array.shape, array.dtype, file, lambda index: array[index])
+
+
+def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An array to fill, at an address that jax's CPU devices take as it is; at numpy's own, most often, they copy what they are given."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % ALIGNMENT
+    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def require_torch(file: pathlib.Path):
