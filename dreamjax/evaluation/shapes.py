@@ -42,7 +42,7 @@ class Item:
 
 def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
     """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`, returns the figures."""
-    options = {"num_steps": 16} | options
+    options = {"sampler": "ddim", "num_steps": 16} | options
     progress = bar(4 * count, "document", "evaluating")
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)
