@@ -24,7 +24,7 @@ from reference_records import VARIANTS, Maker
 
 NAMES = ("[PAD]", "<im_start>", "<im_end>", "<im_patch>", "<dream_start>", "<dream_end>", "<image>", "<dream>")
 CLIP = {"model_type": "clip_vision_model", "num_channels": 3, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu", "projection_dim": 16}
-UNET = {"_class_name": "UNet2DConditionModel", "sample_size": 8, "layers_per_block": 1, "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0}
+UNET = {"_class_name": "UNet2DConditionModel", "layers_per_block": 1, "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0}
 VAE = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "act_fn": "silu"}
 SCHEDULE = {
     "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
@@ -70,21 +70,21 @@ PRESETS = {
         "unet": unet_of((16, 24, 32), (True, False, True), layers_per_block=2, in_channels=6, out_channels=6, attention_head_dim=[4, 3, 2],
                         cross_attention_dim=20, norm_num_groups=8, use_linear_projection=True),
         "vae": vae_of((8, 12), latent_channels=6, layers_per_block=2, norm_num_groups=4, scaling_factor=0.5),
-        "schedule": {"prediction_type": "v_prediction", "beta_start": 0.001, "beta_end": 0.02, "timestep_spacing": "trailing"},
+        "schedule": {"prediction_type": "v_prediction", "beta_start": 0.001, "beta_end": 0.02, "timestep_spacing": "trailing", "set_alpha_to_one": True},
         "loss": {"loss_weight_lm": 2.0, "loss_weight_vm": 3.0, "loss_scale_schedule": "l2_norm"},
         "variants": {"gentle": {"snr_gamma": 1.5}, "loud": {"noise_offset": 0.3, "input_perturbation": 0.2}},
     },
     "conv": {
         "llm": {"hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-                "max_position_embeddings": 400, "rms_norm_eps": 1e-6, "rope_theta": 20000.0, "pad_token_id": None},
+                "max_position_embeddings": 400, "rms_norm_eps": 1e-6, "rope_theta": 20000.0, "pad_token_id": None, "tie_word_embeddings": True},
         "pieces": 400, "control": (0, 1, 2), "order": (0, 2, 4, 6, 1, 3, 5, 7), "spare": 0, "legacy": True, "left_out": ("mm", "drop", "all", "creation"),
         "clip": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 12},
         "image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.25, 0.2],
-        "select_layer": -1, "projector": "linear", "queries": 5, "resolution": 24,
+        "select_layer": 1, "projector": "linear", "queries": 5, "resolution": 24, "drawn": 32,
         "unet": unet_of((16, 32), (True, True), in_channels=4, out_channels=4, attention_head_dim=4, cross_attention_dim=24, norm_num_groups=8,
                         use_linear_projection=False),
         "vae": vae_of((6, 12, 12), latent_channels=4, layers_per_block=1, norm_num_groups=3, scaling_factor=0.18215),
-        "schedule": {"num_train_timesteps": 800, "beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.015, "steps_offset": 3},
+        "schedule": {"num_train_timesteps": 800, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.015, "steps_offset": 3},
         "loss": {"loss_weight_lm": 1.0, "loss_weight_vm": 5.0, "loss_scale_schedule": "l1_norm"},
     },
 }  # fmt: skip
@@ -172,14 +172,14 @@ def release_config(preset: dict, words: reference_text.Words) -> dict:
     }  # fmt: skip
     kinds = {"clip_vision_embedding": "embedding", "dream_embedding": "embedding", "stable_diffusion_head": "head"}
     size = words.sentencepiece.get_piece_size() + len(words.added) + preset["spare"]
-    llm = {"vocab_size": size, "hidden_act": "silu", "bos_token_id": bos, "eos_token_id": eos, "tie_word_embeddings": False, "rope_scaling": None,
-           "attention_bias": False, "pretraining_tp": 1, "torch_dtype": "float32", "use_cache": True}  # fmt: skip
+    llm = {"vocab_size": size, "hidden_act": "silu", "bos_token_id": bos, "eos_token_id": eos, "rope_scaling": None, "attention_bias": False,
+           "pretraining_tp": 1, "torch_dtype": "float32", "use_cache": True}  # fmt: skip
     names = {"architectures": ["DreamLLMForCausalMLM"], "model_type": "dreamllm", "special_tokens2ids_dict": special}
-    return preset["llm"] | llm | preset["loss"] | names | {"plugins_init_kwargs": plugins, "plugins_type": kinds}
+    return {"tie_word_embeddings": False} | preset["llm"] | llm | preset["loss"] | names | {"plugins_init_kwargs": plugins, "plugins_type": kinds}
 
 
 def write_components(folder: pathlib.Path, preset: dict, config: dict, model_file: bytes):
-    """The parts' own configurations. The U-Net's side follows from the resolution."""
+    """The parts' own configurations. The U-Net's side is that of the pictures that are drawn, which training's need not have."""
     write_json(folder / "clip" / "config.json", CLIP | preset["clip"])
     side = preset["clip"]["image_size"]
     processor = {
@@ -188,7 +188,7 @@ def write_components(folder: pathlib.Path, preset: dict, config: dict, model_fil
         "image_mean": preset.get("image_mean", [0.48145466, 0.4578275, 0.40821073]), "image_std": preset.get("image_std", [0.26862954, 0.26130258, 0.27577711]),
     }  # fmt: skip
     write_json(folder / "clip" / "preprocessor_config.json", processor)
-    latent = preset["resolution"] // 2 ** (len(preset["vae"]["block_out_channels"]) - 1)
+    latent = preset.get("drawn", preset["resolution"]) // 2 ** (len(preset["vae"]["block_out_channels"]) - 1)
     write_json(folder / "sd" / "unet" / "config.json", preset["unet"] | {"sample_size": latent})
     write_json(folder / "sd" / "vae" / "config.json", preset["vae"] | {"sample_size": preset["resolution"]})
     write_json(folder / "sd" / "scheduler" / "scheduler_config.json", SCHEDULE | preset["schedule"])

@@ -85,6 +85,8 @@ def randomise(part: torch.nn.Module, draws: torch.Generator):
 def save(model: Model, folder: pathlib.Path):
     """The LLM with the buffers of old transformers, and three pickles."""
     state = {name: value.contiguous() for name, value in model.llm.state_dict().items()}
+    if model.settings["tie_word_embeddings"]:
+        del state["lm_head.weight"]
     width = model.settings["hidden_size"] // model.settings["num_attention_heads"]
     for layer in range(model.settings["num_hidden_layers"]):
         frequencies = 1.0 / model.settings["rope_theta"] ** (torch.arange(0, width, 2).float() / width)

@@ -47,9 +47,14 @@ class Maker:
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        """Channels and sides of a picture's latents."""
+        """Channels and sides of the latents of training's pictures."""
         side = self.resolution // 2 ** (len(self.model.vae.config.block_out_channels) - 1)
         return self.model.unet.config.in_channels, side, side
+
+    @property
+    def drawn(self) -> tuple[int, int, int]:
+        """The same of pictures that are drawn."""
+        return self.model.unet.config.in_channels, *[self.model.unet.config.sample_size] * 2
 
     def picture(self, height: int, width: int) -> np.ndarray:
         """A few coloured squares, uint8 [height, width, 3]."""
@@ -179,7 +184,7 @@ def graded_by(model: Model, total: torch.Tensor) -> tuple[dict, float]:
     last = model.settings["num_hidden_layers"] - 1
     names = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", f"model.layers.{last}.mlp.down_proj.weight", torch_model.QUERIES, torch_model.CONDITION]
     names += [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"] + [name for name in grads if name.startswith(torch_model.VISUAL)]
-    return {name: grads[name] for name in names}, float(torch.sqrt(sum((grad.double() ** 2).sum() for grad in grads.values())))
+    return {name: grads[name] for name in names if name in grads}, float(torch.sqrt(sum((grad.double() ** 2).sum() for grad in grads.values())))
 
 
 def prompts(maker: Maker, mixed: bool, steps: int = 5) -> tuple[dict, dict]:
@@ -200,7 +205,7 @@ def prompts(maker: Maker, mixed: bool, steps: int = 5) -> tuple[dict, dict]:
         pixels = maker.seen([picture])
         arrays |= {"mm/image_u8": picture, "mm/pixel_values": pixels, "mm/inputs_embeds": torch_model.splice(model, ids, pixels)}
         arrays["mm/prompt_embeds"] = torch_model.prompt_states(model, ids, torch.ones_like(ids), pixels)
-    seeds, shape = [STEP_SEED + step for step in range(steps)], (len(PROMPTS), *maker.latent)
+    seeds, shape = [STEP_SEED + step for step in range(steps)], (len(PROMPTS), *maker.drawn)
     arrays["init_latents"] = maker.normal(*shape)
     arrays["step_noise"] = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     for run, asked in RUNS.items():

@@ -27,7 +27,8 @@ CORPUS = [
 ]
 TEXTS = [
     "", " ", "b", "A photo of a goat.", "   three   spaces ", "left<image>right", "left <image> right", "<image>\nWhat is it?", "<im_start><im_patch><im_end>Why?",
-    "USER: yes ASSISTANT: no</s>USER: why", "</s>", "words</s>", "words </s> more", "<s>begin", "Größe 山 ☂ 🐐", "tab\tand\nline", "0123456789", "ASSISTANT: ", "ASSISTANT:",
+    "USER: yes ASSISTANT: no</s>USER: why", "</s>", "words</s>", "words </s> more", "<s>begin", "Größe 山 ☂ 🐐", "tab\tand\nline", "0123456789",
+    "ASSISTANT: ", "ASSISTANT:",
     "<dream>", "Here: <dream>", "<dream_start>y<dream_end>", "[PAD]", "<unk>", "The goat's horns, aren't they?", "\n", "a\n\nb", "<dream><dream>", "y <image> <dream> z",
 ]  # fmt: skip
 
