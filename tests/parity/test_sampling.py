@@ -13,6 +13,8 @@ from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave, pictures, text
 from dreamjax.sampling.options import Options
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
 RUNS = {
     "ddpm": {}, "ddpm_nocfg": {"guidance_scale": 1.0}, "ddpm_rescale": {"guidance_rescale": 0.7}, "ddpm_noneg": {"negatives": False},
