@@ -12,6 +12,8 @@ import re
 import numpy as np
 import pytest
 
+from parity.bundles import recorded_file
+
 from dreamjax.data.modes import view
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Limits, Row, Slots, build_row
@@ -45,7 +47,7 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def recorded(bundle) -> Recorded:
-    made = json.loads((bundle / "golden" / "data.json").read_text())
+    made = json.loads(recorded_file(bundle, "data.json").read_text())
     tokenizer = Tokenizer.load(bundle / "ckpt")
     tokenizers = {name: dataclasses.replace(tokenizer, legacy=name == "legacy") for name in ("legacy", "nonlegacy")}
     return Recorded(made["cases"], tokenizers, Slots(made["num_dream_queries"], made["clip_embed_len"]), made["conv_template"])
