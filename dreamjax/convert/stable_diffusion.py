@@ -19,9 +19,9 @@ UNET_FIXED = {
     "act_fn": ("silu",), "addition_embed_type": (), "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (),
     "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (), "downsample_padding": (1,),
     "dual_cross_attention": (False,), "encoder_hid_dim": (), "encoder_hid_dim_type": (), "flip_sin_to_cos": (True,), "freq_shift": (0,),
-    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_class_embeds": (),
-    "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (), "time_cond_proj_dim": (), "time_embedding_act_fn": (), "time_embedding_dim": (),
+    "mid_block_scale_factor": (1,), "mid_block_only_cross_attention": (False,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
+    "num_class_embeds": (), "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",), "reverse_transformer_layers_per_block": (), "time_cond_proj_dim": (), "time_embedding_act_fn": (), "time_embedding_dim": (),
     "time_embedding_type": ("positional",), "timestep_post_act": (), "dropout": (0, 0.0),
 }  # fmt: skip
 VAE_FIXED = {
