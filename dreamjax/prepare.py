@@ -1,6 +1,6 @@
 """Converts training data to ArrayRecord: python -m dreamjax.prepare --source=FORMAT:PATH --out=DIR
 
-Formats: webdataset (tars), mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
+Formats: webdataset (tars), pairs, mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
 PATH may be a folder, or hold stars and ranges such as shard-{00000..00099}.tar. The result is read as the format array_record.
 Runs in parallel and may be interrupted: called again with the same flags it goes on. What is dropped is counted by reason and
 listed in OUT/dropped.jsonl. The last line of stdout is the statistics as JSON.
@@ -27,7 +27,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 SPLIT = flags.DEFINE_enum("split", "train", ("train", "eval"), "Which part, of formats that hold one back themselves (storybook, storybook_pages).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures that JSON names; by default where the JSON lies.")
 TEXT_KEY = flags.DEFINE_string("text_key", "", "Key or column of the text, where it is not the usual one.")
-IMAGE_KEY = flags.DEFINE_string("image_key", "", "Column of the picture, where it is not the usual one.")
+IMAGE_KEY = flags.DEFINE_string("image_key", "", "Key or column of the picture, where it is not the usual one.")
 SIMILARITY = flags.DEFINE_float("min_similarity", None, "Least CLIP similarity of a picture to its text; by default 0.25 for mmc4, else none.")
 CACHE = flags.DEFINE_string("cache", "", "Folder for indexes; by default .dreamjax beside the files, or the user's cache.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing.")
