@@ -111,7 +111,7 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "array_record":
             from dreamjax.data.sources.array_record import open_array_record
 
-            return open_array_record(config.path)
+            return open_array_record(config.path, config.cache)
         case "parquet":
             from dreamjax.data.sources.parquet import open_parquet
 
