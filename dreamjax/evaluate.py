@@ -191,12 +191,14 @@ def score() -> int:
             raise ConfigError(f"--out: {TASK.value} has no server or grader to write a file for")
         out = epath.Path(OUT.value)
         out.mkdir(parents=True, exist_ok=True)
-        written = {"exported": str(task.export(PREDICTIONS.value, DATA.value, out))}
+        exported = task.export(PREDICTIONS.value, DATA.value, out)
+        written = {"exported": str(exported.path)}
     try:
         found = task.score(PREDICTIONS.value, DATA.value)
     except SourceError as error:
         if not written:
             raise
+        _warn(exported.warnings)
         print(f"dreamjax.evaluate: not scored: {error}", file=sys.stderr)
         print(json.dumps({"task": TASK.value, "metrics": {}} | written))
         return 0
@@ -227,11 +229,15 @@ def _tally() -> int:
 
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:
     """The figures as a table and, on the last line, as JSON; warnings on stderr."""
-    for warning in warnings:
-        print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
+    _warn(warnings)
     print("\n".join(f"{name:32s} {value:9.4f}" for name, value in metrics.items()))
     print(json.dumps({"task": TASK.value, "metrics": _plain(metrics), "counts": counts} | written))
     return 0
+
+
+def _warn(warnings):
+    for warning in warnings:
+        print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
 
 
 def _require(*wanted: flags.FlagHolder):
