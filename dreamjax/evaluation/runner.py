@@ -68,7 +68,7 @@ def _answers(model: DreamLLM, job: Job, batch: Sequence[Question], examples: Seq
     ways = [profile] * len(batch)
     if profile.first:
         said = _generate(model, profile.first, [job.prompt(question, profile.first) for question in batch], seeds, size)
-        no = ["no" in text.lower() for text in said]
+        no = [profile.says_no(text) for text in said]
         if isinstance(profile.if_no, str):
             found = {i: (profile.if_no, text) for i, text in enumerate(said) if no[i]}
         else:

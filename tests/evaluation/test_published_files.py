@@ -126,7 +126,8 @@ PERCEPTION = {
 }
 COGNITION = {"commonsense_reasoning": 70, "numerical_calculation": 20, "text_translation": 20, "code_reasoning": 20}
 ANSWERS = [  # texts, and what their first four letters say
-    ("Yes", "yes"), ("No", "no"), ("yes.", "yes"), ("No, it is not", "no"), ("Maybe", ""), ("It is yes", ""), (" Yes", "yes"), ("NO", "no"), ("Not at all", "no"), ("", ""),
+    ("Yes", "yes"), ("No", "no"), ("yes.", "yes"), ("No, it is not", "no"), ("Maybe", ""), ("It is yes", ""), (" Yes", "yes"), ("NO", "no"),
+    ("Not at all", "no"), ("", ""),
 ]  # fmt: skip
 
 
@@ -166,7 +167,8 @@ def test_mme(score, tmp_path, suffix):
 # How answers are worded around the letter, and whether LLaVA's eval_science_qa.py reads it.
 WORDED = [
     ("{}", True), ("{}. a thing", True), ("LECTURE: it is so.\nThe answer is {}.", True), ("The answer is {}. BECAUSE: it is", True), ("{}.", False),
-    ("The answer is {}", False), ("({})", False), (" {}", False), ("{}: a thing", False), ("Answer: {}", False), ("The answer is {0}. The answer is {0}.", False), ("{}\n", False),
+    ("The answer is {}", False), ("({})", False), (" {}", False), ("{}: a thing", False), ("Answer: {}", False),
+    ("The answer is {0}. The answer is {0}.", False), ("{}\n", False),
 ]
 
 
