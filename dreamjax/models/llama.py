@@ -193,7 +193,22 @@ class _Attention(nn.Module):
         else:
             cache = {"k": _write(cache["k"], k, layer, positions), "v": _write(cache["v"], v, layer, positions)}
             attended = cached_attention(q, cache["k"], cache["v"], layer, positions)
-        return _dense(config.width, self.dtype, "o")(attended.reshape(*x.shape[:2], config.width)), cache
+        return _FromHeads(config.width, self.dtype, name="o")(attended), cache
+
+
+class _FromHeads(nn.Module):
+    """A projection from heads: [B, L, H, C] to [B, L, D], with a kernel [H C, D].
+
+    The product sums over both axes of the heads as they lie: behind a reshape a TPU would copy them to another order first.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _INIT, (x.shape[-2] * x.shape[-1], self.width)).astype(self.dtype)
+        return jnp.einsum("blhc,hcd->bld", x, kernel.reshape(*x.shape[-2:], self.width))
 
 
 def _write(slots: Array, values: Array, layer: Array, positions: Array) -> Array:
