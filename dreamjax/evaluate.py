@@ -11,7 +11,7 @@ Tasks of a model: shapes or toy (the embedded generator; needs no data), storybo
     documents         study (a kit for people to judge written and real documents, and measures of them)
 --data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or --images).
 Predictions are written as they come to OUT/TASK/predictions.jsonl: started again, a run goes on where it stopped.
-OUT/report.html shows figures beside the paper's and a sample of what was asked and said.
+OUT/report.html shows the figures of all tasks, beside the paper's, and a sample of what was asked and said.
 
 `score` takes the predictions of any model: JSONL with question_id and text (LLaVA's answer files), or a benchmark's own
 files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa, vizwiz,
@@ -19,10 +19,11 @@ scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, 
 caption a line), and those of language; fid compares a folder of pictures with an npz or another folder (--features as above); study
 counts a kit's judgements. With --out the file for a benchmark's server or grader is written there as well.
 
-The last line of stdout is the result as JSON; shares are in percent but in what shapes and storybook print.
+The last line of stdout is the result as JSON, {"task": .., "metrics": {..}, ..}; shares in metrics are in percent.
 """
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -60,8 +61,8 @@ MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Devices along data, fsdp, te
 def main() -> int:
     """Runs tasks with a model."""
     _require(MODEL, TASK, OUT)
-    own = {"shapes": shapes_task, "toy": shapes_task, "storybook": storybook_task}
-    names = TASK.value.split(",")
+    own = {"shapes": functools.partial(shapes_task, "shapes"), "toy": functools.partial(shapes_task, "toy"), "storybook": storybook_task}
+    names = list(dict.fromkeys(TASK.value.split(",")))
     benchmarks = [name for name in names if name not in own]
     if benchmarks:
         _check(benchmarks, own)
@@ -71,9 +72,7 @@ def main() -> int:
 
         model = DreamLLM.load(MODEL.value, WHICH.value, mesh)
         out.mkdir(parents=True, exist_ok=True)
-        found = {name: own[name](model, out) for name in names if name in own}
-        if benchmarks:
-            found |= benchmark_tasks(model, benchmarks, out)
+        found = run_tasks(model, names, own, out)
     print(json.dumps(found[names[0]] if len(names) == 1 else {"tasks": found}))
     return 0
 
@@ -120,24 +119,31 @@ def _mesh():
         yield mesh
 
 
-def benchmark_tasks(model, names: list[str], out: epath.Path) -> dict:
-    """Runs benchmarks, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
-    from dreamjax.evaluation import benchmarks, report
+def run_tasks(model, names: list[str], own: dict, out: epath.Path) -> dict:
+    """Runs tasks one after the other, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
+    from dreamjax.evaluation import report
 
-    results, found, settings = [], {}, _whose()
+    results, found = [], {}
     for name in names:
-        result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), settings)
+        result, words, figures = (own.get(name) or functools.partial(benchmark_task, name))(model, out)
         results.append(result)
-        for warning in result.score.warnings if result.score else ():
-            print(f"dreamjax.evaluate: warning: {name}: {warning}", file=sys.stderr)
-        print(report.in_words(result), flush=True)
+        _warn(f"{name}: {warning}" for warning in (result.score.warnings if result.score else ()))
+        print(words, flush=True)
         (out / "report.html").write_text(report.render("Evaluation by DreamJAX", results))
-        metrics = _plain(result.score.metrics) if result.score else {}
-        found[name] = {"task": name, "metrics": metrics, "counts": result.score.counts if result.score else {}, "paper": result.paper}
-        found[name] |= ({"measured": result.measured} if result.measured else {}) | ({"note": result.note} if result.note else {})
-        found[name] |= result.files | {"html": str(out / "report.html")}
+        metrics, counts = (_plain(result.score.metrics), result.score.counts) if result.score else ({}, {})
+        found[name] = {"task": name, "metrics": metrics, "counts": counts} | _plain(figures)
+        found[name] = {"html": str(out / "report.html"), "report": str(out / "report.html")} | found[name]
         (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def benchmark_task(name: str, model, out: epath.Path) -> tuple:
+    """(what to show, its table, what else goes to the last line) of a benchmark."""
+    from dreamjax.evaluation import benchmarks, report
+
+    result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), _whose())
+    more = {"paper": result.paper} | ({"measured": result.measured} if result.measured else {}) | ({"note": result.note} if result.note else {})
+    return result, report.in_words(result), more | result.files
 
 
 def _whose() -> dict:
@@ -148,30 +154,40 @@ def _whose() -> dict:
     return {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
 
 
-def _plain(metrics: dict) -> dict:
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+def _plain(figures: dict) -> dict:
+    """With nothing in place of NaN, which is no JSON."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
 
 
-def shapes_task(model, out: epath.Path) -> dict:
+def shapes_task(name: str, model, out: epath.Path) -> tuple:
+    """`benchmark_task` of the embedded generator."""
     from dreamjax.evaluation import shapes
     from dreamjax.training.metrics import train_seconds
 
-    results = shapes.evaluate(model, out, COUNT.value or 512)
-    print(shapes.in_words(results), flush=True)
-    return results | {"train_seconds": train_seconds(epath.Path(MODEL.value)), "items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
+    seconds = train_seconds(epath.Path(MODEL.value))  # tells a run that was trained anew in its folder
+    results, items = shapes.evaluate(model, out, _whose() | {"task": "shapes", "train_seconds": seconds}, COUNT.value or 512)
+    files = {"items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
+    return shapes.result(name, results, items, files), shapes.in_words(results), results | {"train_seconds": seconds} | files
 
 
-def storybook_task(model, out: epath.Path) -> dict:
+def storybook_task(model, out: epath.Path) -> tuple:
+    """`benchmark_task` of a folder of picture stories."""
     from dreamjax.evaluation import storybook, storybook_captions
+    from dreamjax.evaluation.answers import Score
+    from dreamjax.evaluation.report import Result
     from dreamjax.training.metrics import losses_of
 
     if not DATA.value:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
-    results = storybook.evaluate(model, epath.Path(DATA.value), out)
+    data = epath.Path(DATA.value)
+    results, stories = storybook.evaluate(model, data, out)
     print(storybook.in_words(results), flush=True)
-    told = storybook_captions.evaluate(model, epath.Path(DATA.value), out, _whose(), COUNT.value)
-    print(storybook_captions.in_words(told), flush=True)
-    return results | told | {"training": losses_of(epath.Path(MODEL.value))}
+    told = storybook_captions.evaluate(model, data, out, _whose(), COUNT.value)
+    figures = results | told
+    score = Score({key: value for key, value in figures.items() if isinstance(value, float)}, {key: value for key, value in figures.items() if isinstance(value, int)})
+    shown = [*stories, *storybook_captions.shown(model, data, out, 4)]
+    result = Result("storybook", score, {}, {}, shown, how="stories that were not trained on")
+    return result, storybook_captions.in_words(told), figures | {"training": losses_of(epath.Path(MODEL.value))}
 
 
 def score() -> int:
@@ -191,12 +207,14 @@ def score() -> int:
             raise ConfigError(f"--out: {TASK.value} has no server or grader to write a file for")
         out = epath.Path(OUT.value)
         out.mkdir(parents=True, exist_ok=True)
-        written = {"exported": str(task.export(PREDICTIONS.value, DATA.value, out))}
+        exported = task.export(PREDICTIONS.value, DATA.value, out)
+        written = {"exported": str(exported.path)}
     try:
         found = task.score(PREDICTIONS.value, DATA.value)
     except SourceError as error:
         if not written:
             raise
+        _warn(exported.warnings)
         print(f"dreamjax.evaluate: not scored: {error}", file=sys.stderr)
         print(json.dumps({"task": TASK.value, "metrics": {}} | written))
         return 0
@@ -227,11 +245,15 @@ def _tally() -> int:
 
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:
     """The figures as a table and, on the last line, as JSON; warnings on stderr."""
-    for warning in warnings:
-        print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
+    _warn(warnings)
     print("\n".join(f"{name:32s} {value:9.4f}" for name, value in metrics.items()))
     print(json.dumps({"task": TASK.value, "metrics": _plain(metrics), "counts": counts} | written))
     return 0
+
+
+def _warn(warnings):
+    for warning in warnings:
+        print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
 
 
 def _require(*wanted: flags.FlagHolder):

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import sys
+import zipfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from etils import epath
@@ -47,6 +48,14 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class Exported:
+    """The file for a benchmark's server or grader; `warnings` say what it lacks."""
+
+    path: epath.Path
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Matched:
     """Predictions by question; `counts` has the questions, predictions, missing and unmatched ones."""
 
@@ -64,8 +73,12 @@ def read_answers(path: epath.PathLike, numbered: bool = False) -> list[Answer]:
 
     Raises SourceError where there is no such file, no row in it, or a row that is none.
     """
-    path = epath.Path(path)
-    answers = [_answer(row, where, path, str(number) if numbered else None) for number, (where, row) in enumerate(read_rows(path), 1)]
+    return answers_of(read_rows(path), path, numbered)
+
+
+def answers_of(rows: Iterable[tuple[str, dict]], path: epath.PathLike, numbered: bool = False) -> list[Answer]:
+    """`read_answers` of rows that were read from `path` already."""
+    answers = [_answer(row, where, path, str(number) if numbered else None) for number, (where, row) in enumerate(rows, 1)]
     if not answers:
         raise SourceError(f"{path}: holds no predictions")
     return answers
@@ -76,7 +89,11 @@ def read_rows(path: epath.PathLike) -> Iterable[tuple[str, dict]]:
     path = epath.Path(path)
     if path.suffix in (".xlsx", ".tsv", ".csv"):
         return [(f"row {number}", row) for number, row in enumerate(read_table(path), 2)]
-    content = read_json(path)
+    return rows_of(read_json(path))
+
+
+def rows_of(content: list | dict) -> list[tuple[str, dict]]:
+    """`read_rows` of what a JSON file holds."""
     if isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content):  # a file of one line
         content = [content]
     if isinstance(content, dict):
@@ -84,14 +101,18 @@ def read_rows(path: epath.PathLike) -> Iterable[tuple[str, dict]]:
     return [(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
-def read_json(path: epath.PathLike):
-    """What a JSON file holds; of a JSONL file, one object a line, the list of them. Raises SourceError."""
+def read_json(path: epath.PathLike) -> list | dict:
+    """What a JSON file holds, a list or an object; of a JSONL file, one object a line, the list of them. Raises SourceError."""
     text = read_text(path)
     if epath.Path(path).suffix != ".jsonl":
         try:
-            return json.loads(text)
+            content = json.loads(text)
         except json.JSONDecodeError:  # lines under another name, such as POPE's .json
             pass
+        else:
+            if not isinstance(content, list | dict):
+                raise SourceError(f"{path}: holds {text.strip()[:40]}, needs a list or an object")
+            return content
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which also cuts at separators inside of strings
         if line.strip():
@@ -121,13 +142,20 @@ def read_table(path: epath.PathLike) -> list[dict]:
 
         if not path.is_file():
             raise SourceError(f"{path}: no such file")
-        with path.open("rb") as file:
-            cells = list(openpyxl.load_workbook(file, read_only=True, data_only=True).active.iter_rows(values_only=True))
+        try:
+            with path.open("rb") as file:
+                cells = list(openpyxl.load_workbook(file, read_only=True, data_only=True).active.iter_rows(values_only=True))
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise SourceError(f"{path}: is no XLSX file ({error})") from None
         header, *rows = cells or [()]
         return [{str(name): "" if cell is None else cell for name, cell in zip(header, row)} for row in rows if any(cell is not None for cell in row)]
     csv.field_size_limit(sys.maxsize)  # MMBench keeps its pictures in the table
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-    return [{name: cell or "" for name, cell in row.items()} for row in reader]
+    rows = [{name: cell or "" for name, cell in row.items()} for row in reader]
+    wide = next((number for number, row in enumerate(rows, 2) if None in row), None)
+    if wide:
+        raise SourceError(f"{path}: row {wide} has more cells than the header names")
+    return rows
 
 
 def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequence]):
@@ -173,7 +201,7 @@ def expected_form(path: epath.PathLike, what: str) -> Iterator[None]:
         raise SourceError(f"{path}: is no {what} ({type(error).__name__}: {error})") from None
 
 
-def _answer(row, where: str, path: epath.Path, number: str | None) -> Answer:
+def _answer(row, where: str, path: epath.PathLike, number: str | None) -> Answer:
     if not isinstance(row, dict):
         raise SourceError(f"{path}: {where} is no object with an id and a text")
     key = _value(row, ID_KEYS, number)
@@ -181,6 +209,10 @@ def _answer(row, where: str, path: epath.Path, number: str | None) -> Answer:
     for name, keys, value in (("id", ID_KEYS, key), ("text", TEXT_KEYS, text)):
         if value is None:
             raise SourceError(f"{path}: {where} has no {name} (one of {', '.join(keys)})")
+        if not isinstance(value, str | int | float):
+            raise SourceError(f"{path}: {where}: {value!r} is no {name}")
+    if isinstance(key, float) and key.is_integer():  # tables know no whole numbers
+        key = int(key)
     return Answer(str(key), str(text), str(_value(row, PROMPT_KEYS, "")), str(_value(row, ("category",), "")), f"{path}: {where}")
 
 
@@ -192,19 +224,21 @@ def _value(row: dict, keys: Sequence[str], otherwise):
 # Whose answer it is
 
 
-def match(answers: Sequence[Answer], find: Callable[[Answer], Hashable | None], questions: Sequence[Hashable], named: str) -> Matched:
-    """Predictions by question, where `find` says which question (None: none of these) a prediction answers.
+def match(answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]], questions: Sequence[Hashable], named: str) -> Matched:
+    """Predictions by question, where `find` says which question a prediction answers: none of these, or one.
 
-    A question answered twice is an error, and so is a file of which nothing matches. What has no prediction, and what
-    matches no question, is counted and warned of: every figure is over all `questions`.
+    It may name several where the data ask the same of the same picture again; predictions take them in turn. A question
+    answered twice is an error, and so is a file of which nothing matches. What has no prediction, and what matches no
+    question, is counted and warned of: every figure is over all `questions`.
     """
     found, unmatched = {}, []
     for answer in answers:
-        key = find(answer)
-        if key is None:
+        keys = find(answer)
+        key = next((key for key in keys if key not in found), None)
+        if not keys:
             unmatched.append(answer)
-        elif key in found:
-            raise SourceError(f"{answer.where}: answers {_named(key)} a second time; the first is {found[key].where}")
+        elif key is None:
+            raise SourceError(f"{answer.where}: answers {_named(keys[0])} a second time; the first is {found[keys[0]].where}")
         else:
             found[key] = answer
     if not found:
@@ -226,7 +260,7 @@ def match(answers: Sequence[Answer], find: Callable[[Answer], Hashable | None], 
 def by_id(answers: Sequence[Answer], questions: Sequence[str], named: str) -> Matched:
     """`match` where ids are of questions."""
     known = set(questions)
-    return match(answers, lambda answer: answer.id if answer.id in known else None, questions, named)
+    return match(answers, lambda answer: (answer.id,) if answer.id in known else (), questions, named)
 
 
 def first(values: Iterable, count: int | None, group: Callable[..., Hashable] = lambda value: "") -> list:

@@ -84,7 +84,7 @@ def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how:
     words = [f"profile {how.profile}", f"{how.shots} examples in context ({how.examples})" if how.shots else "", f"first {how.count}" if how.count else ""]
     result = Result(task, None, paper.figures(task, how.shots), {"predictions": str(path)}, shown, how=", ".join(filter(None, words)))
     if table.export and how.count is None:
-        result = dataclasses.replace(result, files=result.files | {"exported": str(table.export(path, data, out))})
+        result = dataclasses.replace(result, files=result.files | {"exported": str(table.export(path, data, out).path)})
     return _scored(result, table.score, path, data, how.count, dropped)
 
 

@@ -9,7 +9,7 @@ import json
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Exported, Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ def plain(text: str) -> str:
 
 
 def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
-    """The balanced questions of testdev_balanced_questions.json (or another split's file); raises SourceError."""
+    """The balanced questions of testdev_balanced_questions.json (or another split's file, perhaps without answers); raises SourceError."""
     path = find_file(data, "testdev_balanced_questions.json", "*balanced_questions.json", "*questions.json")
     with expected_form(path, "file of questions of GQA"):
         questions = [
-            Question(str(key), str(row["imageId"]), row["question"], row["answer"], row["types"]["structural"] == "query")
+            Question(str(key), str(row["imageId"]), row["question"], row.get("answer", ""), row.get("types", {}).get("structural") == "query")
             for key, row in read_json(path).items() if row.get("isBalanced", True)
         ]
     if not questions:
@@ -44,6 +44,8 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy`, `open_accuracy` and `binary_accuracy` in percent; a missing answer is wrong."""
     questions = load_questions(data, count)
+    if not all(question.answer for question in questions):
+        raise SourceError(f"{data}: holds no answers to score against; with --out=DIR the file for the server is written")
     matched = by_id(read_answers(predictions), [question.id for question in questions], str(data))
     right = {question: plain(matched.texts.get(question.id, "")) == question.answer for question in questions}
     metrics = {
@@ -54,8 +56,10 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
     return Score(metrics, matched.counts, matched.warnings)
 
 
-def export(predictions: epath.PathLike, out: epath.Path) -> epath.Path:
-    """Writes testdev_balanced_predictions.json, [{"questionId", "prediction"}], for GQA's own scorer and server; returns its path."""
+def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
+    """Writes testdev_balanced_predictions.json, [{"questionId", "prediction"}], for GQA's own scorer and server; questions without an answer get ""."""
+    ids = [question.id for question in load_questions(data)]
+    matched = by_id(read_answers(predictions), ids, str(data))
     path = out / "testdev_balanced_predictions.json"
-    path.write_text(json.dumps([{"questionId": answer.id, "prediction": plain(answer.text)} for answer in read_answers(predictions)]))
-    return path
+    path.write_text(json.dumps([{"questionId": key, "prediction": plain(matched.texts.get(key, ""))} for key in ids]))
+    return Exported(path, matched.warnings)

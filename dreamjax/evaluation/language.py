@@ -163,7 +163,8 @@ LOADERS: dict[str, Callable[[epath.PathLike], list[Ranking]]] = {
 
 def load(task: str, data: epath.PathLike, count: int | None = None) -> list[Ranking]:
     """The rankings of a task, of each category the first `count`; raises SourceError."""
-    rankings = first(LOADERS[task](data), count, lambda ranking: ranking.category)
+    with expected_form(data, f"data of {task}"):
+        rankings = first(LOADERS[task](data), count, lambda ranking: ranking.category)
     if not rankings:
         raise SourceError(f"{data}: holds no questions")
     return rankings
@@ -178,8 +179,13 @@ def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: i
     rankings = load(task, data, count)
     matched = by_id(read_answers(predictions), [ranking.id for ranking in rankings], str(data))
     right = {ranking: matched.texts.get(ranking.id) == str(ranking.right) for ranking in rankings}
+    strange = [ranking for ranking in rankings if matched.texts.get(ranking.id, "0") not in map(str, range(len(ranking.endings)))]
     metrics = {"accuracy": percent(right.values()), "chance": percent(1 / len(ranking.endings) for ranking in rankings)}
     subjects = percent_by(right, lambda ranking: ranking.category)
     if task == "mmlu":
         metrics |= {"subject_mean": sum(subjects.values()) / len(subjects)} | subjects
-    return Score(metrics, matched.counts, matched.warnings)
+    warnings = matched.warnings
+    if strange:
+        said = f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first is {matched.texts[strange[0].id]!r}"
+        warnings += (f"{said} for question {strange[0].id}",)
+    return Score(metrics, matched.counts, warnings)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, percent, percent_by, read_answers, read_table, write_table
+from dreamjax.evaluation.answers import Exported, Score, by_id, expected_form, find_file, first, percent, percent_by, read_answers, read_table, write_table
 
 LETTERS = "ABCDE"
 TURN = 1_000_000
@@ -106,14 +106,14 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
     return Score(metrics | named, matched.counts | counts | {"no_choice": unread}, matched.warnings)
 
 
-def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> epath.Path:
-    """Writes mmbench_submission.xlsx: the table without pictures and what the server has itself, with a column `prediction`; returns its path."""
+def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
+    """Writes mmbench_submission.xlsx: the table without pictures and what the server has itself, with a column `prediction`."""
     rows = load_table(data)
-    texts = by_id(read_answers(predictions), [str(row["index"]) for row in rows], str(data)).texts
+    matched = by_id(read_answers(predictions), [str(row["index"]) for row in rows], str(data))
     dropped = ("hint", "category", "source", "image", "comment", "l2-category", "prediction")
     header = [name for name in rows[0] if name not in dropped]
     header.insert(min(6, len(header)), "prediction")  # where LLaVA's convert_mmbench_for_submission.py has it
     path = out / "mmbench_submission.xlsx"
     number = lambda value: int(value) if str(value).isdecimal() else value
-    write_table(path, header, [[texts.get(str(row["index"]), "") if name == "prediction" else number(row[name]) for name in header] for row in rows])
-    return path
+    write_table(path, header, [[matched.texts.get(str(row["index"]), "") if name == "prediction" else number(row[name]) for name in header] for row in rows])
+    return Exported(path, matched.warnings)

@@ -73,9 +73,6 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
     for question in questions:
         if question.answer not in ("yes", "no"):
             raise SourceError(f"{root}: {question.category}, {question.picture}: the answer {question.answer!r} is neither Yes nor No")
-    if len({question.key for question in questions}) < len(questions):
-        twice = next(key for key, count in collections.Counter(question.key for question in questions).items() if count > 1)
-        raise SourceError(f"{root}: {', '.join(twice)}: the same question of a picture stands there twice")
     for (category, picture), asked in collections.Counter(question.key[:2] for question in questions).items():
         if asked % 2:
             raise SourceError(f"{root}: {category}, {picture}: has {asked} questions; they come in pairs")
@@ -109,16 +106,26 @@ def read_predictions(path: epath.PathLike) -> list[Answer]:
     return answers
 
 
-def finder(questions: list[Question]) -> Callable[[Answer], tuple[str, str, str] | None]:
-    """Which question, by `Question.key`, an answer is of: that of its picture which its prompt holds, the longer one where it holds both."""
-    of_picture = collections.defaultdict(list)
+def keys_of(questions: list[Question]) -> list[tuple]:
+    """The questions' keys; where a picture is asked the same again, the later one's has a number behind."""
+    seen, keys = collections.Counter(), []
     for question in questions:
-        of_picture[question.key[:2]].append(question.key)
+        seen[question.key] += 1
+        keys.append((*question.key, seen[question.key]) if seen[question.key] > 1 else question.key)
+    return keys
 
-    def find(answer: Answer) -> tuple[str, str, str] | None:
+
+def finder(keys: list[tuple]) -> Callable[[Answer], list[tuple]]:
+    """Which question, by its key, an answer is of: that of its picture which its prompt holds, the longer one where it holds both."""
+    of_picture = collections.defaultdict(list)
+    for key in keys:
+        of_picture[key[:2]].append(key)
+
+    def find(answer: Answer) -> list[tuple]:
         prompt = bare(answer.prompt)
         fitting = [key for key in of_picture.get((answer.id.split("/")[0], stem(answer.id)), ()) if key[2] in prompt]
-        return max(fitting, key=lambda key: len(key[2]), default=None)
+        longest = max((key[2] for key in fitting), key=len, default="")
+        return [key for key in fitting if key[2] == longest]
 
     return find
 
@@ -126,8 +133,9 @@ def finder(questions: list[Question]) -> Callable[[Answer], tuple[str, str, str]
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`perception`, `cognition` and `total`, sums of category scores, and each category's score under its name. A missing answer is wrong."""
     questions = load_questions(data, count)
-    matched = match(read_predictions(predictions), finder(questions), [question.key for question in questions], str(data))
-    right = {question.key: said(matched.texts.get(question.key, "")) == question.answer for question in questions}
+    keys = keys_of(questions)
+    matched = match(read_predictions(predictions), finder(keys), keys, str(data))
+    right = {key: said(matched.texts.get(key, "")) == question.answer for key, question in zip(keys, questions)}
     of_picture = collections.defaultdict(list)
     for key, value in right.items():
         of_picture[key[:2]].append(value)

@@ -6,12 +6,12 @@ percent, then the mean over runs; by each of six capabilities, and by each combi
 
 import json
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import ID_KEYS, Score, expected_form, find_file, first, match, read_answers, read_json, read_rows
+from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, expected_form, find_file, first, match, read_answers, read_json, read_rows
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
 
@@ -22,7 +22,7 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> dict[str, 
     content = read_json(path)
     with expected_form(path, "mm-vet.json"):
         if not content or not all(set(row["capability"]) for row in content.values()):
-            raise SourceError(f"{path}: holds no questions with capabilities")
+            raise SourceError(f"{path}: holds no questions with capabilities, as mm-vet.json does")
     return dict(first(content.items(), count))
 
 
@@ -65,6 +65,8 @@ def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
     for where, row in read_rows(path):
         if isinstance(row, dict) and "total" in row and not set(ID_KEYS) & set(row):
             raise SourceError(f"{path}: holds the sums of MM-Vet's grader, not its grades, which are in *-grade-*runs.json beside it")
+        if isinstance(row, dict) and isinstance(row.get("text"), int | float | list):  # {id: grade}
+            row = {"score": row["text"], **row}
         if not isinstance(row, dict) or row.get("score") in (None, ""):
             raise SourceError(f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those; with --out=DIR the file for it is written")
         with expected_form(path, "file of grades"):
@@ -85,18 +87,14 @@ def full_id(key: str) -> str:
     return f"v1_{key}" if key.isdecimal() else key
 
 
-def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> epath.Path:
-    """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get "". Returns its path."""
+def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
+    """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get ""."""
     questions = load_questions(data)
-    find = lambda answer: _known(full_id(answer.id), questions)
-    texts = match(read_answers(predictions), find, list(questions), str(data)).texts
+    find = lambda answer: (full_id(answer.id),) if full_id(answer.id) in questions else ()
+    matched = match(read_answers(predictions), find, list(questions), str(data))
     path = out / "mmvet_answers.json"
-    path.write_text(json.dumps({key: texts.get(key, "") for key in questions}, indent=2))
-    return path
-
-
-def _known(key: Hashable, questions: dict) -> Hashable | None:
-    return key if key in questions else None
+    path.write_text(json.dumps({key: matched.texts.get(key, "") for key in questions}, indent=2))
+    return Exported(path, matched.warnings)
 
 
 def _totals(grades: Sequence[Sequence[float]]) -> list[float]:

@@ -52,7 +52,7 @@ def figures(said: Sequence[bool], right: Sequence[bool]) -> dict[str, float]:
 def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
     """The (first `count`, in each category) questions of a folder's *pope_CATEGORY.json, or of one such file; raises SourceError."""
     data = epath.Path(data)
-    files = [data] if data.is_file() else [file for category in CATEGORIES for file in sorted(data.glob(f"*pope_{category}.json"))]
+    files = [data] if data.is_file() else [file for category in CATEGORIES for file in _label_files(data, category)]
     if not files:
         raise SourceError(f"{data}: holds no label file *pope_{{{','.join(CATEGORIES)}}}.json")
     questions = []
@@ -61,10 +61,24 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
         if category is None:
             raise SourceError(f"{file}: the name ends in none of {', '.join(CATEGORIES)}")
         with expected_form(file, "label file of POPE"):
-            questions += [Question(category, str(row["question_id"]), row["image"], row["text"], row["label"] == "yes") for row in read_json(file)]
+            questions += [Question(category, str(row["question_id"]), row["image"], row["text"], _is_yes(row["label"])) for row in read_json(file)]
     if len({(question.category, question.id) for question in questions}) < len(questions):
         raise SourceError(f"{data}: a question_id stands twice in a category")
     return first(questions, count, lambda question: question.category)
+
+
+def _is_yes(label: str) -> bool:
+    if label not in ("yes", "no"):
+        raise ValueError(f"the label {label!r} is neither yes nor no")
+    return label == "yes"
+
+
+def _label_files(folder: epath.Path, category: str) -> list[epath.Path]:
+    """The label file of a category, if there is one: of COCO's pictures, which the published figures are of, before other ones."""
+    found = sorted(folder.glob(f"coco_pope_{category}.json")) or sorted(folder.glob(f"*pope_{category}.json"))
+    if len(found) > 1:
+        raise SourceError(f"{folder}: holds {', '.join(file.name for file in found)}; leave the label files of one kind of pictures there")
+    return found
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
@@ -87,8 +101,8 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
     return Score(metrics, matched.counts, matched.warnings + _other_questions(answers, questions, find))
 
 
-def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer], name: str) -> Callable[[Answer], tuple[str, str] | None]:
-    """Which question, by (category, id), an answer is of; `name` is the predictions' and may say their category. SourceError where nothing does."""
+def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer], name: str) -> Callable[[Answer], tuple[tuple[str, str], ...]]:
+    """Which question, by (category, id), an answer is of: none, or one; `name` is the predictions' and may say their category. SourceError where nothing does."""
     categories = {category for category, _ in questions}
     named = [category for category in CATEGORIES if category in name]
     all_of = next(iter(categories)) if len(categories) == 1 else named[0] if len(named) == 1 else ""
@@ -96,12 +110,12 @@ def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer]
     if not all_of and not all(answer.category for answer in answers) and not any(number(answer) > NUMBERS_APART for answer in answers):
         raise SourceError(f"{name}: predictions name no category ({', '.join(CATEGORIES)}); score each after its own label file")
 
-    def find(answer: Answer) -> tuple[str, str] | None:
+    def find(answer: Answer) -> tuple[tuple[str, str], ...]:
         category = answer.category.lower() or all_of or next((name for name, by in LLAVA_OFFSETS.items() if 0 < number(answer) - by < NUMBERS_APART), "")
         for key in ((category, answer.id), (category, str(number(answer) - LLAVA_OFFSETS.get(category, 0)))):
             if key in questions:
-                return key
-        return None
+                return (key,)
+        return ()
 
     return find
 
@@ -109,7 +123,7 @@ def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer]
 def _other_questions(answers: Sequence[Answer], questions: dict, find: Callable) -> tuple[str, ...]:
     """A warning where prompts do not hold the question that their id has in the label files: those are of another revision."""
     plain = lambda text: " ".join(text.lower().replace("imange", "image").split())  # one revision misspells it
-    others = [answer for answer in answers if answer.prompt and find(answer) and plain(questions[find(answer)].text) not in plain(answer.prompt)]
+    others = [answer for answer in answers if answer.prompt and any(plain(questions[key].text) not in plain(answer.prompt) for key in find(answer))]
     if not others:
         return ()
     asked = " ".join(others[0].prompt.split())

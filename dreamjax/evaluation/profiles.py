@@ -1,8 +1,9 @@
 """How questions are put to a model, as data: for each task a profile `clean` and, where DreamLLM's own evaluation has one, `official`.
 
 `official` follows the strings of the official code (omni/eval and scripts/eval of RunpeiDong/DreamLLM), so that published
-figures can be approached: the words around the picture, what the answer is made to begin with, how it is clipped. Its runs ask
-for beams and a temperature at once; a beam search here draws no lots, so its temperature is left out.
+figures can be approached: the words around the picture, what the answer is made to begin with, how it is clipped. There nothing
+stands between a question and the words after it. Its runs ask for beams and a temperature at once; a beam search here draws no
+lots, so its temperature is left out.
 """
 
 import dataclasses
@@ -26,9 +27,8 @@ def strip(text: str) -> str:
 
 
 def capitalise(text: str) -> str:
-    """With a capital first letter."""
-    text = text.strip()
-    return text[:1].upper() + text[1:]
+    """With a capital first letter, and all others small."""
+    return text.strip().capitalize()
 
 
 def clip(text: str) -> str:
@@ -39,6 +39,15 @@ def clip(text: str) -> str:
 def first_line(text: str) -> str:
     """The first line, without a full stop at its end."""
     return text.strip().split("\n")[0].strip().removesuffix(".")
+
+
+def has_no(text: str) -> bool:
+    """Whether "no" is anywhere in an answer, in words such as "know" too."""
+    return "no" in text.lower()
+
+
+def begins_with_no(text: str) -> bool:
+    return text.lower().startswith("no")
 
 
 def letter(text: str) -> str:
@@ -59,13 +68,15 @@ class Profile:
     before: str = ""  # the user's words before the picture
     opening: str = ""  # what the conversation begins with, in place of the template's words
     prefix: str = ""  # what the answer is made to begin with
-    choice: str = "{letter}. {words}"  # one of {choices}; {number} counts from 0
+    choice: str = "{letter}. {words}"  # one of {choices}
     between: str = "\n"  # between two choices
+    no_hint: str = ""  # in place of {hint} where a question has none
     tidy: Callable[[str], str] = strip
     template: str | None = None  # None: the model's own
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of sampling.options.Options
     first: "Profile | None" = None  # asked first, whether the question can be answered
-    if_no: "Profile | str" = ""  # where that answer has a "no": the prediction, or how to ask instead
+    says_no: Callable[[str], bool] = has_no  # whether what is said to that is a no
+    if_no: "Profile | str" = ""  # then: the prediction, or how to ask instead
 
     def prompt(self, question: Question, pictures: Sequence[Image], examples: Sequence[tuple[Question, Sequence[Image]]] = ()) -> Document:
         """The question as a Document, after examples with their answers; its last turn is left open for the model."""
@@ -76,8 +87,8 @@ class Profile:
         return Document((*parts, Text(self.prefix, role="assistant")) if self.prefix else tuple(parts), question.id)
 
     def _turn(self, question: Question, pictures: Sequence[Image]) -> list:
-        choices = (self.choice.format(letter=chr(ord("A") + i), number=i, words=words) for i, words in enumerate(question.choices))
-        words = self.ask.format(question=question.text, hint=question.hint, choices=self.between.join(choices))
+        choices = (self.choice.format(letter=chr(ord("A") + i), words=words) for i, words in enumerate(question.choices))
+        words = self.ask.format(question=question.text, hint=question.hint or self.no_hint, choices=self.between.join(choices))
         words = "\n".join(line.strip() for line in words.split("\n") if line.strip())  # of a question without a hint its line is left out
         before = [Text(self.before, role="user")] if self.before else []
         return [*before, *pictures, *([Text(words, role="user")] if words else [])]
@@ -94,10 +105,11 @@ def _official(ask: str, **fields) -> Profile:
 
 
 _VQA = "Based on the image, please answer the question."
-_WORD = "{question} Please provide an accurate answer within one word."
+_WORD = "{question}Please provide an accurate answer within one word."
 _EXAM = "This is an exam, please answer according to the image, hint and question."
 _BRIEF = "The short answer '(one word)' is:"
 _DETAILED = "Please provide an accurate and detailed answer."
+_HINTED = "Hint:{hint}Question:{question}"
 
 OFFICIAL: dict[str, Profile] = {
     "coco": _official(
@@ -106,20 +118,22 @@ OFFICIAL: dict[str, Profile] = {
     ),
     "image2paragraph": _official(
         "Please describe the image in detail.", before="Based on the image, please describe the image in detail.", prefix="The image depicts",
+        tidy=capitalise,
     ),
-    "nocaps": _official("Please summarize object briefly in one sentence within 5 words."),
+    "nocaps": _official("Please summarize object briefly in one sentence within 5 words.", tidy=capitalise),
     "vqav2": _official(_WORD, before=_VQA, prefix=_BRIEF, tidy=clip),
-    "okvqa": _official("{question} Please provide an accurate and brief answer within one word.", prefix=_BRIEF, tidy=clip),
+    "okvqa": _official("{question}Please provide an accurate and brief answer within one word.", prefix=_BRIEF, tidy=clip),
     "textvqa": _official(_WORD, before=_VQA, prefix="The answer is:", tidy=clip),
     "vizwiz": _official(
-        _WORD, before=_VQA, prefix="The answer is:", tidy=clip, first=_official(f"{{question}} {_KNOWN}", before=_VQA), if_no="unanswerable",
+        _WORD, before=_VQA, prefix="The answer is:", tidy=clip, first=_official(f"{{question}}{_KNOWN}"), if_no="unanswerable",
     ),
+    # A question without a hint has pandas' "nan" there, and every choice is numbered 0.
     "mmbench": _official(
-        f"{{hint}} {{question}} {_DETAILED}", before=_EXAM, first=_official(f"{{hint}} {{question}} {_KNOWN}", before=_EXAM),
-        if_no=_official(f"{{hint}} {{question}} {{choices}} {_DETAILED}", before=_EXAM, choice="({number}). {words}", between=" "),
+        f"{_HINTED}{_DETAILED}", before=_EXAM, no_hint="nan", first=_official(f"{_HINTED}{_KNOWN}", no_hint="nan"), says_no=begins_with_no,
+        if_no=_official(f"{_HINTED}Options: {{choices}} {_DETAILED}", before=_EXAM, no_hint="nan", choice="(0). {words}", between=" "),
     ),
     "mmvet": _official(
-        "{question} Please provide an accurate, detailed and comprehensive answer.", before="This is an exam, please answer according to the image and question.",
+        "{question}Please provide an accurate, detailed and comprehensive answer.", before="This is an exam, please answer according to the image and question.",
     ),
     "pope": _official(
         "{question}", before="Based on the image, please objectively and accurately indicate whether the object exists.", prefix="The answer is:",

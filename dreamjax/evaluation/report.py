@@ -12,6 +12,7 @@ from dreamjax.evaluation.answers import Score
 
 SHOWN = 24  # questions of a task
 SIDE = 320  # pixels of a picture's longer side on the page
+PIXEL_ART = 64
 
 _TABLE = "width: 100%; border-collapse: collapse; margin: 0 0 2rem; font: 1rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums"
 _CELL = "padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: "
@@ -27,6 +28,7 @@ class Shown:
     raw: str = ""
     references: tuple[str, ...] = ()
     pictures: tuple[Image, ...] = ()  # of a picture that was drawn: it, others beside it, the real one; `text` names them
+    goes_on: Document | None = None  # what was made where it is more than words; it stands right after the prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +115,26 @@ def _document(shown: Shown) -> Document:
     parts = tuple(dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part for part in shown.prompt.parts)
     if shown.pictures:
         return Document(parts + tuple(Image(_small(picture)) for picture in shown.pictures), notes=(f"pictures: {shown.text}",))
+    references = ("reference: " + " | ".join(dict.fromkeys(shown.references)),) if shown.references else ()
+    if shown.goes_on:
+        made = tuple(dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part for part in shown.goes_on.parts)
+        return Document(parts + made, notes=(*shown.goes_on.notes, *references))
     role = "assistant" if any(part.role for part in parts) else None
     words = shown.raw or shown.text
     begun = bool(parts) and parts[-1].role == "assistant"
     notes = [f"prediction: {shown.text}"] if shown.text != words.strip() or begun else []
-    if shown.references:
-        notes.append("reference: " + " | ".join(dict.fromkeys(shown.references)))
+    notes += references
     said = (Text((" " if begun else "") + words.strip() or "(nothing)", role=role),)
     return Document(parts + said, notes=tuple(notes))
 
 
 def _small(picture: Image) -> bytes:
-    """A JPEG with the longer side at most SIDE."""
+    """A JPEG with the longer side at most SIDE, or a small picture as it is."""
     opened = picture.pil()
     opened.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    opened.save(file, "JPEG", quality=85)
+    if max(opened.size) < PIXEL_ART:  # a JPEG of so few pixels shows its own blocks
+        opened.save(file, "PNG")
+    else:
+        opened.save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -9,6 +9,7 @@ the batch, never on the questions beside it, so the end is the same.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
@@ -68,7 +69,7 @@ def _answers(model: DreamLLM, job: Job, batch: Sequence[Question], examples: Seq
     ways = [profile] * len(batch)
     if profile.first:
         said = _generate(model, profile.first, [job.prompt(question, profile.first) for question in batch], seeds, size)
-        no = ["no" in text.lower() for text in said]
+        no = [profile.says_no(text) for text in said]
         if isinstance(profile.if_no, str):
             found = {i: (profile.if_no, text) for i, text in enumerate(said) if no[i]}
         else:
@@ -127,6 +128,15 @@ def check_settings(out: epath.Path, settings: dict):
             name = changed[0]
             raise ConfigError(f"--out: {out} holds predictions with {name} = {before.get(name)!r}, not {settings[name]!r}; use another folder")
     path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def begin(out: epath.Path, settings: dict):
+    """`check_settings`, but what another run left there is put away; it costs little to make again."""
+    path, before = out / "predictions.jsonl", out / "run.json"
+    if path.exists() and (not before.exists() or json.loads(before.read_text()) != json.loads(json.dumps(settings))):
+        print(f"dreamjax.evaluate: {path} is of another model or other data, and is begun anew", file=sys.stderr)
+        path.unlink()
+    check_settings(out, settings)
 
 
 def resume(path: epath.Path) -> list[dict]:

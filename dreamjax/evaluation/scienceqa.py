@@ -6,7 +6,7 @@ import re
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Score, answers_of, by_id, expected_form, find_file, first, percent, read_answers, read_json, rows_of
 
 LETTERS = "ABCDE"
 
@@ -61,7 +61,7 @@ def read_predictions(path: epath.PathLike) -> list[Answer]:
     path = epath.Path(path)
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("outputs"), dict) and content["outputs"]:
-        return [Answer(str(key), str(text), "", "", f"{path}: key {key}") for key, text in content["outputs"].items()]
+        return answers_of(rows_of(content["outputs"]), path)
     return read_answers(path)
 
 

@@ -21,10 +21,14 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.evaluation import kept
+from dreamjax.evaluation.answers import Score
 from dreamjax.evaluation.progress import bar
+from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.shapes_judge import Judgement, judge
 
 SHOWN = 12  # stories on the page
+SHOWN_OF_A_KIND = 6  # documents in the report
 BATCH = 64
 
 
@@ -40,9 +44,13 @@ class Item:
     placed: bool | None = None  # stories: every picture where it belongs and nowhere else
 
 
-def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> dict:
-    """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`, returns the figures."""
+def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512, **options) -> tuple[dict, list[Item]]:
+    """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`; the figures and what was judged.
+
+    Documents are written to predictions.jsonl as they come; the same model, by `settings`, goes on there.
+    """
     options = {"sampler": "ddim", "num_steps": 16} | options
+    model = kept.keep(model, out, settings)
     progress = bar(4 * count, "document", "evaluating")
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)
@@ -53,7 +61,7 @@ def evaluate(model: DreamLLM, out: epath.Path, count: int = 512, **options) -> d
     page = render_html([Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown], title="Stories by DreamJAX")
     (out / "stories.html").write_text(page)
     save_picture([item for item in items if item.task == "story"], out / "stories.png")
-    return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}
+    return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}, items
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -189,6 +197,20 @@ def judge_accuracy(count: int) -> float:
     scenes = [scene for _, scene in shapes.story_prompts(count)]
     found = _judge([scene.picture() for scene in scenes])
     return float(np.mean([judged == (scene.colour, scene.shape) for judged, scene in zip(found, scenes)]))
+
+
+def result(task: str, results: dict, items: Sequence[Item], files: dict) -> Result:
+    """The figures, in percent, and of each kind of document some, for a report."""
+    counts = {name: results[name] for name in ("documents", "pictures", "unseen_pictures")}
+    score = Score({name: 100 * value for name, value in results.items() if name not in counts}, counts)
+    shown = []
+    for kind in dict.fromkeys(item.task for item in items):
+        for number, item in sample(list(enumerate(one for one in items if one.task == kind)), SHOWN_OF_A_KIND):
+            said, right = (", ".join(" ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in side) for side in (item.judged, item.named))
+            words = f"the judge sees: {said}" if item.made.images else f"prediction: {said}"
+            made = dataclasses.replace(item.made, notes=(*item.made.notes, words))
+            shown.append(Shown(f"{kind.replace('_', ' ')} {number}", item.prompt, item.made.text, references=(right,), goes_on=made))
+    return Result(task, score, {}, files, shown, how="documents that were not trained on")
 
 
 def in_words(results: dict) -> str:

@@ -21,6 +21,7 @@ from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
 from dreamjax.evaluation.progress import bar
+from dreamjax.evaluation.report import Shown
 from dreamjax.models import dreamllm
 from dreamjax.sampling import prefill
 from dreamjax.sampling.prompts import prompt_tokens
@@ -42,8 +43,8 @@ class Page:
     picture: Image
 
 
-def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> dict:
-    """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on, returns the figures."""
+def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, list[Shown]]:
+    """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on; the figures and these stories."""
     stories = Storybook(data, "eval")
     pages = collect_pages(model, stories)
     numbers = [page.story for page in pages]
@@ -56,9 +57,9 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> dict:
         swapped = np.mean(draws, axis=0)
         results |= {f"{name}_{key}": value for key, value in compare(own, swapped, numbers).items()}
     progress.close()
-    results["html"] = str(write_stories(model, stories, out))
+    results["html"], told = write_stories(model, stories, out)
     (out / "storybook.json").write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    return results, told
 
 
 def collect_pages(model: DreamLLM, stories: Storybook) -> list[Page]:
@@ -119,7 +120,7 @@ def compare(own: np.ndarray, swapped: np.ndarray, stories: Sequence[int]) -> dic
     }
 
 
-def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> epath.Path:
+def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> tuple[str, list[Shown]]:
     """stories.html: the titles and first pages of held-back stories, told on by the model."""
     prompts = [Document(stories[i].parts[:2]) for i in range(min(SHOWN, len(stories)))]
     prompts = [Document(tuple(part for part in prompt.parts if isinstance(part, Text))) for prompt in prompts]
@@ -127,7 +128,7 @@ def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> epath
     page = render_html([Document(p.parts + m.parts, notes=m.notes) for p, m in zip(prompts, made)], title="Held-back stories, told on by DreamJAX")
     path = out / "stories.html"
     path.write_text(page)
-    return path
+    return str(path), [Shown(p.text.strip(), p, m.text, m.text, goes_on=m) for p, m in zip(prompts, made)]
 
 
 def in_words(results: dict) -> str:

@@ -10,8 +10,6 @@ The pages are the same for every k. Each is written to out/captions/predictions.
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +20,7 @@ from dreamjax.data.sources.storybook import Story, Storybook
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import captions, runner
 from dreamjax.evaluation.progress import bar
+from dreamjax.evaluation.report import Shown
 from dreamjax.sampling.prompts import prompt_tokens
 
 CONTEXTS = (0, 2, 4)
@@ -85,11 +84,8 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path, settings: dict,
 
 def _write(model: DreamLLM, pages: Sequence[Page], out: epath.Path, settings: dict) -> list[dict]:
     """The rows of all pages; what another model left there is put away."""
-    path, settings = out / "predictions.jsonl", json.loads(json.dumps(settings))
-    if path.exists() and json.loads((out / "run.json").read_text()) != settings:
-        print(f"dreamjax.evaluate: {path} is of another model or other data, and is begun anew", file=sys.stderr)
-        path.unlink()
-    runner.check_settings(out, settings)
+    path = out / "predictions.jsonl"
+    runner.begin(out, settings)
     done = {(row["question_id"], row["shots"]) for row in runner.resume(path)}
     waiting = [page for page in pages if (page.id, page.shots) not in done]
     with bar(len(pages), "page", "captions", len(pages) - len(waiting)) as progress:
@@ -105,6 +101,13 @@ def _write(model: DreamLLM, pages: Sequence[Page], out: epath.Path, settings: di
             runner.append(path, rows)
             progress.update(len(batch))
     return runner.resume(path)
+
+
+def shown(model: DreamLLM, data: epath.Path, out: epath.Path, pages: int) -> list[Shown]:
+    """The first `pages` pages with their examples, for a report, each once for every k; after `evaluate`."""
+    said = {(row["question_id"], row["shots"]): row["text"] for row in runner.resume(out / "captions" / "predictions.jsonl")}
+    first, _ = collect(model, Storybook(data, "eval"), pages)
+    return [Shown(f"{p.id}, k = {p.shots}", p.examples, said[p.id, p.shots], references=(p.text,)) for p in first if (p.id, p.shots) in said]
 
 
 def in_words(results: dict) -> str:

@@ -12,6 +12,7 @@ Each judge sends back the file that the page makes; `score --task=study --predic
 
 import collections
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -144,10 +145,15 @@ def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, 
             else:
                 parts.append(("", part.text))
         pages.append((code, one.prompt.text, parts))
-    (out / study_page.NAME).write_text(study_page.render(pages))
+    (out / study_page.NAME).write_text(study_page.render(pages, kit_of(key)))
     path = out / "key.json"
     path.write_text(json.dumps(key, indent=1) + "\n")
     return path
+
+
+def kit_of(key: dict) -> str:
+    """What tells a kit from another one, where codes mean other documents."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -218,7 +224,9 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
     for file in files:
         content = read_json(file)
         with expected_form(file, "file that the page makes"):
-            judge, said = str(content["judge"]), {str(code): bool(support) for code, support in content["support"].items()}
+            judge, said = _name(content["judge"]), {str(code): _vote(support) for code, support in content["support"].items()}
+        if content.get("kit", kit_of(key)) != kit_of(key):
+            raise SourceError(f"{file}: judges the documents of another kit than {data}")
         if judge in by_judge:
             raise SourceError(f"{file}: is of judge {judge!r}, whose file was counted already")
         strange = [code for code in said if code not in key]
@@ -240,6 +248,18 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
     missing = len(key) * len(by_judge) - given
     warnings = (f"{missing} of {len(key) * len(by_judge)} judgements are missing: judges left documents out",) if missing else ()
     return Score(metrics, {"documents": len(key), "judges": len(by_judge), "judgements": given, "missing": missing}, warnings)
+
+
+def _name(judge) -> str:
+    if not str(judge).strip():
+        raise ValueError("the judge has no name")
+    return str(judge).strip()
+
+
+def _vote(support) -> bool:
+    if not isinstance(support, bool):
+        raise ValueError(f"{support!r} is neither true nor false")
+    return support
 
 
 def kappa(votes: Sequence[tuple[bool, ...]]) -> float:

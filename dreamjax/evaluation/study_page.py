@@ -25,8 +25,8 @@ text beside them, and if you would be content with it as an answer. Judge every 
 <div class="bar"><label>Your name <input id="judge"></label> <span id="count"></span> <button id="save">Save my file</button></div>"""
 _SCRIPT = """<script>
 const name = document.getElementById("judge"), articles = [...document.querySelectorAll("article")];
-const kept = "study " + location.pathname;
-let state = { judge: "", support: {} };
+const kit = document.getElementById("kit").dataset.kit, kept = "study " + kit;
+let state = { judge: "", kit, support: {} };
 try { state = JSON.parse(localStorage.getItem(kept)) || state; } catch {}
 function show() {
   name.value = state.judge;
@@ -51,10 +51,10 @@ show();
 </script>"""
 
 
-def render(pages: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]) -> str:
-    """The page of documents (code, wish, parts), each part (picture's file, "") or ("", text)."""
+def render(pages: Sequence[tuple[str, str, Sequence[tuple[str, str]]]], kit: str) -> str:
+    """The page of documents (code, wish, parts), each part (picture's file, "") or ("", text); `kit` is what judgements are kept under."""
     articles = "\n".join(_article(*page) for page in pages)
-    return html_page("Judging documents", f"{_INTRODUCTION}\n{articles}\n{_SCRIPT}", _HEAD)
+    return html_page("Judging documents", f'{_INTRODUCTION}\n<div id="kit" data-kit="{html.escape(kit)}">\n{articles}\n</div>\n{_SCRIPT}', _HEAD)
 
 
 def _article(code: str, wish: str, parts: Sequence[tuple[str, str]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from etils import epath
 
 from dreamjax.evaluation import captions, gqa, language, mmbench, mme, mmvet, pope, questions, scienceqa, vqa
-from dreamjax.evaluation.answers import Score
+from dreamjax.evaluation.answers import Exported, Score
 from dreamjax.evaluation.questions import Question
 
 
@@ -17,7 +17,7 @@ class Task:
 
     score: Callable[..., Score]  # (predictions, data, count=None)
     questions: Callable[..., list[Question]] | None = None  # (data, count=None); None: there is nothing to ask a model
-    export: Callable[[epath.PathLike, epath.PathLike, epath.Path], epath.Path] | None = None  # (predictions, data, out): the file it wrote
+    export: Callable[[epath.PathLike, epath.PathLike, epath.Path], Exported] | None = None  # (predictions, data, out)
 
 
 def _captions(name: str) -> Task:
@@ -33,7 +33,7 @@ TASKS: dict[str, Task] = {
     "captions": Task(functools.partial(captions.score, "captions")),
     **{name: _vqa(name) for name in vqa.TASKS},
     "scienceqa": Task(scienceqa.score, questions.of_scienceqa),
-    "gqa": Task(gqa.score, questions.of_gqa, lambda predictions, data, out: gqa.export(predictions, out)),
+    "gqa": Task(gqa.score, questions.of_gqa, gqa.export),
     "mme": Task(mme.score, questions.of_mme),
     "mmbench": Task(mmbench.score, questions.of_mmbench, mmbench.export),
     "mmvet": Task(mmvet.score, questions.of_mmvet, mmvet.export),

@@ -7,6 +7,7 @@ and annotators are left out by their number, so that two who said the same still
 
 import collections
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Matched, Score, expected_form, find_file, first, match, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Exported, Matched, Score, expected_form, find_file, first, match, percent, read_answers, read_json
 
 TASKS = ("textvqa", "vqav2", "okvqa", "vizwiz")
 ENOUGH = 3  # annotators, of those not left out, whose agreement makes an answer wholly right
@@ -55,6 +56,7 @@ for _capital in ("id've", "i'dve", "im", "ive"):
     del CONTRACTIONS[_capital]
 
 
+@functools.lru_cache(1 << 16)  # people give the same answers again and again
 def normalise(answer: str) -> str:
     """An answer in lower case without articles and most punctuation, number words as digits, contractions with their apostrophes."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -117,8 +119,12 @@ def _answer_texts(answers: Sequence) -> tuple[str, ...]:
     return tuple(str(answer["answer"] if isinstance(answer, dict) else answer) for answer in answers)
 
 
-def finder(questions: Sequence[Question]) -> Callable[[Answer], str | None]:
-    """Which question an answer is of: by the question's id, else by the picture's with the question at the prompt's beginning."""
+def finder(questions: Sequence[Question]) -> Callable[[Answer], tuple[str, ...]]:
+    """Which question an answer is of: by the question's id, else by the picture's with the question in the prompt.
+
+    The question is the prompt's first line, or else another one (behind OCR tokens), or else what the prompt begins with, or
+    holds. Several where it stands in the data more than once.
+    """
     ids = {question.id for question in questions}
     of_image = collections.defaultdict(list)
     for question in questions:
@@ -126,16 +132,19 @@ def finder(questions: Sequence[Question]) -> Callable[[Answer], str | None]:
         if "." in question.image:
             of_image[question.image.rpartition(".")[0]].append(question)
 
-    def find(answer: Answer) -> str | None:
+    def find(answer: Answer) -> tuple[str, ...]:
         if answer.id in ids:
-            return answer.id
+            return (answer.id,)
         about = of_image.get(answer.id, ())
-        if len(about) == 1 and not answer.prompt:
-            return about[0].id
-        asked = _plain(answer.prompt)
-        fitting = [question for question in about if asked.startswith(_plain(question.text))]
-        fitting = fitting or [question for question in about if _plain(question.text) in asked]  # OCR tokens may stand before it
-        return max(fitting, key=lambda question: len(question.text)).id if fitting else None
+        if not answer.prompt:
+            return (about[0].id,) if len(about) == 1 else ()
+        asked, lines = _plain(answer.prompt), [_plain(line) for line in answer.prompt.split("\n")]
+        for fits in (lines[0].__eq__, lines.__contains__, asked.startswith, asked.__contains__):
+            fitting = [text for text in map(_plain, (question.text for question in about)) if fits(text)]
+            if fitting:
+                chosen = max(fitting, key=len)
+                return tuple(question.id for question in about if _plain(question.text) == chosen)
+        return ()
 
     return find
 
@@ -163,21 +172,21 @@ def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: i
     return Score(metrics, matched.counts, matched.warnings)
 
 
-def export(task: str, predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> epath.Path:
-    """Writes the file that the task's server takes, with an (empty) answer for every question, and returns its path.
+def export(task: str, predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
+    """Writes the file that the task's server takes, with an (empty) answer for every question.
 
     VQAv2, OKVQA, TextVQA: [{"question_id", "answer"}]. VizWiz: [{"image", "answer"}]. Answers are normalised.
     """
     questions = load_questions(data, task)
-    texts = _match(questions, predictions, data).texts
+    matched = _match(questions, predictions, data)
     rows = []
     for question in questions:
-        answer = normalise(texts.get(question.id, ""))
+        answer = normalise(matched.texts.get(question.id, ""))
         number = int(question.id) if question.id.isdecimal() else question.id
         rows.append({"image": question.image, "answer": answer} if task == "vizwiz" else {"question_id": number, "answer": answer})
     path = out / f"{task}_submission.json"
     path.write_text(json.dumps(rows))
-    return path
+    return Exported(path, matched.warnings)
 
 
 def _match(questions: Sequence[Question], predictions: epath.PathLike, data: epath.PathLike) -> Matched:

@@ -189,7 +189,7 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
     prompt = PROFILES["official"]["vqav2"].prompt(asked, [picture])
     words = [part.text if hasattr(part, "text") else "<picture>" for part in prompt.parts]
     assert words[1:] == [
-        "Based on the image, please answer the question.", "<picture>", "What colour is it, 0? Please provide an accurate answer within one word.",
+        "Based on the image, please answer the question.", "<picture>", "What colour is it, 0?Please provide an accurate answer within one word.",
         "The short answer '(one word)' is:",
     ]
     assert words[0].startswith(" A chat between a curious user")
@@ -200,7 +200,7 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
 
 def test_official_answers_are_clipped():
     assert PROFILES["official"]["textvqa"].tidy(' "Coca Cola", a brand.') == "coca cola"
-    assert PROFILES["official"]["coco"].tidy(" a cat.") == "A cat."
+    assert PROFILES["official"]["coco"].tidy(" a Cat.") == PROFILES["official"]["nocaps"].tidy("a Cat.") == "A cat."
     assert PROFILES["clean"]["scienceqa"].tidy("(B) the sky") == "B" and PROFILES["clean"]["gqa"].tidy(" yes.\nMore") == "yes"
 
 
@@ -222,12 +222,18 @@ def test_what_cannot_be_known(model, data, tmp_path):
     vizwiz = run(unsure, "vizwiz", data, tmp_path, profile="official")
     assert vizwiz.score.metrics["accuracy"] == 100 and len(unsure.heard) == 2  # nothing is asked again
     run(unsure, "mmbench", data, tmp_path, profile="official")
-    assert "(0). rose (1). sky (2). sea Please provide" in unsure.heard[-3] and "It is far. Which is blue?" in unsure.heard[-1]
+    options = "Hint:nanQuestion:Which is red?Options: (0). rose (0). sky (0). sea Please provide an accurate and detailed answer."
+    assert unsure.heard[-3].endswith(options) and "Hint:It is far.Question:Which is blue?Options: (0). rose" in unsure.heard[-1]
+    assert unsure.heard[2].endswith("questions. Hint:nanQuestion:Which is red?Is the answer can be known?")  # without what the exam's words say
     sure = Speaker(model, lambda text: "Yes." if "can be known" in text else '"A Rose", I think')
     run(sure, "vizwiz", data, tmp_path / "sure", profile="official")
     assert [row["text"] for row in layouts.rows_of(tmp_path / "sure" / "vizwiz" / "predictions.jsonl")] == ["a rose"] * 2
     run(sure, "mmbench", data, tmp_path / "sure", profile="official")
     assert not any("(0)." in text for text in sure.heard)
+    knowing = Speaker(model, lambda text: "I know it." if "can be known" in text else "so")
+    assert run(knowing, "vizwiz", data, tmp_path / "knowing", profile="official").score.metrics["accuracy"] == 100  # any "no" counts there
+    run(knowing, "mmbench", data, tmp_path / "knowing", profile="official")
+    assert not any("(0)." in text for text in knowing.heard)  # and here only at the beginning
 
 
 def test_right_answers_are_right(model, data, tmp_path):

@@ -100,7 +100,7 @@ def test_mmbench(bench, tmp_path):
         "accuracy": 50.0, "circular_accuracy": 50.0, "plain_accuracy": 100.0, "CP": 0.0, "LR": 100.0, "category/identity": 0.0, "category/logic": 100.0,
     }
     assert found.counts == {"questions": 5, "predictions": 5, "missing": 0, "unmatched": 0, "distinct_questions": 2, "turns": 3, "no_choice": 0}
-    rows = read_table(mmbench.export(predictions, bench, tmp_path))
+    rows = read_table(mmbench.export(predictions, bench, tmp_path).path)
     assert list(rows[0]) == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
     assert [(row["index"], row["prediction"]) for row in rows] == [(3, "A"), (4, "B"), (1000003, "cat"), (2000003, "A. cow"), (1000004, "no")]
     assert mmbench.score(tmp_path / "mmbench_submission.xlsx", bench).metrics == found.metrics  # a table of predictions
@@ -113,7 +113,7 @@ def test_mmbench_without_answers(tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "A"}])
     with pytest.raises(SourceError, match="holds no answers to score against"):
         mmbench.score(predictions, tmp_path / "test.tsv")
-    assert read_table(mmbench.export(predictions, tmp_path / "test.tsv", tmp_path)) == [{"index": 1, "question": "Q?", "A": "x", "B": "y", "prediction": "A"}]
+    assert read_table(mmbench.export(predictions, tmp_path / "test.tsv", tmp_path).path) == [{"index": 1, "question": "Q?", "A": "x", "B": "y", "prediction": "A"}]
     write_table(tmp_path / "other.tsv", ["id", "question"], [[1, "Q?"]])
     with pytest.raises(SourceError, match="has no column index"):
         mmbench.score(predictions, tmp_path / "other.tsv")
@@ -131,8 +131,13 @@ def test_gqa(tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": key, "text": text} for key, text in said.items()])
     found = gqa.score(predictions, tmp_path)
     assert found.metrics == {"accuracy": pytest.approx(200 / 3), "open_accuracy": 100.0, "binary_accuracy": 50.0} and found.counts["questions"] == 3
-    own = gqa.export(predictions, tmp_path)
+    own = gqa.export(predictions, tmp_path / "testdev_balanced_questions.json", tmp_path).path
     assert json.loads(own.read_text())[0] == {"questionId": "1", "prediction": "cat"}
     assert gqa.score(own, tmp_path).metrics == found.metrics
+    write_json(tmp_path / "test" / "submission_all_questions.json", {key: {"imageId": "n1", "question": "Q?"} for key in "1234"})
+    with pytest.raises(SourceError, match="holds no answers to score against"):
+        gqa.score(predictions, tmp_path / "test")
+    exported = gqa.export(predictions, tmp_path / "test", tmp_path / "test")
+    assert [row["questionId"] for row in json.loads(exported.path.read_text())] == list("1234") and "1 of 4 questions have no prediction" in exported.warnings[0]
     with pytest.raises(SourceError, match="is no file of questions of GQA"):
         gqa.score(predictions, write_json(tmp_path / "x.json", {"1": {"question": "Q?"}}))

@@ -89,7 +89,6 @@ def test_wrong_data(data, tmp_path):
     file = data / "gt" / "OCR.txt"
     for content, named in (
         ("a.png\tQ? \tYes\n", "OCR, a: has 1 questions"), ("a.png\tQ?\n", "line 1 has 2 fields"), ("a.png\tQ?\tYes\na.png\tR?\tperhaps\n", "neither Yes nor No"),
-        ("a.png\tQ?\tYes\na.png\tQ?\tNo\n", "the same question of a picture stands there twice"),
     ):
         file.write_text(content)
         with pytest.raises(SourceError, match=named):
@@ -98,3 +97,15 @@ def test_wrong_data(data, tmp_path):
         mme.score(predictions, tmp_path)
     with pytest.raises(SourceError, match="no such folder"):
         mme.score(predictions, tmp_path / "nowhere")
+
+
+def test_a_picture_asked_the_same_twice(data, tmp_path):
+    """Both rows count, in turn; a third is one too many."""
+    twice = "x.png\tIs it code? Please answer yes or no.\tYes\nx.png\tIs it code? Please answer yes or no.\tNo\n"
+    (data / "gt" / "code_reasoning.txt").write_text(twice)
+    rows = llava(["Yes", "No", "yes", "No", "yes", "No", "Yes", "No"])
+    rows[-1]["prompt"] = rows[-2]["prompt"]
+    found = mme.score(write_lines(tmp_path / "a.jsonl", rows), data)
+    assert found.metrics["cognition"] == 200.0 and found.counts["missing"] == 0
+    with pytest.raises(SourceError, match="a second time"):
+        mme.score(write_lines(tmp_path / "b.jsonl", rows + rows[-1:]), data)

@@ -67,7 +67,7 @@ def test_wrong_grades(data, tmp_path, grades, named):
 def test_answers_go_to_the_grader(data, tmp_path):
     rows = [{"question_id": 0, "text": "x = 3"}, {"question_id": "v1_1", "text": "a cat"}, {"question_id": 3, "text": ""}]
     predictions = write_lines(tmp_path / "a.jsonl", rows)
-    assert json.loads(mmvet.export(predictions, data, tmp_path).read_text()) == {"v1_0": "x = 3", "v1_1": "a cat", "v1_2": "", "v1_3": ""}
+    assert json.loads(mmvet.export(predictions, data, tmp_path).path.read_text()) == {"v1_0": "x = 3", "v1_1": "a cat", "v1_2": "", "v1_3": ""}
     for file in (predictions, tmp_path / "mmvet_answers.json"):
         with pytest.raises(SourceError, match="holds answers, not grades"):
             mmvet.score(file, data)

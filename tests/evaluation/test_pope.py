@@ -110,3 +110,17 @@ def test_constant_answers_on_both_revisions(tmp_path, revision, random_no):
         assert found.metrics["popular_f1"] == found.metrics["adversarial_f1"] == pytest.approx(200 / 3 if text == "Yes" else 0)
         assert found.metrics["accuracy"] == pytest.approx(100 * (3000 + {"Yes": 1500, "No": random_no}[text]) / (6000 + total))
         assert found.warnings == ()
+
+
+def test_label_files_of_other_pictures_beside(data, tmp_path):
+    predictions = write_lines(tmp_path / "a.jsonl", [row("random", i, "Yes", category="random") for i in range(1, 5)])
+    labels(data, "random").rename(data / "gqa_pope_random.json")
+    labels(data, "random")
+    assert pope.score(predictions, data).metrics["random_accuracy"] == 50.0
+    for category in pope.CATEGORIES:
+        (data / f"coco_pope_{category}.json").rename(data / f"aokvqa_pope_{category}.json")
+    with pytest.raises(SourceError, match="holds aokvqa_pope_random.json, gqa_pope_random.json; leave"):
+        pope.score(predictions, data)
+    labels(data, "random", "yes no maybe no")
+    with pytest.raises(SourceError, match="the label 'maybe' is neither yes nor no"):
+        pope.score(predictions, data / "coco_pope_random.json")

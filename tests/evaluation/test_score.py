@@ -6,29 +6,13 @@ import types
 
 import numpy as np
 import pytest
-from absl import flags
 from evaluation import layouts
 from evaluation.files import write_json, write_lines
 
-from dreamjax import cli, evaluate
+from dreamjax import evaluate
+from dreamjax.data.sources import SourceError
+from dreamjax.evaluation import captions
 from dreamjax.evaluation.tasks import TASKS
-
-
-@pytest.fixture()
-def score(capsys, monkeypatch):
-    """Runs the command in this process: (status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dreamjax.evaluate", *arguments])
-        flags.FLAGS.unparse_flags()
-        for flag in (evaluate.TASK, evaluate.PREDICTIONS, evaluate.DATA, evaluate.OUT, evaluate.FEATURES, evaluate.INCEPTION):
-            flags.FLAGS[flag.name].unparse()
-        with pytest.raises(SystemExit) as ended:
-            cli.run("dreamjax.evaluate", evaluate.score)
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture()
@@ -82,8 +66,38 @@ def test_a_file_for_the_grader_without_grades(score, tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": "a cat"}])
     status, out, err = score("--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}")
     result = json.loads(out.splitlines()[-1])
-    assert status == 0 and result["metrics"] == {} and "not scored" in err and "holds answers, not grades" in err
+    assert status == 0 and result["metrics"] == {} and "not scored" in err and "holds answers, not grades" in err and "warning" not in err
     assert json.loads(open(result["exported"]).read()) == {"v1_0": "a cat"}
+    write_json(data, {"v1_0": {"capability": ["rec"]}, "v1_1": {"capability": ["rec"]}})
+    status, out, err = score("--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}")
+    assert status == 0 and "warning: 1 of 2 questions have no prediction" in err  # what is exported lacks it too
+
+
+# Files that are none of predictions, whatever the task.
+MALFORMED = {
+    "null.json": "null", "number.json": "3", "string.json": '"x"', "numbers.json": "[1, 2]", "empty.json": "{}", "list.json": "[]", "empty.jsonl": "\n\n",
+    "nested.json": '{"a": {"b": 1}}', "no_text.jsonl": '{"question_id": 1, "text": null}', "list_text.jsonl": '{"question_id": "4", "text": ["A"]}',
+    "object_text.json": '{"question_id": "4", "text": {"a": 1}}', "list_id.jsonl": '{"question_id": [1], "text": "A"}', "empty.tsv": "",
+    "header.tsv": "index\tprediction\n", "wide.tsv": "index\tprediction\n1\tA\tB\n", "other.csv": "a,b\n1\n", "no.xlsx": "no", "bytes.json": "\xff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "captions"])
+def test_no_task_takes_a_malformed_file(tmp_path, monkeypatch, name):
+    """As predictions, as data, or to be exported, it ends with an error that names it in one line."""
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    getattr(layouts, name)(tmp_path / "data")
+    good = write_lines(tmp_path / "good.jsonl", [{"question_id": "4", "text": "A", "prompt": "?"}])
+    task = TASKS[name]
+    for file, content in MALFORMED.items():
+        path = tmp_path / file
+        path.write_bytes(content.encode("latin-1"))
+        attempts = [(task.score, path, tmp_path / "data"), (task.score, good, path)]
+        attempts += [(task.export, path, tmp_path / "data", tmp_path)] if task.export else []
+        for attempt, *files in attempts:
+            with pytest.raises(SourceError) as raised:
+                attempt(*files)
+            assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_the_distance_of_two_folders_of_pictures(score, tmp_path, monkeypatch):

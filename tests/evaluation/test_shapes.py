@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from etils import epath
 
 from dreamjax.data.sources import shapes as data
 from dreamjax.document import Document, Image, Text
-from dreamjax.evaluation import shapes
+from dreamjax.evaluation import report, shapes
 
 
 class Author:
@@ -77,3 +78,47 @@ def test_items_name_their_pictures(tmp_path):
     for line in lines:
         assert line["judged"] == [["red", "circle"]] and line["right"] == [line["named"] == [["red", "circle"]]]
         assert (tmp_path / line["pictures"][0]).exists() and line["text"].count("<picture>") == 2
+
+
+class Draughtsman(Author):
+    """Draws the first thing named, or says a word; counts what it is asked, and dies when told to."""
+
+    def __init__(self, dies_at=None):
+        super().__init__(lambda prompt: Document((picture(*(data.named(prompt.text) or ("red", "circle"))), Text(data.ENDING)), notes=("stopped",)))
+        self.asked, self.dies_at = 0, dies_at
+
+    def generate_batch(self, prompts, seeds, **options):
+        if self.asked == self.dies_at:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return super().generate_batch(prompts, seeds, **options)
+
+
+def test_what_is_made_is_kept_and_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "BATCH", 4)
+    whole, cut = epath.Path(tmp_path / "whole"), epath.Path(tmp_path / "cut")
+    results, items = shapes.evaluate(Draughtsman(), whole, {"model": "m"}, 6)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.evaluate(Draughtsman(dies_at=3), cut, {"model": "m"}, 6)
+    path = cut / "predictions.jsonl"
+    assert len(path.read_text().splitlines()) == 6 + 4
+    path.write_bytes(path.read_bytes()[:-5])  # as if it had died while it wrote
+    again = Draughtsman()
+    assert shapes.evaluate(again, cut, {"model": "m"}, 6)[0] == results and again.asked == 1 + 5  # the batch of the cut row, and the rest of eight
+    names = sorted(file.name for file in (whole / "pictures").iterdir())
+    assert names == sorted(file.name for file in (cut / "pictures").iterdir()) and (cut / "items.jsonl").read_text() == (whole / "items.jsonl").read_text()
+    assert all((cut / "pictures" / name).read_bytes() == (whole / "pictures" / name).read_bytes() for name in names)
+    assert path.read_text() == (whole / "predictions.jsonl").read_text() and items[0].made.notes == ("stopped",)
+    other = Draughtsman()
+    shapes.evaluate(other, cut, {"model": "another"}, 6)
+    assert other.asked == 8
+
+
+def test_the_report_shows_what_was_judged(tmp_path):
+    results, items = shapes.evaluate(Draughtsman(), epath.Path(tmp_path), {}, 8)
+    result = shapes.result("toy", results, items, {})
+    assert result.score.metrics["placement"] == 100 * results["placement"] and result.score.counts["documents"] == 8
+    page = report.render("t", [result])
+    assert page.count("<article>") == 4 * shapes.SHOWN_OF_A_KIND and "the judge sees: " in page and "reference: " in page
+    assert page.count("data:image/png") == 6 * (1 + 2 + 2 + 2)  # stories begin without a picture, the others with one
+    assert f"{100 * results['picture_agreement']:.2f}" in page and 'id="toy"' in page

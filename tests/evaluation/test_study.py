@@ -1,8 +1,11 @@
 """The kit for judging documents: who is in it, that it is blind, its tally; and measures of documents without people."""
 
 import dataclasses
+import html.parser
 import json
 import re
+import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -93,7 +96,9 @@ def test_the_tally_by_hand(kit):
     "content, named",
     [
         ({"judge": "a", "support": {}}, "is of judge 'a', whose file was counted already"), ({"judge": "d", "support": {"900": True}}, "judges document 900"),
-        ({"support": {}}, "is no file that the page makes"),
+        ({"support": {}}, "is no file that the page makes"), ({"judge": " ", "support": {}}, "the judge has no name"),
+        ({"judge": "d", "support": {"000": "no"}}, "'no' is neither true nor false"), ([1], "is no file that the page makes"),
+        ({"judge": "d", "kit": "0123", "support": {"000": True}}, "judges the documents of another kit"),
     ],
 )
 def test_wrong_judgements(kit, content, named):
@@ -109,3 +114,103 @@ def test_where_pictures_stand():
     assert [words for _, words in study.illustrated(Document((text, Text(" sits. "), picture, picture, Text("It runs."), picture)))] == ["a cat sits.", "It runs."]
     few, warnings = study.measure([Document((text,))], [Document((text, picture))], features.Extractor("x", None), None)
     assert few["with_pictures"] == 0 and np.isnan(few["placed"]) and few["real_placed"] == 100 and "too few for a distance" in warnings[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page in a browser, or as much of one as its script asks for
+
+# Runs the page's script: argv has the page, the file that stands for the browser's storage, and what is done, in order.
+BROWSER = """
+const fs = require("fs"), [page, stored, ...acts] = process.argv.slice(2), text = fs.readFileSync(page, "utf8"), saved = [], told = [];
+class Element {
+  constructor(fields) { Object.assign(this, { value: "", textContent: "", dataset: {}, buttons: [], on: new Set() }, fields); }
+  classList = { toggle: (name, on) => (on ? this.on.add(name) : this.on.delete(name)) };
+  querySelectorAll() { return this.buttons; }
+  click() { saved.push([this.download, this.href]); }
+}
+const articles = text.split("<article ").slice(1).map((part) => new Element({
+  dataset: { code: part.match(/data-code="(.*?)"/)[1] }, buttons: [...part.matchAll(/<button value="(.*?)"/g)].map((found) => new Element({ value: found[1] })),
+}));
+const byId = {};
+for (const [, id] of text.matchAll(/ id="(.*?)"/g)) byId[id] = new Element({ dataset: { kit: (text.match(/data-kit="(.*?)"/) || [])[1] } });
+global.document = { getElementById: (id) => byId[id] || null, querySelectorAll: () => articles, createElement: () => new Element({}) };
+global.alert = (words) => told.push(words);
+global.location = { pathname: page };
+URL.createObjectURL = (blob) => blob;
+const closed = stored === "none";  // a browser that keeps nothing for files
+const storage = !closed && fs.existsSync(stored) ? JSON.parse(fs.readFileSync(stored, "utf8")) : {};
+global.localStorage = {
+  getItem: (key) => { if (closed) throw new Error("denied"); return storage[key] ?? null; },
+  setItem: (key, value) => { if (closed) throw new Error("denied"); storage[key] = value; fs.writeFileSync(stored, JSON.stringify(storage)); },
+};
+new Function(text.match(/<script>([^]*)<\\/script>/)[1])();
+for (const act of acts) {
+  const [code, value] = act.split("=");
+  if (code === "name") { byId.judge.value = value; byId.judge.oninput(); }
+  else if (code === "save") byId.save.onclick();
+  else articles.find((article) => article.dataset.code === code).buttons.find((button) => button.value === value).onclick();
+}
+(async () => {
+  const files = await Promise.all(saved.map(async ([name, blob]) => [name, JSON.parse(await blob.text())]));
+  const chosen = articles.map((article) => article.buttons.filter((button) => button.on.has("chosen")).map((button) => button.value).join());
+  console.log(JSON.stringify({ files, told, chosen, count: byId.count.textContent, name: byId.judge.value }));
+})();
+"""
+
+
+class Balanced(html.parser.HTMLParser):
+    """Collects the links to other files; every tag is closed in its turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "input", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture()
+def page(tmp_path):
+    picture = Image(PIL.Image.new("RGB", (8, 8), "red"))
+    asked = [study.Asked(str(i), "cats", Document((Text(f"Tell <b>of</b> \"{i}\" & a cat"),)), Document((Text("It sat."), picture))) for i in range(2)]
+    study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), picture))] * 2, tmp_path, 0, 8)
+    return tmp_path / "judge.html"
+
+
+def test_the_page_is_sound_and_stands_alone(page):
+    found = Balanced()
+    found.feed(page.read_text())
+    assert found.open == [] and len(found.links) == 4 and all((page.parent / link).is_file() for link in found.links)  # no server, no other site
+    assert page.read_text().count("<script>") == page.read_text().count("</script>") == 1 and "Tell &lt;b&gt;of" in page.read_text()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node to run the page's script")
+def test_the_page_judges_keeps_and_saves(page, tmp_path):
+    (tmp_path / "browser.js").write_text(BROWSER)
+
+    def browser(*acts, stored="storage.json"):
+        done = subprocess.run(["node", tmp_path / "browser.js", page, stored, *acts], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    seen = browser("001=yes", "002=no", "002=yes", "save")
+    assert seen["chosen"] == ["yes", "yes", "", ""] and seen["count"] == "2 of 4 judged" and seen["files"] == [] and "your name" in seen["told"][0]
+    seen = browser("003=no", "004=yes", "name= Ann ", "save")  # opened again
+    (name, content), = seen["files"]
+    assert seen["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and seen["told"] == []
+    write_json(tmp_path / "said" / name, content)
+    found = study.tally(tmp_path / "said", tmp_path)
+    key = json.loads((tmp_path / "key.json").read_text())
+    kinds = [row["kind"] for row in key.values()]
+    right = {kind: [vote for vote, one in zip((1, 1, 0, 1), kinds) if one == kind] for kind in ("written", "real")}
+    assert found.metrics["support"] == 100 * np.mean(right["written"]) and found.metrics["real_support"] == 100 * np.mean(right["real"])
+    assert found.counts["missing"] == 0 and browser(stored="none")["count"] == "0 of 4 judged"
+    assert browser("001=no", "name=B", "save", stored="none")["files"][0][1]["support"] == {"001": False}
+    again = browser()
+    page.write_text(page.read_text().replace(content["kit"], "f" * 16))  # another kit in the same place
+    assert again["count"] == "4 of 4 judged" and browser()["count"] == "0 of 4 judged"
