@@ -26,7 +26,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    remat: str = "none"  # none | full | dots: what the backward pass recomputes of each layer
+    remat: str = "none"  # none | full | attention | dots: what the backward pass recomputes of each layer: all, all but attention, all but products
     attention: str = "auto"  # auto (by platform and shape) | xla | splash | cudnn: forced wherever it can be used, see models/attention.py
 
     def __post_init__(self):
@@ -34,7 +34,7 @@ class LlamaConfig:
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
         require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
-        require(self.remat in ("none", "full", "dots"), "remat", f"{self.remat!r} is none of none, full, dots")
+        require(self.remat in ("none", "full", "attention", "dots"), "remat", f"{self.remat!r} is none of none, full, attention, dots")
         require_attention(self)
 
 

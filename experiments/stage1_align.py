@@ -12,10 +12,10 @@ tars); common/paper.py explains the argument.
 from dreamjax import config as c
 from experiments.common import paper
 
-SIDES = {  # what learns; seen and dreamed pictures of a row, as many as fit its tokens; the two weights; the parts that pictures are denoised in
-    "comprehension": ((r"^visual_projector/",), 6, 0, (1.0, 0.0), 1),
-    "creation": ((r"^condition_projector/", r"^dream_queries$"), 0, 16, (0.0, 1.0), 4),
-    "joint": ((r"^(visual|condition)_projector/", r"^dream_queries$"), 5, 5, (1.0, 1.0), 5),
+SIDES = {  # what learns; seen and dreamed pictures of a row, as many as fit its tokens; the two weights
+    "comprehension": ((r"^visual_projector/",), 6, 0, (1.0, 0.0)),
+    "creation": ((r"^condition_projector/", r"^dream_queries$"), 0, 16, (0.0, 1.0)),
+    "joint": ((r"^(visual|condition)_projector/", r"^dream_queries$"), 5, 5, (1.0, 1.0)),
 }
 REST = {
     "comprehension": (r"^condition_projector/", r"^dream_queries$"), "creation": (r"^visual_projector/",), "joint": (),
@@ -24,11 +24,11 @@ REST = {
 
 def get_config(arg: str = ""):
     words = paper.read(arg)
-    learned, seen, dreamed, weights, chunks = SIDES[words.mode]
+    learned, seen, dreamed, weights = SIDES[words.mode]
     mode = "joint" if words.mode == "joint" else f"{words.mode}_only"
     sources = [c.SourceConfig("webdataset", "blip_laion", mode=mode)]
     if words.mode != "creation":
         sources.append(c.SourceConfig("llava", "llava_pretrain", mode="comprehension_only"))
     optim = c.OptimConfig(trainable=learned, frozen=(paper.ENCODERS, r"^llm/", *REST[words.mode]), learning_rate=2e-3)
-    loss = c.LossConfig(lm_weight=weights[0], image_weight=weights[1], picture_chunks=chunks)
+    loss = c.LossConfig(lm_weight=weights[0], image_weight=weights[1])
     return paper.run(words, tuple(sources), seen, dreamed, optim, loss, steps=5000)

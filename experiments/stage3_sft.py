@@ -14,7 +14,7 @@ from experiments.common import paper
 def get_config(arg: str = ""):
     sources = (c.SourceConfig("llava", "llava_instruct"), c.SourceConfig("instruct", "instruct_mmc4"), c.SourceConfig("instruct", "instruct_blip_laion"))
     optim = c.OptimConfig(trainable=paper.LEARNED, frozen=(paper.ENCODERS,), learning_rate=4e-5)
-    loss = c.LossConfig(lm_weight=1.0, image_weight=10.0, picture_chunks=2)
+    loss = c.LossConfig(lm_weight=1.0, image_weight=10.0)
     config = paper.run(paper.read(arg), sources, seen=4, dreamed=2, optim=optim, loss=loss, steps=2000)
     config.data.template = "vicuna_v1.1"
     return config

@@ -17,6 +17,7 @@ Array = jax.Array
 
 BLOCK = 128  # cache slots that are read at a time, and the unit of splash attention's blocks
 SPLASH_FROM = 512  # positions from which on scores are not worth writing out
+ATTENDED = "attended"  # what splash attention computes, by name: a policy of jax.checkpoint can keep it
 HIDDEN = -1e30  # score of a slot that a query does not see; finite, so that a difference of two is no NaN
 
 
@@ -135,7 +136,9 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
-    kernel = splash.make_splash_mha_single_device(splash_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret)
+    kernel = splash.make_splash_mha_single_device(
+        splash_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret, residual_checkpoint_name=ATTENDED
+    )
     heads_first = lambda x: x.transpose(0, 2, 1, 3)
     one_row = lambda q, k, v, segments: kernel(q, k, v, segment_ids=None if segments is None else splash.SegmentIds(segments, segments))
     return heads_first(jax.vmap(one_row)(heads_first(q * width**-0.5), heads_first(k), heads_first(v), segments))

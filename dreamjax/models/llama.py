@@ -15,15 +15,21 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dreamjax.config import LlamaConfig
-from dreamjax.models.attention import cached_attention, causal_attention
+from dreamjax.models.attention import ATTENDED, cached_attention, causal_attention
 from dreamjax.sharding import constrain_rows
 
 Array = jax.Array
 
 # Fan-in scaling: at D = 4096 close to the 0.02 of Hugging Face, and right for small widths, which 0.02 starves.
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+# What config.remat = "attention" keeps of each layer, five times [B, L, D]: what goes into attention and comes out of it, in the
+# kernels' own form, and the residual stream behind it. Norms and the MLP's products are computed again. Of all that could be kept
+# it saves the most time for its memory.
+_KEPT = ("queries", "keys", "values", ATTENDED, "attention_residual")
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Array]:
@@ -69,7 +75,7 @@ class Llama(nn.Module):
     def residual(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
         """The call without the last norm: the residual stream [B, L, D] behind the last layer."""
         rotation = _rotation(positions, self.config)
-# The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
+        # The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
         carry = constrain_rows(embeds.astype(self.dtype)), cache
         return self.layers(carry, rotation, positions, segments, jnp.arange(self.config.layers))[0]
 
@@ -95,7 +101,8 @@ def _scan_layers(config: LlamaConfig):
     """The class of all layers as one: scanned over the parameters, recomputed in the backward pass by `config.remat`."""
     layer = _Layer
     if config.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        policies = jax.checkpoint_policies
+        policy = {"full": None, "attention": policies.save_only_these_names(*_KEPT), "dots": policies.dots_with_no_batch_dims_saveable}[config.remat]
         # Inside a scan nothing can be shared with the forward pass, so the barriers against that would only cost.
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
@@ -160,7 +167,7 @@ class _Layer(nn.Module):
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.dtype)
         attention = _Attention(self.config, self.dtype, name="attention")
         attended, cache = attention(norm(name="attention_norm")(x), rotation, positions, segments, cache, layer)
-        x = constrain_rows(x + attended)
+        x = checkpoint_name(constrain_rows(x + attended), "attention_residual")
         return (constrain_rows(x + _Mlp(self.config, self.dtype, name="mlp")(norm(name="mlp_norm")(x))), cache), None
 
 
@@ -178,15 +185,30 @@ class _Attention(nn.Module):
             head_width = config.width // config.heads
             return _dense(count * head_width, self.dtype, name)(x).reshape(*x.shape[:2], count, head_width)
 
-        q = _rotate(heads("q", config.heads), rotation)
-        k = _rotate(heads("k", config.kv_heads), rotation)
-        v = heads("v", config.kv_heads)
+        q = checkpoint_name(_rotate(heads("q", config.heads), rotation), "queries")
+        k = checkpoint_name(_rotate(heads("k", config.kv_heads), rotation), "keys")
+        v = checkpoint_name(heads("v", config.kv_heads), "values")
         if cache is None:
             attended = causal_attention(q, k, v, segments, config.attention)
         else:
             cache = {"k": _write(cache["k"], k, layer, positions), "v": _write(cache["v"], v, layer, positions)}
             attended = cached_attention(q, cache["k"], cache["v"], layer, positions)
-        return _dense(config.width, self.dtype, "o")(attended.reshape(*x.shape[:2], config.width)), cache
+        return _FromHeads(config.width, self.dtype, name="o")(attended), cache
+
+
+class _FromHeads(nn.Module):
+    """A projection from heads: [B, L, H, C] to [B, L, D], with a kernel [H C, D].
+
+    The product sums over both axes of the heads as they lie: behind a reshape a TPU would copy them to another order first.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _INIT, (x.shape[-2] * x.shape[-1], self.width)).astype(self.dtype)
+        return jnp.einsum("blhc,hcd->bld", x, kernel.reshape(*x.shape[-2:], self.width))
 
 
 def _write(slots: Array, values: Array, layer: Array, positions: Array) -> Array:

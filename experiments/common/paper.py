@@ -20,12 +20,14 @@ from dreamjax.schema import to_dict
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine: its topology for `python -m dreamjax.compile`, its mesh, rows on a chip."""
+    """A machine: its topology for `python -m dreamjax.compile`, its mesh, rows on a chip, and what its memory allows."""
 
     topology: str
     data: int
     fsdp: int
     rows: int = 4
+    remat: str = "attention"  # LlamaConfig.remat
+    pictures: int = 20  # that a chip denoises at once; XLA's TPU compiler is slow with convolutions of fewer than 8
 
     @property
     def chips(self) -> int:
@@ -39,7 +41,7 @@ TARGETS = {
     "v4-64": Target("v4:4x4x4", 4, 16),
     "v4-128": Target("v4:4x4x8", 8, 16),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
-    "v5e-256": Target("v5e:16x16", 4, 64, rows=2),
+    "v5e-256": Target("v5e:16x16", 4, 64, rows=2, remat="full", pictures=8),
     "v6e-128": Target("v6e:8x16", 2, 64),
     "gpu-8": Target("", 1, 8),
 }
@@ -79,14 +81,16 @@ ENCODERS = r"^(clip|unet|vae)/"
 
 def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: int, optim: c.OptimConfig, loss: c.LossConfig, steps: int) -> ml_collections.ConfigDict:
     """A run on a target; `seen` and `dreamed` pictures a row, in slots that the rows of a chip share."""
-    target = words.target
+    target, model = words.target, c.dreamllm_7b()
+    pictures = dreamed * target.rows
+    chunks = next(n for n in range(1, pictures + 2) if pictures <= n * target.pictures and pictures % n == 0)
     config = c.RunConfig(
-        model=c.dreamllm_7b(),
+        model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=target.remat)),
         data=c.DataConfig(
             train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in sources),
             length=2048, rows_per_group=target.rows, seen_slots=seen * target.rows, dreamed_slots=dreamed * target.rows, flip=True,
         ),
-        optim=optim, loss=loss, init_from=words.init,
+        optim=optim, loss=dataclasses.replace(loss, picture_chunks=chunks), init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
         mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
         total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,

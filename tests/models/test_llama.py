@@ -152,7 +152,7 @@ def test_remat_changes_what_is_recomputed_and_no_gradient():
     _, params = initial()
     tokens = random_tokens(2, 6)
     gradients, products = {}, {}
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "dots", "attention", "full"):
         module = Llama(dataclasses.replace(CONFIG, remat=remat))
 
         def loss(params, module=module):
@@ -161,10 +161,10 @@ def test_remat_changes_what_is_recomputed_and_no_gradient():
 
         gradients[remat] = flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
         products[remat] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
-    assert products["none"] < products["dots"] < products["full"]
+    assert products["none"] < products["dots"] < products["attention"] < products["full"]
     for path, expected in gradients["none"].items():
         assert np.linalg.norm(expected) > 0, path
-        for remat in ("dots", "full"):
+        for remat in ("dots", "attention", "full"):
             assert relative_error(gradients[remat][path], expected) < 1e-5, (remat, path)
 
 

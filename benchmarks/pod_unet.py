@@ -1,0 +1,81 @@
+"""The U-Net's part of a step, by itself, compiled for a TPU that is not at hand: python -m benchmarks.pod_unet [--topology=v4:2x2x1]
+
+Stable Diffusion 2.1's U-Net at 512 pixels on the pictures of one chip, forward and backward to its condition, in bfloat16 and
+without recomputation: once with the attention that the package takes there, once with plain attention, which writes 4,096 x 4,096
+scores of each head. Plain attention of as many pictures does not fit, so it is compiled for fewer too. Each row takes some minutes and
+10 GiB; what is compiled is kept. Times are estimates from the compiler's schedule. The last line of stdout is JSON.
+"""
+
+import dataclasses
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dreamjax import config as c
+from dreamjax import sharding
+from dreamjax.models import dreamllm
+from dreamjax.pod import program, report, topology
+from dreamjax.training import checkpoint
+
+TOPOLOGY = flags.DEFINE_string("topology", "v4:2x2x1", "Chip and sides of a slice.")
+CACHE = flags.DEFINE_string("cache", "~/.cache/dreamjax/compiled", "Folder that keeps what was compiled.")
+ROWS = (("auto", 16), ("xla", 16), ("xla", 4))  # attention, pictures a chip
+
+
+def lowered(attention: str, pictures: int, mesh) -> jax.stages.Lowered:
+    """The mean squared prediction and its gradient by the condition; `pictures` a chip, the U-Net whole on each."""
+    model = c.dreamllm_7b()
+    model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, attention=attention))
+    parts, count, side = dreamllm.build(model), pictures * mesh.size, model.unet.sample_size
+
+    def run(params, latents, timesteps, context):
+        error = lambda context: jnp.mean(jnp.square(dreamllm.denoise(parts, params, latents, timesteps, context)))
+        return jax.value_and_grad(error)(context)
+
+    by_rows = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, sharding.ROWS))
+    whole = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
+    params = {"unet": jax.tree.map(whole, checkpoint.parameter_shapes(model)["unet"])}
+    latents, context = by_rows(jnp.float32, side, side, model.unet.in_channels), by_rows(jnp.bfloat16, model.dream_queries, model.unet.context_width)
+    with jax.set_mesh(mesh):
+        return jax.jit(run, compiler_options=sharding.TPU_OPTIONS).lower(params, latents, by_rows(jnp.int32), context)
+
+
+def measured(attention: str, pictures: int, slice_: topology.Topology, mesh, cache: epath.Path) -> dict:
+    """Memory and time of one row; where the compiler gives up, the memory that it would have needed."""
+    try:
+        compiled = program.compile_cached(lowered(attention, pictures, mesh), cache)
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)G of [\d.]+G hbm", str(error))
+        if not used:
+            raise
+        return {"attention": attention, "pictures": pictures, "hbm_gib": float(used[1]), "fits": False, "ms_per_picture": None}
+    _, facts = report.measured(compiled, slice_, report.coordinates(mesh))
+    return {
+        "attention": attention, "pictures": pictures, "hbm_gib": compiled.peak / report.GIB, "fits": compiled.peak / report.GIB <= slice_.chip.hbm_gib,
+        "ms_per_picture": 1e3 * facts["step_seconds_estimate"] / pictures,
+    }  # fmt: skip
+
+
+def main(_):
+    slice_ = topology.parse(TOPOLOGY.value)
+    jax.config.update("jax_platforms", "cpu")
+    mesh = sharding.make_mesh(c.MeshConfig(slice_.chips, 1, 1), topology.devices_of(slice_))
+    cache = epath.Path(os.path.expanduser(CACHE.value))
+    print("| attention | pictures a chip | HBM, GiB | fits | ms a picture (estimate) |\n|---|---|---|---|---|")
+    rows = []
+    for attention, pictures in ROWS:
+        rows.append(measured(attention, pictures, slice_, mesh, cache))
+        time = f"{rows[-1]['ms_per_picture']:.1f}" if rows[-1]["ms_per_picture"] else ""
+        print(f"| {attention} | {pictures} | {rows[-1]['hbm_gib']:.1f} | {'yes' if rows[-1]['fits'] else 'no'} | {time} |", flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    app.run(main)
