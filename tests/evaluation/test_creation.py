@@ -224,7 +224,7 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     sd = tmp_path / "out" / "sd"
 
     ours = StableDiffusion.load(str(sd))
-    options = Options(num_steps=3, guidance_scale=2.5)
+    options = Options(sampler="ddim", num_steps=3, guidance_scale=2.5)
     texts, seeds = ["a cat", "the sea", "", "low"], [5, 6, 7, 8]
     made = ours.draw(texts, seeds, options)
     noise = image.first_noise(pictures.picture_keys(seeds), image.latent_shape(ours.parts.config, options))
