@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dreamjax.config import DiffusionConfig, ModelConfig
+from dreamjax.config import ModelConfig
 from dreamjax.convert import clip, exporting, sources, tables
 from dreamjax.convert.assemble import Raw, materialise, shapes_of
 from dreamjax.convert.names import Table, renamed
@@ -68,7 +68,7 @@ def compare(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rn
     expected, rounded = (_torch_llm if part == "llm" else _torch_outputs)(part, model, raw, inputs)
     gc.collect()
     params = materialise(leaves, dtype=None)
-    ours = {dtype: jax.device_get(_our_program(part, _without_schedule(model), dtype)(params, inputs)) for dtype in ("float32", "bfloat16")}
+    ours = {dtype: jax.device_get(_our_program(part, _alone(part, model), dtype)(params, inputs)) for dtype in ("float32", "bfloat16")}
     jax.tree.map(lambda leaf: leaf.delete(), params)
     rows = []
     for output, value in expected.items():
@@ -87,9 +87,10 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-def _without_schedule(model: ModelConfig) -> ModelConfig:
-    """The model as far as its parts compute, so that programs are shared."""
-    return dataclasses.replace(model, diffusion=DiffusionConfig())
+def _alone(part: str, model: ModelConfig) -> ModelConfig:
+    """The model as far as a part computes, so that models with the same part share its program."""
+    needed = {"clip_text": ("clip_text", "clip"), "vae": ("vae", "unet")}.get(part, (part,))
+    return ModelConfig(**{name: getattr(model, name) for name in needed})
 
 
 def _inputs(part: str, model: ModelConfig, raw: Mapping[str, Raw], rng: np.random.Generator) -> dict[str, np.ndarray]:
