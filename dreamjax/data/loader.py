@@ -21,6 +21,7 @@ from dreamjax.data.encoded import EncodedPictures, open_encoded
 from dreamjax.data.lengths import PAIR, Found, Measured, measure_all
 from dreamjax.data.mixture import make_mixture
 from dreamjax.data.modes import SIDES, view
+from dreamjax.data.packing import VERSION
 from dreamjax.data.pictures import Opened, Stored, broken_parts
 from dreamjax.data.plan import Member, Plan
 from dreamjax.data.sources import BadRecord, Source, SourceError, open_source
@@ -121,7 +122,7 @@ class Loader:
     @property
     def fingerprint(self) -> str:
         """Another one whenever a batch may be another."""
-        told = [(reader.key, reader.config.labels) for reader in self.readers], self.plan.mixture, self.shape, self.config.data.flip, self.config.data.draft
+        told = [(reader.key, reader.config.labels) for reader in self.readers], self.plan.mixture, self.shape, self.config.data.flip, self.config.data.draft, VERSION
         return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
     @property

@@ -1,7 +1,9 @@
 """Which documents share a row, and which rows a group: a pure function of their lengths.
 
 Packing is two-dimensional: a row holds L tokens, and the R rows of a group share N seen and M dreamed slots. Rows are
-filled by best fit, longest document first; then rows with many pictures are put together with rows with few.
+filled, longest document first; then rows with many pictures are put together with rows with few. Rows are filled in two
+ways, of which none is always the better, and the fewer groups are kept: by best fit, which does well with short documents,
+and each for the least slack (Gupta and Ho 1999), which does well with long ones.
 """
 
 from typing import NamedTuple
@@ -9,6 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dreamjax.batch import Shape
+
+
+VERSION = 2  # another one whenever the same documents are packed otherwise
+TRIES, CLOSE, LOOKED_AT = 128, 256, 8  # of the search for the least slack
 
 
 class Packed(NamedTuple):
@@ -26,8 +32,10 @@ def pack(lengths: np.ndarray, shape: Shape, rng: np.random.Generator) -> Packed:
     """
     documents = np.flatnonzero(lengths[:, 0] > 0)
     documents = documents[np.argsort(-lengths[documents, 0], kind="stable")].astype(np.int32)
-    row_of, pictures = _fill_rows(lengths[documents], shape)
-    group_of, place = _deal(pictures, shape)
+    filled = [fill(lengths[documents], shape) for fill in (_by_best_fit, _by_least_slack)]
+    dealt = [_deal(pictures, shape) for _, pictures in filled]
+    better = int(len(set(dealt[1][0])) < len(set(dealt[0][0])))
+    (row_of, _), (group_of, place) = filled[better], dealt[better]
     rank = rng.permutation(len(set(group_of)))  # longest documents come first, but must not all be trained on first
     group_of, place = rank[np.array(group_of, np.int64)], np.array(place, np.int32)
     groups = group_of[row_of]
@@ -35,7 +43,7 @@ def pack(lengths: np.ndarray, shape: Shape, rng: np.random.Generator) -> Packed:
     return Packed(documents[by_group], place[row_of][by_group], np.searchsorted(groups[by_group], np.arange(len(rank) + 1)))
 
 
-def _fill_rows(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def _by_best_fit(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """([n] row of each document, (seen, dreamed) of each row): each document goes to the fullest row that still takes it.
 
     Rows wait in stacks by their free tokens; the bits of `waiting` say which stacks are not empty, so that the best one is
@@ -67,6 +75,59 @@ def _fill_rows(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tupl
             stacks[free].append(row)
             waiting |= 1 << free
     return row_of, [(shape.seen - seen, shape.dreamed - dreamed) for seen, dreamed in slots]
+
+
+def _by_least_slack(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """As `_by_best_fit`: row after row takes the longest document that is left, and with it those that fill the rest of the row best.
+
+    They are searched for depth first, longest first, in TRIES steps at most, until all but one in CLOSE of the tokens is real.
+    Documents of one length wait in a stack, of which the top few are looked at; the bits of `waiting` say which are not empty.
+    """
+    documents = lengths.tolist()
+    stacks, waiting = [[] for _ in range(shape.length + 1)], 0
+    for i in reversed(range(len(documents))):
+        stacks[documents[i][0]].append(i)
+        waiting |= 1 << documents[i][0]
+    up_to = [(2 << tokens) - 1 for tokens in range(shape.length + 1)]
+    row_of, pictures = np.empty(len(documents), np.int64), []
+
+    def take(i: int):
+        nonlocal waiting
+        tokens = documents[i][0]
+        stacks[tokens].remove(i)
+        if not stacks[tokens]:
+            waiting ^= 1 << tokens
+        row_of[i] = len(pictures)
+
+    while waiting:
+        start = stacks[waiting.bit_length() - 1][-1]
+        free, seen, dreamed = (whole - taken for whole, taken in zip((shape.length, shape.seen, shape.dreamed), documents[start]))  # left in the row
+        take(start)
+        path, before, best, slack, tokens = [], [], [], free, free
+        for _ in range(TRIES):
+            if slack <= shape.length // CLOSE:
+                break
+            tokens = (waiting & up_to[min(tokens, free)]).bit_length() - 1  # the longest that still fits
+            if tokens > 0:
+                found = next((i for i in stacks[tokens][: -LOOKED_AT - 1 : -1] if documents[i][1] <= seen and documents[i][2] <= dreamed and i not in path), None)
+                if found is None:
+                    tokens -= 1
+                    continue
+                path.append(found)
+                before.append((tokens, free, seen, dreamed))
+                free, seen, dreamed = free - tokens, seen - documents[found][1], dreamed - documents[found][2]
+                if free < slack:
+                    slack, best = free, list(path)
+            elif path:  # nothing more fits: something shorter in the place of the last
+                path.pop()
+                tokens, free, seen, dreamed = before.pop()
+                tokens -= 1
+            else:
+                break
+        for i in best:
+            take(i)
+        pictures.append(tuple(sum(documents[i][kind] for i in (start, *best)) for kind in (1, 2)))
+    return row_of, pictures
 
 
 def _deal(pictures: list[tuple[int, int]], shape: Shape) -> tuple[list[int], list[int]]:

@@ -74,6 +74,11 @@ def test_the_fullest_row_that_still_fits():
     assert sorted(row for row, _ in group) == [0, 0, 1, 1]
 
 
+def test_rows_without_slack_where_best_fit_leaves_some():
+    groups = groups_of(packed(lengths_of(5, 4, 4, 3, 2, 2), shape_like(1, 10)))  # best fit takes 5 + 4, 4 + 3 + 2 and 2
+    assert sorted(sorted(document for _, document in group) for group in groups) in ([[0, 3, 4], [1, 2, 5]], [[0, 3, 5], [1, 2, 4]])
+
+
 def test_slots_are_shared_by_the_rows_of_a_group():
     lengths = np.array([(5, 2, 0)] * 4, np.int32)
     count = lambda shape: len(groups_of(packed(lengths, shape)))
