@@ -21,7 +21,7 @@ from dreamjax.document import Document
 from dreamjax.evaluation.shapes import is_well_placed
 from dreamjax.evaluation.shapes_judge import judge
 
-PLANS = (("ddpm", 100), ("ddim", 50), ("ddim", 25), ("ddim", 20), ("ddim", 10), ("dpm_solver", 20), ("dpm_solver", 10))
+PLANS = (("ddpm", 100), ("ddim", 50), ("ddim", 25), ("ddim", 10), ("dpm_solver", 20), ("dpm_solver", 15), ("dpm_solver", 10))
 STORY = {"max_tokens": 64, "max_images": 4, "temperature": 1.0}
 
 

@@ -50,8 +50,8 @@ class MeshConfig:
 class SourceConfig:
     """Where documents come from: a format of `data/sources`, a path where it needs one, and a split.
 
-    Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), mmc4, obelics, llava,
-    instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files in
+    Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), pairs, mmc4, obelics,
+    llava, instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files in
     `data/sources` say what a path is and what the records look like. A path that names several files may hold `*` and
     ranges such as {00000..00099}, or be the folder they lie in; it may be in a bucket (gs://).
     """
@@ -61,7 +61,7 @@ class SourceConfig:
     split: str = "train"  # train | eval
     images: str = ""  # folder of the pictures that JSON names; empty: where the JSON lies
     text_key: str = ""  # key or column of the text; empty: what is usual in the format
-    image_key: str = ""  # column of the picture; empty: what is usual in the format
+    image_key: str = ""  # key or column of the picture; empty: what is usual in the format
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
     cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
     encoded: str = ""  # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every step

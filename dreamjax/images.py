@@ -49,7 +49,7 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white; a plain RGB picture itself.
 
     `source` is a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, its path (with `gs://` and
-    the like through etils), or what is Stored. Of an animation it is the first frame, of 16-bit greys the upper 8 bits.
+    the like through fsspec), or what is Stored. Of an animation it is the first frame, of 16-bit greys the upper 8 bits.
 
     With `draft` > 0 a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side still has
     `draft` pixels: up to ten times as fast, but the resized pixels are then not those of the whole picture. On photographs
@@ -157,16 +157,16 @@ def _read(path: str | os.PathLike | Stored, name: str) -> bytes:
         if not isinstance(path, (str, os.PathLike)):
             return path.read_bytes()
         if "://" in name:
-            from etils import epath  # only needed for remote files
+            import fsspec  # only needed for remote files
 
-            return epath.Path(path).read_bytes()
+            return fsspec.filesystem(name.partition("://")[0]).cat_file(name)
         with open(path, "rb") as file:
             return file.read()
     except BadImage:
         raise
     except FileNotFoundError:
         raise BadImage(f"{name}: no such file", "image missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = getattr(error, "reason", "image cannot be read")
         raise BadImage(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}", reason) from error
 

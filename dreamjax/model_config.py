@@ -155,6 +155,7 @@ class DiffusionConfig:
     beta_end: float = 0.012
     prediction: str = "epsilon"  # epsilon | v_prediction
     steps_offset: int = 1  # added to the sampler's "leading" timesteps
+    set_alpha_to_one: bool = False  # DDIM's last step leads to the clean picture; False: to the schedule's first entry
 
     def __post_init__(self):
         known = ("linear", "scaled_linear", "squaredcos_cap_v2")

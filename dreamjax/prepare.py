@@ -1,21 +1,20 @@
 """Converts training data to ArrayRecord: python -m dreamjax.prepare --source=FORMAT:PATH --out=DIR
 
-Formats: webdataset (tars), mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
-PATH may be a folder, or hold stars and ranges such as shard-{00000..00099}.tar. The result is read as the format array_record.
-Runs in parallel and may be interrupted: called again with the same flags it goes on. What is dropped is counted by reason and
-listed in OUT/dropped.jsonl. The last line of stdout is the statistics as JSON.
+Formats: webdataset (tars), pairs, mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
+PATH may be a folder, or hold stars and ranges such as shard-{00000..00099}.tar; it and DIR may be in a bucket (gs://). The result
+is read as the format array_record. Runs in parallel and may be interrupted: called again with the same flags it goes on. What
+is dropped is counted by reason and listed in DIR/dropped.jsonl. The last line of stdout is the statistics as JSON.
 """
 
 import json
 import os
-import pathlib
 
 from absl import flags
 from etils import epath
 
 from dreamjax import cli
 from dreamjax.config import SourceConfig
-from dreamjax.data import writing
+from dreamjax.data import files, writing
 from dreamjax.data.filters import Filters, read_words
 from dreamjax.data.sources import FORMATS, open_source
 from dreamjax.templates import TEMPLATES
@@ -23,11 +22,11 @@ from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 
 SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; formats: {', '.join(FORMATS)}.")
-OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+OUT = flags.DEFINE_string("out", None, "Folder to write to, on disk or in a bucket.")
 SPLIT = flags.DEFINE_enum("split", "train", ("train", "eval"), "Which part, of formats that hold one back themselves (storybook, storybook_pages).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures that JSON names; by default where the JSON lies.")
 TEXT_KEY = flags.DEFINE_string("text_key", "", "Key or column of the text, where it is not the usual one.")
-IMAGE_KEY = flags.DEFINE_string("image_key", "", "Column of the picture, where it is not the usual one.")
+IMAGE_KEY = flags.DEFINE_string("image_key", "", "Key or column of the picture, where it is not the usual one.")
 SIMILARITY = flags.DEFINE_float("min_similarity", None, "Least CLIP similarity of a picture to its text; by default 0.25 for mmc4, else none.")
 CACHE = flags.DEFINE_string("cache", "", "Folder for indexes; by default .dreamjax beside the files, or the user's cache.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing.")
@@ -59,7 +58,7 @@ def main() -> int:
             raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
     filters = Filters(
         MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
-        URLS.value, NON_ASCII.value, read_words(pathlib.Path(WORDS.value).read_text(encoding="utf-8")) if WORDS.value else (),
+        URLS.value, NON_ASCII.value, read_words(files.read_bytes(WORDS.value).decode()) if WORDS.value else (),
     )  # fmt: skip
     source = open_source(
         SourceConfig(form, path, SPLIT.value, images=IMAGES.value, text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value)

@@ -24,7 +24,16 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "bundle" in metafunc.fixturenames:
-        metafunc.parametrize("bundle", goldens.parameters(), scope="module")
+        metafunc.parametrize("bundle", goldens.parameters(), scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(request, tmp_path_factory) -> pathlib.Path:
+    """A folder with ckpt/ and golden/; see goldens.py."""
+    if request.param != goldens.MADE:
+        return request.param
+    own = tmp_path_factory.getbasetemp()
+    return goldens.make(own.parent if hasattr(request.config, "workerinput") else own)  # a worker's own folder lies in the session's
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,23 @@
-"""Recorded bundles of the official code: DREAMJAX_GOLDENS lists folders, each a bundle or a folder of bundles; ../shared/golden by default."""
+"""Bundles of what the official code computes: those in the folders that DREAMJAX_GOLDENS lists, each a bundle or a folder of bundles.
+
+Where it is not set, those in ../shared/golden, and one that parity/make_bundle.py makes of torch's parts, once in a session.
+"""
 
 import collections
+import fcntl
+import importlib.util
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 DEFAULT = pathlib.Path(__file__).parents[2] / "shared" / "golden"
-FOLDERS = [pathlib.Path(path).absolute() for path in os.environ.get("DREAMJAX_GOLDENS", str(DEFAULT)).split(os.pathsep) if path]
+MADE = "made"  # stands for the bundle that is made, and is its folder's name
+MAKER = pathlib.Path(__file__).parent / "parity" / "make_bundle.py"
+LISTED = os.environ.get("DREAMJAX_GOLDENS")
+FOLDERS = [pathlib.Path(path).absolute() for path in (str(DEFAULT) if LISTED is None else LISTED).split(os.pathsep) if path]
 
 
 def bundles_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -27,7 +37,22 @@ def name_of(bundle: pathlib.Path) -> str:
 
 
 def parameters() -> list:
-    """What the argument `bundle` of a test stands for: each bundle, and a skip with a message for each listed folder without one."""
+    """What the fixture `bundle` is asked for: each bundle, and a skip with a message for each listed folder without one."""
     missing = [folder for folder, found in FOUND.items() if not found] if FOLDERS else [DEFAULT]
     skip = lambda folder: pytest.mark.skip(reason=f"no recorded bundle (ckpt/ and golden/) in {folder}; DREAMJAX_GOLDENS lists their folders")
-    return [pytest.param(path, id=name_of(path)) for path in BUNDLES] + [pytest.param(None, marks=skip(folder), id=f"none-in-{folder.name}") for folder in missing]
+    recorded = [pytest.param(path, id=name_of(path)) for path in BUNDLES]
+    return recorded + [pytest.param(None, marks=skip(folder), id=f"none-in-{folder.name}") for folder in missing] + [MADE] * (LISTED is None)
+
+
+def make(folder: pathlib.Path) -> pathlib.Path:
+    """The made bundle in a folder that all processes of a session share; the first of them to ask makes it."""
+    missing = [name for name in ("torch", "transformers", "diffusers") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"a bundle is made with {', '.join(missing)}, not installed here: requirements-dev.txt")
+    home = folder / MADE
+    with open(folder / f"{MADE}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "golden" / "data.json").exists():  # what is written last
+            made = subprocess.run([sys.executable, MAKER, f"--out={home}"], capture_output=True, text=True)
+            assert made.returncode == 0, made.stderr
+    return home

@@ -90,7 +90,7 @@ def test_right_padding_is_left_padding_for_the_longest_prompt_alone(model):
     "how, message",
     [
         ({"num_steps": 0}, "num_steps: 0 is below 1"), ({"guidance_scale": 0.9}, "guidance_scale: 0.9 is below 1"), ({"num_images": 0}, "num_images: 0 is below 1"),
-        ({"num_steps": 1001}, "num_steps: 1001 is not between 1 and the schedule's 1000"), ({"batch_size": 0}, "batch_size: 0 is below 1"),
+        ({"num_steps": 1001}, "num_steps: 1001 is not between 1 and 1000"), ({"batch_size": 0}, "batch_size: 0 is below 1"),
         ({"context": 4096, "max_tokens": 1}, ""),
     ],
 )

@@ -10,7 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "dreamjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-DOCUMENTS = {"progress", "schema", "model_config", "config", "document", "images", "tokenizer", "templates", "rows", "batch"}  # numpy only
+DOCUMENTS = {
+    "progress", "schema", "model_config", "config", "document", "images", "tokenizer", "templates", "rows", "rows_official", "batch",
+}  # numpy only
 MODELS = DOCUMENTS | {"diffusion", "sharding", "models"}
 PRODUCT = MODELS | {"clip_tokenizer", "training", "sampling", "convert", "api"}
 
@@ -21,6 +23,7 @@ ALLOWED = {
     "document": {"images"},
     "templates": {"schema", "document"},
     "rows": {"config", "document", "templates", "tokenizer"},
+    "rows_official": {"schema", "document", "rows", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
     "diffusion": {"schema", "model_config", "config"}, "sharding": {"schema", "config"},

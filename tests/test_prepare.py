@@ -10,7 +10,7 @@ import time
 
 import pytest
 import PIL.Image
-from made_data import encoded, pairs, told, write_tar
+from made_data import encoded, jpeg, pairs, told, write_jsonl, write_tar
 
 from dreamjax.config import SourceConfig
 from dreamjax.data import writing
@@ -34,6 +34,20 @@ def test_pairs_in_parallel_with_tokens(tmp_path, shapes_tokenizer):
     assert facts["tokens"] > 9 and "dropped: 1 image in no" in done.stdout
     source = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert [told(document) for document in source] == [[i, f"caption {i}"] for i in range(9)] and source.lengths().shape == (9, 3)
+
+
+def test_pairs_of_json_with_other_keys(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        (tmp_path / "pictures" / f"{i}.jpg").write_bytes(jpeg(i))
+    write_jsonl(tmp_path / "pairs.jsonl", [{"file": f"{i}.jpg", "title": f"number {i}"} for i in range(4)])
+    keys = ("--text_key=title", "--image_key=file", f"--images={tmp_path}/pictures")
+    done = prepare(f"--source=pairs:{tmp_path}/pairs.jsonl", *keys, f"--out={tmp_path}/out", "--workers=1")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["documents"] == 3 and facts["dropped"] == {"image missing": 1}
+    source = open_source(SourceConfig("array_record", str(tmp_path / "out")))
+    assert [told(document) for document in source] == [[i, f"number {i}"] for i in range(3)] and source.key(2) == "2.jpg"
 
 
 def descendants(pid: int) -> list[int]:

@@ -35,8 +35,8 @@ NAMES = {
     "position_embedding": "vision_model.embeddings.position_embedding.weight",
     **pairs(VISION, "vision_model."),
 }
-OLD = ((r"^(?!vision_model\.)", "vision_model."),)  # what a bare vision transformer saves
-LEFT = (r"\.position_ids$",)
+OLD = ((r"^(?!vision_model\.|visual_projection\.)", "vision_model."),)  # what a bare vision transformer saves
+LEFT = (r"\.position_ids$", r"^visual_projection\.weight$")  # a projection into the space of texts belongs to the text tower here
 
 
 def table(config: ClipConfig) -> Table:
@@ -46,8 +46,7 @@ def table(config: ClipConfig) -> Table:
 
 def read_config(settings: Settings, select_layer: int | None = None) -> ClipConfig:
     """A config.json of a CLIPVisionModel or of a whole CLIPModel, with transformers' defaults for what it leaves out."""
-    if "vision_config" in settings.values:
-        settings = settings.inner("vision_config")
+    settings = tower(settings, "vision_config")
     settings.require({"num_channels": (3,), "hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_vision_model",)})
     try:
         return ClipConfig(
@@ -58,6 +57,16 @@ def read_config(settings: Settings, select_layer: int | None = None) -> ClipConf
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
+
+
+def tower(settings: Settings, key: str) -> Settings:
+    """The vision_config or text_config of a whole CLIPModel, or the settings as they are where they are one tower's.
+
+    A vision_config_dict or text_config_dict beside it, which files of 2022 have, wins with the defaults for all that it leaves out,
+    as in transformers.
+    """
+    older = f"{key}_dict"
+    return settings.inner(older if settings.get(older) is not None else key) if key in settings.values or older in settings.values else settings
 
 
 def write_config(config: ClipConfig) -> dict:

@@ -1,7 +1,7 @@
 """transformers' CLIPTextModel and the text side of CLIPModel: names of tensors and keys of config.json."""
 
 from dreamjax.config import ClipTextConfig
-from dreamjax.convert.clip import LAYER, pairs
+from dreamjax.convert.clip import LAYER, pairs, tower
 from dreamjax.convert.names import Table
 from dreamjax.convert.settings import Settings
 from dreamjax.schema import ConfigError
@@ -20,20 +20,22 @@ PROJECTIONS = {
 }
 OLD = ((r"^(?!text_model\.|text_projection\.|visual_projection\.|logit_scale$)", "text_model."),)
 LEFT = (r"\.position_ids$",)
+LEFT_ALONE = (*LEFT, r"^text_projection\.weight$")  # of a tower that gives hidden states alone
 
 
 def table(config: ClipTextConfig) -> Table:
     """The names of one text tower."""
-    return Table(NAMES | (PROJECTIONS if config.projection_width else {}), config.layers, OLD, LEFT)
+    if config.projection_width:
+        return Table(NAMES | PROJECTIONS, config.layers, OLD, LEFT)
+    return Table(NAMES, config.layers, OLD, LEFT_ALONE)
 
 
 def read_config(settings: Settings) -> ClipTextConfig:
     """A config.json of a CLIPTextModel, or of a whole CLIPModel, whose projections then belong to it."""
     projection = vision = 0
-    if "text_config" in settings.values:
-        projection = settings.whole("projection_dim", 512)
-        vision = settings.inner("vision_config").whole("hidden_size", 768)
-        settings = settings.inner("text_config")
+    if (text := tower(settings, "text_config")) is not settings:
+        projection, vision = settings.whole("projection_dim", 512), tower(settings, "vision_config").whole("hidden_size", 768)
+        settings = text
     settings.require({"hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_text_model",)})
     end = settings.whole("eos_token_id", 49407)
     try:

@@ -13,16 +13,20 @@ from dreamjax.schema import ConfigError
 TRANSFORMERS = ("model", "pytorch_model")  # stems of weight files
 DIFFUSERS = ("diffusion_pytorch_model",)
 JOINTS_TYPE = "dreamllm_joints"  # our own: what joins the parts, by our names
+COMPONENTS = {"UNet2DConditionModel": "unet/", "AutoencoderKL": "vae/"}  # diffusers' classes, by _class_name
 CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
 def kind(folder: pathlib.Path) -> str | None:
-    """llama, clip, clip_vision, clip_text, diffusers or None, by what a folder holds."""
+    """llama, clip, clip_vision, clip_text, diffusers or None, by what a folder holds; ConfigError where it is a part of one of them."""
     if any((folder / part / "config.json").is_file() for part in ("unet", "vae")):
         return "diffusers"
     if not (folder / "config.json").is_file():
         return None
     values = Settings.of(folder / "config.json").values
+    if values.get("_class_name") in COMPONENTS:
+        part = COMPONENTS[values["_class_name"]]
+        raise ConfigError(f"{folder}: is the {part} of a Stable Diffusion folder; give the folder above it (--parts chooses among its parts)")
     kinds = {JOINTS_TYPE: "joints", "llama": "llama", "clip": "clip", "clip_vision_model": "clip_vision", "clip_text_model": "clip_text"}
     architectures = {"LlamaForCausalLM": "llama", "CLIPModel": "clip", "CLIPVisionModel": "clip_vision", "CLIPTextModel": "clip_text"}
     architecture = (values.get("architectures") or [None])[0]

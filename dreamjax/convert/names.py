@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamjax.convert.tensors import Tensor, Tensors
+from dreamjax.convert.tensors import Tensor, Tensors, aligned
 from dreamjax.schema import ConfigError
 
 
@@ -87,7 +87,7 @@ def leaf_of(path: str, shape: tuple[int, ...], stacked: bool, tensors: tuple[Ten
             return _read_one(path, shape, tensors[0], index)
         chosen = tensors[index[0]]
         sizes = [len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True)]
-        out = np.empty((len(chosen), *sizes), tensors[0].dtype)
+        out = aligned((len(chosen), *sizes), tensors[0].dtype)
         for i, tensor in enumerate(chosen):
             out[i] = _read_one(path, shape[1:], tensor, index[1:])
         return out

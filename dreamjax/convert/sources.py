@@ -16,6 +16,7 @@ LAYOUTS = (
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
+HUB_UNREAD = ["*.non_ema.*", "*-pruned*", "*emaonly*", "safety_checker/*", "open_clip_*"]  # gigabytes beside what is read
 
 
 def read(source: str | os.PathLike) -> Found:
@@ -45,7 +46,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES))
+        return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_UNREAD))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{source}: no such folder here, and the hub does not give it ({reason}); download it elsewhere and give the folder") from None

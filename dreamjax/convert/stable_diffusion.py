@@ -19,9 +19,9 @@ UNET_FIXED = {
     "act_fn": ("silu",), "addition_embed_type": (), "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (),
     "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (), "downsample_padding": (1,),
     "dual_cross_attention": (False,), "encoder_hid_dim": (), "encoder_hid_dim_type": (), "flip_sin_to_cos": (True,), "freq_shift": (0,),
-    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_class_embeds": (),
-    "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (), "time_cond_proj_dim": (), "time_embedding_act_fn": (), "time_embedding_dim": (),
+    "mid_block_scale_factor": (1,), "mid_block_only_cross_attention": (False,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
+    "num_class_embeds": (), "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",), "reverse_transformer_layers_per_block": (), "time_cond_proj_dim": (), "time_embedding_act_fn": (), "time_embedding_dim": (),
     "time_embedding_type": ("positional",), "timestep_post_act": (), "dropout": (0, 0.0),
 }  # fmt: skip
 VAE_FIXED = {
@@ -124,12 +124,13 @@ def write_vae(config: VaeConfig, sample_size: int) -> dict:
 
 def read_schedule(settings: Settings) -> DiffusionConfig:
     """A scheduler_config.json of any scheduler class: the noise schedule alone, with diffusers' defaults for what it leaves out."""
-    settings.require(SCHEDULE_FIXED)
+    settings.require(SCHEDULE_FIXED | {"set_alpha_to_one": (True, False)})
     try:
         return DiffusionConfig(
             timesteps=settings.whole("num_train_timesteps", 1000), beta_schedule=settings.get("beta_schedule", "linear"),
             beta_start=settings.number("beta_start", 0.0001), beta_end=settings.number("beta_end", 0.02),
             prediction=settings.get("prediction_type", "epsilon"), steps_offset=settings.whole("steps_offset", 0),
+            set_alpha_to_one=settings.get("set_alpha_to_one", True),
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
@@ -140,5 +141,5 @@ def write_schedule(config: DiffusionConfig) -> dict:
     return {
         "_class_name": "PNDMScheduler", "_diffusers_version": "0.24.0", "num_train_timesteps": config.timesteps, "beta_schedule": config.beta_schedule,
         "beta_start": config.beta_start, "beta_end": config.beta_end, "prediction_type": config.prediction, "steps_offset": config.steps_offset,
-        "set_alpha_to_one": False, "skip_prk_steps": True, "clip_sample": False, "trained_betas": None,
+        "set_alpha_to_one": config.set_alpha_to_one, "skip_prk_steps": True, "clip_sample": False, "trained_betas": None,
     }  # fmt: skip

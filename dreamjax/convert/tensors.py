@@ -7,7 +7,9 @@ memory, and what was read goes back to the page cache.
 import functools
 import hashlib
 import json
+import math
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ import numpy as np
 from dreamjax.schema import ConfigError
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+SHARD = re.compile(r"-\d+-of-\d+\.")  # in the name of a file that an index names
+
+ALIGNMENT = 64  # bytes
 
 
 class Tensor(NamedTuple):
@@ -45,16 +50,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
     """(tensors by name, files) of the first of `stems` that a folder holds, each as safetensors or as torch's .bin, whole or in shards.
 
-    safetensors come before .bin and stems in their order; of variants (`model.fp16.safetensors`) that are all there is, the
-    first by name is taken. ConfigError where there are none, or where shards are missing.
+    Plain names come before variants (`model.fp16.safetensors`), safetensors before .bin, stems in their order and one file before
+    shards. Of variants the first by name is taken, and those with weights of training beside their average (non_ema) last.
+    ConfigError where there are none, or where shards are missing.
     """
+    plain, variants = [], []
     for suffix in (".safetensors", ".bin"):
         for stem in stems:
-            for index in sorted(folder.glob(f"{stem}{suffix}.index*.json")):
-                return _open_files(_shards(folder, index))
-            for whole in (folder / f"{stem}{suffix}", *sorted(folder.glob(f"{stem}.*{suffix}"))):
-                if whole.exists():
-                    return _open_files([whole])
+            plain += [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
+            found = sorted([*folder.glob(f"{stem}.*{suffix}"), *folder.glob(f"{stem}{suffix}.index.*.json")])
+            variants += [file for file in found if not SHARD.search(file.name)]
+    for file in [*plain, *sorted(variants, key=lambda file: "non_ema" in file.name)]:
+        if file.exists():
+            return _open_files(_shards(folder, file) if file.suffix == ".json" else [file])
     names = ", ".join(f"{stem}.safetensors or .bin" for stem in stems)
     raise ConfigError(f"{folder}: holds no weights ({names})")
 
@@ -130,6 +138,15 @@ def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
 def from_array(name: str, array: np.ndarray, file: pathlib.Path) -> Tensor:
     """A tensor that is in memory, or mapped there, already."""
     return Tensor(name, array.shape, array.dtype, file, lambda index: array[index])
+
+
+def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An array to fill, at an address that jax's CPU devices take as it is; at numpy's own, most often, they copy what they are given."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % ALIGNMENT
+    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def require_torch(file: pathlib.Path):

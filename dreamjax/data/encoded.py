@@ -7,8 +7,6 @@ features and twice its moments, of the picture and of its mirror image. encoded.
 import dataclasses
 import json
 import math
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +15,8 @@ import numpy as np
 from array_record.python import array_record_module
 
 from dreamjax.batch import Encoded
+from dreamjax.data import files
+from dreamjax.data.index import cache_folder
 from dreamjax.data.sources import SourceError
 from dreamjax.data.sources.array_record import WRITER_OPTIONS
 
@@ -73,39 +73,46 @@ def card_of(fingerprint: str, layout: Encoded, encoders: str, documents: int) ->
     return json.loads(json.dumps({"source": fingerprint, "encoders": encoders, "documents": documents, "layout": layout._asdict()}))
 
 
-def open_encoded(folder: str, fingerprint: str, layout: Encoded) -> EncodedPictures:
-    """The folder's pictures; SourceError where they are not of this source and of encoders of these sizes."""
-    path = pathlib.Path(folder) / CARD
-    if not path.exists():
+def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = "") -> EncodedPictures:
+    """The folder's pictures; SourceError where they are not of this source and of encoders of these sizes.
+
+    Those in a bucket are copied into the cache folder first.
+    """
+    path = files.join(folder, CARD)
+    if not files.exists(path):
         raise SourceError(f"{folder}: has no {CARD}; python -m dreamjax.precompute writes it")
-    card = json.loads(path.read_text())
+    card = json.loads(files.read_bytes(path))
     wanted = card_of(fingerprint, layout, card["encoders"], card["documents"])
     if differs := [key for key in wanted if card[key] != wanted[key]]:
         raise SourceError(f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python -m dreamjax.precompute")
     names = [_file(folder, number, card["documents"]) for number in range(-(-card["documents"] // PER_FILE))]
-    return EncodedPictures(grain.sources.ArrayRecordDataSource(names), layout, card["encoders"])
+    cache = cache_folder(path, cache) if files.is_remote(path) else ""
+    return EncodedPictures(grain.sources.ArrayRecordDataSource([files.fetched(name, cache) for name in names]), layout, card["encoders"])
 
 
 def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[Picture | None]]]):
     """Writes the files that are not there yet, each whole or absent, and then the card. `documents` yields the pictures of a range of them."""
-    os.makedirs(folder, exist_ok=True)
-    whole, begun = pathlib.Path(folder) / CARD, pathlib.Path(folder) / f"{CARD}.begun"
-    if any(json.loads(path.read_text()) != card for path in (whole, begun) if path.exists()):
+    files.make_folder(folder)
+    whole, begun = files.join(folder, CARD), files.join(folder, f"{CARD}.begun")
+    if any(json.loads(files.read_bytes(path)) != card for path in (whole, begun) if files.exists(path)):
         raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
-    if whole.exists():
+    if files.exists(whole):
         return
-    begun.write_text(json.dumps(card))
+    with files.atomic(begun) as file:
+        file.write(json.dumps(card).encode())
     for number in range(-(-card["documents"] // PER_FILE)):
         name = _file(folder, number, card["documents"])
-        if os.path.exists(name):
+        if files.exists(name):
             continue
-        writer = array_record_module.ArrayRecordWriter(f"{name}.tmp", WRITER_OPTIONS)
-        for pictures in documents(range(number * PER_FILE, min((number + 1) * PER_FILE, card["documents"]))):
-            writer.write(encode(pictures))
-        writer.close()
-        os.replace(f"{name}.tmp", name)
-    os.replace(begun, whole)
+        with files.atomic_path(name) as temporary:
+            writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
+            for pictures in documents(range(number * PER_FILE, min((number + 1) * PER_FILE, card["documents"]))):
+                writer.write(encode(pictures))
+            writer.close()
+    with files.atomic(whole) as file:
+        file.write(json.dumps(card).encode())
+    files.remove(begun)
 
 
 def _file(folder: str, number: int, documents: int) -> str:
-    return os.path.join(folder, f"encoded-{number:05d}-of-{-(-documents // PER_FILE):05d}.array_record")
+    return files.join(folder, f"encoded-{number:05d}-of-{-(-documents // PER_FILE):05d}.array_record")

@@ -1,4 +1,4 @@
-"""Files by name, on disk or in a bucket: which ones a path means, whether one has changed, and bytes out of the middle of one.
+"""Files by name, on disk or in a bucket: which ones a path means, whether one has changed, bytes out of the middle of one, and writing whole ones.
 
 Names with `://` go through fsspec (gs:// needs the package gcsfs), since only it reads a range without what surrounds it.
 """
@@ -6,10 +6,12 @@ Names with `://` go through fsspec (gs:// needs the package gcsfs), since only i
 import contextlib
 import functools
 import glob
+import hashlib
 import itertools
 import os
 import re
 import shutil
+import tempfile
 import typing
 import uuid
 from collections.abc import Iterator, Sequence
@@ -147,20 +149,84 @@ def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Writing on this machine: a name stands for something whole, or for nothing
+# Whole files and folders
+
+
+def join(folder: str | os.PathLike, name: str) -> str:
+    """The name of a file in a folder."""
+    return os.path.join(os.fspath(folder), name)
+
+
+def read_bytes(path: str) -> bytes:
+    """All of a file. Raises OSError, Unreadable where it is missing."""
+    try:
+        with opened(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file", "file missing") from None
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is such a folder; in a bucket, whether names begin with it."""
+    return _filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of what lies in a folder, none where there is no such folder."""
+    if not is_folder(folder):
+        return []
+    if not is_remote(folder):
+        return sorted(os.listdir(folder))
+    return sorted(os.path.basename(name.rstrip("/")) for name in _filesystem(folder).ls(folder, detail=False, refresh=True))
+
+
+def make_folder(path: str):
+    """Makes a folder and those above it; a bucket has none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str):
+    """Removes a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        _filesystem(path).rm_file(path) if is_remote(path) else os.unlink(path)
+
+
+def fetched(path: str, cache: str) -> str:
+    """The name on this machine of a file, for libraries that know no other: its own or, of one in a bucket, that of a copy in the cache folder."""
+    if not is_remote(path):
+        return path
+    target = os.path.join(cache, f"fetched-{hashlib.sha256(f'{path} {stamp(path)}'.encode()).hexdigest()[:32]}")
+    if not os.path.exists(target):
+        with atomic_path(target) as temporary:
+            _filesystem(path).get_file(path, temporary)
+    return target
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing: a name stands for something whole, or for nothing
+
+
+@contextlib.contextmanager
+def atomic_path(path: str) -> Iterator[str]:
+    """The name of a file on this machine to write to; what it holds gets the name `path` when the block ends without an error."""
+    temporary = _temporary(os.path.join(tempfile.gettempdir(), os.path.basename(path)) if is_remote(path) else path)
+    try:
+        yield temporary
+        if is_remote(path):
+            _filesystem(path).put_file(temporary, path)  # which a bucket shows when it is whole
+        else:
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 @contextlib.contextmanager
 def atomic(path: str) -> Iterator[typing.BinaryIO]:
     """A file to write bytes to; it gets its name when the block ends without an error."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 @contextlib.contextmanager

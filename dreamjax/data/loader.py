@@ -102,7 +102,7 @@ class Loader:
         self.readers = []
         for source in sources:
             opened = open_source(source, config.seed)
-            encoded = open_encoded(source.encoded, opened.fingerprint, self.shape.encoded) if source.encoded else None
+            encoded = open_encoded(source.encoded, opened.fingerprint, self.shape.encoded, source.cache) if source.encoded else None
             self.readers.append(Reader(opened, source, tokenizer, Slots.of(config.model), config.data.template, limits, encoded))
         counts = [len(reader.source) for reader in self.readers]
         measured = [measure_all(reader, count, reader.key, folder, config.data.workers, host) for reader, count in zip(self.readers, counts)]

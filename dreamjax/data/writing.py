@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,7 +44,7 @@ class Job:
 
     def path(self, number: int) -> str:
         """The file's name without its ending."""
-        return os.path.join(self.out, f"documents-{number:05d}-of-{len(self):05d}")
+        return files.join(self.out, f"documents-{number:05d}-of-{len(self):05d}")
 
     def settings(self) -> dict:
         """All that the files depend on."""
@@ -59,12 +58,13 @@ def write(job: Job, workers: int) -> dict:
 
     Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died.
     """
-    os.makedirs(job.out, exist_ok=True)
+    files.make_folder(job.out)
     _claim(job)
-    for name in os.listdir(job.out):
+    there = set(files.names_in(job.out))
+    for name in there:
         if name.endswith(".tmp"):  # of a run that was killed
-            os.unlink(os.path.join(job.out, name))
-    missing = [number for number in range(len(job)) if not os.path.exists(job.path(number) + ".json")]
+            files.remove(files.join(job.out, name))
+    missing = [number for number in range(len(job)) if os.path.basename(job.path(number)) + ".json" not in there]
     done = len(job.source) - sum(len(_records(job, number)) for number in missing)
     with tqdm.tqdm(total=len(job.source), initial=done, desc="preparing", unit="record", unit_scale=True, disable=None) as bar:
         for number in _written(job, missing, workers):
@@ -74,17 +74,17 @@ def write(job: Job, workers: int) -> dict:
 
 def _claim(job: Job):
     """Marks the folder with the settings, or compares them with those it was begun with."""
-    path = pathlib.Path(job.out, SETTINGS)
+    path = files.join(job.out, SETTINGS)
     settings = job.settings()
-    if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+    if files.exists(path):
+        begun = json.loads(files.read_bytes(path))
         other = [key for key in settings if begun.get(key) != settings[key]]
         if other:
             raise ConfigError(f"--out: {job.out} holds documents prepared with another {other[0]}; give another folder, or empty this one")
         return
-    if any(name.endswith(SUFFIX) for name in os.listdir(job.out)):
+    if any(name.endswith(SUFFIX) for name in files.names_in(job.out)):
         raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
-    with files.atomic(str(path)) as file:
+    with files.atomic(path) as file:
         file.write(json.dumps(settings, indent=1).encode())
 
 
@@ -129,23 +129,21 @@ def _work(number: int) -> int:
 def write_file(job: Job, number: int):
     """Writes one file of documents, and behind it, as the sign that it is whole, its statistics."""
     counts, dropped, left_out, lengths = collections.Counter(), [], collections.Counter(), []
-    path = job.path(number) + SUFFIX
-    temporary = f"{path}.{os.getpid()}.tmp"
-    writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
-    try:
-        for index in _records(job, number):
-            try:
-                document, bad_images = _usable(job, index)
-            except BadRecord as error:
-                dropped.append([error.name, error.reason, error.detail])
-                continue
-            writer.write(encode(document, job.source.key(index)))
-            left_out.update(error.reason for error in bad_images)
-            lengths.append(_lengths(document, job))
-            counts += _counts(document)
-    finally:
-        writer.close()
-    os.replace(temporary, path)
+    with files.atomic_path(job.path(number) + SUFFIX) as temporary:
+        writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
+        try:
+            for index in _records(job, number):
+                try:
+                    document, bad_images = _usable(job, index)
+                except BadRecord as error:
+                    dropped.append([error.name, error.reason, error.detail])
+                    continue
+                writer.write(encode(document, job.source.key(index)))
+                left_out.update(error.reason for error in bad_images)
+                lengths.append(_lengths(document, job))
+                counts += _counts(document)
+        finally:
+            writer.close()
     facts = {"counts": counts, "dropped": dropped, "left_out": left_out, "lengths": lengths}
     with files.atomic(job.path(number) + ".json") as file:
         file.write(json.dumps(facts).encode())
@@ -183,11 +181,11 @@ def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
 def _collect(job: Job) -> dict:
     """Adds up the files' statistics; writes the lengths of all documents and the list of what was dropped."""
     counts, dropped, left_out, lengths = collections.Counter(), collections.Counter(), collections.Counter(), []
-    with files.atomic(os.path.join(job.out, DROPPED)) as log:
+    with files.atomic(files.join(job.out, DROPPED)) as log:
         for record in job.source.skipped:
             _log(log, dropped, record.name, record.reason, record.detail)
         for number in range(len(job)):
-            facts = json.loads(pathlib.Path(job.path(number) + ".json").read_text(encoding="utf-8"))
+            facts = json.loads(files.read_bytes(job.path(number) + ".json"))
             counts.update(facts["counts"])
             left_out.update(facts["left_out"])
             for record in facts["dropped"]:
@@ -195,7 +193,7 @@ def _collect(job: Job) -> dict:
             lengths.append(np.array(facts["lengths"], np.int32).reshape(-1, 3))
     stacked = np.concatenate(lengths)
     if job.tokenizer is not None:
-        with files.atomic(os.path.join(job.out, LENGTHS)) as file:
+        with files.atomic(files.join(job.out, LENGTHS)) as file:
             np.save(file, stacked)
     names = ("documents", "images", "characters", "image_bytes")
     tokens = {"tokens": int(stacked[:, 0].sum())} if job.tokenizer is not None else {}

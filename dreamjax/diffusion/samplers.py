@@ -89,13 +89,13 @@ def ddpm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
 def ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
     """Song et al. 2021, eq. 12: `eta` 0 is deterministic, 1 has DDPM's variance.
 
-    The step before timestep 0 uses the schedule's first entry, as Stable Diffusion's configuration does (set_alpha_to_one
-    false); in pixels the picture is taken clean.
+    The last step leads to the schedule's first entry, as Stable Diffusion's configuration has it, or with the schedule's
+    `set_alpha_to_one`, and in pixels, to the clean picture.
     """
     timesteps = spaced_timesteps(config, steps, spacing)
     # The official leading sequence goes on by its own gap, also past its last entry.
     following = timesteps - config.timesteps // steps if spacing == "leading" else np.append(timesteps[1:], -1)
-    now, later = _alphas(config, timesteps, following, last=1.0 if pixels else float(alphas_cumprod(config)[0]))
+    now, later = _alphas(config, timesteps, following, last=1.0 if pixels or config.set_alpha_to_one else float(alphas_cumprod(config)[0]))
     sigma = eta * np.sqrt((1 - later) / (1 - now) * (1 - now / later))
     direction = np.sqrt(np.maximum(1 - later - sigma**2, 0)) / np.sqrt(1 - now)  # the noise at x_t is (x_t - sqrt(now) x0) / sqrt(1 - now)
     return _plan(timesteps, keep=direction, estimate=np.sqrt(later) - direction * np.sqrt(now), noise=sigma)

@@ -14,7 +14,11 @@ from dreamjax.config import DiffusionConfig
 
 @functools.lru_cache
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
-    """The share of signal variance left after each timestep, [timesteps] float32, falling."""
+    """The share of signal variance left after each timestep, [timesteps] float32, falling.
+
+    Each step's own share is rounded to float32 before they are multiplied, as in diffusers: where hardly any noise is added
+    yet, that moves the signal-to-noise ratio by 1e-4.
+    """
     steps = config.timesteps
     match config.beta_schedule:
         case "linear":
@@ -24,7 +28,8 @@ def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
         case "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
             signal = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
             betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-    return np.cumprod(1 - betas).astype(np.float32)
+    shares = np.float32(1) - betas.astype(np.float32)
+    return np.cumprod(shares, dtype=np.float64).astype(np.float32)
 
 
 def _signal_and_noise(config: DiffusionConfig, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -49,7 +49,7 @@ def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512,
 
     Documents are written to predictions.jsonl as they come; the same model, by `settings`, goes on there.
     """
-    options = {"num_steps": 16} | options
+    options = {"sampler": "ddim", "num_steps": 16} | options
     model = kept.keep(model, out, settings)
     progress = bar(4 * count, "document", "evaluating")
     items = stories(model, count, progress, options)

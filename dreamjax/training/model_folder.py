@@ -9,8 +9,11 @@
 Parameters are written group by group, so that a model larger than the host's memory passes through.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
+import gc
 import json
 from collections.abc import Callable, Mapping
 
@@ -24,7 +27,7 @@ from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.schema import ConfigError, from_dict, to_dict
 
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
-CHUNK_BYTES = 2**25  # of a parameter on disk: what is read of it, for one device of many, is whole chunks
+CHUNK_BYTES = 2**22  # of a parameter on disk: whole chunks are read, so at real sizes a host of many reads little more than its devices hold
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
 
 
@@ -108,17 +111,31 @@ def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str]
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with context:
         for group in progress(groups(sizes)):
-            leaves = {name: make(name) for name in group}
-            tree: dict = {}
-            for name, leaf in leaves.items():
-                put(tree, name, leaf)
-            v1.partial.save(path, tree)
-            for leaf in leaves.values():
-                leaf.delete()
+            _save_group(path, {name: make(name) for name in group})
+            _give_back()
         v1.partial.finalize(path)
     described = path / CHECKPOINT_METADATA
     if jax.process_index() == 0 and described.exists():  # without it beside the arrays every later reading warns
         described.copy(path / "state" / CHECKPOINT_METADATA, overwrite=True)
+
+
+def _save_group(path: epath.Path, leaves: dict[str, jax.Array]):
+    tree: dict = {}
+    for name, leaf in leaves.items():
+        put(tree, name, leaf)
+    v1.partial.save(path, tree)
+    for leaf in leaves.values():
+        leaf.delete()
+
+
+def _give_back():
+    """Memory of what was written back to the system: the next parameter would come on top of it.
+
+    Orbax leaves cycles behind that hold the arrays, and its threads' allocators keep what they compressed into.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def groups(sizes: Mapping[str, int]) -> list[list[str]]:

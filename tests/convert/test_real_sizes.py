@@ -16,6 +16,7 @@ diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip(
 
 VICUNA = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=2048)
 CLIP_L = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14, hidden_act="quick_gelu")
+CLIP_H = CLIP_L | dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, hidden_act="gelu")
 UNET_21 = dict(sample_size=64, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
 UNET_15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 VAE_BOTH = dict(
@@ -27,6 +28,14 @@ TEXT_21 = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, n
 CASES = {
     "Vicuna-7B": ("llm", VICUNA, lambda c: transformers.LlamaForCausalLM(transformers.LlamaConfig(**c)), llama.read_config, LlamaConfig(vocab_size=32000)),
     "CLIP-L/14": ("clip", CLIP_L, lambda c: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**c)), clip.read_config, ClipConfig()),
+    "CLIP-L/14 at 336 pixels": (
+        "clip", CLIP_L | {"image_size": 336}, lambda c: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**c)), clip.read_config,
+        ClipConfig(image_size=336),
+    ),
+    "CLIP-H/14": (
+        "clip", CLIP_H, lambda c: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**c)), clip.read_config,
+        ClipConfig(width=1280, layers=32, ffn_width=5120, activation="gelu"),
+    ),
     "SD 2.1-base U-Net": ("unet", UNET_21, diffusers.UNet2DConditionModel.from_config, stable_diffusion.read_unet, UNetConfig()),
     "SD 1.5 U-Net": ("unet", UNET_15, diffusers.UNet2DConditionModel.from_config, stable_diffusion.read_unet, official.SD_1),
     "SD VAE": ("vae", VAE_BOTH, diffusers.AutoencoderKL.from_config, stable_diffusion.read_vae, VaeConfig()),

@@ -28,7 +28,7 @@ OTHER = ModelConfig(
     clip=dataclasses.replace(CLIP, activation="gelu", select_layer=-1, image_mean=(0.5, 0.4, 0.3), layer_norm_eps=1e-6),
     unet=dataclasses.replace(UNET, cross_attention=(True, False), heads=(4, 2), linear_projection=False),
     vae=dataclasses.replace(VAE, scaling_factor=0.5), visual_projector="mlp", dream_queries=5,
-    diffusion=DiffusionConfig(timesteps=100, beta_schedule="linear", prediction="v_prediction", steps_offset=0),
+    diffusion=DiffusionConfig(timesteps=100, beta_schedule="linear", prediction="v_prediction", steps_offset=0, set_alpha_to_one=True),
     text_encoder=TEXT, clip_text=dataclasses.replace(TEXT, end_token=19, projection_width=8, vision_width=CLIP.width),
 )  # fmt: skip
 

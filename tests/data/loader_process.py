@@ -1,10 +1,12 @@
-"""A host by itself, for test_processes: prints the digest of every group of its batches, as JSON.
+"""Hosts as processes of their own, for test_processes: each writes the digest of every group of its batches, as JSON.
 
-python loader_process.py FOLDER WORKERS START STOP HOSTS HOST [HOST ...]
+python loader_process.py FOLDER JOURNEYS, a JSON list of {out, hosts, workers, start, stop}
 """
 
 import hashlib
+import itertools
 import json
+import multiprocessing
 import sys
 
 from absl import flags
@@ -27,17 +29,28 @@ def digests(loaded) -> list[str]:
     return [hashlib.sha256(b"".join(field.tobytes() for field in group)).hexdigest() for group in groups]
 
 
-def main(folder: str, *numbers: str):
-    workers, start, stop, hosts, *mine = map(int, numbers)
-    config = run_config(folder, workers)
-    tokenizer = Tokenizer.load(f"{folder}/tokenizer")
-    for host in mine:
-        count = config.groups // hosts
-        own = range(host * count, (host + 1) * count)
-        loader = Loader(config, config.data.train, tokenizer)
-        for number, loaded in enumerate(loader.batches(start, stop, own), start):
-            skipped = sorted(map(str, loaded.skipped))
-            print(json.dumps({"host": host, "batch": number, "groups": digests(loaded), "documents": loaded.documents, "skipped": skipped}), flush=True)
+def host(folder: str, journey: dict, number: int):
+    """One host of a journey: a line for each of its batches, in a file of its own."""
+    config = run_config(folder, journey["workers"])
+    count = config.groups // journey["hosts"]
+    loader = Loader(config, config.data.train, Tokenizer.load(f"{folder}/tokenizer"))
+    with open(f"{journey['out']}.{number}", "w") as file:
+        loaded = loader.batches(journey["start"], journey["stop"], range(number * count, (number + 1) * count))
+        for batch, one in enumerate(loaded, journey["start"]):
+            line = {"batch": batch, "groups": digests(one), "documents": one.documents, "skipped": sorted(map(str, one.skipped))}
+            file.write(json.dumps(line) + "\n")
+
+
+def main(folder: str, journeys: str):
+    """Each host of each journey is a process, two at a time, that starts from this one's imports."""
+    fork = multiprocessing.get_context("fork")
+    waiting = [fork.Process(target=host, args=(folder, journey, number)) for journey in json.loads(journeys) for number in range(journey["hosts"])]
+    for process, earlier in itertools.zip_longest(waiting, [None, None, *waiting]):
+        if earlier:
+            earlier.join()
+        if process:
+            process.start()
+    sys.exit(any(process.exitcode for process in waiting))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def test_records_that_are_no_documents(tmp_path):
 
 
 def test_what_cannot_be_opened(tmp_path):
-    for path, reason in [(tmp_path / "x*", "no such file"), (tmp_path / "x", "no document to read: .*/x: file missing"), ("gs://b/a.array_record", "gcsfuse")]:
+    nowhere = [(tmp_path / "x*", "no such file"), (tmp_path / "x", "no document to read: .*/x: file missing")]
+    for path, reason in [*nowhere, ("gs://b/a.array_record", "gcsfs"), ("memory://none/a.array_record", "file missing")]:
         with pytest.raises(SourceError, match=reason):
             opened(path)
     (tmp_path / "a.array_record").write_bytes(os.urandom(4000))

@@ -34,9 +34,11 @@ def test_records_come_back(layout):
         decode(encode(drawn(2)), 1, LAYOUT)
 
 
-def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch, place):
     monkeypatch.setattr(encoded_module, "PER_FILE", 10)
-    folder, card, asked = str(tmp_path / "pictures"), card_of("source", LAYOUT, "sum", 35), []
+    cache = str(tmp_path / "cache")
+    folder, card, asked = str(tmp_path / "pictures") if place == "disk" else "memory://encoded/pictures", card_of("source", LAYOUT, "sum", 35), []
 
     def documents(numbers, until=99):
         for number in numbers:
@@ -48,14 +50,14 @@ def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_encoded(folder, card, lambda numbers: documents(numbers, until=25))
     with pytest.raises(SourceError, match="has no encoded.json"):
-        open_encoded(folder, "source", LAYOUT)
+        open_encoded(folder, "source", LAYOUT, cache)
     with pytest.raises(SourceError, match="holds what was made of another source"):
         write_encoded(folder, card_of("other", LAYOUT, "sum", 35), documents)
     asked.clear()
     write_encoded(folder, card, documents)
     assert asked == list(range(20, 35))
     write_encoded(folder, card, None)  # it is complete
-    found = open_encoded(folder, "source", LAYOUT)
+    found = open_encoded(folder, "source", LAYOUT, cache)
     assert found.encoders == "sum"
     for number in (0, 7, 19, 34):
         assert_same(found.pictures(number, number % 3), drawn(number))

@@ -1,4 +1,4 @@
-"""MMC4, OBELICS, LLaVA and instruction files: pictures where they belong, and one named reason for each record that cannot be used."""
+"""MMC4, OBELICS, LLaVA, pairs and instruction files: pictures where they belong, and one named reason for each record that cannot be used."""
 
 import gzip
 import json
@@ -7,16 +7,21 @@ import pathlib
 import pickle
 import zipfile
 
+import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, mmc4, reasons, told, write_jsonl
 
 from dreamjax.config import SourceConfig
+from dreamjax.data import writing
+from dreamjax.data.filters import Filters
 from dreamjax.data.sources import SourceError, open_source, records
 from dreamjax.data.sources.conversations import turn_parts
 from dreamjax.data.sources.interleaved import place
 from dreamjax.document import Image, Text
+from dreamjax.rows import Slots, build_row
 
 SHARED = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
 
@@ -174,6 +179,45 @@ def test_words_of_turns_are_kept_to_the_letter():
     assert "".join(part.text if isinstance(part, Text) else f"[{part.source}]" for part in parts) == " [a]\n\n[b]x \t[c]"
 
 
+def test_pairs(folder):
+    content = [{"id": i, "image": f"{i % 4}-1.jpg", "caption": f" caption {i} ", "tags": ["one", "two"], "similarity": i / 10} for i in range(6)]
+    for name, data in [("a.jsonl", content), ("a.json", json.dumps(content, indent=1).encode())]:
+        source = pickle.loads(pickle.dumps(opened("pairs", folder, data, name)))
+        assert [told(document) for document in source] == [[10 * (i % 4) + 1, f"caption {i}"] for i in range(6)]
+        assert source[2].kind == "pair" and source[2].id == source.index.name(2) and source.key(1) == source.key(5) == "1-1.jpg"
+    other = [{"file": "2-0.jpg", "title": ["a cat", "cat"], "caption": "wrong"}, {"image": "2-0.jpg", "title": "a cat"}, {"file": "2-0.jpg", "caption": "x"}]
+    source = opened("pairs", folder, other, text_key="title", image_key="file")
+    assert told(source[0]) == [20, "a cat"] and reasons(source) == ["", "missing key", "missing key"]
+    assert reasons(opened("pairs", folder, content[:4], min_similarity=0.2)) == ["low similarity", "low similarity", "", ""]
+
+
+def test_bad_pairs(folder):
+    good = {"image": "1-0.jpg", "text": "a cat"}
+    content = [good, b"{", good | {"image": None}, good | {"image": 3}, good | {"image": "gone.jpg"}, good | {"text": " "}, good | {"text": []}, good | {"text": [4]}, {}]
+    assert reasons(opened("pairs", folder, content)) == [
+        "", "bad JSON", "missing key", "wrong type", "image missing", "no text", "no text", "wrong type", "missing key"]  # fmt: skip
+
+
+def coco(captions):
+    """COCO's layout of (image id, caption); pictures are 0-0.jpg to 3-0.jpg with the ids 100 to 103."""
+    images = [{"license": 1, "file_name": f"{number}-0.jpg", "id": 100 + number, "height": 24} for number in range(4)]
+    annotations = [{"image_id": number, "id": i, "caption": caption} for i, (number, caption) in enumerate(captions)]
+    return {"info": {"year": 2014, "images": []}, "images": images, "licenses": [{"id": 1}], "annotations": annotations}
+
+
+def test_captions_of_coco(folder):
+    content = coco([(101, "Un café \u65e5"), (103, "a [dog] {"), (101, "two"), (999, "of nothing"), (102, "")])
+    turned = dict(reversed(content.items()))
+    for data in (json.dumps(content), json.dumps(content, indent=2, ensure_ascii=False), "\ufeff" + json.dumps(turned), json.dumps(content) + "\n"):
+        source = opened("pairs", folder, data.encode(), "captions.json")
+        assert [told(source[i]) for i in range(3)] == [[10, "Un café \u65e5"], [30, "a [dog] {"], [10, "two"]]
+        assert len(source) == 4 and reasons(source)[3:] == ["no text"] and [record.reason for record in source.skipped] == ["image missing"]
+        assert source[1].id == f"{folder}/captions.json:1" and source.key(0) == source.key(2) == "1-0.jpg"
+    cut = opened("pairs", folder, json.dumps(content)[:-80].encode(), "captions.json")
+    assert 1 <= len(cut) <= 3 and told(cut[0]) == [10, "Un café \u65e5"] and "bad JSON" in [record.reason for record in cut.skipped]
+    assert len(opened("pairs", folder, json.dumps({"image": "1-0.jpg", "caption": "x", "images": [], "annotations": [3]}).encode())) == 1  # a record
+
+
 def test_instructions(folder):
     content = [
         mmc4(1, 2, [0], similarity=0.1) | {"instruction": " Write. "},
@@ -237,6 +281,47 @@ def test_files_without_a_record(folder):
     for data in (b"", b"[]", b"[broken", b"\n\n"):
         with pytest.raises(SourceError, match="a.json: there is no record to read"):
             opened("llava", folder, data, "a.json")
+
+
+def on_white(image: PIL.Image.Image) -> np.ndarray:
+    pixels = np.asarray(image.convert("RGBA"), np.float64)
+    return 255 + (pixels[..., :3] - 255) * pixels[..., 3:] / 255
+
+
+@pytest.mark.skipif(not (SHARED / "emoji").is_dir(), reason=f"{SHARED} has no emoji: set DREAMJAX_DATA")
+def test_the_real_emoji(tmp_path):
+    """Pairs of 128 x 128 pictures in four modes; what is transparent lies on white."""
+    source = open_source(SourceConfig("pairs", str(SHARED / "emoji" / "pairs.jsonl"), cache=str(tmp_path / "cache")))
+    assert len(source) == 2008 and source.skipped == () and set(reasons(source)) == {""}
+    assert source[0].parts[1].text == "grinning face" and source[0].kind == "pair" and source.key(0) == "png/128/1f600.png"
+    seen = {"RGBA": 0, "P": 0, "LA": 0, "RGB": 0}
+    for index in range(len(source)):
+        picture = source[index].parts[0]
+        with PIL.Image.open(picture.source) as stored:
+            if seen[stored.mode] < 5:
+                seen[stored.mode] += 1
+                ours = picture.pil()
+                assert ours.mode == "RGB" and np.abs(np.asarray(ours) - on_white(stored)).max() <= 1, picture.source
+    assert set(seen.values()) == {5}
+    names = open_source(SourceConfig("pairs", str(SHARED / "emoji" / "pairs.jsonl"), text_key="cldr_keywords", cache=str(tmp_path / "cache")))
+    assert names[0].parts[1].text == "face | grin | grinning face"
+    facts = writing.write(writing.Job(source, str(tmp_path / "out"), Filters(min_side=128)), 1)
+    assert (facts["documents"], facts["images"], facts["dropped"]) == (2008, 2008, {})
+    again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
+    assert again[2007].parts[1] == source[2007].parts[1] and np.array_equal(again[2007].images[0], source[2007].images[0])
+
+
+@pytest.mark.skipif(not (SHARED / "formats").is_dir(), reason=f"{SHARED} has no formats: set DREAMJAX_DATA")
+def test_real_photographs_in_conversations(tmp_path, shapes_tokenizer):
+    names = ["llava_extreme_ironing.jpg", "llava_waterview.jpg"]
+    content = [talk("What is odd?\n<image>", "A man irons.", image=names[0]), talk("<image><image>\nWhich is calm?", "The second.", image=names)]
+    write_jsonl(tmp_path / "talks.jsonl", content)
+    source = open_source(SourceConfig("llava", str(tmp_path / "talks.jsonl"), images=str(SHARED / "formats")))
+    slots = Slots(queries=4, patches=16)
+    for document, count in zip(source, (1, 2), strict=True):
+        row = build_row(document, shapes_tokenizer, slots, "vicuna_v1.1")
+        assert len(row.seen) == count and row.dreamed == () and all(min(image.size) > 200 for image in document.images)
+        assert shapes_tokenizer.decode_continuation(row.tokens[row.learned]).strip() == document.parts[-1].text
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: set DREAMJAX_DATA")

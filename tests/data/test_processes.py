@@ -1,5 +1,6 @@
 """Hosts and workers as real processes: the same global batches to the byte, whoever makes them and wherever a run resumes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -38,26 +39,33 @@ def whole(folder):
     return {number: (loader_process.digests(one), list(one.documents), sorted(map(str, one.skipped))) for number, one in enumerate(made)}
 
 
-def host_processes(folder, hosts, start, shares):
-    """{batch: the same, put together from all hosts}; `shares` is (workers, hosts of that process) of each process."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = lambda workers, mine: [sys.executable, str(pathlib.Path(loader_process.__file__)), str(folder), *map(str, (workers, start, BATCHES, hosts, *mine))]
-    running = [subprocess.Popen(command(*share), env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) for share in shares]
-    lines = [json.loads(line) for process in running for line in process.communicate(timeout=300)[0].splitlines() if line.startswith("{")]
-    assert [process.returncode for process in running] == [0] * len(running)
-    together = {}
-    for line in sorted(lines, key=lambda line: (line["batch"], line["host"])):
-        groups, documents, skipped = together.setdefault(line["batch"], ([], [], []))
-        groups += line["groups"]
-        documents += line["documents"]
-        skipped += line["skipped"]
-    return {number: (groups, documents, sorted(skipped)) for number, (groups, documents, skipped) in together.items()}
+GRID = tuple(itertools.product((1, 2, 4), (0, 1, 2)))  # hosts, workers of each
+STAGES = ((2, 0, 0, 2), (4, 0, 2, 4), (1, 2, 4, 6))  # hosts, workers, first batch, one past the last: a run that is resumed twice
 
 
-def test_two_hosts_with_and_without_workers(folder, whole):
-    assert host_processes(folder, hosts=2, start=0, shares=[(1, [0]), (0, [1])]) == whole
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """{journey: batches as in `whole`, put together from all hosts}."""
+    out = tmp_path_factory.mktemp("hosts")
+    journeys = [(*cell, 0, BATCHES) for cell in GRID] + list(STAGES)
+    told = [dict(zip(("hosts", "workers", "start", "stop"), journey), out=str(out / str(i))) for i, journey in enumerate(journeys)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, str(pathlib.Path(loader_process.__file__)), str(folder), json.dumps(told)]
+    assert subprocess.run(command, env=environment, cwd=ROOT, timeout=600).returncode == 0
+    return {journey: together(f"{out}/{i}", journey[0]) for i, journey in enumerate(journeys)}
 
 
-def test_a_resumption_by_four_hosts(folder, whole):
-    resumed = host_processes(folder, hosts=4, start=3, shares=[(2, [0]), (0, [1, 2, 3])])
-    assert resumed == {number: made for number, made in whole.items() if number >= 3}
+def together(name: str, hosts: int) -> dict:
+    """The batches of all hosts of a journey."""
+    shares = [{line["batch"]: line for line in map(json.loads, open(f"{name}.{host}"))} for host in range(hosts)]
+    collected = lambda number, what: [one for share in shares for one in share[number][what]]
+    return {number: (collected(number, "groups"), collected(number, "documents"), sorted(collected(number, "skipped"))) for number in shares[0]}
+
+
+@pytest.mark.parametrize("hosts, workers", GRID)
+def test_any_hosts_with_any_workers_see_the_same_batches(made, whole, hosts, workers):
+    assert made[hosts, workers, 0, BATCHES] == whole
+
+
+def test_a_run_that_goes_on_with_other_hosts(made, whole):
+    assert {number: batch for stage in STAGES for number, batch in made[stage].items()} == whole

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+import fsspec
+import numpy as np
 import pytest
 from PIL import Image as PilImage
 
@@ -11,6 +13,7 @@ from dreamjax.config import SourceConfig
 from dreamjax.data.sources import SourceError, open_source
 from dreamjax.data.sources.storybook import Story, Storybook, assign_splits
 from dreamjax.document import Image, Text
+from dreamjax.images import BadImage
 
 REAL = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2] / "../shared/data")) / "storybook"
 
@@ -136,6 +139,26 @@ def test_other_whole_source_errors(tmp_path):
     assert len(Storybook(tmp_path)) == 1
     with pytest.raises(SourceError, match="falls into the split 'eval'"):
         Storybook(tmp_path, "eval")
+
+
+def test_stories_in_a_bucket(tmp_path):
+    write(tmp_path, [record(i) for i in range(4)])
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        PilImage.new("RGB", (5, 4), (9, 8, i)).save(tmp_path / f"images/{i}.png")
+    fsspec.filesystem("memory").put(str(tmp_path), "memory://stories", recursive=True)
+    for form in ("storybook", "storybook_pages"):
+        here, there = (open_source(SourceConfig(form, folder)) for folder in (str(tmp_path), "memory://stories"))
+        assert there.fingerprint == here.fingerprint and len(there) == len(here) == 3
+        for ours, theirs in zip(there, here):
+            assert ours.id == theirs.id and ours.text == theirs.text
+            assert [np.asarray(image).tolist() for image in ours.images] == [np.asarray(image).tolist() for image in theirs.images]
+    fsspec.filesystem("memory").rm("memory://stories/images/1.png")
+    missing = Image("memory://stories/images/1.png")
+    with pytest.raises(BadImage, match="memory://stories/images/1.png: no such file"):
+        missing.pil()
+    with pytest.raises(SourceError, match="memory://nowhere is no folder"):
+        Storybook("memory://nowhere")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds storybook/")

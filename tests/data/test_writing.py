@@ -1,9 +1,12 @@
 """Preparing: every document once, in order, whatever is broken beside it; the same files after an interruption and in parallel."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import pickle
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -60,7 +63,7 @@ def test_interrupted_repeated_and_in_parallel(tmp_path, monkeypatch):
     assert len(open_source(SourceConfig("array_record", str(tmp_path / "stopped")))) == 6
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("documents-*")}
     assert writing.write(job("stopped"), 1) | {"out": ""} == facts | {"out": ""}
-    assert len(times) == 5 and all(path.stat().st_mtime_ns == time for path, time in times.items() if not path.name.endswith(".tmp"))
+    assert len(times) == 4 and all(path.stat().st_mtime_ns == time for path, time in times.items())
     writing.write(job("parallel"), 2)
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "parallel") == files_of(tmp_path / "whole")
     with pytest.raises(ConfigError, match="another filters"):
@@ -71,6 +74,39 @@ def test_interrupted_repeated_and_in_parallel(tmp_path, monkeypatch):
     (tmp_path / "other" / "a.array_record").touch()
     with pytest.raises(ConfigError, match="something else"):
         writing.write(job("other"), 1)
+
+
+def test_to_a_bucket_and_back(tmp_path, shapes_tokenizer, monkeypatch):
+    """An interrupted run leaves no half file there, and the next one goes on."""
+    bucket = fsspec.filesystem("memory")
+    write_tar(tmp_path / "a.tar", pairs(range(7)))
+    source = open_source(SourceConfig("webdataset", str(tmp_path)))
+    job = lambda out: writing.Job(source, out, tokenizer=shapes_tokenizer, per_file=3)
+    facts = writing.write(job(str(tmp_path / "here")), 1)
+    encode = writing.encode
+
+    def stop_in_the_second_file(document, key):
+        if document.id.endswith("4"):
+            raise KeyboardInterrupt
+        return encode(document, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "encode", stop_in_the_second_file)
+        with pytest.raises(KeyboardInterrupt):
+            writing.write(job("memory://prepared/out"), 1)
+    assert len(bucket.glob("memory://prepared/out/documents-*")) == 2
+    asked = []
+    monkeypatch.setattr(writing, "encode", lambda document, key: asked.append(document.id[-1]) or encode(document, key))
+    assert writing.write(job("memory://prepared/out"), 1) | {"out": ""} == facts | {"out": ""} and asked == list("3456")
+    assert {name.rpartition("/")[2]: bucket.cat_file(name) for name in bucket.ls("memory://prepared/out", detail=False)} == {
+        path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}  # fmt: skip
+    with pytest.raises(ConfigError, match="another template"):
+        writing.write(dataclasses.replace(job("memory://prepared/out"), template="llama2"), 1)
+    there = open_source(SourceConfig("array_record", "memory://prepared/out", cache=str(tmp_path / "cache")))
+    here = open_source(SourceConfig("array_record", str(tmp_path / "here")))
+    assert [told(document) for document in there] == [told(document) for document in here] and len(there) == 7
+    assert [there.key(i) for i in range(7)] == [here.key(i) for i in range(7)] and np.array_equal(there.lengths(), here.lengths())
+    assert len(os.listdir(tmp_path / "cache")) == 3 and pickle.loads(pickle.dumps(there))[6].id == here[6].id
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Samplers against diffusers' schedulers step by step, and against the closed form for a predictor that knows the picture."""
 
+import dataclasses
 import functools
 
 import jax
@@ -98,7 +99,9 @@ def test_every_step_of_ddim(config, spacing, clip, eta):
             options = {"use_clipped_model_output": clip, "eta": eta, "variance_noise": torch.from_numpy(fresh[i])}
             x = scheduler.step(toy(x, t, torch.tanh, torch.cos), t, x, **options).prev_sample
             theirs.append(x.numpy())
-        assert_same_path(run(config, samplers.ddim(config, steps, spacing, eta, clip), predict_toy, noise_of(0), fresh, clip), np.stack(theirs))
+        to_one = dataclasses.replace(config, set_alpha_to_one=clip)
+        assert samplers.ddim(config, steps, spacing, eta, pixels=clip)[1][-1] == samplers.ddim(to_one, steps, spacing, eta)[1][-1]
+        assert_same_path(run(config, samplers.ddim(to_one, steps, spacing, eta), predict_toy, noise_of(0), fresh, clip), np.stack(theirs))
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -32,8 +32,7 @@ def ours(bundle) -> dict[str, np.ndarray]:
     diffusion = parts.config.diffusion
     x0, noise, t = channels_last(given["add_noise_x0"]), channels_last(given["add_noise_noise"]), given["add_noise_t"]
     velocity = dataclasses.replace(diffusion, prediction="v_prediction")
-    spacing = opened.record("prompt")["scheduler_config"].get("timestep_spacing", "leading")
-    steps = {name: samplers.spaced_timesteps(diffusion, int(name.rsplit("_", 1)[1]), spacing) for name in given if name.startswith("ddpm_timesteps_")}
+    steps = {name: samplers.spaced_timesteps(diffusion, int(name.rsplit("_", 1)[1]), opened.spacing) for name in given if name.startswith("ddpm_timesteps_")}
     return {
         "clip_hidden_states": states, "clip_embeds": embeds, "unet_out": channels_first(out), "vae_mean": channels_first(mean),
         "vae_logvar": channels_first(logvar), "vae_decoded": channels_first(decoded), "alphas_cumprod": schedules.alphas_cumprod(diffusion),

@@ -1,7 +1,7 @@
 """Documents to rows against what the official data builder made of the same inputs.
 
 Every recorded case becomes a Document and takes the one path to a row. Where the official code is at fault, a test of its
-own says what is right.
+own says what is right; `rows_official` makes what it made of every case.
 """
 
 import dataclasses
@@ -12,6 +12,9 @@ import re
 import numpy as np
 import pytest
 
+from parity.bundles import recorded_file
+
+from dreamjax import rows_official
 from dreamjax.data.modes import view
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Limits, Row, Slots, build_row
@@ -31,6 +34,10 @@ class Recorded:
     tokenizers: dict[str, Tokenizer]
     slots: Slots
     template: str
+    longest: int  # the limit of cases without one of their own
+
+    def limit(self, case: dict) -> int:
+        return case.get("max_len") or self.longest
 
     def tokenizer(self, case: dict) -> Tokenizer:
         return self.tokenizers[case["tokenizer"]]
@@ -38,17 +45,37 @@ class Recorded:
     def row(self, case: dict, limited: bool = True, **options) -> Row:
         """The case as a Document, through the one path; the official code ignores the mode in conversations."""
         document = view(document_of(case), "joint" if case["kind"] == CONVERSATION else case["mode"], case.get("prob") or 0.0)
-        limits = Limits(case["max_len"], ENOUGH, ENOUGH) if limited and case.get("max_len") else None
+        limits = Limits(self.limit(case), ENOUGH, ENOUGH) if limited else None
         options = {"labels": "official" if case["kind"] == CONVERSATION else "all"} | options
         return build_row(document, self.tokenizer(case), self.slots, self.template, limits, **options)
+
+    def official_row(self, case: dict) -> tuple[Document, Row]:
+        """The case as a Document, whose broken pictures are still there, and its row by the official rules."""
+        document, given = inputs_of(case), case["desc"].get("bad_images", ())
+        if case["kind"] != CONVERSATION:
+            document = view(document, case["mode"], case.get("prob") or 0.0)
+        broken = [i for i, part in enumerate(document.parts) if isinstance(part, Image) and number_of(part) in given]
+        common, limit, template = (document, self.tokenizer(case), self.slots), self.limit(case), self.template
+        match case["kind"]:
+            case "ImageTextPair":
+                return document, rows_official.pair(*common, limit, bool(broken))
+            case "ImageImagePair":
+                return document, rows_official.picture_pair(*common, bool(broken))
+            case "InterleavedImageText":
+                return document, rows_official.interleaved(*common, limit, broken)
+            case "InstructInterleavedImageText":
+                return document, rows_official.instruction(*common, template, limit, broken)
+            case "Conversation":
+                return document, rows_official.conversation(*common, template, limit)
 
 
 @pytest.fixture(scope="module")
 def recorded(bundle) -> Recorded:
-    made = json.loads((bundle / "golden" / "data.json").read_text())
+    made = json.loads(recorded_file(bundle, "data.json").read_text())
     tokenizer = Tokenizer.load(bundle / "ckpt")
     tokenizers = {name: dataclasses.replace(tokenizer, legacy=name == "legacy") for name in ("legacy", "nonlegacy")}
-    return Recorded(made["cases"], tokenizers, Slots(made["num_dream_queries"], made["clip_embed_len"]), made["conv_template"])
+    longest = json.loads((bundle / "ckpt" / "tokenizer_config.json").read_text())["model_max_length"]
+    return Recorded(made["cases"], tokenizers, Slots(made["num_dream_queries"], made["clip_embed_len"]), made["conv_template"], longest)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -65,7 +92,15 @@ def number_of(image: Image) -> int:
 
 
 def document_of(case: dict) -> Document:
-    """What a source would yield for the inputs of a case. A picture that is broken is left out of it, as the loader does."""
+    """What a source would yield for the inputs of a case. A picture that is broken is left out of all but a pair, as the loader does."""
+    document = inputs_of(case)
+    for broken in case["desc"].get("bad_images", ()) if document.kind != "pair" else ():
+        document = document.without(next(i for i, part in enumerate(document.parts) if isinstance(part, Image) and number_of(part) == broken))
+    return document
+
+
+def inputs_of(case: dict) -> Document:
+    """The inputs of a case, whatever of them is broken."""
     given = case["desc"]
     match case["kind"]:
         case "ImageTextPair":
@@ -73,15 +108,12 @@ def document_of(case: dict) -> Document:
         case "ImageImagePair":
             return Document((picture(0, dreamed=False), picture(1, seen=False)))
         case "InterleavedImageText":
-            document = Document(interleaved(given, None))
+            return Document(interleaved(given, None))
         case "InstructInterleavedImageText":
-            document = Document((Text(given["instruction"], role="user"), *interleaved(given, "assistant")))
+            return Document((Text(given["instruction"], role="user"), *interleaved(given, "assistant")))
         case "Conversation":
             numbers = itertools.count()
-            document = Document(tuple(part for role, words in given["turns"] for part in message(role, words, numbers)))
-    for broken in given.get("bad_images", ()):
-        document = document.without(next(i for i, part in enumerate(document.parts) if isinstance(part, Image) and number_of(part) == broken))
-    return document
+            return Document(tuple(part for role, words in given["turns"] for part in message(role, words, numbers)))
 
 
 def interleaved(given: dict, role: str | None) -> tuple:
@@ -96,10 +128,11 @@ def interleaved(given: dict, role: str | None) -> tuple:
 
 
 def message(role: str, words: str, numbers) -> list:
-    """One turn of a conversation, in which `<image>` and `<dream>` stand for pictures."""
+    """One turn of a conversation, in which `<image>` and `<dream>` stand for pictures; those of the first kind are numbered first."""
     marks = {"<image>": {"dreamed": False}, "<dream>": {}}
     pieces = [piece for piece in re.split("(<image>|<dream>)", words) if piece]
-    return [picture(next(numbers), role=role, **marks[piece]) if piece in marks else Text(piece, role=role) for piece in pieces]
+    waiting = {mark: [next(numbers) for piece in pieces if piece == mark] for mark in marks}
+    return [picture(waiting[piece].pop(0), role=role, **marks[piece]) if piece in marks else Text(piece, role=role) for piece in pieces]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -113,9 +146,9 @@ def lost_its_picture(case: dict) -> bool:
 
 def cut_elsewhere(case: dict, recorded: Recorded) -> bool:
     """A conversation over its limit, at a picture that does not fit, keeps limit - position tokens instead of those up to its position."""
-    if case["kind"] != CONVERSATION or not case.get("max_len"):
+    if case["kind"] != CONVERSATION:
         return False
-    return len(case["output"]["input_ids"]) != fitting(recorded.row(case, limited=False).tokens.tolist(), case["max_len"], recorded.tokenizer(case))
+    return len(case["output"]["input_ids"]) != fitting(recorded.row(case, limited=False).tokens.tolist(), recorded.limit(case), recorded.tokenizer(case))
 
 
 def fitting(tokens: list[int], limit: int, tokenizer: Tokenizer) -> int:
@@ -175,6 +208,24 @@ def test_rows_are_the_recorded_ones(recorded):
     assert compared["ids"] >= compared["labels"] >= others > 0, compared
 
 
+def test_official_rows_are_the_recorded_ones_without_exception(recorded):
+    """Ids, labels and pictures of every case, whatever is wrong with it."""
+    for number, case in enumerate(recorded.cases):
+        where, made = f"case {number}: {case}", case["output"]
+        document, row = recorded.official_row(case)
+        assert row.tokens.tolist() == made["input_ids"], where
+        assert np.where(row.learned, row.tokens, IGNORED).tolist() == made["labels"], where
+        for placed, numbers in ((row.seen, made["images"]), (row.dreamed, made["images_dm"])):
+            assert [number_of(document.parts[part]) for _, part in placed] == numbers, where
+    assert len(recorded.cases) > 0
+
+
+def test_conversations_read_as_recorded(recorded, bundle):
+    prompts = json.loads((bundle / "golden" / "data.json").read_text())["prompts"]
+    ours = {rows_official.conversation_string(inputs_of(case), recorded.template) for case in recorded.cases if case["kind"] == CONVERSATION}
+    assert ours == set(prompts)
+
+
 def test_a_pair_without_its_picture_is_no_pair(recorded):
     """Quirk: its slots would show the picture of another document. The loader leaves such a pair out (tests/data/test_loader.py)."""
     cases = [case for case in recorded.cases if lost_its_picture(case)]
@@ -187,9 +238,9 @@ def test_a_pair_without_its_picture_is_no_pair(recorded):
 def test_a_conversation_is_cut_where_its_limit_is(recorded):
     """Quirk: what stays is the beginning up to the limit, or up to the picture that does not fit."""
     for case in recorded.cases:
-        if case["kind"] == CONVERSATION and case.get("max_len"):
+        if case["kind"] == CONVERSATION:
             whole, cut = recorded.row(case, limited=False), recorded.row(case)
-            kept = fitting(whole.tokens.tolist(), case["max_len"], recorded.tokenizer(case))
+            kept = fitting(whole.tokens.tolist(), recorded.limit(case), recorded.tokenizer(case))
             assert cut.cut == (kept < len(whole.tokens)) and len(cut.tokens) == kept
             assert cut.tokens.tolist() == whole.tokens[:kept].tolist() and cut.learned.tolist() == whole.learned[:kept].tolist()
 

@@ -114,7 +114,7 @@ def with_what_follows(bundle: Bundle, read: jax.Array) -> jax.Array:
 
 
 def totals(bundle: Bundle, variant: Variant, errors) -> dict[str, np.ndarray]:
-    lm, image = forward(bundle)[variant.file]["loss"], 0.0 if errors is None else np.mean(errors)
+    lm, image = forward(bundle)[variant.file]["lm_loss"], 0.0 if errors is None else np.mean(errors)
     lm_weight, image_weight = variant.loss.weights
     return {"total": lm_weight * lm + image_weight * image, "lm_loss": lm, "vm_loss": image}
 

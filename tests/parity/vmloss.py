@@ -9,7 +9,8 @@ from dreamjax.config import DiffusionConfig, LossConfig
 from dreamjax.training.losses import Draws
 
 WEIGHT_NORMS = {"none": "none", "l1_norm": "l1", "l2_norm": "l2"}  # official loss_scale_schedule: ours
-SETTINGS = {"prediction_type", "pt", "snr_gamma", "noise_offset", "input_perturbation", "drop_prob", "sched"}
+HEAD = ("snr_gamma", "noise_offset", "input_perturbation", "drop_prob")  # settings of the release's head, which a variant may set otherwise
+SETTINGS = {"prediction_type", "pt", "sched", *HEAD}
 BATCH, BATCHES = "forward_joint", {"comprehension": "forward_comprehension", "creation": "forward_creation"}  # of all variants but these
 DRAWS = ("timesteps", "noise", "eps_vae", "offset_noise", "pert_noise", "drop_mask")
 
@@ -25,20 +26,30 @@ class Variant:
     recorded: dict  # totals
 
 
+def own_loss(bundle: Bundle) -> LossConfig:
+    """The loss that a release is set to."""
+    return _loss(bundle, {})
+
+
+def _loss(bundle: Bundle, changes: dict) -> LossConfig:
+    head = bundle.settings["plugins_init_kwargs"]["stable_diffusion_head"]
+    of = {key: head.get(key) for key in HEAD} | changes
+    return LossConfig(
+        lm_weight=bundle.settings.get("loss_weight_lm", 1.0), image_weight=bundle.settings.get("loss_weight_vm", 10.0),
+        weight_norm=WEIGHT_NORMS[changes.get("sched", bundle.settings.get("loss_scale_schedule", "none"))],
+        snr_gamma=of["snr_gamma"], noise_offset=of["noise_offset"] or 0.0, input_perturbation=of["input_perturbation"] or 0.0,
+        condition_dropout=0.5 if of["drop_prob"] else 0.0, unconditional="official",  # which pictures, the recorded mask says
+    )
+
+
 def variants(bundle: Bundle) -> list[Variant]:
     """All variants of a bundle; a setting that is not known here is an error."""
-    found = []
+    found, own = [], bundle.parts.config.diffusion
     for name, recorded in bundle.record("vmloss").items():
         settings = recorded["config"]
         assert set(settings) <= SETTINGS, f"{name}: settings that these tests do not know: {set(settings) - SETTINGS}"
-        loss = LossConfig(
-            lm_weight=bundle.settings.get("loss_weight_lm", 1.0), image_weight=bundle.settings.get("loss_weight_vm", 10.0),
-            weight_norm=WEIGHT_NORMS[settings.get("sched", bundle.settings.get("loss_scale_schedule", "none"))],
-            snr_gamma=settings.get("snr_gamma"), noise_offset=settings.get("noise_offset", 0.0), input_perturbation=settings.get("input_perturbation", 0.0),
-            condition_dropout=settings.get("drop_prob", 0.0), unconditional="official",
-        )
-        diffusion = dataclasses.replace(bundle.parts.config.diffusion, prediction=settings["prediction_type"])
-        found.append(Variant(name, BATCHES.get(name, BATCH), loss, diffusion, recorded))
+        prediction = settings.get("prediction_type") or settings.get("pt") or own.prediction
+        found.append(Variant(name, BATCHES.get(name, BATCH), _loss(bundle, settings), dataclasses.replace(own, prediction=prediction), recorded))
     return found
 
 

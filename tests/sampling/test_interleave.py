@@ -20,7 +20,7 @@ from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
 
 CONTEXT = 128
-OPTIONS = Options(max_tokens=20, max_images=2, num_steps=2, guidance_scale=2.0)
+OPTIONS = Options(sampler="ddim", max_tokens=20, max_images=2, num_steps=2, guidance_scale=2.0)
 
 
 def picture(seed: int) -> np.ndarray:

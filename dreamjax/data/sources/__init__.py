@@ -13,7 +13,7 @@ from dreamjax.schema import ConfigError
 
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
-FORMATS = (*WITH_SPLITS, "webdataset", "mmc4", "obelics", "llava", "instruct", "array_record", "parquet", "tfds")
+FORMATS = (*WITH_SPLITS, "webdataset", "pairs", "mmc4", "obelics", "llava", "instruct", "array_record", "parquet", "tfds")
 
 
 class SourceError(ValueError):
@@ -88,6 +88,10 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.webdataset import open_webdataset
 
             return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache)
+        case "pairs":
+            from dreamjax.data.sources.pairs import open_pairs
+
+            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.cache)
         case "mmc4":
             from dreamjax.data.sources.mmc4 import open_mmc4
 
@@ -107,7 +111,7 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "array_record":
             from dreamjax.data.sources.array_record import open_array_record
 
-            return open_array_record(config.path)
+            return open_array_record(config.path, config.cache)
         case "parquet":
             from dreamjax.data.sources.parquet import open_parquet
 

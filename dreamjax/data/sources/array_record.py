@@ -7,10 +7,11 @@ picture has its number of bytes), and the pictures' bytes behind each other.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import io
 import json
 import os
-import pathlib
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from dreamjax import images
 from dreamjax.data import files
+from dreamjax.data.index import cache_folder
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.records import texts_of
 from dreamjax.document import Document, Image, Text
@@ -122,29 +124,31 @@ class ArrayRecords:
 
     def lengths(self) -> np.ndarray | None:
         """[n, 3] int32 that `prepare` stored: tokens without the slots' own, seen and dreamed pictures; None where the files are not just those."""
-        file = pathlib.Path(self.names[0]).parent / LENGTHS
-        found = np.load(file) if file.exists() else None
+        file = files.join(os.path.dirname(self.names[0]), LENGTHS)
+        found = np.load(io.BytesIO(files.read_bytes(file))) if files.exists(file) else None
         return found if found is not None and len(found) == len(self) else None
 
 
-def open_array_record(path: str) -> ArrayRecords:
-    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is left."""
-    if files.is_remote(path):
-        raise SourceError(f"{path}: ArrayRecord files are read from disk; mount the bucket (gcsfuse) and give the mounted folder")
+def open_array_record(path: str, cache: str = "") -> ArrayRecords:
+    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is left.
+
+    ArrayRecord is read from disk alone: files in a bucket are copied into the cache folder first. Of many, mount the bucket.
+    """
     try:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
+    cache = cache_folder(paths[0], cache) if files.is_remote(path) else ""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        counted = list(pool.map(_count, paths))
+        counted = list(pool.map(functools.partial(_count, cache=cache), paths))
     skipped = tuple(count for count in counted if isinstance(count, BadRecord))
-    whole = [(path, count) for path, count in zip(paths, counted) if not isinstance(count, BadRecord) and count]
+    whole = [(path, *count) for path, count in zip(paths, counted) if not isinstance(count, BadRecord) and count[1]]
     if not whole:
         raise SourceError(f"{path}: there is no document to read{f': {skipped[0]}' if skipped else ''}")
-    stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _ in whole]).encode()).hexdigest()[:32]
-    instructions = [_WholeFile(path, 0, count, count) for path, count in whole]  # counted already
-    ends = np.cumsum([count for _, count in whole])
-    return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _ in whole), ends, f"array_record-{stamps}", skipped)
+    stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _, _ in whole]).encode()).hexdigest()[:32]
+    instructions = [_WholeFile(local, 0, count, count) for _, local, count in whole]  # counted already
+    ends = np.cumsum([count for _, _, count in whole])
+    return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _, _ in whole), ends, f"array_record-{stamps}", skipped)
 
 
 class _WholeFile(NamedTuple):
@@ -156,13 +160,15 @@ class _WholeFile(NamedTuple):
     examples_in_shard: int
 
 
-def _count(path: str) -> int | BadRecord:
-    if not os.path.exists(path):
-        return BadRecord(path, "file missing")
+def _count(path: str, cache: str) -> tuple[str, int] | BadRecord:
+    """The file's name on this machine and how many records it has."""
     try:
-        reader = array_record_module.ArrayRecordReader(path)
+        if not files.exists(path):
+            return BadRecord(path, "file missing")
+        local = files.fetched(path, cache)
+        reader = array_record_module.ArrayRecordReader(local)
         count = reader.num_records()
         reader.close()
-        return count
-    except RuntimeError as error:
+        return local, count
+    except (RuntimeError, OSError) as error:
         return BadRecord(path, "file damaged", str(error))

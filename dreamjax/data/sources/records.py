@@ -130,20 +130,31 @@ class JsonRecords:
         return self.index.key(index)
 
     def _record(self, index: int) -> dict:
-        return parse_json(self.index.members(index)[""].read_bytes())
+        record = {}
+        for member in self.index.members(index).values():  # nearly always one
+            record |= parse_json(member.read_bytes())
+        return record
 
     def texts(self) -> Iterable[str]:
         """All text."""
         return texts_of(self)
 
 
-def open_json(path: str, parse: Callable[..., Document], folder: str = "", cache: str = "", key_of: Callable[[dict], str] | None = None, **options) -> JsonRecords:
+def open_json(
+    path: str,
+    parse: Callable[..., Document],
+    folder: str = "",
+    cache: str = "",
+    key_of: Callable[[dict], str] | None = None,
+    scan: Callable[[str, str], Scan] | None = None,
+    **options,
+) -> JsonRecords:
     """The documents of all JSON files that a path means; pictures lie in `folder`, or else beside the first file. Raises SourceError."""
     try:
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return JsonRecords(open_index(paths, scan_json, cache), Folder(folder or os.path.dirname(paths[0])), parse, options, key_of)
+    return JsonRecords(open_index(paths, scan or scan_json, cache), Folder(folder or os.path.dirname(paths[0])), parse, options, key_of)
 
 
 def scan_json(path: str, cache: str) -> Scan:

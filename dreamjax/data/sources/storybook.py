@@ -1,6 +1,6 @@
 """A folder of picture stories: `stories.jsonl` and the pictures it names.
 
-One JSON object per line: id, title, pages [{text, image}], and where known cover, summary, text_by, illustration_by,
+The folder may be in a bucket. One JSON object per line: id, title, pages [{text, image}], and where known cover, summary, text_by, illustration_by,
 license. Paths are relative to the folder; a page's image may be null and its text empty. Pictures are opened when a
 document is used, not before.
 
@@ -16,6 +16,7 @@ import pathlib
 import posixpath
 from collections.abc import Iterable, Sequence
 
+from dreamjax.data import files
 from dreamjax.data.sources import SPLITS, BadRecord, SourceError
 from dreamjax.document import Document, Image, Text
 
@@ -77,7 +78,7 @@ class Storybook:
             if text:  # adjoining texts are read as one string
                 parts.append(Text(f" {text}" if isinstance(parts[-1], Text) else text))
             if image:
-                parts.append(Image(pathlib.Path(self.path, image)))
+                parts.append(Image(_place(self.path, image)))
         return Document(tuple(parts), id=story.id)
 
     @property
@@ -100,6 +101,11 @@ class Storybook:
         story = self.stories[index]
         text_by, pictures_by = story.text_by or "unknown", story.illustration_by or "unknown"
         return f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence {story.license or "unknown"}'
+
+
+def _place(folder: str | os.PathLike, image: str) -> str | pathlib.Path:
+    """Where a picture lies."""
+    return files.join(folder, image) if files.is_remote(os.fspath(folder)) else pathlib.Path(folder, image)
 
 
 def _heading(title: str) -> str:
@@ -140,7 +146,7 @@ class StorybookPages:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has pages 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
         number, text, image = self.pages[index]
-        return Document((Text(text), Image(pathlib.Path(self.path, image), seen=False)), id=number)
+        return Document((Text(text), Image(_place(self.path, image), seen=False)), id=number)
 
     def key(self, index: int) -> str:
         """That of the page's story."""
@@ -157,14 +163,14 @@ class StorybookPages:
 
 def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadRecord, ...]]:
     """All stories of a folder, and the records that were left out. Raises SourceError where none is left."""
-    folder = pathlib.Path(path)
-    file = folder / "stories.jsonl"
-    if not folder.is_dir():
+    folder = os.fspath(path)
+    file = files.join(folder, "stories.jsonl")
+    if not files.is_folder(folder):
         raise SourceError(f"storybook: {folder} is no folder; give the one that holds stories.jsonl")
     try:
-        lines = file.read_bytes().splitlines()
+        lines = files.read_bytes(file).splitlines()
     except OSError as error:
-        raise SourceError(f"storybook: cannot read {file}: {error.strerror}; give the folder that holds stories.jsonl") from None
+        raise SourceError(f"storybook: cannot read {file}: {getattr(error, 'reason', '') or error.strerror}; give the folder that holds stories.jsonl") from None
     stories, skipped = {}, []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
