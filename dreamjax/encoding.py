@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from dreamjax import images
+from dreamjax import images, progress
 from dreamjax.batch import encoded_of
 from dreamjax.config import ModelConfig
 from dreamjax.data.encoded import Picture, card_of, write_encoded
@@ -56,7 +55,7 @@ def make_encode(model: ModelConfig, params: dict, size: int) -> Callable[[list[P
 def write(source: Source, folder: str, model: ModelConfig, encode: Callable, size: int, encoders: str):
     """Fills a folder with the encoded pictures of a source, `size` at a time."""
     card = card_of(source.fingerprint, encoded_of(model), encoders, len(source))
-    with tqdm.tqdm(total=len(source), unit="document", desc=folder) as bar, concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with progress.bar(len(source), "document", folder) as bar, concurrent.futures.ThreadPoolExecutor(4) as pool:
 
         def documents(numbers: range) -> Iterator[list[Picture | None]]:
             bar.update(numbers.start - bar.n)

@@ -1,6 +1,7 @@
 """Documents written to folders: one whose page grows, one once more, many of which those that are there are skipped."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from dreamjax import progress
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.sampling import archive, interleave, stream
@@ -21,7 +23,7 @@ def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Opt
     """One document, whose page grows while it is written."""
     prompt, seed = prompts[0]
     out.mkdir(parents=True, exist_ok=True)
-    with tqdm.tqdm(desc="writing", dynamic_ncols=True, bar_format="{desc} {elapsed} {postfix}") as bar:
+    with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
         events = stream.stream(model.parts, model.params, model.tokenizer, prompt, seed, options, every=4, preview_every=5, watch=meter(bar))
         *_, last = stream.save_while(events, prompt, out / "story.html")
     record = archive.write(out, prompt, last.document, seed, options)
@@ -32,7 +34,7 @@ def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Opt
 def write_again(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int) -> dict:
     """One document in a batch of `size` rows, in whose shapes it was written before."""
     prompt, seed = prompts[0]
-    with tqdm.tqdm(desc="writing", dynamic_ncols=True, bar_format="{desc} {elapsed} {postfix}") as bar:
+    with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
         made = interleave.generate(model.parts, model.params, model.tokenizer, [prompt], [seed], options, meter(bar), size)[0]
     return files_of(out, archive.write(out, prompt, made, seed, options, size))
 
@@ -49,7 +51,7 @@ def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Op
     records = [archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts)]
     missing = [number for number, record in enumerate(records) if record is None]
     check_prompts(model, {number: prompts[number][0] for number in missing}, options)
-    with tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit="document", desc="writing", dynamic_ncols=True) as bar:
+    with progress.bar(len(prompts), "document", "writing", len(prompts) - len(missing)) as bar:
         for start in range(0, len(missing), size):
             now = missing[start : start + size]
             documents, seeds = zip(*(prompts[number] for number in now))
@@ -86,6 +88,6 @@ def meter(bar: tqdm.tqdm) -> Callable[[interleave.Event], None]:
                 steps += len(waiting) * (moment.step - before)
                 before = moment.step % moment.steps
         passed = max(time.monotonic() - began, 1e-9)
-        bar.set_postfix_str(f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s")
+        bar.set_postfix_str(f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s", refresh=sys.stderr.isatty())
 
     return watch

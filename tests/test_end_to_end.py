@@ -72,9 +72,11 @@ def test_an_exported_model_is_the_same_model(workdir, tmp_path):
 
 
 def test_evaluate_ends_with_its_figures(workdir, tmp_path):
-    done = command("evaluate", f"--model={workdir}", "--task=shapes", f"--out={tmp_path}", "--count=4")
+    done = command("evaluate", f"--model={workdir}", "--task=toy", f"--out={tmp_path}", "--count=4")
     results = json.loads(done.stdout.splitlines()[-1])
     expected = {"picture_agreement", "picture_chance", "answer_accuracy", "answer_chance", "answer_swapped", "recall_agreement", "placement"}
     assert expected | {"unseen_agreement", "judge_accuracy", "train_seconds", "items", "html"} <= set(results)
     assert results["judge_accuracy"] >= 0.98 and pathlib.Path(results["html"]).exists()
     assert len(pathlib.Path(results["items"]).read_text().splitlines()) == 16
+    assert results["task"] == "toy" and results["metrics"]["picture_chance"] == 5.0 and "NaN" not in done.stdout.splitlines()[-1]
+    assert pathlib.Path(results["report"]).read_text().count("<article>") == 16

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tqdm
 from etils import epath
 
+from dreamjax import progress
 from dreamjax.data import processes
 from dreamjax.data.sources import BadRecord
 
@@ -142,7 +142,7 @@ def _measured(measure: Callable[[int], Measured], done: int, count: int, workers
     """(first index, entries, what was found) of chunk after chunk, with a progress bar where it takes its time."""
     starts = range(done, count, CHUNK)
     ranges = [range(start, min(start + CHUNK, count)) for start in starts]
-    with tqdm.tqdm(total=count, initial=done, unit="document", desc="lengths", delay=3) as bar:
+    with progress.bar(count, "document", "lengths", done, delay=3) as bar:
         if workers and count - done >= MANY:
             with processes.pool(workers, _keep, measure) as pool:
                 for chunk, (entries, found) in zip(ranges, pool.map(_measure_kept, ranges)):

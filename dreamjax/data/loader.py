@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-import tqdm
 from etils import epath
 
+from dreamjax import progress
 from dreamjax.batch import Batch, empty_batch, place, shape_of
 from dreamjax.config import RunConfig, SourceConfig
 from dreamjax.data.encoded import EncodedPictures, open_encoded
@@ -202,7 +202,7 @@ class Loader:
         if file is not None and file.exists():
             self.plan.ends = np.load(io.BytesIO(file.read_bytes())).tolist()
         known = len(self.plan.ends)
-        with tqdm.tqdm(total=number, initial=self.plan.counted, unit="group", desc="counting what was trained on", delay=3) as bar:
+        with progress.bar(number, "group", "counting what was trained on", self.plan.counted, delay=3) as bar:
             while self.plan.count_block(number):
                 bar.update(min(self.plan.counted, number) - bar.n)
         if file is not None and len(self.plan.ends) >= known + 16:  # fewer are counted in no time

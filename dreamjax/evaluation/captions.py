@@ -98,7 +98,7 @@ def load_references(data: epath.PathLike, task: str, count: int | None = None) -
 
 def find_captions(data: epath.PathLike, task: str) -> epath.Path:
     """The JSON file with a task's captions."""
-    return find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json")
+    return find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json", "annotations/captions_val*.json")
 
 
 def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:

@@ -20,7 +20,7 @@ from dreamjax import clip_tokenizer, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import few_shot, frechet
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.questions import picture_files
 from dreamjax.models import dreamllm, inception
 from dreamjax.models.dreamllm import Parts

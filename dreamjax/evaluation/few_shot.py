@@ -16,7 +16,7 @@ from dreamjax import images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Image
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.questions import Question
 from dreamjax.models import clip
 from dreamjax.models.dreamllm import Parts

@@ -8,7 +8,7 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.evaluation.language import Ranking
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.sampling.scores import alternatives

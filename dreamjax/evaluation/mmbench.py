@@ -107,7 +107,7 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
 
 
 def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
-    """Writes mmbench_submission.xlsx: the table without pictures and what the server has itself, with a column `prediction`."""
+    """Writes mmbench_submission.xlsx, and .tsv: the table without pictures and what the server has itself, with a column `prediction`."""
     rows = load_table(data)
     matched = by_id(read_answers(predictions), [str(row["index"]) for row in rows], str(data))
     dropped = ("hint", "category", "source", "image", "comment", "l2-category", "prediction")
@@ -115,5 +115,7 @@ def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -
     header.insert(min(6, len(header)), "prediction")  # where LLaVA's convert_mmbench_for_submission.py has it
     path = out / "mmbench_submission.xlsx"
     number = lambda value: int(value) if str(value).isdecimal() else value
-    write_table(path, header, [[matched.texts.get(str(row["index"]), "") if name == "prediction" else number(row[name]) for name in header] for row in rows])
+    rows = [[matched.texts.get(str(row["index"]), "") if name == "prediction" else number(row[name]) for name in header] for row in rows]
+    for kind in (path, path.with_suffix(".tsv")):
+        write_table(kind, header, rows)
     return Exported(path, matched.warnings)

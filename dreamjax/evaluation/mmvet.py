@@ -68,7 +68,7 @@ def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
         if isinstance(row, dict) and isinstance(row.get("text"), int | float | list):  # {id: grade}
             row = {"score": row["text"], **row}
         if not isinstance(row, dict) or row.get("score") in (None, ""):
-            raise SourceError(f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those; with --out=DIR the file for it is written")
+            raise SourceError(f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those, from mmvet_answers.json, which --out=DIR writes")
         with expected_form(path, "file of grades"):
             key = full_id(str(next(row[name] for name in ID_KEYS if name in row)))
             values = [float(grade) for grade in (row["score"] if isinstance(row["score"], list) else [row["score"]])]

@@ -23,7 +23,7 @@ from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
 from dreamjax.evaluation import kept
 from dreamjax.evaluation.answers import Score
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.shapes_judge import Judgement, judge
 

@@ -20,7 +20,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.report import Shown
 from dreamjax.models import dreamllm
 from dreamjax.sampling import prefill

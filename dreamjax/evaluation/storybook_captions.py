@@ -19,7 +19,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.data.sources.storybook import Story, Storybook
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import captions, runner
-from dreamjax.evaluation.progress import bar
+from dreamjax.progress import bar
 from dreamjax.evaluation.report import Shown
 from dreamjax.sampling.prompts import prompt_tokens
 

@@ -85,10 +85,11 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def load_questions(data: epath.PathLike, task: str, count: int | None = None) -> list[Question]:
     """The (first `count`) questions of a file or folder: VQA's pair of *questions.json and *annotations.json, TextVQA's or VizWiz' own single file.
 
-    In a folder with several sets, the files whose names begin with the task's count. Without annotations (a test split) the
+    In a folder with several sets, the files whose names begin with the task's count, and of its splits val. Without annotations (a test split) the
     questions have no answers. Raises SourceError.
     """
-    path = find_file(data, f"{task}*questions*.json", "*questions*.json", "TextVQA_*.json", "val.json", "test.json")
+    named = (f"{task}*val*questions*.json", f"{task}*questions*.json", "*val*questions*.json", "*questions*.json")
+    path = find_file(data, *named, "TextVQA_*val.json", "TextVQA_*.json", "val.json", "test.json")
     content = read_json(path)
     with expected_form(path, "file of questions"):
         if isinstance(content, dict):

@@ -72,7 +72,8 @@ class Watch:
         self.config, self.records, self.unnamed = config, records, unnamed  # unnamed: broken ones besides those given
         self.log = MetricsLog(workdir, start) if first else None
         interval = 0.5 if sys.stderr.isatty() else 30  # in a log file, a line now and then
-        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", mininterval=interval, dynamic_ncols=True, disable=not first)
+        every = {"mininterval": interval, "maxinterval": max(interval, 10)}
+        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", dynamic_ncols=True, disable=not first, **every)
         self.began, self.before = time.monotonic(), self.log.seconds if self.log else 0.0
         self.last_log, self.tokens = self.began, 0
         self.broken: dict[str, str] = {}  # reason of each

@@ -58,7 +58,9 @@ def test_the_benchmarks_files_hold_the_same(tmp_path):
     write_json(tmp_path / "paragraphs" / "paragraphs_v1.json", paragraphs)
     write_json(tmp_path / "paragraphs" / "test_split.json", [5, 6])
     expected = {"5": ["a cat sits on a mat", "the cat sits"], "6": ["two dogs run on grass"]}
-    for folder, task in (("karpathy", "coco"), ("coco", "coco"), ("nocaps", "nocaps")):
+    write_json(tmp_path / "release" / "annotations" / "captions_val2014.json", COCO)
+    write_json(tmp_path / "release" / "annotations" / "captions_train2014.json", {"annotations": []})
+    for folder, task in (("karpathy", "coco"), ("coco", "coco"), ("release", "coco"), ("nocaps", "nocaps")):
         assert captions.load_references(tmp_path / folder, task) == expected
     assert captions.load_references(tmp_path / "paragraphs", "image2paragraph") == {"5": ["the cat sits"], "6": ["two dogs run on grass"]}
 

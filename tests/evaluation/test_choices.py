@@ -103,7 +103,8 @@ def test_mmbench(bench, tmp_path):
     rows = read_table(mmbench.export(predictions, bench, tmp_path).path)
     assert list(rows[0]) == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
     assert [(row["index"], row["prediction"]) for row in rows] == [(3, "A"), (4, "B"), (1000003, "cat"), (2000003, "A. cow"), (1000004, "no")]
-    assert mmbench.score(tmp_path / "mmbench_submission.xlsx", bench).metrics == found.metrics  # a table of predictions
+    for ending in ("xlsx", "tsv"):  # a table of predictions
+        assert mmbench.score(tmp_path / f"mmbench_submission.{ending}", bench).metrics == found.metrics
     lacking = write_lines(tmp_path / "b.jsonl", [{"question_id": 4, "text": "B"}])
     assert mmbench.score(lacking, bench).metrics["plain_accuracy"] == 50.0 and mmbench.score(lacking, bench).metrics["accuracy"] == 0.0
 

@@ -83,6 +83,8 @@ def test_other_files_of_questions(tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": "VizWiz_val_1.jpg", "prompt": "Q?\nIn a word.", "text": "Unanswerable"}])
     found = vqa.score("vizwiz", predictions, tmp_path / "wiz")
     assert found.metrics["accuracy"] == found.metrics["unanswerable_accuracy"] == 100.0
+    (tmp_path / "text" / "TextVQA_0.5.1_train.json").write_text("{}")
+    assert len(vqa.load_questions(tmp_path / "text", "textvqa")) == 1  # of the splits val
     made_data(tmp_path / "v2", "v2_OpenEnded_mscoco_val2014").joinpath("v2_OpenEnded_mscoco_val2014_annotations.json").rename(
         tmp_path / "v2" / "v2_mscoco_val2014_annotations.json"
     )
