@@ -34,8 +34,11 @@ class Conv3x3(nn.Conv):
 
 
 def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """A GroupNorm whose variance is E[(x - mean)^2]: E[x^2] - mean^2 loses all digits where |mean| is large, as it is in the VAE."""
-    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+    """A GroupNorm whose variance is E[(x - mean)^2]: E[x^2] - mean^2 loses digits where |mean| is large, as it is in the VAE.
+
+    Of what has 16 bits those digits are rounded anyway, and the second form takes one pass over the map less.
+    """
+    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=jnp.dtype(dtype).itemsize == 2, dtype=dtype, name=name)
 
 
 def multi_head_attention(x: Array, context: Array, heads: int, use_bias: bool, dtype: jnp.dtype, attention: str = "auto") -> Array:

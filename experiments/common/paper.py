@@ -37,12 +37,12 @@ class Target:
 # The parameters of the LLM with their moments lie over 16 chips, or as many as memory needs; further chips repeat them, so that
 # what a chip holds and moves does not grow with the pod.
 TARGETS = {
-    "v4-16": Target("v4:2x2x4", 1, 16),
-    "v4-64": Target("v4:4x4x4", 4, 16),
-    "v4-128": Target("v4:4x4x8", 8, 16),
+    "v4-16": Target("v4:2x2x4", 1, 16, rows=3, remat="full"),
+    "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full"),
+    "v4-128": Target("v4:4x4x8", 4, 32, rows=3),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
     "v5e-256": Target("v5e:16x16", 4, 64, rows=2, remat="full", pictures=8),
-    "v6e-128": Target("v6e:8x16", 2, 64),
+    "v6e-128": Target("v6e:8x16", 2, 64, rows=3),
     "gpu-8": Target("", 1, 8),
 }
 MODES = ("comprehension", "creation", "joint")
