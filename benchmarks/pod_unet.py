@@ -26,7 +26,7 @@ from dreamjax.training import checkpoint
 
 TOPOLOGY = flags.DEFINE_string("topology", "v4:2x2x1", "Chip and sides of a slice.")
 CACHE = flags.DEFINE_string("cache", "~/.cache/dreamjax/compiled", "Folder that keeps what was compiled.")
-ROWS = (("auto", 16), ("xla", 16), ("xla", 4))  # attention, pictures a chip
+ROWS = (("auto", 16), ("xla", 4), ("xla", 16))  # attention, pictures a chip
 
 
 def lowered(attention: str, pictures: int, mesh) -> jax.stages.Lowered:

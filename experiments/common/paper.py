@@ -34,8 +34,8 @@ class Target:
         return self.data * self.fsdp
 
 
-# The parameters of the LLM with their moments lie over 16 chips, or as many as memory needs; further chips repeat them, so that
-# what a chip holds and moves does not grow with the pod.
+# The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips there is
+# room to keep what attention takes and gives, over 16 there is not.
 TARGETS = {
     "v4-16": Target("v4:2x2x4", 1, 16, rows=3, remat="full"),
     "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full"),
