@@ -36,6 +36,14 @@ def name_of(bundle: pathlib.Path) -> str:
     return bundle.name if _TIMES[bundle.name] <= 1 else f"{bundle.parent.name}/{bundle.name}"
 
 
+def recorded_file(bundle: pathlib.Path, name: str) -> pathlib.Path:
+    """A file of golden/. A test that asks for one that the bundle lacks is skipped."""
+    file = bundle / "golden" / name
+    if not file.exists():
+        pytest.skip(f"{name_of(bundle)} has no {name}")
+    return file
+
+
 def parameters() -> list:
     """What the fixture `bundle` is asked for: each bundle, and a skip with a message for each listed folder without one."""
     missing = [folder for folder, found in FOUND.items() if not found] if FOLDERS else [DEFAULT]

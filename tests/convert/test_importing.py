@@ -206,6 +206,7 @@ def test_defaults_of_what_a_file_leaves_out_are_the_libraries():
     assert unet == official.SD_1
     schedule = stable_diffusion.read_schedule(Settings({}, "x"))
     assert (schedule.timesteps, schedule.beta_schedule, schedule.beta_start, schedule.beta_end, schedule.steps_offset) == (1000, "linear", 0.0001, 0.02, 0)
+    assert schedule.set_alpha_to_one
 
 
 def test_what_is_nowhere_or_unknown_is_said(tmp_path, monkeypatch):

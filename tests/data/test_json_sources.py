@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
+from goldens import recorded_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import jpeg, mmc4, reasons, told, write_jsonl
@@ -78,7 +79,7 @@ def test_placing_as_recorded(bundle):
     from dreamjax.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(bundle / "ckpt")
-    cases = json.loads((bundle / "golden" / "data.json").read_text())["cases"]
+    cases = json.loads(recorded_file(bundle, "data.json").read_text())["cases"]
     chosen = [c for c in cases if (c["kind"], c["mode"], c["tokenizer"], c.get("max_len")) == ("InterleavedImageText", "comprehension_only", "legacy", None)]
     assert chosen
     for case in chosen:

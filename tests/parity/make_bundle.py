@@ -10,7 +10,6 @@ others in whatever the layout lets differ. The same preset and seed make the sam
 """
 
 import argparse
-import copy
 import json
 import pathlib
 
@@ -218,7 +217,7 @@ def write_tokenizer(folder: pathlib.Path, words: reference_text.Words, config: d
 
 def write_json(file: pathlib.Path, values: dict):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(copy.deepcopy(values), indent=1, ensure_ascii=False, default=str) + "\n")
+    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,8 @@ def prompts(maker: Maker, mixed: bool, steps: int = 5) -> tuple[dict, dict]:
             image = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
             arrays |= {f"{run}/image_np": image, f"{run}/image_u8": (255 * image).round().astype(np.uint8)}
     written = {"prompts": PROMPTS, "negative_prompts": NEGATIVES, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "mm_text": MIXED}
-    return arrays, written | {"scheduler_class_used": "DDPMScheduler", "scheduler_config": dict(model.schedule.config)}
+    settings = {key: value for key, value in sorted(model.schedule.config.items()) if key != "_use_default_values"}
+    return arrays, written | {"scheduler_class_used": "DDPMScheduler", "scheduler_config": settings}
 
 
 def _named(tokens: dict) -> dict:

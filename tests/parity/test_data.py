@@ -11,8 +11,7 @@ import re
 
 import numpy as np
 import pytest
-
-from parity.bundles import recorded_file
+from goldens import recorded_file
 
 from dreamjax import rows_official
 from dreamjax.data.modes import view
