@@ -1,6 +1,7 @@
 """The plan of a run, block by block: all of every epoch, each block from its own lengths alone, the same after any journey."""
 
 import pickle
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -110,3 +111,16 @@ def test_documents_of_an_epoch_that_do_not_fit_leave_no_gap():
     plan = Plan(Mixture((100,), (100,), 0), [Lengths(lengths)], SHAPE)
     assert sorted(m.document for group in epoch_of(plan) for m in group) == list(range(1, 100, 2))
     assert all(plan.group(number) for number in range(40))
+
+
+def test_a_plan_holds_a_block_and_not_its_documents():
+    """Ten million documents: beside their lengths, which may lie in a mapped file, next to nothing."""
+    count = 10_000_000
+    few = entries(1000)
+    lengths = Lengths(np.broadcast_to(few[:1], (count, 3)))
+    plan = Plan(Mixture((count,), (count,), 0), [lengths], SHAPE)
+    tracemalloc.start()
+    assert plan.group(0) and plan.group(5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
