@@ -1,9 +1,11 @@
 """Batches by number: the same on any number of hosts, after any resumption, with or without a broken picture."""
 
 import dataclasses
+import io
 import itertools
 
 import numpy as np
+import PIL.Image
 import pytest
 from etils import epath
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +237,21 @@ def test_only_dreamed_pictures_are_mirrored_and_always_the_same_ones(make):
             mirrored.append(not np.array_equal(image, straight))
             assert np.array_equal(image, straight[:, ::-1] if mirrored[-1] else straight)
     assert 0.2 < np.mean(mirrored) < 0.8
+
+
+def test_drafts_of_large_jpegs_are_close_to_the_whole_pictures(make):
+    """Decoded small they are other pixels, but nearly the same; rows and everything else stay."""
+    x, y = np.meshgrid(np.arange(640), np.arange(640))
+    waves = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 11), (x + y) / 6], axis=-1).astype(np.uint8)
+    PIL.Image.fromarray(waves).save(jpeg := io.BytesIO(), "JPEG", quality=90)
+    documents = [Document((Text("red"), Image(jpeg.getvalue())), id=f"d{i}") for i in range(4)]
+    whole, draft = (make(documents, draft=draft).load(0).batch for draft in (False, True))
+    for name, ours, theirs in zip(Batch._fields, whole, draft):
+        if name in ("seen_images", "dreamed_images"):
+            difference = np.abs(ours.astype(int) - theirs)
+            assert 0 < difference.max() and difference.mean() < 2, name
+        else:
+            assert np.array_equal(ours, theirs), name
 
 
 def test_what_is_cut_and_left_out_is_counted(make):
