@@ -2,7 +2,7 @@
 
 Stable Diffusion 2.1's U-Net at 512 pixels on the pictures of one chip, forward and backward to its condition, in bfloat16 and
 without recomputation: once with the attention that the package takes there, once with plain attention, which writes 4,096 x 4,096
-scores of each head. Plain attention of as many pictures does not fit, so it is compiled for fewer too. Each row takes some minutes and
+scores of each head, also for a few pictures. Each row takes some minutes and
 10 GiB; what is compiled is kept. Times are estimates from the compiler's schedule. The last line of stdout is JSON.
 """
 
