@@ -1,6 +1,7 @@
 """Pictures and texts as the official pipeline drew and wrote them, through the calls that a user makes."""
 
 import re
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from parity.bundles import Bundle, channels_first, channels_last, open_bundle
 
 from dreamjax.api import DreamLLM
+from dreamjax.convert import official
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.sampling import interleave, pictures, text
 from dreamjax.sampling.options import Options
+from dreamjax.sampling.prompts import prompt_row
+from dreamjax.templates import TEMPLATES
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -87,22 +91,32 @@ def test_texts(bundle, model):
 
 def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
     """A recorded run again: its prompts, what follows them, and pads behind </s>."""
-    recorded, placeholder = bundle.arrays("generate"), re.compile(r"<im_start>(?:<im_patch>)*<im_end>")
-    images, prompts = iter(recorded[f"image{number}_u8"] for number in range(100)), []
-    for words in bundle.record("generate")[run]["texts"]:
-        before, *after = placeholder.split(words)
-        parts = [Text(before)] + [part for words in after for part in (Image(next(images), dreamed=False), Text(words))]
-        prompts.append(Document(tuple(parts)))
+    recorded = bundle.arrays("generate")
+    images = iter(recorded[f"image{number}_u8"] for number in range(100))
+    prompts = [prompt_of(words, images) for words in bundle.record("generate")[run]["texts"]]
     ids, mask, sequences = (recorded[f"{run}/{name}"] for name in ("input_ids", "attention_mask", "sequences"))
     new = sequences[:, ids.shape[1] :]
     calls = (new == bundle.tokenizer.dream_start).sum(axis=1).max()
-    options = Options(max_tokens=new.shape[1], max_images=int(calls), unmasked=True)
+    options = Options(max_tokens=new.shape[1], max_images=int(calls), unmasked=True, template=official.TEMPLATE)
+    for number, prompt in enumerate(prompts):
+        row = prompt_row(model.parts, model.tokenizer, prompt, options.template)
+        np.testing.assert_array_equal(row.tokens, ids[number][mask[number] == 1], err_msg=f"{run}: prompt {number}")
     task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
-    np.testing.assert_array_equal(np.asarray(state.length)[: len(prompts)], mask.sum(axis=1), err_msg=f"{run}: prompts have other lengths")
     written = as_tokens(task, state)
     count = np.asarray(written.written)[: len(prompts), None]
     made = np.where(np.arange(new.shape[1]) < count, np.asarray(written.tokens)[: len(prompts), : new.shape[1]], bundle.tokenizer.pad)
     return np.concatenate([ids, made], axis=1)
+
+
+def prompt_of(words: str, images: Iterator[np.ndarray]) -> Document:
+    """A recorded prompt, which is a chat: there the words behind a picture continue the turn, which is not how a page's are read without roles."""
+    template = TEMPLATES[official.TEMPLATE]
+    opening, closing, role = template.system + template.system_to_user, template.user_to_assistant.rstrip(), None
+    if words.startswith(opening) and words.endswith(closing):
+        words, role = words[len(opening) : -len(closing)], "user"
+    before, *after = re.split(r"<im_start>(?:<im_patch>)*<im_end>", words)
+    shown = [part for words in after for part in (Image(next(images), dreamed=False, role=role), Text(words, role=role))]
+    return Document((Text(before, role=role), *shown))
 
 
 def as_tokens(task: interleave.Task, state: text.State) -> text.State:
