@@ -8,7 +8,6 @@ the report). Needs the compiler for TPUs, pip install "jax[tpu]", but no TPU. At
 
 import json
 import os
-import re
 import time
 
 import jax
@@ -57,10 +56,7 @@ def main() -> int:
         if SAMPLING.value:
             result["sampling"] = sampling.reports(config, slice_, mesh, cache)
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
-        if not used:
-            raise
-        result = report.too_large(facts, float(used[1]) / {"G": 1, "M": 2**10, "K": 2**20}[used[2]], time.monotonic() - began)
+        result = report.too_large(facts, program.too_large(error), time.monotonic() - began)
     print(report.in_words(result))
     print(json.dumps(result))
     return 0 if result["fits"] and not any(result["checks"].values()) else 1

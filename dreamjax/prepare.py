@@ -17,8 +17,8 @@ from dreamjax.config import SourceConfig
 from dreamjax.data import files, writing
 from dreamjax.data.filters import Filters, read_words
 from dreamjax.data.sources import FORMATS, open_source
-from dreamjax.templates import TEMPLATES
 from dreamjax.schema import ConfigError
+from dreamjax.templates import TEMPLATES
 from dreamjax.tokenizer import Tokenizer
 
 SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; formats: {', '.join(FORMATS)}.")

@@ -13,7 +13,7 @@ LLAMA = {
 }  # fmt: skip
 # Vicuna v1.5's; v1.1's lacks num_key_value_heads, rope_scaling and pretraining_tp.
 OLD_LLAMA = {
-    "_name_or_path": "/home/user/model_weights/7b", "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "_name_or_path": "weights/7b", "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
     "initializer_range": 0.02, "model_type": "llama", "pad_token_id": 0, "tie_word_embeddings": False, "torch_dtype": "float16",
     "transformers_version": "4.31.0", "use_cache": True,
 }  # fmt: skip
@@ -65,7 +65,7 @@ def published_clip(activation: str) -> dict:
 
 # openai/clip-vit-large-patch14-336's: a few keys only.
 CLIP_336 = {
-    "_name_or_path": "/home/user/clip-336", "architectures": ["CLIPModel"], "initializer_factor": 1.0, "logit_scale_init_value": 2.6592,
+    "_name_or_path": "weights/clip-336", "architectures": ["CLIPModel"], "initializer_factor": 1.0, "logit_scale_init_value": 2.6592,
     "model_type": "clip", "projection_dim": 8, "text_config": {**CLIP_TEXT, "dropout": 0.0, "model_type": "clip_text_model", "projection_dim": 8},
     "vision_config": {**CLIP_VISION, "image_size": 12, "dropout": 0.0, "model_type": "clip_vision_model", "projection_dim": 8},
     "torch_dtype": "float32", "transformers_version": "4.21.3",

@@ -65,8 +65,9 @@ def tower(settings: Settings, key: str) -> Settings:
     A vision_config_dict or text_config_dict beside it, which files of 2022 have, wins with the defaults for all that it leaves out,
     as in transformers.
     """
-    older = f"{key}_dict"
-    return settings.inner(older if settings.get(older) is not None else key) if key in settings.values or older in settings.values else settings
+    if settings.get(older := f"{key}_dict") is not None:
+        return settings.inner(older)
+    return settings.inner(key) if key in settings.values else settings
 
 
 def write_config(config: ClipConfig) -> dict:

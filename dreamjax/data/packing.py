@@ -12,7 +12,6 @@ import numpy as np
 
 from dreamjax.batch import Shape
 
-
 VERSION = 2  # another one whenever the same documents are packed otherwise
 TRIES, CLOSE, LOOKED_AT = 128, 256, 8  # of the search for the least slack
 

@@ -25,9 +25,9 @@ from dreamjax.evaluation import creation, features, frechet, paper, runner
 from dreamjax.evaluation.answers import Score
 from dreamjax.evaluation.creation import SIDE, Manner, Wish, Wishes
 from dreamjax.evaluation.features import Extractor, Towers
-from dreamjax.progress import bar
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
+from dreamjax.progress import bar
 from dreamjax.sampling import pictures
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_tokens

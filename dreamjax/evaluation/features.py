@@ -20,10 +20,10 @@ from dreamjax import clip_tokenizer, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import few_shot, frechet
-from dreamjax.progress import bar
 from dreamjax.evaluation.questions import picture_files
 from dreamjax.models import dreamllm, inception
 from dreamjax.models.dreamllm import Parts
+from dreamjax.progress import bar
 from dreamjax.sampling import ranking
 from dreamjax.schema import ConfigError
 

@@ -16,10 +16,10 @@ from dreamjax import images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Image
-from dreamjax.progress import bar
 from dreamjax.evaluation.questions import Question
 from dreamjax.models import clip
 from dreamjax.models.dreamllm import Parts
+from dreamjax.progress import bar
 from dreamjax.schema import ConfigError
 
 METHODS = ("random", "rices")

@@ -8,8 +8,8 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.evaluation.language import Ranking
-from dreamjax.progress import bar
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
+from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.sampling.scores import alternatives
 from dreamjax.schema import ConfigError

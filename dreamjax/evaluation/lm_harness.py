@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.progress import bar
 from dreamjax.evaluation.runner import batched
+from dreamjax.progress import bar
 from dreamjax.rows import Row
 from dreamjax.sampling import scores
 from dreamjax.schema import ConfigError

@@ -18,8 +18,8 @@ from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image
 from dreamjax.evaluation.profiles import Profile
-from dreamjax.progress import bar
 from dreamjax.evaluation.questions import Question
+from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.schema import ConfigError
 

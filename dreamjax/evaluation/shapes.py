@@ -23,9 +23,9 @@ from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
 from dreamjax.evaluation import kept
 from dreamjax.evaluation.answers import Score
-from dreamjax.progress import bar
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.shapes_judge import Judgement, judge
+from dreamjax.progress import bar
 
 SHOWN = 12  # stories on the page
 SHOWN_OF_A_KIND = 6  # documents in the report

@@ -20,9 +20,9 @@ from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, render_html
-from dreamjax.progress import bar
 from dreamjax.evaluation.report import Shown
 from dreamjax.models import dreamllm
+from dreamjax.progress import bar
 from dreamjax.sampling import prefill
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.training import losses

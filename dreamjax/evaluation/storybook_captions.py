@@ -19,8 +19,8 @@ from dreamjax.api import DreamLLM
 from dreamjax.data.sources.storybook import Story, Storybook
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import captions, runner
-from dreamjax.progress import bar
 from dreamjax.evaluation.report import Shown
+from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens
 
 CONTEXTS = (0, 2, 4)

@@ -28,9 +28,9 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import features, runner, study_page
 from dreamjax.evaluation.answers import Score, expected_form, find_file, first, percent, read_json
 from dreamjax.evaluation.features import Extractor, Towers
-from dreamjax.progress import bar
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
+from dreamjax.progress import bar
 
 DOCUMENTS = 150
 OF_A_TOPIC = 5

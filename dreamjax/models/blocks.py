@@ -34,9 +34,9 @@ class Conv3x3(nn.Conv):
 
 
 def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """A GroupNorm whose variance is E[(x - mean)^2]: E[x^2] - mean^2 loses digits where |mean| is large, as it is in the VAE.
+    """A GroupNorm whose variance is E[(x - mean)^2], since E[x^2] - mean^2 loses digits where |mean| is large, as it is in the VAE.
 
-    Of what has 16 bits those digits are rounded anyway, and the second form takes one pass over the map less.
+    In 16 bits such digits are rounded away before, so there it is E[x^2] - mean^2, which reads the map once and not twice.
     """
     return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=jnp.dtype(dtype).itemsize == 2, dtype=dtype, name=name)
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import re
 import time
 
 import jax
@@ -51,6 +52,14 @@ def lower_train_step(config: RunConfig, parts: dreamllm.Parts, shapes: tuple[Sta
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):
         return jit_train_step(config, parts, IDS, where, mesh).lower(*placed(shapes, where), placed(batch, jax.tree.map(lambda _: rows, batch)))
+
+
+def too_large(error: jax.errors.JaxRuntimeError) -> float:
+    """GiB of a device that a program would need which the compiler gave up for that; raises the error where it is another one."""
+    used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
+    if not used:
+        raise error
+    return float(used[1]) / {"G": 1, "M": 2**10, "K": 2**20}[used[2]]
 
 
 def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Compiled:

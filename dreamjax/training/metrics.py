@@ -11,9 +11,9 @@ from typing import Protocol
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
 from etils import epath
 
+from dreamjax import progress
 from dreamjax.config import RunConfig
 from dreamjax.schema import RunStopped
 
@@ -71,9 +71,7 @@ class Watch:
     def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: Sequence[Broken], unnamed: int = 0, first: bool = True):
         self.config, self.records, self.unnamed = config, records, unnamed  # unnamed: broken ones besides those given
         self.log = MetricsLog(workdir, start) if first else None
-        interval = 0.5 if sys.stderr.isatty() else 30  # in a log file, a line now and then
-        every = {"mininterval": interval, "maxinterval": max(interval, 10)}
-        self.bar = tqdm.tqdm(total=config.total_steps, initial=start, unit="step", dynamic_ncols=True, disable=not first, **every)
+        self.bar = progress.bar(config.total_steps, "step", "training", start, disable=not first)
         self.began, self.before = time.monotonic(), self.log.seconds if self.log else 0.0
         self.last_log, self.tokens = self.began, 0
         self.broken: dict[str, str] = {}  # reason of each

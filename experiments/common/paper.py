@@ -27,15 +27,15 @@ class Target:
     fsdp: int
     rows: int = 4
     remat: str = "attention"  # LlamaConfig.remat
-    pictures: int = 20  # that a chip denoises at once; XLA's TPU compiler is slow with convolutions of fewer than 8
+    pictures: int = 20  # that a chip denoises at once, at most; convolutions of six were slower than of twelve, picture by picture
 
     @property
     def chips(self) -> int:
         return self.data * self.fsdp
 
 
-# The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips there is
-# room to keep what attention takes and gives, over 16 there is not.
+# The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips a v4 has
+# room to keep what attention takes and gives.
 TARGETS = {
     "v4-16": Target("v4:2x2x4", 1, 16, rows=3, remat="full"),
     "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full"),
@@ -83,6 +83,7 @@ def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: i
     """A run on a target; `seen` and `dreamed` pictures a row, in slots that the rows of a chip share."""
     target, model = words.target, c.dreamllm_7b()
     pictures = dreamed * target.rows
+    # The fewest equal parts.
     chunks = next(n for n in range(1, pictures + 2) if pictures <= n * target.pictures and pictures % n == 0)
     config = c.RunConfig(
         model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=target.remat)),

@@ -3,12 +3,12 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
 from benchmarks import import_memory
+from ports import free_port
 
 from dreamjax.config import LlamaConfig
 
@@ -45,11 +45,8 @@ def test_a_host_reads_what_its_devices_hold(tmp_path):
     config = LlamaConfig(vocab_size=2000, width=1024, layers=4, heads=16, kv_heads=16, ffn_width=2688)
     import_memory.generate(tmp_path / "source", config)
     import_memory.measure(import_memory.import_command(tmp_path / "source", tmp_path / "out"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = "127.0.0.1:%d" % free.getsockname()[1]
     variables = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", LOADING, str(tmp_path / "out"), coordinator, str(HOSTS)]
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "out"), f"127.0.0.1:{free_port()}", str(HOSTS)]
     hosts = [
         subprocess.Popen([*command, str(host)], env=variables, cwd=import_memory.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for host in range(HOSTS)

@@ -1,5 +1,6 @@
 """Preparing: every document once, in order, whatever is broken beside it; the same files after an interruption and in parallel."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,21 @@ def files_of(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir()) if path.name != writing.SETTINGS}
 
 
+@contextlib.contextmanager
+def interrupted_at(end: str):
+    """The user stops at the document whose id ends so."""
+    encode = writing.encode
+
+    def stop(document, key):
+        if document.id.endswith(end):
+            raise KeyboardInterrupt
+        return encode(document, key)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(writing, "encode", stop)
+        yield
+
+
 def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
     write_tar(tmp_path / "a.tar", [*pairs(range(7)), ("bad.jpg", b"no picture"), ("bad.txt", "bad"), *pairs(range(8, 12))])
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
@@ -44,22 +60,13 @@ def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
     assert json.loads(line)["record"] == f"{tmp_path}/a.tar:bad"
 
 
-def test_interrupted_repeated_and_in_parallel(tmp_path, monkeypatch):
+def test_interrupted_repeated_and_in_parallel(tmp_path):
     write_tar(tmp_path / "a.tar", pairs(range(12)))
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
     job = lambda out, **others: writing.Job(source, str(tmp_path / out), per_file=3, **others)
     facts = writing.write(job("whole"), 1)
-    encode = writing.encode
-
-    def stop_in_the_third_file(document, key):
-        if document.id.endswith("7"):
-            raise KeyboardInterrupt
-        return encode(document, key)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(writing, "encode", stop_in_the_third_file)
-        with pytest.raises(KeyboardInterrupt):
-            writing.write(job("stopped"), 1)
+    with interrupted_at("7"):
+        writing.write(job("stopped"), 1)
     assert len(open_source(SourceConfig("array_record", str(tmp_path / "stopped")))) == 6
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("documents-*")}
     assert writing.write(job("stopped"), 1) | {"out": ""} == facts | {"out": ""}
@@ -83,19 +90,10 @@ def test_to_a_bucket_and_back(tmp_path, shapes_tokenizer, monkeypatch):
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
     job = lambda out: writing.Job(source, out, tokenizer=shapes_tokenizer, per_file=3)
     facts = writing.write(job(str(tmp_path / "here")), 1)
-    encode = writing.encode
-
-    def stop_in_the_second_file(document, key):
-        if document.id.endswith("4"):
-            raise KeyboardInterrupt
-        return encode(document, key)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(writing, "encode", stop_in_the_second_file)
-        with pytest.raises(KeyboardInterrupt):
-            writing.write(job("memory://prepared/out"), 1)
+    with interrupted_at("4"):
+        writing.write(job("memory://prepared/out"), 1)
     assert len(bucket.glob("memory://prepared/out/documents-*")) == 2
-    asked = []
+    asked, encode = [], writing.encode
     monkeypatch.setattr(writing, "encode", lambda document, key: asked.append(document.id[-1]) or encode(document, key))
     assert writing.write(job("memory://prepared/out"), 1) | {"out": ""} == facts | {"out": ""} and asked == list("3456")
     assert {name.rpartition("/")[2]: bucket.cat_file(name) for name in bucket.ls("memory://prepared/out", detail=False)} == {

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import time
 import made_data
 import numpy as np
 import pytest
+from ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, EVERY = 24, 6
@@ -54,12 +54,6 @@ class Hosts:
         for process in self.running:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def start(command: list[str], count: int, folder: pathlib.Path, cache: pathlib.Path, devices: int = 1) -> Hosts:
