@@ -24,9 +24,18 @@ PODS = ("v4-16", "v4-64", "v4-128", "v5p-64", "v6e-128")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def compiled(experiment: str, topology: str, cache: str) -> dict:
+def rows() -> dict[str, tuple[str, ...]]:
+    """Names of rows and the arguments of `python -m dreamjax.compile` for each; the last is 128 chips laid out as the 16 are, for comparison."""
+    of = lambda file, pod: (f"--config=experiments/{file.format(pod)}", f"--topology={TARGETS[pod].topology}")
+    found = {f"{stage} {pod}": of(file, pod) for pod in PODS for stage, file in STAGES.items()}
+    small, large = TARGETS["v4-16"], TARGETS["v4-128"]
+    alike = (f"--config.mesh.data={large.chips // small.fsdp}", f"--config.mesh.fsdp={small.fsdp}", f"--config.model.llm.remat={small.remat}")
+    return found | {"II v4-128 as v4-16": (*of(STAGES["II"], "v4-128"), *alike)}
+
+
+def compiled(row: tuple[str, ...], cache: str) -> dict:
     """The report of one row; what went wrong stands under `error`."""
-    command = [sys.executable, "-m", "dreamjax.compile", f"--config=experiments/{experiment}", f"--topology={topology}", "--nosampling", f"--cache={cache}"]
+    command = [sys.executable, "-m", "dreamjax.compile", *row, "--nosampling", f"--cache={cache}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode in (0, 1) and lines and lines[-1].startswith("{"):
@@ -53,14 +62,13 @@ def main():
     parser.add_argument("--only", default="", help="a regular expression: rows whose name it finds, such as 'II v4-128'")
     parser.add_argument("--cache", default=os.path.expanduser("~/.cache/dreamjax/compiled"), help="folder that keeps what was compiled")
     arguments = parser.parse_args()
-    wanted = {f"{stage} {pod}": (file.format(pod), TARGETS[pod].topology) for pod in PODS for stage, file in STAGES.items()}
-    wanted = {name: row for name, row in wanted.items() if re.search(arguments.only, name)}
-    rows = {name: compiled(*row, arguments.cache) for name, row in tqdm.tqdm(wanted.items(), unit="row")}
+    wanted = {name: row for name, row in rows().items() if re.search(arguments.only, name)}
+    reports = {name: compiled(row, arguments.cache) for name, row in tqdm.tqdm(wanted.items(), unit="row")}
     print("| stage, pod | HBM peak | of the chip | step (estimate) | MFU (estimate) | largest collective | checks failed | compiled in |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, row in rows.items():
+    for name, row in reports.items():
         print(in_words(name, row))
-    print(json.dumps(rows))
+    print(json.dumps(reports))
 
 
 if __name__ == "__main__":

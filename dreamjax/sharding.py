@@ -93,7 +93,8 @@ PARAMETER_RULES = (
     (r"^llm/embed/embedding$", P(None, "fsdp")),
     (r"^llm/head/kernel$", P("fsdp", None)),
     (r"^llm/layers/(attention/[qkv]|mlp/(gate|up))/kernel$", P("fsdp", "tensor")),
-    (r"^llm/layers/(attention/o|mlp/down)/kernel$", P("tensor", "fsdp")),
+    # Split over the axis that is summed over, unlike below: a gradient split over its last axis would be reduced whole on every chip of a TPU.
+    (r"^llm/layers/(attention/o|mlp/down)/kernel$", P(("tensor", "fsdp"), None)),
     (r"^llm/.*norm/scale$", P()),
     (r"^clip/layers/(attention/[qkv]|mlp/fc1)/kernel$", P("fsdp", "tensor")),
     (r"^clip/layers/(attention/o|mlp/fc2)/kernel$", P("tensor", "fsdp")),
@@ -125,7 +126,15 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     if len(spec) > len(shape):
         raise ValueError(f"the sharding rule {pattern} has more axes than the parameter {path} {shape}")
     entries = [None] * (len(shape) - len(spec)) + list(spec)
-    return P(*(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(entries)))
+    return P(*(_dividing(axes, shape[i], mesh) for i, axes in enumerate(entries)))
+
+
+def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    """An entry of a spec with as many of its axes, from the first on, as divide a size."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    while size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def parameter_shardings(params, mesh: Mesh, whole: tuple[str, ...] = ()):
@@ -148,6 +157,6 @@ def unsharded_share(params, mesh: Mesh) -> float:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size = math.prod(leaf.shape)
         total += size
-        spec = parameter_spec(path_of(path), leaf.shape, mesh)
-        whole += size if all(axis is None or mesh.shape[axis] == 1 for axis in spec) else 0
+        held = NamedSharding(mesh, parameter_spec(path_of(path), leaf.shape, mesh)).shard_shape(leaf.shape)
+        whole += size if held == leaf.shape else 0
     return whole / total if total else 0.0

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from dreamjax.sharding import ROWS
@@ -17,7 +18,8 @@ Array = jax.Array
 
 BLOCK = 128  # cache slots that are read at a time, and the unit of splash attention's blocks
 SPLASH_FROM = 512  # positions from which on scores are not worth writing out
-ATTENDED = "attended"  # what splash attention computes, by name: a policy of jax.checkpoint can keep it
+ATTENDED = "attended"  # what splash attention computes
+KEPT = ("queries", "keys", "values", ATTENDED)  # by name, so that a policy of jax.checkpoint can keep them, as the kernel takes and gives them
 HIDDEN = -1e30  # score of a slot that a query does not see; finite, so that a difference of two is no NaN
 
 
@@ -105,6 +107,9 @@ def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     mesh = jax.sharding.get_abstract_mesh()
     platform = _platform(mesh)
     kind = implementation(wanted, platform, q, k)
+    if kind == "splash":
+        q = q * q.shape[-1] ** -0.5  # before it is kept: once, in passing
+    q, k, v = (checkpoint_name(x, name) for x, name in zip((q, k, v), KEPT))
     if kind == "xla":
         mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
@@ -129,7 +134,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-    length, heads, width = q.shape[1:]
+    length, heads = q.shape[1:3]
     block = next(size for size in (512, 256, BLOCK) if length % size == 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
@@ -141,7 +146,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     )
     heads_first = lambda x: x.transpose(0, 2, 1, 3)
     one_row = lambda q, k, v, segments: kernel(q, k, v, segment_ids=None if segments is None else splash.SegmentIds(segments, segments))
-    return heads_first(jax.vmap(one_row)(heads_first(q * width**-0.5), heads_first(k), heads_first(v), segments))
+    return heads_first(jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v), segments))
 
 
 def _cudnn(q: Array, k: Array, v: Array, segments: Array | None, causal: bool) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dreamjax.config import LlamaConfig
-from dreamjax.models.attention import ATTENDED, cached_attention, causal_attention
+from dreamjax.models.attention import KEPT, cached_attention, causal_attention
 from dreamjax.sharding import constrain_rows
 
 Array = jax.Array
@@ -29,7 +29,7 @@ _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # What config.remat = "attention" keeps of each layer, five times [B, L, D]: what goes into attention and comes out of it, in the
 # kernels' own form, and the residual stream behind it. Norms and the MLP's products are computed again. Of all that could be kept
 # it saves the most time for its memory.
-_KEPT = ("queries", "keys", "values", ATTENDED, "attention_residual")
+_KEPT = (*KEPT, "attention_residual")
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Array]:
@@ -185,9 +185,9 @@ class _Attention(nn.Module):
             head_width = config.width // config.heads
             return _dense(count * head_width, self.dtype, name)(x).reshape(*x.shape[:2], count, head_width)
 
-        q = checkpoint_name(_rotate(heads("q", config.heads), rotation), "queries")
-        k = checkpoint_name(_rotate(heads("k", config.kv_heads), rotation), "keys")
-        v = checkpoint_name(heads("v", config.kv_heads), "values")
+        q = _rotate(heads("q", config.heads), rotation)
+        k = _rotate(heads("k", config.kv_heads), rotation)
+        v = heads("v", config.kv_heads)
         if cache is None:
             attended = causal_attention(q, k, v, segments, config.attention)
         else:

@@ -55,10 +55,13 @@ def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tenso
             sizes[math.prod(leaf.shape[1:]) // tensor] = name
             sizes[math.prod(leaf.shape[1:])] = name
     found = [
-        (sizes[size], one) for one in _collectives(module, _loop_bodies(module), devices)
-        if one.kind == "all-reduce" and (size := math.prod(one.shape[1])) in sizes and size >= SMALL and "transpose(" in one.op_name
+        (sizes[size], shape) for one in _collectives(module, _loop_bodies(module), devices) for shape in one.shapes
+        if one.kind == "all-reduce" and (size := math.prod(shape[1])) in sizes and size >= SMALL and "transpose(" in one.op_name
     ]  # fmt: skip
-    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {found[0][0]} ({found[0][1].bytes / 2**20:.0f} MiB)"] if found else []
+    if not found:
+        return []
+    name, shape = found[0]
+    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {name} ({hlo.bytes_of((shape,)) / 2**20:.0f} MiB)"]
 
 
 def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int) -> list[str]:
@@ -66,9 +69,10 @@ def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int
     findings = []
     for part in sorted(whole & set(MODULES) & set(frozen)):
         sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen[part])} | {math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(frozen[part]) if leaf.ndim > 1}
+        sizes = {size for size in sizes if size >= SMALL}
         found = [
             one for one in _collectives(module, module.computations, devices)
-            if one.kind == "all-gather" and MODULES[part] in one.op_name and (size := math.prod(one.shape[1])) >= SMALL and size in sizes
+            if one.kind == "all-gather" and MODULES[part] in one.op_name and any(math.prod(shape) in sizes for _, shape in one.shapes)
         ]  # fmt: skip
         if found:
             findings.append(f"{len(found)} gathers of {part} weights, as in {found[0].op_name}")

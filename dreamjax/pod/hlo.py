@@ -131,33 +131,38 @@ class Collective:
     """A collective of one run of its computation."""
 
     kind: str
-    shape: tuple[str, tuple[int, ...]]  # the whole: a gather's result, what a reduce-scatter reads
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # whole arrays, several where they were combined: gathers' results, what reduce-scatters read
     group: tuple[int, ...]  # devices of the first group, as partition numbers
     channel: str  # the same in all pieces of one collective
     op_name: str
 
     @property
     def bytes(self) -> float:
-        return bytes_of((self.shape,))
+        return bytes_of(self.shapes)
 
 
 def first_group(rest: str, devices: int) -> tuple[int, ...]:
     """The first of an instruction's replica groups, in any of the notations: listed, iota, or by axes of a mesh."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        axes = re.findall(r"'([^']+)'", found[2])
-        grid = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        axes = re.findall(r"'([^']+)'", found[4])
+        grid = _iota(found[2] or str(math.prod(sizes.values())), found[3]).reshape(tuple(sizes.values()))
         return tuple(int(n) for n in grid[tuple(slice(None) if name in axes else 0 for name in sizes)].reshape(-1))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        sizes = [int(n) for n in found[3].split(",")]
-        grid = np.arange(math.prod(sizes)).reshape(sizes)
-        grid = grid.transpose([int(n) for n in found[4].split(",")]) if found[4] else grid
-        return tuple(int(n) for n in grid.reshape(int(found[1]), int(found[2]))[0])
+        return tuple(int(n) for n in _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(int(n) for n in found[1].split(","))
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return int(found[1]), int(found[2])
+    if re.search(r"replica_groups=(?!\{\})", rest):
+        raise ValueError(f"replica groups in a notation that is not known: {rest[rest.index('replica_groups=') :][:120]}")
     return tuple(range(devices))
+
+
+def _iota(sizes: str, axes: str | None) -> np.ndarray:
+    """Device numbers in the notation of XLA: `4,32` with `1,0` counts them in 4 rows of 32 and turns that over."""
+    grid = np.arange(math.prod(map(int, sizes.split(",")))).reshape([int(n) for n in sizes.split(",")])
+    return grid.transpose([int(n) for n in axes.split(",")]) if axes else grid
 
 
 def collective_of(module: Module, computation: str, instruction: Instruction, devices: int) -> Collective | None:
@@ -171,17 +176,16 @@ def collective_of(module: Module, computation: str, instruction: Instruction, de
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
-    shapes = list(instruction.shapes)
+    shapes = instruction.shapes
     if kind == "reduce-scatter":
         types = {one.name: one.shapes for one in module.computations[computation]}
-        shapes = [shape for name in instruction.operands for shape in types.get(name, ())] or shapes
+        shapes = tuple(shape for name in instruction.operands for shape in types.get(name, ())) or shapes
     if not shapes:
         return None
-    whole = max(shapes, key=lambda shape: bytes_of((shape,)))
-    if kind in ("all-reduce", "all-to-all") and len(shapes) > 1 and not instruction.opcode.endswith("-start"):
-        whole = (whole[0], (round(bytes_of(shapes) / BYTES[whole[0]]),))  # several arrays in one
+    if instruction.opcode.endswith("-start"):
+        shapes = (max(shapes, key=lambda shape: bytes_of((shape,))),)  # its type holds operands, results and a context
     found = re.search(r"channel_id=(\d+)", instruction.rest)
-    return Collective(kind, whole, first_group(instruction.rest, devices), found[1] if found else instruction.name, instruction.op_name)
+    return Collective(kind, shapes, first_group(instruction.rest, devices), found[1] if found else instruction.name, instruction.op_name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def test_seconds_by_hand():
         ("replica_groups=[2,2]<=[4]", (0, 1)),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}", (0, 1)),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", (0, 2)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x", (0, 1)),
         ("to_apply=%add", (0, 1, 2, 3)),
     ],
 )
@@ -109,6 +110,9 @@ def test_checks_find_what_they_are_for():
     assert not any(run(ASYNC).values())
     whole = ASYNC.replace("%all-reduce-scatter.1", "%reduction.1")
     assert "full-size all-reduces of gradients" in run(whole)["full_size_gradient_all_reduces"][0]
+    pair = '%all-reduce.8 = (bf16[4096,4096]{1,0}, bf16[11008,128]{1,0}) all-reduce(%x, %w), channel_id=11, metadata={op_name="transpose(jvp())/layers"}'
+    combined = ASYNC.replace("  ROOT %r =", f"  {pair}\n  ROOT %r =")
+    assert run(combined)["full_size_gradient_all_reduces"][0].startswith("1 full-size all-reduces")
     assert "windowed-einsum" in run(ASYNC.replace("%body", "%windowed_dot_general_body"))["windowed_einsum_loops"][0]
     gather = ASYNC.replace("dimensions={0}\n}", 'dimensions={0}, metadata={op_name="jvp(UNet)/conv"}\n}')
     assert "gathers of unet weights" in run(gather)["gathers_of_frozen_weights"][0]
