@@ -110,7 +110,11 @@ def queries(parts: Parts, params: dict, batch: int) -> Array:
 
 
 def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
-    """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write nothing."""
+    """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write nothing.
+
+    Both are held to their groups' devices: left alone, XLA gathers the features of all groups on every device.
+    """
+    embeds, features = constrain_rows(embeds), constrain_rows(features)
     index = start[..., None] + jnp.arange(features.shape[2])
     index = jnp.where(valid[..., None], index, embeds.shape[1])
     write = lambda row, at, what: row.at[at.reshape(-1)].set(what.reshape(-1, what.shape[-1]).astype(row.dtype), mode="drop")

@@ -79,10 +79,19 @@ def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int
     return findings
 
 
+def gathers_of_activations(module: Module, trees: tuple[dict, ...], devices: int) -> list[str]:
+    """Gathers larger than any layer's weight: what each device computed comes together on all, and grows with their number."""
+    layer = lambda path, leaf: leaf.shape[1:] if "/layers/" in path_of(path) else leaf.shape
+    weight = max(4 * math.prod(layer(path, leaf)) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+    found = [one for one in _collectives(module, module.computations, devices) if one.kind == "all-gather" and one.bytes > weight]
+    return [f"{len(found)} gathers of activations, as of {found[0].bytes / 2**30:.2f} GiB in {found[0].op_name}"] if found else []
+
+
 def run(module: Module, trainable: dict, frozen: dict, whole: set[str], devices: int, tensor: int) -> dict[str, list[str]]:
     """The findings of each check, empty where all is well."""
     return {
         "windowed_einsum_loops": windowed_products(module),
         "full_size_gradient_all_reduces": gradients_reduced_whole(module, trainable, devices, tensor),
         "gathers_of_frozen_weights": gathers_of_whole(module, frozen, whole, devices),
+        "gathers_of_activations": gathers_of_activations(module, (trainable, frozen), devices),
     }

@@ -114,5 +114,7 @@ def test_checks_find_what_they_are_for():
     combined = ASYNC.replace("  ROOT %r =", f"  {pair}\n  ROOT %r =")
     assert run(combined)["full_size_gradient_all_reduces"][0].startswith("1 full-size all-reduces")
     assert "windowed-einsum" in run(ASYNC.replace("%body", "%windowed_dot_general_body"))["windowed_einsum_loops"][0]
+    larger = ASYNC.replace("bf16[4096,4096]{1,0} all-gather(%p)", "bf16[4096,32768]{1,0} all-gather(%p)")
+    assert "gathers of activations, as of 0.25 GiB" in run(larger)["gathers_of_activations"][0]
     gather = ASYNC.replace("dimensions={0}\n}", 'dimensions={0}, metadata={op_name="jvp(UNet)/conv"}\n}')
     assert "gathers of unet weights" in run(gather)["gathers_of_frozen_weights"][0]
