@@ -3,8 +3,9 @@
     python -m benchmarks.pod_table [--only=REGEX] [--cache=DIR]
 
 Every row is one run of `python -m dreamjax.compile`, whose results are kept, so that the table goes on where it was
-interrupted. A row takes minutes and about 14 GiB. Rows that were not reached are left out, never guessed. Times and MFU are
-estimates from the compiler's schedule. The last line of stdout is JSON.
+interrupted. The last has 128 chips laid out as 16 are, to compare chip with chip. A row takes minutes and about 14 GiB. Rows
+that were not reached are left out, never guessed. Times and MFU are estimates from the compiler's schedule. The last line of
+stdout is JSON.
 """
 
 import argparse
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def rows() -> dict[str, tuple[str, ...]]:
-    """Names of rows and the arguments of `python -m dreamjax.compile` for each; the last is 128 chips laid out as the 16 are, for comparison."""
+    """Names of rows and the arguments of `python -m dreamjax.compile` for each."""
     of = lambda file, pod: (f"--config=experiments/{file.format(pod)}", f"--topology={TARGETS[pod].topology}")
     found = {f"{stage} {pod}": of(file, pod) for pod in PODS for stage, file in STAGES.items()}
     small, large = TARGETS["v4-16"], TARGETS["v4-128"]

@@ -18,8 +18,8 @@ Array = jax.Array
 
 BLOCK = 128  # cache slots that are read at a time, and the unit of splash attention's blocks
 SPLASH_FROM = 512  # positions from which on scores are not worth writing out
-ATTENDED = "attended"  # what splash attention computes
-KEPT = ("queries", "keys", "values", ATTENDED)  # by name, so that a policy of jax.checkpoint can keep them, as the kernel takes and gives them
+# What a kernel takes and splash attention gives, by name: a policy of jax.checkpoint can keep it.
+TAKEN, ATTENDED = ("queries", "keys", "values"), "attended"
 HIDDEN = -1e30  # score of a slot that a query does not see; finite, so that a difference of two is no NaN
 
 
@@ -108,8 +108,8 @@ def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     platform = _platform(mesh)
     kind = implementation(wanted, platform, q, k)
     if kind == "splash":
-        q = q * q.shape[-1] ** -0.5  # before it is kept: once, in passing
-    q, k, v = (checkpoint_name(x, name) for x, name in zip((q, k, v), KEPT))
+        q = q * q.shape[-1] ** -0.5  # before it is kept, so that the backward pass need not
+    q, k, v = map(checkpoint_name, (q, k, v), TAKEN)
     if kind == "xla":
         mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
@@ -126,7 +126,7 @@ def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
 
 
 def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, interpret: bool) -> Array:
-    """The Pallas kernel of jax, row by row; `interpret` runs it without a TPU, slowly.
+    """The Pallas kernel of jax, row by row, for queries that are scaled; `interpret` runs it without a TPU, slowly.
 
     Padding is a segment of its own, so every position attends to itself at least and no softmax is empty.
     """

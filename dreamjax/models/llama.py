@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dreamjax.config import LlamaConfig
-from dreamjax.models.attention import KEPT, cached_attention, causal_attention
+from dreamjax.models.attention import ATTENDED, TAKEN, cached_attention, causal_attention
 from dreamjax.sharding import constrain_rows
 
 Array = jax.Array
@@ -29,7 +29,7 @@ _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 # What config.remat = "attention" keeps of each layer, five times [B, L, D]: what goes into attention and comes out of it, in the
 # kernels' own form, and the residual stream behind it. Norms and the MLP's products are computed again. Of all that could be kept
 # it saves the most time for its memory.
-_KEPT = (*KEPT, "attention_residual")
+_KEPT = (*TAKEN, ATTENDED, "attention_residual")
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Array]:

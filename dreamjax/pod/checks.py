@@ -68,8 +68,8 @@ def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int
     """Gathers of U-Net, VAE or CLIP weights, of the parts in `whole`, which every device is to hold."""
     findings = []
     for part in sorted(whole & set(MODULES) & set(frozen)):
-        sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen[part])} | {math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(frozen[part]) if leaf.ndim > 1}
-        sizes = {size for size in sizes if size >= SMALL}
+        weights = {shape for leaf in jax.tree.leaves(frozen[part]) for shape in (leaf.shape, leaf.shape[1:])}  # whole, or one layer of a stack
+        sizes = {size for size in map(math.prod, weights) if size >= SMALL}
         found = [
             one for one in _collectives(module, module.computations, devices)
             if one.kind == "all-gather" and MODULES[part] in one.op_name and any(math.prod(shape) in sizes for _, shape in one.shapes)

@@ -1,16 +1,22 @@
 """The model put together: what goes into the LLM, what is read out of it, sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from small_model import IDS, LATENT, PIXEL, parameters, quick_jit, relative_error
 
 from dreamjax.batch import Batch, Shape, empty_batch, place
-from dreamjax.config import dreamllm_7b
+from dreamjax.config import MeshConfig, dreamllm_7b
 from dreamjax.models import dreamllm
 from dreamjax.models.clip import normalise
+from dreamjax.pod import hlo
 from dreamjax.rows import Row
+from dreamjax.sharding import ROWS, constrain_rows, make_mesh
 
 PARTS = dreamllm.build(LATENT)
 PARAMS = parameters(LATENT)
@@ -52,6 +58,26 @@ def test_splice_writes_valid_slots_and_nothing_else():
                 expected[g, start[g, slot] : start[g, slot] + 5] = features[g, slot]
     np.testing.assert_array_equal(dreamllm.splice(embeds, features, start, valid), expected)
     np.testing.assert_array_equal(dreamllm.splice(embeds, features, start, np.zeros_like(valid)), embeds)
+
+
+def test_features_stay_with_their_groups_on_a_mesh():
+    """As in stage I, where the projector learns: without constraints XLA gathers all groups' features on every device."""
+    mesh, (groups, slots, patches, width) = make_mesh(MeshConfig(2, 4, 1)), (8, 3, 16, 32)
+    held = lambda spec, *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    by_rows = functools.partial(held, ROWS)
+
+    def loss(projector, table, tokens, features, start, valid):
+        return jnp.sum(constrain_rows(dreamllm.splice(table[tokens], features @ projector, start, valid)) ** 2)
+
+    arguments = (
+        held(P("fsdp", None), width, width), held(P(None, "fsdp"), 50, width), by_rows(groups, 128, dtype=jnp.int32),
+        by_rows(groups, slots, patches, width), by_rows(groups, slots, dtype=jnp.int32), by_rows(groups, slots, dtype=bool),
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        module = hlo.parse(jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text())
+    found = [hlo.collective_of(module, name, one, mesh.size) for name, body in module.computations.items() for one in body]
+    gathers = [one.bytes for one in found if one and one.kind == "all-gather"]
+    assert gathers and max(gathers) < 4 * groups * slots * patches * width
 
 
 def test_read_out_takes_the_positions_of_the_queries():

@@ -87,11 +87,17 @@ def test_seconds_by_hand():
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}", (0, 1)),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", (0, 2)),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x", (0, 1)),
+        ("replica_groups={}, x", (0, 1, 2, 3)),
         ("to_apply=%add", (0, 1, 2, 3)),
     ],
 )
 def test_groups_in_all_notations(text, group):
     assert hlo.first_group(text, 4) == group
+
+
+def test_groups_in_a_notation_that_is_not_known():
+    with pytest.raises(ValueError, match="replica groups in a notation that is not known: replica_groups=torus"):
+        hlo.first_group("replica_groups=torus[2,2]", 4)
 
 
 def test_products_written_as_convolutions_count_what_meets_the_input():
