@@ -16,4 +16,4 @@ def get_config(arg: str = ""):
     sources = (c.SourceConfig("mmc4", "mmc4"), c.SourceConfig("webdataset", "blip_laion"))
     optim = c.OptimConfig(trainable=paper.LEARNED, frozen=(paper.ENCODERS,), learning_rate=2e-5)
     loss = c.LossConfig(lm_weight=1.0, image_weight=10.0)
-    return paper.run(paper.read(arg), sources, seen=3, dreamed=3, optim=optim, loss=loss, steps=2000)
+    return paper.run(paper.read(arg), sources, seen=5, dreamed=5, optim=optim, loss=loss, steps=2000)

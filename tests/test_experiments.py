@@ -21,8 +21,9 @@ def test_every_stage_is_a_run_on_every_target(stage, target):
     machine = paper.TARGETS[target]
     assert machine.chips == int(target.split("-")[1]) == config.mesh.data * config.mesh.fsdp
     assert config.batch_size == machine.rows * machine.chips and all(source.path.startswith("folder/") for source in config.data.train)
-    slots = config.groups * config.data.dreamed_slots
-    assert slots % (config.loss.picture_chunks * machine.chips) == 0  # every chip denoises as much as the others
+    at_once, left = divmod(config.groups * config.data.dreamed_slots, config.loss.picture_chunks * machine.chips)
+    assert left == 0  # every chip denoises as much as the others
+    assert at_once % 8 == 0 and at_once <= machine.pictures and config.data.seen_slots % 8 == 0
 
 
 def test_an_argument_that_means_nothing_is_named():

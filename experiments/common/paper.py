@@ -6,8 +6,9 @@ The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with
     comprehension | creation | joint                                what stage I aligns; default joint
     data=FOLDER    init=FOLDER                                      the data; the run or the model folder that it begins with
 
-A path alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents. A chip has the same rows
-on every pod of its kind, so the batch grows with the pod; config.batch_size and config.accumulate change that.
+A path alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents, and have picture slots for as
+many pictures as such documents bring (`python -m benchmarks.packing_fill`). A chip has the same rows on every pod of its kind, so
+the batch grows with the pod; config.batch_size and config.accumulate change that.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ class Target:
     data: int
     fsdp: int
     rows: int = 4
-    remat: str = "attention"  # LlamaConfig.remat
-    pictures: int = 20  # that a chip denoises at once, at most; convolutions of six were slower than of twelve, picture by picture
+    remat: str = "attention"  # LlamaConfig.remat where the LLM learns
+    pictures: int = 16  # that a chip denoises at once, at most
 
     @property
     def chips(self) -> int:
@@ -37,15 +38,17 @@ class Target:
 # The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips a v4 has
 # room to keep what attention takes and gives.
 TARGETS = {
-    "v4-16": Target("v4:2x2x4", 1, 16, rows=3, remat="full"),
-    "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full"),
-    "v4-128": Target("v4:4x4x8", 4, 32, rows=3),
+    "v4-16": Target("v4:2x2x4", 1, 16, rows=3, remat="full", pictures=8),
+    "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", pictures=8),
+    "v4-128": Target("v4:4x4x8", 4, 32, rows=3, pictures=8),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
     "v5e-256": Target("v5e:16x16", 4, 64, rows=2, remat="full", pictures=8),
-    "v6e-128": Target("v6e:8x16", 2, 64, rows=3),
+    "v6e-128": Target("v6e:8x16", 2, 64, rows=3, pictures=8),
     "gpu-8": Target("", 1, 8),
 }
 MODES = ("comprehension", "creation", "joint")
+# Pictures lie beside each other in the registers of a TPU, eight by eight: convolutions of nine take as long as of sixteen.
+TILE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +82,29 @@ LEARNED = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
 ENCODERS = r"^(clip|unet|vae)/"
 
 
+def slots(per_row: int, rows: int) -> int:
+    """Picture slots of a group of rows, in whole tiles."""
+    return -(-per_row * rows // TILE) * TILE
+
+
+def parts(pictures: int, most: int) -> int:
+    """In how many equal parts of whole tiles, the fewest, so many pictures are denoised where at most `most` are at once."""
+    return next((n for n in range(1, pictures // TILE + 1) if pictures % (n * TILE) == 0 and pictures <= n * most), 1)
+
+
 def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: int, optim: c.OptimConfig, loss: c.LossConfig, steps: int) -> ml_collections.ConfigDict:
-    """A run on a target; `seen` and `dreamed` pictures a row, in slots that the rows of a chip share."""
+    """A run on a target; `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share."""
     target, model = words.target, c.dreamllm_7b()
-    pictures = dreamed * target.rows
-    # The fewest equal parts.
-    chunks = next(n for n in range(1, pictures + 2) if pictures <= n * target.pictures and pictures % n == 0)
+    seen_slots, dreamed_slots = (slots(pictures, target.rows) for pictures in (seen, dreamed))
+    # A frozen LLM leaves room for what attention takes and gives on any pod.
+    remat = "attention" if any(pattern.startswith("^llm") for pattern in optim.frozen) else target.remat
     config = c.RunConfig(
-        model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=target.remat)),
+        model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=remat)),
         data=c.DataConfig(
             train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in sources),
-            length=2048, rows_per_group=target.rows, seen_slots=seen * target.rows, dreamed_slots=dreamed * target.rows, flip=True,
+            length=2048, rows_per_group=target.rows, seen_slots=seen_slots, dreamed_slots=dreamed_slots, flip=True,
         ),
-        optim=optim, loss=dataclasses.replace(loss, picture_chunks=chunks), init_from=words.init,
+        optim=optim, loss=dataclasses.replace(loss, picture_chunks=parts(dreamed_slots, target.pictures)), init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
         mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
         total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,
