@@ -2,8 +2,9 @@
 
 Real picture stories with their pages as experiments/storybook.py trains on them, and in rows of the 7B model (2,048 tokens,
 64 dream queries, 256 patches): the stories, a simulated MMC4 and pairs. The rows of a group and its slots are chosen for
-the documents, see `suited`. The simulation draws from MMC4-core's published totals (Zhu et al. 2023, table 1: 7.3M documents,
-29.9M pictures, 2.4B tokens): pictures per document geometric, tokens log-normal, cut into chunks at random.
+the documents, see `suited`; the last lines are the groups of the experiments at the paper's sizes, see `of_the_paper`. The
+simulation draws from MMC4-core's published totals (Zhu et al. 2023, table 1: 7.3M documents, 29.9M pictures, 2.4B tokens):
+pictures per document geometric, tokens log-normal, cut into chunks at random.
 """
 
 import time
@@ -13,14 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from dreamjax.batch import Shape
+from dreamjax.batch import Shape, shape_of
+from dreamjax.config import RunConfig
 from dreamjax.data.lengths import PAIR, Lengths, shown
 from dreamjax.data.mixture import Mixture
 from dreamjax.data.modes import coins
 from dreamjax.data.plan import Plan
 from dreamjax.data.sources.storybook import Storybook, StorybookPages
 from dreamjax.rows import Limits, Slots, build_row
+from dreamjax.schema import from_dict
 from dreamjax.tokenizer import Tokenizer
+from experiments import stage1_align, stage2_igpt
 
 STORIES = flags.DEFINE_string("stories", "../shared/data/storybook", "Folder of picture stories.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "../shared/data/tokenizers/llama_tokenizer.model", "A sentencepiece model.")
@@ -89,6 +93,11 @@ def created(pairs: np.ndarray) -> np.ndarray:
     return np.stack([pairs[:, 2], np.zeros(len(pairs)), np.ones(len(pairs))], axis=1).astype(np.int32)
 
 
+def seen(pairs: np.ndarray) -> np.ndarray:
+    """Pairs of which every one is seen."""
+    return np.stack([pairs[:, 0], np.ones(len(pairs)), np.zeros(len(pairs))], axis=1).astype(np.int32)
+
+
 def suited(case: Case) -> Shape:
     """Rows and slots of a group; there are slots for the most pictures of one document at least."""
     shown_ = np.concatenate([shown(entries, coins(0, np.zeros(len(entries)), np.arange(len(entries)))) for entries in case.lengths])
@@ -121,6 +130,17 @@ def simulated(count: int) -> list[Case]:
     ]
 
 
+def of_the_paper(count: int) -> list[tuple[Case, Shape]]:
+    """Simulated documents in the groups of experiments/stage1_align.py and stage2_igpt.py on v4 chips."""
+    mmc4, pairs = mmc4_lengths(count), pair_lengths(count)
+    groups = [
+        ("I comprehension", [seen(pairs)], stage1_align.get_config("comprehension")), ("I creation", [created(pairs)], stage1_align.get_config("creation")),
+        ("I joint", [pairs], stage1_align.get_config("joint")), ("II", [mmc4, pairs], stage2_igpt.get_config()),
+    ]  # fmt: skip
+    shapes = [shape_of(from_dict(RunConfig, config))._replace(groups=1) for *_, config in groups]
+    return [(Case(name, lengths, shape.rows, 0), shape) for (name, lengths, _), shape in zip(groups, shapes)]
+
+
 def real(stories: str, tokenizer: Tokenizer) -> list[Case]:
     """The cases of real stories: in the rows of experiments/storybook.py, and in those of the 7B model."""
     cases = []
@@ -139,8 +159,8 @@ def in_words(case: Case, shape: Shape, filled: Filled) -> str:
 
 def main(_):
     print(f"{'real share of':18s} {'group':18s} {'tokens    seen dreamed, packed':>24s}   {'a row for each document':>24s}   documents/s")
-    for case in real(STORIES.value, Tokenizer.from_model(TOKENIZER.value)) + simulated(40_000):
-        shape = suited(case)
+    suitable = [(case, suited(case)) for case in real(STORIES.value, Tokenizer.from_model(TOKENIZER.value)) + simulated(40_000)]
+    for case, shape in suitable + of_the_paper(40_000):
         print(in_words(case, shape, measure(case, shape)), flush=True)
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.pod_table [--only=REGEX] [--cache=DIR]
 
 Every row is one run of `python -m dreamjax.compile`, whose results are kept, so that the table goes on where it was
-interrupted. The last has 128 chips laid out as 16 are, to compare chip with chip. A row takes minutes and about 14 GiB. Rows
-that were not reached are left out, never guessed. Times and MFU are estimates from the compiler's schedule. The last line of
-stdout is JSON.
+interrupted. The last has 128 chips laid out as 16 are: what a chip does is the same on 16, 64 and 128 there, and how far time and
+memory differ stands below the table. A row takes minutes and about 14 GiB. Rows that were not reached are left out, never
+guessed. Times and MFU are estimates from the compiler's schedule. The last line of stdout is JSON.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from experiments.common.paper import TARGETS
 
 STAGES = {"I comprehension": "stage1_align.py:{},comprehension", "I creation": "stage1_align.py:{},creation", "II": "stage2_igpt.py:{}", "III": "stage3_sft.py:{}"}
 PODS = ("v4-16", "v4-64", "v4-128", "v5p-64", "v6e-128")
+ALIKE = ("II v4-16", "II v4-64", "II v4-128 as v4-16")  # the same work on each chip
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -58,6 +59,18 @@ def in_words(name: str, row: dict) -> str:
     )
 
 
+def compared(reports: dict[str, dict]) -> str:
+    """How far the rows with the same work on each chip differ; empty where they are not all there."""
+    if any(not reports.get(name, {}).get("step_seconds_estimate") for name in ALIKE):
+        return ""
+    facts = {"seconds a step": "step_seconds_estimate", "GiB of HBM": "hbm_peak_gib", "GiB in collectives": "collective_gib"}
+    lines = [f"The same work on each of {', '.join(str(reports[name]['chips']) for name in ALIKE)} chips:"]
+    for words, key in facts.items():
+        values = [reports[name][key] for name in ALIKE]
+        lines.append(f"{', '.join(f'{value:.2f}' for value in values)} {words} (up to {max(values) / min(values) - 1:.1%} more)")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression: rows whose name it finds, such as 'II v4-128'")
@@ -69,6 +82,7 @@ def main():
     print("|---|---|---|---|---|---|---|---|")
     for name, row in reports.items():
         print(in_words(name, row))
+    print(compared(reports))
     print(json.dumps(reports))
 
 

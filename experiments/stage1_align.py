@@ -15,7 +15,7 @@ from experiments.common import paper
 SIDES = {  # what learns; seen and dreamed pictures of a row, as many as fit its tokens; the two weights
     "comprehension": ((r"^visual_projector/",), 7, 0, (1.0, 0.0)),
     "creation": ((r"^condition_projector/", r"^dream_queries$"), 0, 24, (0.0, 1.0)),
-    "joint": ((r"^(visual|condition)_projector/", r"^dream_queries$"), 8, 8, (1.0, 1.0)),
+    "joint": ((r"^(visual|condition)_projector/", r"^dream_queries$"), 7, 9, (1.0, 1.0)),
 }
 REST = {
     "comprehension": (r"^condition_projector/", r"^dream_queries$"), "creation": (r"^visual_projector/",), "joint": (),

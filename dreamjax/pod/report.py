@@ -5,7 +5,7 @@ import re
 from dreamjax.config import RunConfig
 from dreamjax.pod import checks, estimate, flops, hlo
 from dreamjax.pod.program import Compiled
-from dreamjax.pod.topology import Topology
+from dreamjax.pod.topology import PICTURE_TILE, Topology
 
 GIB = 2**30
 
@@ -23,6 +23,7 @@ def basics(config: RunConfig, topology: Topology, summary: dict) -> dict:
         "topology": topology.name, "slices": topology.slices, "chips": topology.chips, "peak_tflops_per_chip": topology.chip.tflops,
         "hbm_limit_gib": topology.chip.hbm_gib, "mesh": summary["mesh"],
         "rows": summary["rows"], "length": summary["length"], "seen_slots": summary["seen_slots"], "dreamed_slots": summary["dreamed_slots"],
+        "pictures_at_once": summary["dreamed_slots"] // (config.accumulate * config.loss.picture_chunks * topology.chips // summary["mesh"]["tensor"]),
         "model_tflops": sum(work.values()) / topology.chips / 1e12,
         "model_tflops_by_part": {name: value / topology.chips / 1e12 for name, value in work.items()},
     }  # fmt: skip
@@ -83,6 +84,12 @@ def too_large(facts: dict, used_gib: float, seconds: float) -> dict:
     return facts | missing | {"fits": False, "hbm_peak_gib": used_gib, "hbm_share": share, "collectives": [], "compile_seconds": seconds, "checks": {}}
 
 
+def _at_once(pictures: int) -> str:
+    """How many pictures a chip denoises at once, and what that leaves empty."""
+    left = -pictures % PICTURE_TILE
+    return f"{pictures} pictures on a chip" + (f" in the time of {pictures + left}: a multiple of {PICTURE_TILE} would leave nothing empty" if left else "")
+
+
 def in_words(report: dict) -> str:
     """The report for a person to read."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
@@ -90,6 +97,7 @@ def in_words(report: dict) -> str:
         f"slice         {report['slices']} x {report['topology']}: {report['chips']} chips of {report['peak_tflops_per_chip']} TFLOP/s, {report['hbm_limit_gib']} GiB",
         f"mesh          {mesh}",
         f"a step        {report['rows']} rows of {report['length']} tokens, {report['seen_slots']} seen and {report['dreamed_slots']} dreamed slots",
+        f"at once       {_at_once(report['pictures_at_once'])}",
         f"HBM           {report['hbm_peak_gib']:.2f} of {report['hbm_limit_gib']} GiB a chip ({report['hbm_share']:.1%}): {'fits' if report['fits'] else 'DOES NOT FIT'}",
     ]
     if "hbm_gib" in report:

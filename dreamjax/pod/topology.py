@@ -36,6 +36,8 @@ CHIPS = {
     "v6e": Chip(918, 32, 1640, 90, 2, 1.75),
 }
 DCN_GBYTES = 6.25  # per chip, between slices
+# Feature maps lie in the registers with so many pictures beside each other: convolutions of nine pictures take as long as of sixteen.
+PICTURE_TILE = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import dataclasses
 import ml_collections
 
 from dreamjax import config as c
+from dreamjax.pod.topology import PICTURE_TILE
 from dreamjax.schema import to_dict
 
 
@@ -47,8 +48,6 @@ TARGETS = {
     "gpu-8": Target("", 1, 8),
 }
 MODES = ("comprehension", "creation", "joint")
-# Pictures lie beside each other in the registers of a TPU, eight by eight: convolutions of nine take as long as of sixteen.
-TILE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +82,13 @@ ENCODERS = r"^(clip|unet|vae)/"
 
 
 def slots(per_row: int, rows: int) -> int:
-    """Picture slots of a group of rows, in whole tiles."""
-    return -(-per_row * rows // TILE) * TILE
+    """Picture slots of a group of rows, in whole tiles of a TPU."""
+    return -(-per_row * rows // PICTURE_TILE) * PICTURE_TILE
 
 
 def parts(pictures: int, most: int) -> int:
     """In how many equal parts of whole tiles, the fewest, so many pictures are denoised where at most `most` are at once."""
-    return next((n for n in range(1, pictures // TILE + 1) if pictures % (n * TILE) == 0 and pictures <= n * most), 1)
+    return next((n for n in range(1, pictures // PICTURE_TILE + 1) if pictures % (n * PICTURE_TILE) == 0 and pictures <= n * most), 1)
 
 
 def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: int, optim: c.OptimConfig, loss: c.LossConfig, steps: int) -> ml_collections.ConfigDict:

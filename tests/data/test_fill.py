@@ -25,6 +25,13 @@ def test_simulated_corpora(case):
     assert_full(case)
 
 
+@pytest.mark.parametrize("case, shape", packing_fill.of_the_paper(16_384), ids=lambda one: getattr(one, "name", ""))
+def test_the_experiments_have_slots_for_what_their_rows_hold(case, shape):
+    assert packing_fill.measure(case, shape).tokens > 0.9
+    fewer = shape._replace(seen=shape.seen // 2, dreamed=shape.dreamed // 2)
+    assert packing_fill.measure(case, fewer).tokens < 0.6
+
+
 def test_the_simulation_is_mmc4s():
     """Its published means, before anything is cut."""
     lengths = packing_fill.mmc4_lengths(4000, tokens=1.0)  # pictures alone
