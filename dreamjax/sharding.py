@@ -8,6 +8,7 @@ import math
 import re
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,7 +33,10 @@ TPU_OPTIONS = {
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """A mesh over all devices; raises ConfigError where the axes do not multiply to their number."""
+    """A mesh over all devices; raises ConfigError where the axes do not multiply to their number.
+
+    TPU slices are joined by the data axis: over the network between them only gradients travel, once a step.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     if -1 in sizes:
@@ -41,7 +45,13 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     if math.prod(sizes) != len(devices) or 0 in sizes:
         raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
     # make_mesh defaults to Explicit axes, under which constraints become assertions.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    kinds = (AxisType.Auto,) * 3
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ConfigError(f"config.mesh.data: {sizes[0]} is not a multiple of the {slices} slices, which only the data axis joins")
+    return Mesh(mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices), AXES, axis_types=kinds)
 
 
 def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:

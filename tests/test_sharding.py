@@ -64,6 +64,17 @@ def test_a_mesh_of_some_devices():
     assert dict(make_mesh(MeshConfig(1, 2, -1), jax.devices()[:4]).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
 
 
+def test_slices_are_joined_by_the_data_axis():
+    """A step's gradients may cross the network between slices, a layer's weights may not."""
+    Chip = dataclasses.make_dataclass("Chip", ("id", "process_index", "slice_index", "platform", "device_kind", "coords", "core_on_chip"), frozen=True)
+    chips = [Chip(4 * slice_ + x, 2 * slice_ + x // 2, slice_, "tpu", "TPU v4", (x % 2, x // 2, 0), 0) for slice_ in range(2) for x in range(4)]
+    mesh = make_mesh(MeshConfig(4, 2, 1), chips)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert [[chip.slice_index for chip in row] for row in mesh.devices[:, :, 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match="config.mesh.data: 1 is not a multiple of the 2 slices"):
+        make_mesh(MeshConfig(1, 8, 1), chips)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Parameters
 

@@ -17,13 +17,13 @@ ASSUMPTIONS = (
     f"Pallas kernels run at {KERNEL_SHARE:.0%} of the peak",
     "instructions without an estimate take the time of their bytes in HBM",
     "a collective moves its bytes over all links of the torus axes that its group spans, in both directions where an axis closes",
-    "collectives run one after the other; asynchronous ones beside computation, the others not",
+    "collectives run one after the other, between slices beside those within; asynchronous ones run beside computation, the others not",
 )
 # Matrix products in each splash attention kernel, by the end of its name; queries x keys x width each.
 KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done", "slice-start", "slice-done",
-    "partition-id", "after-all", "opt-barrier",
+    "partition-id", "after-all", "opt-barrier", "send", "send-done",
 }  # fmt: skip
 
 
@@ -62,8 +62,8 @@ class Walk:
         return self.known[computation]
 
     def _run(self, computation: str) -> Cost:
-        """The schedule from top to bottom: `clock` is when the core is free, `link` when the network is."""
-        cost, clock, link = Cost(), 0.0, 0.0
+        """The schedule from top to bottom: `clock` is when the core is free, `free` when the links of a slice and those between slices are."""
+        cost, clock, free = Cost(), 0.0, {"within": 0.0, "between": 0.0}
         ends: dict[str, float] = {}  # when a started collective is through
         seen: set[str] = set()  # channels already counted: a collective may be spread over several fusions
         instructions = self.module.computations[computation]
@@ -75,7 +75,7 @@ class Walk:
                 inner = self._nested(one)
                 cost.add(inner)
                 clock += inner.seconds
-                link = max(link, clock)
+                free = {links: max(end, clock) for links, end in free.items()}
                 continue
             found = hlo.collective_of(self.module, computation, one, len(self.coordinates))
             if found is None and not one.opcode.endswith("-done"):
@@ -86,17 +86,17 @@ class Walk:
                 took = self._network_seconds(found)
                 if self.largest is None or found.bytes > self.largest.bytes:
                     self.largest = found
-                asynchronous = one.opcode.endswith("-start") or one.name.startswith("async-collective-start")
+                asynchronous = one.opcode == "recv" or one.opcode.endswith("-start") or one.name.startswith("async-collective-start")
                 key = (found.kind, asynchronous)
                 count = cost.collectives.setdefault(key, [0, 0.0])
                 count[0] += 1
                 count[1] += found.bytes
                 cost.network += took
-                link = max(clock, link) + took
-                ends[found.channel] = link
+                links = "between" if self._slices(found) > 1 else "within"
+                ends[found.channel] = free[links] = max(clock, free[links]) + took
                 if not asynchronous:
-                    cost.waiting += link - clock
-                    clock = link
+                    cost.waiting += free[links] - clock
+                    clock = free[links]
             elif found is not None and one.opcode == "fusion" and not one.name.startswith("async-collective"):
                 clock += self._compute(one, types, cost)  # a step of computation with a piece of a collective in it
             if one.name.startswith("async-collective-done") or one.opcode.endswith("-done"):
@@ -153,17 +153,19 @@ class Walk:
         inner = {each.name: each.shapes for each in inside}
         return sum(self._matmuls(each, inner) for each in inside)
 
+    def _slices(self, found: hlo.Collective) -> int:
+        """How many slices a collective joins."""
+        return len({self.coordinates[n][0] for n in found.group})
+
     def _network_seconds(self, found: hlo.Collective) -> float:
         """Time on the links: a ring over every torus axis that the group spans, or the network between slices."""
-        members = [self.coordinates[n] for n in found.group]
-        n = len(members)
+        members, slices = [self.coordinates[n] for n in found.group], self._slices(found)
+        n = slices if slices > 1 else len(members)
         if n < 2:
             return 0.0
-        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(found.kind, (n - 1) / n)
-        chip, speed = self.topology.chip, 0.0
-        if len({place[0] for place in members}) > 1:
-            speed = DCN_GBYTES
-        else:
+        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0, "one-to-one": 1.0}.get(found.kind, (n - 1) / n)
+        chip, speed = self.topology.chip, DCN_GBYTES if slices > 1 else 0.0
+        if slices == 1:
             for axis, (side, wraps) in enumerate(zip(self.topology.shape, self.topology.wraps), 1):
                 extent = len({place[axis] for place in members})
                 speed += 0 if extent < 2 else chip.link_gbytes * (2 if wraps and extent == side else 1)

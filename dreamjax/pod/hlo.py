@@ -173,10 +173,13 @@ def collective_of(module: Module, computation: str, instruction: Instruction, de
         if held and held[0].kind == "all-reduce" and "scatter" in f"{inside} {instruction.name} {instruction.rest}":
             return dataclasses.replace(held[0], kind="reduce-scatter")
         return held[0] if held else None
-    kind = instruction.opcode.removesuffix("-start")
+    kind, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
+    channel = found[1] if (found := re.search(r"channel_id=(\d+)", instruction.rest)) else instruction.name
+    if kind == "recv" and (found := re.search(r'megascale_transfer_type="(\w+)"', instruction.rest)):
+        # Between slices hosts send and receive; this is one device's part, which was reduced within its slice.
+        return Collective(found[1].lower().replace("_", "-"), shapes[:1], tuple(range(devices)), channel, instruction.op_name)
     if kind not in COLLECTIVES:
         return None
-    shapes = instruction.shapes
     if kind == "reduce-scatter":
         types = {one.name: one.shapes for one in module.computations[computation]}
         shapes = tuple(shape for name in instruction.operands for shape in types.get(name, ())) or shapes
@@ -184,8 +187,7 @@ def collective_of(module: Module, computation: str, instruction: Instruction, de
         return None
     if instruction.opcode.endswith("-start"):
         shapes = (max(shapes, key=lambda shape: bytes_of((shape,))),)  # its type holds operands, results and a context
-    found = re.search(r"channel_id=(\d+)", instruction.rest)
-    return Collective(kind, shapes, first_group(instruction.rest, devices), found[1] if found else instruction.name, instruction.op_name)
+    return Collective(kind, shapes, first_group(instruction.rest, devices), channel, instruction.op_name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

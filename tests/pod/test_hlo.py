@@ -78,6 +78,29 @@ def test_seconds_by_hand():
     assert cost.waiting == pytest.approx(moved) and cost.kernels == pytest.approx(kernel)
 
 
+BETWEEN = """
+ENTRY %main (p0: bf16[1024,4096]) -> bf16[1024,4096] {
+  %p0 = bf16[1024,4096]{1,0} parameter(0)
+  %after-all = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (bf16[1024,4096]{1,0}, u32[], token[]) send(%p0, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[1024,4096]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %fusion.1 = bf16[1024,4096]{1,0} fusion(%p0), kind=kLoop, calls=%twice, backend_config={"estimated_cycles":"1050000"}
+  %all-reduce = bf16[1024,4096]{1,0} all-reduce(%fusion.1), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %send-done = token[] send-done(%send), channel_id=2
+  ROOT %recv-done = (bf16[1024,4096]{1,0}, token[]) recv-done(%recv), channel_id=1
+}
+"""
+
+
+def test_between_slices_hosts_send_while_the_links_within_are_free():
+    walk = estimate.Walk(hlo.parse(BETWEEN), topology.parse("v4:2x1x1", 2), [(slice_, x, 0, 0) for slice_ in range(2) for x in range(2)])
+    cost, size = walk.cost("main"), 2 * 1024 * 4096
+    within, between = size / 45e9, size / (topology.DCN_GBYTES * 1e9)  # an all-reduce of two moves its size once
+    assert cost.collectives == {("all-reduce", True): [1, size], ("all-reduce", False): [1, size]}
+    assert cost.network == pytest.approx(within + between)
+    assert cost.seconds == pytest.approx(max(1e-3 + within, between)) and between > 1e-3 + within
+
+
 @pytest.mark.parametrize(
     "text, group",
     [
