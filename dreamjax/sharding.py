@@ -46,7 +46,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
     # make_mesh defaults to Explicit axes, under which constraints become assertions.
     kinds = (AxisType.Auto,) * 3
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
     if sizes[0] % slices:

@@ -71,6 +71,8 @@ def test_slices_are_joined_by_the_data_axis():
     mesh = make_mesh(MeshConfig(4, 2, 1), chips)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert [[chip.slice_index for chip in row] for row in mesh.devices[:, :, 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    Alone = dataclasses.make_dataclass("Alone", ("id", "process_index", "platform", "device_kind"), frozen=True)  # as a single slice is described
+    assert make_mesh(MeshConfig(2, 2, 1), [Alone(n, 0, "tpu", "TPU") for n in range(4)]).size == 4
     with pytest.raises(ConfigError, match="config.mesh.data: 1 is not a multiple of the 2 slices"):
         make_mesh(MeshConfig(1, 8, 1), chips)
 
