@@ -66,13 +66,15 @@ def test_a_mesh_of_some_devices():
 
 def test_slices_are_joined_by_the_data_axis():
     """A step's gradients may cross the network between slices, a layer's weights may not."""
-    Chip = dataclasses.make_dataclass("Chip", ("id", "process_index", "slice_index", "platform", "device_kind", "coords", "core_on_chip"), frozen=True)
-    chips = [Chip(4 * slice_ + x, 2 * slice_ + x // 2, slice_, "tpu", "TPU v4", (x % 2, x // 2, 0), 0) for slice_ in range(2) for x in range(4)]
+    facts = ("id", "process_index", "platform", "device_kind", "coords", "core_on_chip")
+    Chip = dataclasses.make_dataclass("Chip", (*facts, "slice_index"), frozen=True)
+    chip = lambda x, slice_: (4 * slice_ + x, 2 * slice_ + x // 2, "tpu", "TPU v4", (x % 2, x // 2, 0), 0)
+    chips = [Chip(*chip(x, slice_), slice_) for slice_ in range(2) for x in range(4)]
     mesh = make_mesh(MeshConfig(4, 2, 1), chips)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert [[chip.slice_index for chip in row] for row in mesh.devices[:, :, 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    Alone = dataclasses.make_dataclass("Alone", ("id", "process_index", "platform", "device_kind"), frozen=True)  # as a single slice is described
-    assert make_mesh(MeshConfig(2, 2, 1), [Alone(n, 0, "tpu", "TPU") for n in range(4)]).size == 4
+    Alone = dataclasses.make_dataclass("Alone", facts, frozen=True)  # a slice by itself does not say which
+    assert make_mesh(MeshConfig(2, 2, 1), [Alone(*chip(x, 0)) for x in range(4)]).size == 4
     with pytest.raises(ConfigError, match="config.mesh.data: 1 is not a multiple of the 2 slices"):
         make_mesh(MeshConfig(1, 8, 1), chips)
 

@@ -82,8 +82,8 @@ BETWEEN = """
 ENTRY %main (p0: bf16[1024,4096]) -> bf16[1024,4096] {
   %p0 = bf16[1024,4096]{1,0} parameter(0)
   %after-all = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
-  %send = (bf16[1024,4096]{1,0}, u32[], token[]) send(%p0, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
-  %recv = (bf16[1024,4096]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (bf16[1024,4096]{1,0}, u32[], token[]) send(%p0, %after-all), channel_id=2, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[1024,4096]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %fusion.1 = bf16[1024,4096]{1,0} fusion(%p0), kind=kLoop, calls=%twice, backend_config={"estimated_cycles":"1050000"}
   %all-reduce = bf16[1024,4096]{1,0} all-reduce(%fusion.1), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
   %send-done = token[] send-done(%send), channel_id=2

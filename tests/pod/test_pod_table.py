@@ -1,7 +1,6 @@
 """The table of pods: its rows are runs that exist, those that are compared do the same on each chip, and what fails says so."""
 
 import importlib
-import pathlib
 
 import pytest
 
