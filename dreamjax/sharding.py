@@ -44,14 +44,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices) or 0 in sizes:
         raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
-    # make_mesh defaults to Explicit axes, under which constraints become assertions.
-    kinds = (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
     if sizes[0] % slices:
         raise ConfigError(f"config.mesh.data: {sizes[0]} is not a multiple of the {slices} slices, which only the data axis joins")
-    return Mesh(mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices), AXES, axis_types=kinds)
+    # Not jax.make_mesh: it takes one slice only, and refuses eight by eight of 4 x 4 x 4 chips, for which a side of the torus is split.
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:

@@ -64,16 +64,27 @@ def test_a_mesh_of_some_devices():
     assert dict(make_mesh(MeshConfig(1, 2, -1), jax.devices()[:4]).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
 
 
+FACTS = ("id", "process_index", "platform", "device_kind", "coords", "core_on_chip")  # of a TPU
+
+
+def test_a_side_of_the_torus_is_split_where_no_sides_multiply_to_an_axis():
+    Chip = dataclasses.make_dataclass("Chip", FACTS, frozen=True)
+    chips = [Chip(n, n // 4, "tpu", "TPU v4", (n % 4, n // 4 % 4, n // 16), 0) for n in range(64)]
+    mesh = make_mesh(MeshConfig(8, 8, 1), chips)
+    box = lambda group: math.prod(len(set(side)) for side in zip(*(chip.coords for chip in group)))
+    assert mesh.devices.shape == (8, 8, 1) and [box(group) for group in mesh.devices[:, :, 0]] == [8] * 8  # an fsdp group is a block
+    assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+
+
 def test_slices_are_joined_by_the_data_axis():
     """A step's gradients may cross the network between slices, a layer's weights may not."""
-    facts = ("id", "process_index", "platform", "device_kind", "coords", "core_on_chip")
-    Chip = dataclasses.make_dataclass("Chip", (*facts, "slice_index"), frozen=True)
+    Chip = dataclasses.make_dataclass("Chip", (*FACTS, "slice_index"), frozen=True)
     chip = lambda x, slice_: (4 * slice_ + x, 2 * slice_ + x // 2, "tpu", "TPU v4", (x % 2, x // 2, 0), 0)
     chips = [Chip(*chip(x, slice_), slice_) for slice_ in range(2) for x in range(4)]
     mesh = make_mesh(MeshConfig(4, 2, 1), chips)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert [[chip.slice_index for chip in row] for row in mesh.devices[:, :, 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    Alone = dataclasses.make_dataclass("Alone", facts, frozen=True)  # a slice by itself does not say which
+    Alone = dataclasses.make_dataclass("Alone", FACTS, frozen=True)  # a slice by itself does not say which
     assert make_mesh(MeshConfig(2, 2, 1), [Alone(*chip(x, 0)) for x in range(4)]).size == 4
     with pytest.raises(ConfigError, match="config.mesh.data: 1 is not a multiple of the 2 slices"):
         make_mesh(MeshConfig(1, 8, 1), chips)
