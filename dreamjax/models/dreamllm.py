@@ -127,6 +127,8 @@ def embed_batch(parts: Parts, params: dict, batch: Batch) -> Array:
     embeds = embed(parts, params, batch.tokens).reshape(groups, rows * length, -1)
     if (slots := batch.seen_start.shape[1]) > 0:
         images = constrain_rows(batch.seen_images.reshape(groups * slots, *batch.seen_images.shape[2:]))
+        # The pictures behind the tokens: where it may choose, the TPU compiler gathers the embeddings anew in each layer of CLIP.
+        embeds, images = jax.lax.optimization_barrier((constrain_rows(embeds), images))
         features = see(parts, params, images)
         embeds = splice(embeds, features.reshape(groups, slots, *features.shape[1:]), batch.seen_start, batch.seen_valid)
     if (slots := batch.dreamed_start.shape[1]) > 0:
