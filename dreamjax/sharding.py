@@ -8,10 +8,12 @@ import math
 import re
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dreamjax import torus
 from dreamjax.config import MeshConfig, RunConfig
 from dreamjax.schema import ConfigError
 
@@ -44,15 +46,20 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices) or 0 in sizes:
         raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
-    if sizes[0] % slices:
-        raise ConfigError(f"config.mesh.data: {sizes[0]} is not a multiple of the {slices} slices, which only the data axis joins")
-    # Not jax.make_mesh: it takes one slice only, and refuses eight by eight of 4 x 4 x 4 chips, for which a side of the torus is split.
-    if slices == 1:
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        placed = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True)
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0) if device.platform == "tpu" else 0, []).append(device)
+    if sizes[0] % len(slices):
+        raise ConfigError(f"config.mesh.data: {sizes[0]} is not a multiple of the {len(slices)} slices, which only the data axis joins")
+    within = (sizes[0] // len(slices), *sizes[1:])
+    placed = np.concatenate([_placed(slices[number], within) for number in sorted(slices)])
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _placed(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
+    """Devices that no slow network parts, in the shape `sizes`: on a TPU by their places on the torus, else as they are numbered."""
+    chips = torus.slice_of(devices) if devices[0].platform == "tpu" else None
+    return mesh_utils.create_device_mesh(sizes, devices) if chips is None else torus.lay_out(chips, sizes)
 
 
 def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:

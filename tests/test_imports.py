@@ -24,7 +24,7 @@ ALLOWED = {
     "rows_official": {"schema", "document", "rows", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"schema", "model_config", "config"}, "sharding": {"schema", "config"},
+    "diffusion": {"schema", "model_config", "config"}, "torus": set(), "sharding": {"schema", "config", "torus"},
     "models": MODELS,
     "training": MODELS, "sampling": MODELS | {"clip_tokenizer"},
     "convert": MODELS | {"training"},
@@ -34,7 +34,7 @@ ALLOWED = {
 }
 ALLOWED["to_folders"] = PRODUCT
 ALLOWED["encoding"] = MODELS | {"training", "data"}
-ALLOWED["pod"] = MODELS | {"training", "sampling"}
+ALLOWED["pod"] = MODELS | {"training", "sampling", "torus"}
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
 ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts", "pod", "to_folders"} for command in COMMANDS}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}

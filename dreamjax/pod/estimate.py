@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 
+from dreamjax import torus
 from dreamjax.pod import hlo
 from dreamjax.pod.hlo import Instruction, Module
 from dreamjax.pod.topology import DCN_GBYTES, Topology
@@ -16,7 +17,7 @@ ASSUMPTIONS = (
     "fusions take the cycles that the compiler estimates, which count matrix units and HBM",
     f"Pallas kernels run at {KERNEL_SHARE:.0%} of the peak",
     "instructions without an estimate take the time of their bytes in HBM",
-    "a collective moves its bytes over all links of the torus axes that its group spans, in both directions where an axis closes",
+    "a collective moves its bytes over all links of the torus axes that its group spans, in both directions where one closes; groups that lie apart share them",
     "collectives run one after the other, between slices beside those within; asynchronous ones run beside computation, the others not",
 )
 # Matrix products in each splash attention kernel, by the end of its name; queries x keys x width each.
@@ -167,8 +168,11 @@ class Walk:
         chip, speed = self.topology.chip, DCN_GBYTES if slices > 1 else 0.0
         if slices == 1:
             for axis, (side, wraps) in enumerate(zip(self.topology.shape, self.topology.wraps), 1):
-                extent = len({place[axis] for place in members})
-                speed += 0 if extent < 2 else chip.link_gbytes * (2 if wraps and extent == side else 1)
+                places = sorted({place[axis] for place in members})
+                gap = (places[-1] - places[0]) / (len(places) - 1) if len(places) > 1 else 1
+                if len(places) == 2 and wraps:
+                    gap = min(gap, side - gap)
+                speed += chip.link_gbytes * torus.links(len(places), gap, side, wraps)
         return share * found.bytes / (speed * 1e9) if speed else 0.0  # 0: the first pair of a permutation may be a chip with itself
 
 

@@ -13,6 +13,7 @@ import re
 import jax
 from jax.experimental import topologies
 
+from dreamjax import torus
 from dreamjax.schema import ConfigError
 
 
@@ -56,10 +57,7 @@ class Topology:
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """The topology of `v4:4x4x8`; ConfigError where there is no such chip or shape.
-
-    Three-dimensional slices are tori from a cube of 4 x 4 x 4 on, in two dimensions a side of 16 closes.
-    """
+    """The topology of `v4:4x4x8`; ConfigError where there is no such chip or shape."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in CHIPS:
         raise ConfigError(f"--topology: {name!r} is no topology; write a chip ({', '.join(CHIPS)}) and its sides, as v4:4x4x8 or v5e:16x16")
@@ -68,10 +66,7 @@ def parse(name: str, slices: int = 1) -> Topology:
         raise ConfigError(f"--topology: {name!r} needs {chip.sides} sides, each at least 1")
     if slices < 1:
         raise ConfigError(f"--slices: must be at least 1, is {slices}")
-    wraps = tuple(side % 4 == 0 for side in shape) if chip.sides == 3 and all(side % 4 == 0 for side in shape) else (False,) * chip.sides
-    if chip.sides == 2:
-        wraps = tuple(side == 16 for side in shape)
-    return Topology(name, chip, shape, wraps, slices)
+    return Topology(name, chip, shape, torus.closes(shape), slices)
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
