@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -53,16 +54,17 @@ SIZES = {
 }
 
 
-def run_config(size: str, rows: int) -> c.RunConfig:
+def run_config(size: str, rows: int, chunks: int = 1, attention: str = "auto") -> c.RunConfig:
+    """Stage II at one of SIZES, so many rows on each device; `chunks` and `attention` as loss.picture_chunks and model.llm.attention."""
     model, length, pictures = SIZES[size]
+    model = dataclasses.replace(model, llm=dataclasses.replace(model.llm, attention=attention), unet=dataclasses.replace(model.unet, attention=attention))
     data = c.DataConfig(train=(c.SourceConfig("shapes"),), length=length, seen_slots=pictures, dreamed_slots=pictures)
     optim = c.OptimConfig(trainable=(r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"), frozen=(r"^(clip|unet|vae)/",))
-    return c.RunConfig(model=model, data=data, optim=optim, mesh=c.MeshConfig(1, -1, 1), batch_size=rows * jax.device_count())
+    return c.RunConfig(model=model, data=data, optim=optim, loss=c.LossConfig(picture_chunks=chunks), mesh=c.MeshConfig(1, -1, 1), batch_size=rows * jax.device_count())
 
 
-def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
+def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> dict:
     """Compiles, warms up and times the step of one size."""
-    config = run_config(size, rows)
     mesh, parts, batch = make_mesh(config.mesh), dreamllm.build(config.model), fake_batch(config)
     shapes = jax.eval_shape(lambda: init(config, parts))
     where, by_row = shardings(*shapes, mesh), NamedSharding(mesh, ROWS)
@@ -72,20 +74,34 @@ def measure(size: str, rows: int, steps: int, peak: float | None) -> dict:
         began = time.monotonic()
         step = jit_train_step(config, parts, IDS, where, mesh).lower(state, frozen, on_devices).compile()
         compiled = time.monotonic() - began
-        times = []
-        for _ in range(steps + 2):
-            began = time.monotonic()
-            state, metrics = step(state, frozen, on_devices)
-            loss = float(metrics["loss"])
-            times.append(time.monotonic() - began)
-    seconds, used = float(np.median(times[2:])), memory(step)
+
+        held = [state, None]  # the step takes the state's memory for the next one
+
+        def run():
+            held[:] = step(held[0], frozen, on_devices)
+            jax.block_until_ready(held[1])
+
+        del state
+        seconds = median_seconds(run, steps)
+    metrics, used = jax.device_get(held[1]), memory(step)
+    loss = float(metrics["loss"])
     device = jax.devices()[0]
     peak = peak or next((tflops for name, tflops in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
     tflops = sum(flops.step_flops(config, set(shapes[0].trainable)).values()) / jax.device_count() / 1e12
-    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size}
+    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size, "attention": config.model.llm.attention}
     facts |= {"length": config.data.length, "step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
     facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}
     return facts | {"memory_gib": used / 2**30, "tflops_per_second": tflops / seconds, "mfu": tflops / seconds / peak if peak else None}
+
+
+def median_seconds(run, repeats: int) -> float:
+    """The median time of `run`, which waits for its results, behind two runs to warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        began = time.monotonic()
+        run()
+        times.append(time.monotonic() - began)
+    return float(np.median(times[2:]))
 
 
 def memory(step) -> int:
@@ -106,8 +122,8 @@ def in_words(facts: dict) -> str:
     """A line of a Markdown table, below its head."""
     mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
     return (
-        "| date | machine | size | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n|---|---|---|---|---|---|---|---|---|\n"
-        f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
+        "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['attention']} | {facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
         f"{mfu} | {facts['memory_gib']:.2f} GiB | {facts['tokens_per_second']:,.0f} | {facts['images_per_second']:.2f} |"
     )
 
@@ -116,19 +132,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, help="this size alone, instead of the largest that fits")
     parser.add_argument("--rows", type=int, default=1, help="rows per device")
+    parser.add_argument("--picture_chunks", type=int, default=1, help="parts in which pictures are denoised, one behind the other")
+    parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"), help="the kernel of LLM and U-Net")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, behind two to warm up; the median counts")
     parser.add_argument("--peak_tflops", type=float, help="the device's dense bf16 peak, where it is not known here")
     args = parser.parse_args()
     if args.size:
-        facts = measure(args.size, args.rows, args.steps, args.peak_tflops)
+        facts = measure(args.size, run_config(args.size, args.rows, args.picture_chunks, args.attention), args.steps, args.peak_tflops)
         print(in_words(facts))
         print(json.dumps(facts))
         return 0
     # The first look at the devices is a child's too: a process that holds an accelerator would keep it from the next.
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()[-1]
+    # JAX leaves a quarter of a GPU's memory alone unless it is told otherwise.
+    surroundings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.96"} | os.environ
     for size in ["toy"] if backend == "cpu" else SIZES:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.step_speed", f"--size={size}", *sys.argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "benchmarks.step_speed", f"--size={size}", *sys.argv[1:]], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             print(done.stdout, end="")
             return 0
