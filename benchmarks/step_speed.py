@@ -88,7 +88,8 @@ def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> d
     device = jax.devices()[0]
     peak = peak or next((tflops for name, tflops in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
     tflops = sum(flops.step_flops(config, set(shapes[0].trainable)).values()) / jax.device_count() / 1e12
-    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size, "attention": config.model.llm.attention}
+    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size}
+    facts |= {"attention": config.model.llm.attention}
     facts |= {"length": config.data.length, "step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
     facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}
     return facts | {"memory_gib": used / 2**30, "tflops_per_second": tflops / seconds, "mfu": tflops / seconds / peak if peak else None}
@@ -122,8 +123,10 @@ def in_words(facts: dict) -> str:
     """A line of a Markdown table, below its head."""
     mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
     return (
-        "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['attention']} | {facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
+        "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
+        f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['attention']} | "
+        f"{facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
         f"{mfu} | {facts['memory_gib']:.2f} GiB | {facts['tokens_per_second']:,.0f} | {facts['images_per_second']:.2f} |"
     )
 
@@ -148,7 +151,8 @@ def main() -> int:
     # JAX leaves a quarter of a GPU's memory alone unless it is told otherwise.
     surroundings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.96"} | os.environ
     for size in ["toy"] if backend == "cpu" else SIZES:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.step_speed", f"--size={size}", *sys.argv[1:]], env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "benchmarks.step_speed", f"--size={size}", *sys.argv[1:]]
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True)
         if done.returncode == 0:
             print(done.stdout, end="")
             return 0

@@ -1,15 +1,21 @@
 """What all tests stand on: eight fake CPU devices, the marker for slow ones, and the default run's configuration and tokenizer."""
 
+import atexit
 import os
 import pathlib
 import runpy
+import shutil
+import tempfile
 
 import goldens
 import pytest
 
 from dreamjax import cli
 
-# Before anything makes an array.
+# Before anything makes an array. What one test compiles, the workers and the commands that tests start need not compile again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dreamjax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 cli.patience_for_fake_devices()
