@@ -20,9 +20,13 @@ def windowed_products(module: Module) -> list[str]:
     return [f"{len(loops)} windowed-einsum loops, as {loops[0]}: is xla_jf_spmd_threshold_for_windowed_einsum_mib set?"] if loops else []
 
 
-def _loop_bodies(module: Module) -> set[str]:
-    """Computations that run inside loops."""
-    pending = [one.attribute("body") for instructions in module.computations.values() for one in instructions if one.opcode == "while"]
+def _loops(module: Module) -> list[hlo.Instruction]:
+    return [one for instructions in module.computations.values() for one in instructions if one.opcode == "while"]
+
+
+def _bodies(module: Module, loops: list[hlo.Instruction]) -> set[str]:
+    """Computations that run inside the loops."""
+    pending = [loop.attribute("body") for loop in loops]
     found: set[str] = set()
     while pending:
         name = pending.pop()
@@ -55,7 +59,7 @@ def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tenso
             sizes[math.prod(leaf.shape[1:]) // tensor] = name
             sizes[math.prod(leaf.shape[1:])] = name
     found = [
-        (sizes[size], shape) for one in _collectives(module, _loop_bodies(module), devices) for shape in one.shapes
+        (sizes[size], shape) for one in _collectives(module, _bodies(module, _loops(module)), devices) for shape in one.shapes
         if one.kind == "all-reduce" and (size := math.prod(shape[1])) in sizes and size >= SMALL and "transpose(" in one.op_name
     ]  # fmt: skip
     if not found:
@@ -88,6 +92,20 @@ def gathers_of_activations(module: Module, trees: tuple[dict, ...], devices: int
     return [f"{len(found)} gathers of activations, as of {found[0].bytes / 2**30:.2f} GiB in {found[0].op_name}"] if found else []
 
 
+def gathers_in_layer_scans(module: Module, trees: tuple[dict, ...], devices: int, tensor: int) -> list[str]:
+    """Gathers of weights that belong to no layer, in each turn of a loop over layers: XLA may move a gather to its use, and that into a loop."""
+    leaves = [(path_of(path), leaf.shape) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    stacked = [shape for name, shape in leaves if "/layers/" in name]
+    shards = lambda shapes: {math.prod(shape) // parts for shape in shapes for parts in (1, tensor)}
+    sizes = shards(shape for name, shape in leaves if "/layers/" not in name) - shards(shape[1:] for shape in stacked)
+    scans = [loop for loop in _loops(module) if hlo.trip_count(module, loop) in {shape[0] for shape in stacked}]
+    found = [
+        one for one in _collectives(module, _bodies(module, scans), devices)
+        if one.kind == "all-gather" and any(size in sizes and size >= SMALL for size in (math.prod(shape) for _, shape in one.shapes))
+    ]  # fmt: skip
+    return [f"{len(found)} gathers, in each turn of a scan over layers, of weights that are in no layer, as in {found[0].op_name}"] if found else []
+
+
 def run(module: Module, trainable: dict, frozen: dict, whole: set[str], devices: int, tensor: int) -> dict[str, list[str]]:
     """The findings of each check, empty where all is well."""
     return {
@@ -95,4 +113,5 @@ def run(module: Module, trainable: dict, frozen: dict, whole: set[str], devices:
         "full_size_gradient_all_reduces": gradients_reduced_whole(module, trainable, devices, tensor),
         "gathers_of_frozen_weights": gathers_of_whole(module, frozen, whole, devices),
         "gathers_of_activations": gathers_of_activations(module, (trainable, frozen), devices),
+        "gathers_in_layer_scans": gathers_in_layer_scans(module, (trainable, frozen), devices, tensor),
     }

@@ -147,3 +147,8 @@ def test_checks_find_what_they_are_for():
     assert "gathers of activations, as of 0.25 GiB" in run(larger)["gathers_of_activations"][0]
     gather = ASYNC.replace("dimensions={0}\n}", 'dimensions={0}, metadata={op_name="jvp(UNet)/conv"}\n}')
     assert "gathers of unet weights" in run(gather)["gathers_of_frozen_weights"][0]
+    embedding = {"embed": {"embedding": jax.ShapeDtypeStruct((4096, 8192), jnp.float32)}}
+    sunk = ASYNC.replace("bf16[4096,4096]{1,0} all-gather(%p.1)", "bf16[4096,8192]{1,0} all-gather(%p.1)").replace("channel_id=7, replica", "channel_id=8, replica", 1)
+    find = lambda text: checks.run(hlo.parse(text), trainable | embedding, {}, set(), 4, 1)["gathers_in_layer_scans"]
+    assert "of weights that are in no layer" in find(sunk)[0]
+    assert not find(sunk.replace("constant(32)", "constant(4)"))  # a loop over parts of a batch may gather once a turn
