@@ -40,8 +40,8 @@ CONFIG = run_config(MODEL, data=DATA, loss=LossConfig(condition_dropout=0.3), to
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
 
 
-def compiled(sizes: tuple[int, int, int]):
-    """(mesh, the step's program for it, the shardings of state and frozen parameters, of the batch)."""
+def lowered(sizes: tuple[int, int, int]):
+    """(mesh, the step lowered for it, the shardings of state and frozen parameters, of the batch)."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
     state, frozen = start(CONFIG)
     where, rows = shardings(state, frozen, mesh), NamedSharding(mesh, ROWS)
@@ -50,7 +50,7 @@ def compiled(sizes: tuple[int, int, int]):
             make_train_step(CONFIG, dreamllm.build(CONFIG.model), IDS), donate_argnums=0,
             in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
         )
-        return mesh, step.lower(state, frozen, fake_batch(CONFIG)).compile(), where, rows
+        return mesh, step.lower(state, frozen, fake_batch(CONFIG)), where, rows
 
 
 def train(mesh, step, where, rows):
@@ -68,9 +68,11 @@ def train(mesh, step, where, rows):
 
 @pytest.fixture(scope="module")
 def programs():
-    """What `compiled` gives by the sizes of the mesh, made two at a time: it takes most of the time here."""
+    """What `lowered` gives by the sizes of the mesh, compiled two at a time: it takes most of the time here. Tracing in two threads may fail in JAX."""
+    made = [lowered(sizes) for sizes in MESHES]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(MESHES, pool.map(compiled, MESHES)))
+        steps = pool.map(lambda one: one[1].compile(), made)
+        return {sizes: (mesh, step, where, rows) for sizes, step, (mesh, _, where, rows) in zip(MESHES, steps, made)}
 
 
 @pytest.fixture(scope="module")
