@@ -60,13 +60,3 @@ def quickstart():
 
     experiment = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "experiments" / "quickstart.py"))
     return from_dict(RunConfig, experiment["get_config"]())
-
-
-@pytest.fixture(scope="module")
-def quickly_compiled():
-    """Most of the time of tiny programs goes into compiling them; what they compute does not depend on this."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -34,9 +34,6 @@ PIXEL = dataclasses.replace(  # no VAE: diffusion works on the pictures of 8 x 8
 # clip/post_layernorm is the one part that no loss reaches: the LLM reads hidden states from before it.
 FROZEN = ("^vae/", "^clip/post_layernorm/")
 
-# Most of a tiny program's time goes into compiling it; how it is partitioned and what it computes does not depend on this.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def run_config(model: c.ModelConfig = PIXEL, frozen: tuple[str, ...] = FROZEN, optim_changes: dict | None = None, **changes) -> c.RunConfig:
     """8 rows of 32 tokens with 2 seen and 2 dreamed slots each; everything but `frozen` trains, at a constant rate of 1e-3."""

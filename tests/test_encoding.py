@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from small_model import LATENT, parameters, quick_jit
+from small_model import LATENT, parameters
 
 from dreamjax import encoding
 from dreamjax.config import DataConfig, LossConfig, OptimConfig, RunConfig, SourceConfig
@@ -60,7 +60,7 @@ def made(stories, tmp_path_factory):
 def test_losses_are_those_of_the_pictures(stories, made):
     pictures, folder, params, tokenizer = made
     parts, ids = dreamllm.build(MODEL), losses.SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
-    loss = quick_jit(lambda batch: losses.loss_sums(parts, params, LossConfig(), ids, batch, jax.random.key(0)))
+    loss = jax.jit(lambda batch: losses.loss_sums(parts, params, LossConfig(), ids, batch, jax.random.key(0)))
     config = run_config(stories, folder)
     loader = Loader(config, config.data.train, tokenizer)
     for number, one in enumerate(pictures):

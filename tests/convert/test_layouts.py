@@ -84,7 +84,7 @@ VERIFIED = ["llama-fp16", "llama-tied", "llama-gqa", "llama2c", "clip-laion", "c
 
 
 @pytest.mark.parametrize("layout", [[one for one in what_loads.LAYOUTS if one.weights == weights][-1] for weights in VERIFIED], ids=VERIFIED)
-def test_the_numbers_are_torchs(layout: Layout, tmp_path, quickly_compiled):
+def test_the_numbers_are_torchs(layout: Layout, tmp_path):
     """The last layout of some weights, mostly as it was published; U-Nets of 2.1's kind and VAEs by their old names stand in benchmarks/what_loads.py."""
     written = layout.write(tmp_path / "source")
     parts = layout.parts or (("text_encoder",) if layout.weights == "sd15" else ())
@@ -94,7 +94,7 @@ def test_the_numbers_are_torchs(layout: Layout, tmp_path, quickly_compiled):
     assert rows and all(row["ok"] and row["float32"] < 1e-5 for row in rows), rows
 
 
-def test_a_joined_model_is_verified_with_its_added_rows(tmp_path, quickly_compiled):
+def test_a_joined_model_is_verified_with_its_added_rows(tmp_path):
     """The LLM has eight rows more than its source; projections and queries belong to no source."""
     given = [str(path) for written in (llm.before(tmp_path, name="vicuna"), clip.vision_today(tmp_path)) for path in written.sources]
     plan = importing.make_plan(given)

@@ -25,8 +25,6 @@ from dreamjax.sharding import make_mesh, parameter_shardings
 SHORT = {"max_tokens": 6}
 OF_ANSWERS = [name for name in RUNNABLE if name not in (*creation.TASKS, "study")]  # what is drawn has tests of its own
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 @pytest.fixture(scope="module")
 def model(shapes_tokenizer) -> DreamLLM:

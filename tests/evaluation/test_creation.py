@@ -32,8 +32,6 @@ from dreamjax.training import model_folder
 
 CLIP_FEATURES = Measures(features="clip")
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def clip_vocabulary(folder):
     """CLIP's tokenizer with a vocabulary of letters: 54 ids."""

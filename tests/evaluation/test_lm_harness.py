@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import LATENT, parameters, quick_jit
+from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
 from dreamjax.models import dreamllm
@@ -35,7 +35,7 @@ def compiled(parts):
         hidden, _ = apply(apply(tokens, method="embed"), jnp.arange(tokens.shape[1])[None])
         return jax.nn.log_softmax(apply(hidden, method="logits"))
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def log_probabilities(harness, tokens: list[int]) -> np.ndarray:

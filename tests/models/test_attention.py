@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import quick_jit
 
 from dreamjax.config import LlamaConfig, MeshConfig, UNetConfig
 from dreamjax.models.attention import causal_attention, full_attention, implementation
@@ -58,7 +57,7 @@ def with_gradients(attend, q, k, v):
     """The result and the gradients of a sum of it with fixed weights."""
     weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
     loss = lambda *qkv: (jnp.sum((out := attend(*qkv)).astype(jnp.float32) * weights), out)
-    gradients, out = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
 

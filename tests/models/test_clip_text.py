@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from small_model import quick_jit, relative_error
+from small_model import relative_error
 
 from dreamjax import clip_tokenizer
 from dreamjax.config import ClipTextConfig
@@ -59,7 +59,7 @@ def test_parity_with_transformers(activation, end):
     params = {"params": params_of(theirs, config)}
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor(tokens()).long())
-    run = quick_jit(lambda params, ids: (ClipText(config).apply(params, ids), ClipText(config).apply(params, ids, method="pooled")))
+    run = jax.jit(lambda params, ids: (ClipText(config).apply(params, ids), ClipText(config).apply(params, ids, method="pooled")))
     hidden, pooled = run(params, tokens())
     assert relative_error(hidden, expected.last_hidden_state) < 1e-5
     assert relative_error(pooled, expected.pooler_output) < 1e-5
@@ -81,7 +81,7 @@ def test_scores_are_those_of_a_whole_clip():
         expected = theirs(input_ids=torch.tensor(tokens()).long(), pixel_values=pixels)
         pooled = theirs.vision_model(pixel_values=pixels).pooler_output.numpy()
     module = ClipText(config)
-    scores, texts = quick_jit(lambda p, ids, pooled: (module.apply(p, ids, pooled, method="scores"), module.apply(p, ids, method="embed_text")))(params, tokens(), pooled)
+    scores, texts = jax.jit(lambda p, ids, pooled: (module.apply(p, ids, pooled, method="scores"), module.apply(p, ids, method="embed_text")))(params, tokens(), pooled)
     assert relative_error(scores, expected.logits_per_image) < 1e-5
     assert relative_error(texts, expected.text_embeds) < 1e-5
 

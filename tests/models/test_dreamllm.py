@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from small_model import IDS, LATENT, PIXEL, parameters, quick_jit, relative_error
+from small_model import IDS, LATENT, PIXEL, parameters, relative_error
 
 from dreamjax.batch import Batch, Shape, empty_batch, place
 from dreamjax.config import MeshConfig, dreamllm_7b
@@ -22,8 +22,8 @@ PARTS = dreamllm.build(LATENT)
 PARAMS = parameters(LATENT)
 QUERIES, PATCHES, WIDTH = LATENT.dream_queries, LATENT.clip.patches, LATENT.llm.width
 
-hidden_states = quick_jit(lambda batch: dreamllm.hidden_states(PARTS, PARAMS, batch))
-see = quick_jit(lambda images: dreamllm.see(PARTS, PARAMS, images))
+hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(PARTS, PARAMS, batch))
+see = jax.jit(lambda images: dreamllm.see(PARTS, PARAMS, images))
 
 
 def document(length: int, seen: tuple[int, ...], dreamed: tuple[int, ...], seed: int) -> tuple[Row, list, list]:
@@ -99,7 +99,7 @@ def test_the_llm_reads_tokens_patches_and_queries():
             flat[at : at + PATCHES] = see(image[None])[0]
         for at in batch.dreamed_start[g][batch.dreamed_valid[g]]:
             flat[at : at + QUERIES] = PARAMS["dream_queries"]
-    read = quick_jit(lambda batch: dreamllm.embed_batch(PARTS, PARAMS, batch))(batch)
+    read = jax.jit(lambda batch: dreamllm.embed_batch(PARTS, PARAMS, batch))(batch)
     assert relative_error(read, expected.reshape(4, 25, WIDTH)) < 1e-6
     assert batch.seen_valid.sum() == batch.dreamed_valid.sum() == 3
 

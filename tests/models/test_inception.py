@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_model import quick_jit, relative_error
+from small_model import relative_error
 
 from dreamjax.convert import inception as reading
 from dreamjax.models import inception
@@ -89,7 +89,7 @@ def test_equals_torch_under_pytorch_fids_names(tmp_path):
     torch.save(state, tmp_path / "pt_inception.pth")
     params = reading.load(tmp_path / "pt_inception.pth")
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 21_785_568 - sum(v.numel() for k, v in theirs.state.items() if k.endswith("bn.weight"))
-    found = quick_jit(lambda params, x: inception.Inception().apply({"params": params}, x))(params, x)
+    found = jax.jit(lambda params, x: inception.Inception().apply({"params": params}, x))(params, x)
     assert relative_error(found, expected) < 1e-5
 
     del state["Mixed_7c.branch_pool.bn.bias"]

@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 from parity.bundles import FORWARD, Bundle, forward_batch
-from small_model import quick_jit
 
 from dreamjax.models import dreamllm
 from dreamjax.models.llama import Llama
@@ -20,7 +19,7 @@ def forward(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
     first = Llama(dataclasses.replace(llm, layers=1), parts.llm.dtype)
     first_params = params["llm"] | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["llm"]["layers"])}
 
-    @quick_jit
+    @jax.jit
     def run(batch):
         flat = lambda x: x.reshape(-1, x.shape[-1])
         embeds = dreamllm.embed_batch(parts, params, batch)

@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity.bundles import channels_first, channels_last, open_bundle
-from small_model import quick_jit
 
 from dreamjax.diffusion import samplers, schedules
 from dreamjax.models import dreamllm
@@ -19,7 +19,7 @@ def ours(bundle) -> dict[str, np.ndarray]:
     parts, params, given = opened.parts, opened.params, opened.arrays("components")
     apply = lambda part, *inputs, **more: getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
 
-    @quick_jit
+    @jax.jit
     def run(pixels, sample, timesteps, context, images, z):
         states = jnp.stack([apply("clip", pixels, index) for index in range(parts.config.clip.layers + 1)])
         embeds = apply("visual_projector", apply("clip", pixels)[:, 1:])

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from parity.bundles import Bundle, open_bundle, padded, to_batch
-from small_model import quick_jit
 
 from dreamjax.batch import Batch, Shape
 from dreamjax.models import dreamllm
@@ -71,7 +70,7 @@ def scores(bundle) -> dict[str, np.ndarray]:
         batches[name].tokens[rows, 0, steps[name] + 1] = new
         batches[name].segments[rows, 0, steps[name] + 1] = 1
 
-    @quick_jit
+    @jax.jit
     def run_all(batch):
         hidden = dreamllm.hidden_states(opened.parts, opened.params, batch)
         return opened.parts.llm.apply({"params": opened.params["llm"]}, hidden, method="logits")

@@ -6,7 +6,7 @@ import optax
 import pytest
 from parity.bundles import GRADS, Bundle, forward_batch, open_bundle
 from parity.vmloss import Variant, draws_of, for_slots, variants
-from small_model import leaves, quick_jit
+from small_model import leaves
 
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig
 from dreamjax.training import optim, step
@@ -59,7 +59,7 @@ def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
     config = run_config(opened, general, batches[names[0]].tokens.shape[-1])
     trainable, frozen = optim.split(config.optim, opened.params)
 
-    @quick_jit
+    @jax.jit
     def run(trainable, batch, draws):
         return step.gradients(config, opened.parts, opened.ids, trainable, frozen, batch, draws)[1]
 

@@ -13,7 +13,7 @@ import pytest
 from parity.bundles import Bundle, channels_first, forward_batch, open_bundle
 from parity.forward import forward
 from parity.vmloss import BATCH, Variant, draws_of, variants
-from small_model import quick_jit, relative_error
+from small_model import relative_error
 
 from dreamjax.models import dreamllm
 from dreamjax.training import losses
@@ -35,7 +35,7 @@ def pictures(bundle) -> dict[str, Pictures]:
     opened = open_bundle(bundle)
     parts, params = opened.parts, opened.params
 
-    @quick_jit
+    @jax.jit
     def encode(images, noise):
         mean, logvar = parts.vae.apply({"params": params["vae"]}, dreamllm.to_unit(images), method="encode")
         return mean, jnp.exp(0.5 * logvar), dreamllm.encode_latents(parts, params, images, noise)
@@ -60,7 +60,7 @@ def unconditional(bundle) -> dict[str, jax.Array]:
     opened = open_bundle(bundle)
     ids, (parts, params) = opened.ids, (opened.parts, opened.params)
 
-    @quick_jit
+    @jax.jit
     def run():
         given = (parts, params, ids.bos, ids.dream_start)
         official = (*given, ids.im_patch)
@@ -81,7 +81,7 @@ def ours(bundle, pictures, unconditional) -> dict[str, dict]:
         hidden = losses.dropped(given.hidden, unconditional["official"], draws)
         context = dreamllm.condition(opened.parts, opened.params, hidden)
         steps[variant.name] = {"variant": variant, "draws": draws, "noisy": noisy, "target": target, "context": context, "hidden": given.hidden}
-    denoise = quick_jit(lambda *inputs: dreamllm.denoise(opened.parts, opened.params, *inputs))
+    denoise = jax.jit(lambda *inputs: dreamllm.denoise(opened.parts, opened.params, *inputs))
     together = lambda pick: jnp.concatenate([pick(step) for step in steps.values()])
     said = denoise(together(lambda step: step["noisy"]), together(lambda step: step["draws"].timesteps), together(lambda step: step["context"]))
     ends = np.cumsum([len(step["noisy"]) for step in steps.values()])
@@ -135,7 +135,7 @@ def test_picture_errors_are_these_steps(bundle, ours, pictures, unconditional):
     parts = opened.parts._replace(config=dataclasses.replace(opened.parts.config, diffusion=variant.diffusion))
     draws = ours[variant.name]["draws"]
     hidden = jnp.asarray(pictures[variant.file].hidden)
-    run = quick_jit(lambda images, hidden, empty, draws: losses.picture_errors(parts, opened.params, variant.loss, images, hidden, empty, draws))
+    run = jax.jit(lambda images, hidden, empty, draws: losses.picture_errors(parts, opened.params, variant.loss, images, hidden, empty, draws))
     assert relative_error(run(images, hidden, unconditional["official"], draws), ours[variant.name]["errors"]) < 1e-5
 
 

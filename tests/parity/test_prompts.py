@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from parity.bundles import Bundle, open_bundle, padded, to_batch
-from small_model import quick_jit, relative_error
+from small_model import relative_error
 
 from dreamjax.batch import Shape
 from dreamjax.models import dreamllm
@@ -56,7 +56,7 @@ def ours(bundle) -> dict[str, np.ndarray]:
     batch.dreamed_start[:, 0] = np.argmax(ids == opened.tokenizer.dream_start, axis=1) + 1
     batch.dreamed_valid[:] = True
 
-    @quick_jit
+    @jax.jit
     def run(batch):
         hidden = dreamllm.hidden_states(opened.parts, opened.params, batch)
         return dreamllm.embed_batch(opened.parts, opened.params, batch), dreamllm.read_out(opened.parts, hidden, batch)

@@ -17,8 +17,6 @@ from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_row
 from dreamjax.templates import TEMPLATES
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
 RUNS = {
     "ddpm": {}, "ddpm_nocfg": {"guidance_scale": 1.0}, "ddpm_rescale": {"guidance_rescale": 0.7}, "ddpm_noneg": {"negatives": False},

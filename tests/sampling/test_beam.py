@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import LLM, quick_jit
+from small_model import LLM
 
 from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
@@ -54,7 +54,7 @@ def settings_of(penalty=1.0, max_tokens=MOST, context=SLOTS) -> Settings:
     return Settings(np.float32(0), np.int32(0), np.float32(1), np.float32(penalty), whole(max_tokens), whole(0), whole(0), banned, np.int32(context))
 
 
-@quick_jit
+@jax.jit
 def start(params, prompts) -> State:
     count, zeros = len(prompts), jnp.zeros(len(prompts), jnp.int32)
     keys = jax.vmap(jax.random.key)(jnp.arange(count, dtype=jnp.uint32))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import PIXEL, boosted, parameters, quick_jit
+from small_model import PIXEL, boosted, parameters
 
 from dreamjax.batch import Shape, empty_batch, place
 from dreamjax.diffusion import samplers
@@ -82,8 +82,8 @@ class Uncached:
         row = build_row(prompt, model.tokenizer, Slots.of(model.parts.config), prompt=True)
         self.tokens, self.seen, self.dreamed = row.tokens.tolist(), list(row.seen), list(row.dreamed)
         self.images = [for_encoder(prompt.parts[part].pil(), 8) for _, part in row.seen]
-        self.run = quick_jit(self._run)
-        self.draw = quick_jit(self._draw)
+        self.run = jax.jit(self._run)
+        self.draw = jax.jit(self._draw)
 
     def _run(self, batch):
         """(logits of the token after the last one, the hidden states at the last queries)."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import LLM, boosted, parameters, quick_jit
+from small_model import LLM, boosted, parameters
 
 from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
@@ -22,7 +22,7 @@ DRAWS = 6000
 def drawn_shares(logits: np.ndarray, temperature: float, top_p: float = 1.0, top_k: int = 0) -> np.ndarray:
     keys = jax.random.split(jax.random.key(0), DRAWS)
     settings = settings_of(temperature, top_p, top_k=top_k)
-    tokens = quick_jit(text.choose)(np.broadcast_to(logits, (DRAWS, len(logits))), keys, settings)
+    tokens = jax.jit(text.choose)(np.broadcast_to(logits, (DRAWS, len(logits))), keys, settings)
     return np.bincount(tokens, minlength=len(logits)) / DRAWS
 
 
@@ -107,7 +107,7 @@ def settings_of(temperature=0.0, top_p=1.0, max_tokens=WIDTH, max_images=0, min_
     )
 
 
-@quick_jit
+@jax.jit
 def start(params) -> State:
     """The prompts in a cache."""
     zeros = jnp.zeros(3, jnp.int32)
@@ -118,7 +118,7 @@ def start(params) -> State:
     return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, PROMPTS), LENGTHS)[0]
 
 
-write = quick_jit(lambda params, state, settings, steps=1000: text.write(PARTS, params, state, settings, SPECIAL, steps))
+write = jax.jit(lambda params, state, settings, steps=1000: text.write(PARTS, params, state, settings, SPECIAL, steps))
 
 
 def written(state: State) -> list[list[int]]:
@@ -133,7 +133,7 @@ def params():
 def test_cached_writing_is_greedy_decoding_without_a_cache(params):
     state = write(params, start(params), settings_of())
 
-    @quick_jit
+    @jax.jit
     def best(tokens):
         hidden, _ = PARTS.llm.apply({"params": params["llm"]}, dreamllm.embed(PARTS, params, tokens), jnp.arange(SLOTS + 1)[None])
         return jnp.argmax(PARTS.llm.apply({"params": params["llm"]}, hidden, method="logits"), axis=-1)
@@ -160,7 +160,7 @@ def test_the_end_token_ends_one_document_and_not_the_others(params):
     free = write(params, start(params), settings_of())
     second = written(free)[1]
     as_end = Special(second[4], DREAM_START, 6)
-    state = quick_jit(lambda params, state, settings: text.write(PARTS, params, state, settings, as_end, 1000))(params, start(params), settings_of())
+    state = jax.jit(lambda params, state, settings: text.write(PARTS, params, state, settings, as_end, 1000))(params, start(params), settings_of())
     first = second.index(second[4])
     assert written(state)[1] == second[: first + 1] and state.status[1] == ENDED
     for b in (0, 2):

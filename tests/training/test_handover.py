@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from small_model import LATENT, leaves, parameters, quick_jit
+from small_model import LATENT, leaves, parameters
 from small_run import CONFIG, Run, mesh, same_bytes
 
 from dreamjax.config import DataConfig, InitFrom, ModelConfig, OptimConfig, RunConfig, SourceConfig
@@ -40,7 +40,7 @@ def taken(run, tmp_path_factory) -> Run:
 
 
 def test_a_pattern_moves_what_it_names(run, taken):
-    fresh = leaves(quick_jit(lambda: init(taken.config, dreamllm.build(CONFIG.model)))()[0].trainable)
+    fresh = leaves(jax.jit(lambda: init(taken.config, dreamllm.build(CONFIG.model)))()[0].trainable)
     average = leaves(run.state.average)
     assert same_bytes(taken.state.average, taken.state.trainable) and int(taken.state.step) == 0
     for path, leaf in leaves(taken.state.trainable).items():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_model import IDS, LATENT, PIXEL, leaves, parameters, quick_jit, relative_error, run_config
+from small_model import IDS, LATENT, PIXEL, leaves, parameters, relative_error, run_config
 
 from dreamjax.batch import fake_batch
 from dreamjax.config import LossConfig
@@ -43,7 +43,7 @@ def test_cross_entropy_in_chunks_is_that_of_all_logits(chunk):
         return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * learned[:, 1:])
 
     expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(llm, hidden)
-    ours = quick_jit(jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1)))
+    ours = jax.jit(jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1)))
     total, gradients = ours(llm, hidden)
     assert total.dtype == jnp.float32 and relative_error(total, expected) < 1e-6
     assert relative_error(gradients[0]["head"]["kernel"], expected_gradients[0]["head"]["kernel"]) < 1e-6
@@ -107,7 +107,7 @@ def test_picture_errors_by_hand(model, loss):
         assert 0 < draws.drop.sum() < 6
     apply = lambda part, *inputs, **more: getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
 
-    @quick_jit
+    @jax.jit
     def both(images, hidden, empty, draws):
         ours = losses.picture_errors(parts, params, loss, images, hidden, empty, draws)
         x0 = images / 127.5 - 1
@@ -133,7 +133,7 @@ def test_picture_errors_by_hand(model, loss):
 
 def test_a_draw_depends_on_the_key_and_its_own_number_alone():
     parts = dreamllm.build(LATENT)
-    draw = quick_jit(lambda key, numbers: losses.draw(parts, ALL_ON, key, numbers))
+    draw = jax.jit(lambda key, numbers: losses.draw(parts, ALL_ON, key, numbers))
     together = draw(jax.random.key(1), jnp.array([7, 300_000, 7, 2], jnp.uint32))
     alone = draw(jax.random.key(1), jnp.array([300_000], jnp.uint32))
     for name, values in together._asdict().items():
@@ -154,7 +154,7 @@ def test_options_that_are_off_draw_nothing():
 
 def test_draws_have_the_distributions_that_they_should():
     loss = LossConfig(condition_dropout=0.25)
-    draws = quick_jit(lambda: losses.draw(PARTS, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
+    draws = jax.jit(lambda: losses.draw(PARTS, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
     assert draws.timesteps.min() < 5 and 994 < draws.timesteps.max() < 1000 and abs(draws.timesteps.mean() - 499.5) < 20
     assert abs(draws.drop.mean() - 0.25) < 0.03
     assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
@@ -162,7 +162,7 @@ def test_draws_have_the_distributions_that_they_should():
 
 def test_a_share_of_the_timesteps_can_be_drawn_late():
     late = LossConfig(late_timesteps=0.5)
-    timesteps = quick_jit(lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps)()
+    timesteps = jax.jit(lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps)()
     assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
     early = timesteps[timesteps < 875]
     assert abs(early.mean() - 437) < 25  # the rest stays even
@@ -183,7 +183,7 @@ def gradients():
     """`f(batch, dream_queries) -> ((loss, lm_loss, image_loss), gradients)` with all else as it is."""
     config = run_config(frozen=("^unet/", "^clip/"), loss=LossConfig(condition_dropout=0.2))
     trainable, frozen = optim.split(config.optim, parameters(PIXEL))
-    compiled = quick_jit(lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5)))
+    compiled = jax.jit(lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5)))
     return lambda batch, queries=parameters(PIXEL)["dream_queries"]: compiled(trainable | {"dream_queries": queries}, frozen, batch)
 
 
@@ -264,7 +264,7 @@ def test_pictures_in_chunks_are_pictures_at_once(frozen):
             tokens, pictures = losses.loss_sums(PARTS, params | some, loss, IDS, batch, jax.random.key(0), frozen)
             return pictures + 0 * tokens
 
-        return quick_jit(jax.value_and_grad(total))({name: params[name] for name in trained})
+        return jax.jit(jax.value_and_grad(total))({name: params[name] for name in trained})
 
     (once, expected), (chunked, ours) = gradients(1), gradients(4)
     np.testing.assert_allclose(chunked, once, rtol=1e-5)

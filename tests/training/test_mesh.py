@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from small_model import IDS, LATENT, leaves, quick_jit, relative_error, run_config, start
+from small_model import IDS, LATENT, leaves, relative_error, run_config, start
 
 from dreamjax.batch import Batch, fake_batch
 from dreamjax.config import DataConfig, LossConfig, MeshConfig, SourceConfig
@@ -46,7 +46,7 @@ def lowered(sizes: tuple[int, int, int]):
     state, frozen = start(CONFIG)
     where, rows = shardings(state, frozen, mesh), NamedSharding(mesh, ROWS)
     with jax.set_mesh(mesh):
-        step = quick_jit(
+        step = jax.jit(
             make_train_step(CONFIG, dreamllm.build(CONFIG.model), IDS), donate_argnums=0,
             in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import IDS, PIXEL, leaves, parameters, quick_jit, relative_error, run_config, start
+from small_model import IDS, PIXEL, leaves, parameters, relative_error, run_config, start
 
 from dreamjax.batch import fake_batch
 from dreamjax.config import LossConfig
@@ -23,7 +23,7 @@ BATCH = fake_batch(CONFIG)
 
 @pytest.fixture(scope="module")
 def step():
-    return quick_jit(make_train_step(CONFIG, PARTS, IDS))
+    return jax.jit(make_train_step(CONFIG, PARTS, IDS))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def gradients_of(config, batch=BATCH):
     trainable, frozen = optim.split(config.optim, parameters(PIXEL))
     frozen = cast(frozen, config.model.dtype)
     parts = dreamllm.build(config.model)
-    return quick_jit(lambda *args: gradients(config, parts, IDS, *args, jax.random.key(1)))(trainable, frozen, batch)
+    return jax.jit(lambda *args: gradients(config, parts, IDS, *args, jax.random.key(1)))(trainable, frozen, batch)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_gradients(whole):
 @pytest.fixture(scope="module")
 def eval_step():
     config = dataclasses.replace(CONFIG, loss=LossConfig(condition_dropout=0.5, noise_offset=1.0))
-    return quick_jit(make_eval_step(config, PARTS, IDS))
+    return jax.jit(make_eval_step(config, PARTS, IDS))
 
 
 def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step):
@@ -131,7 +131,7 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     np.testing.assert_array_equal(sums["pictures"], valid @ quarters)
     draws = losses.draw(PARTS, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
 
-    @quick_jit
+    @jax.jit
     def reference(params, batch):
         hidden = dreamllm.hidden_states(PARTS, params, batch)
         tokens = losses.cross_entropy_sum(PARTS, params, hidden, batch.tokens[:, 0], batch.learned[:, 0], 32)
