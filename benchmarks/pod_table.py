@@ -75,7 +75,7 @@ def compared(reports: dict[str, dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="a regular expression: rows whose name it finds, such as 'II v4-128'")
+    parser.add_argument("--only", default="", help="a regular expression: rows whose name it finds, such as '^II v4-128'")
     parser.add_argument("--cache", default=os.path.expanduser("~/.cache/dreamjax/compiled"), help="folder that keeps what was compiled")
     arguments = parser.parse_args()
     wanted = {name: row for name, row in rows().items() if re.search(arguments.only, name)}

@@ -88,9 +88,9 @@ def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> d
     device = jax.devices()[0]
     peak = peak or next((tflops for name, tflops in PEAKS.items() if name.lower() in device.device_kind.lower()), None)
     tflops = sum(flops.step_flops(config, set(shapes[0].trainable)).values()) / jax.device_count() / 1e12
-    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size, "rows": config.batch_size}
-    facts |= {"attention": config.model.llm.attention}
-    facts |= {"length": config.data.length, "step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
+    facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size}
+    facts |= {"rows": config.batch_size, "length": config.data.length, "attention": config.model.llm.attention}
+    facts |= {"step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
     facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}
     return facts | {"memory_gib": used / 2**30, "tflops_per_second": tflops / seconds, "mfu": tflops / seconds / peak if peak else None}
 

@@ -97,11 +97,11 @@ def gathers_in_layer_scans(module: Module, trees: tuple[dict, ...], devices: int
     leaves = [(path_of(path), leaf.shape) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     stacked = [shape for name, shape in leaves if "/layers/" in name]
     shards = lambda shapes: {math.prod(shape) // parts for shape in shapes for parts in (1, tensor)}
-    sizes = shards(shape for name, shape in leaves if "/layers/" not in name) - shards(shape[1:] for shape in stacked)
+    sizes = {size for size in shards(shape for name, shape in leaves if "/layers/" not in name) - shards(shape[1:] for shape in stacked) if size >= SMALL}
     scans = [loop for loop in _loops(module) if hlo.trip_count(module, loop) in {shape[0] for shape in stacked}]
     found = [
         one for one in _collectives(module, _bodies(module, scans), devices)
-        if one.kind == "all-gather" and any(size in sizes and size >= SMALL for size in (math.prod(shape) for _, shape in one.shapes))
+        if one.kind == "all-gather" and any(math.prod(shape) in sizes for _, shape in one.shapes)
     ]  # fmt: skip
     return [f"{len(found)} gathers, in each turn of a scan over layers, of weights that are in no layer, as in {found[0].op_name}"] if found else []
 
