@@ -5,5 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-runs/quickstart}
 launch/environment.sh requirements.txt
-.venv/bin/python -m dreamjax.train --config=experiments/quickstart.py --workdir="$run"
+# A training that a signal stopped ends the script too: what it saved is not yet to be measured.
+.venv/bin/python -m dreamjax.train --config=experiments/quickstart.py --workdir="$run" --stopped_status=75
 .venv/bin/python -m dreamjax.evaluate --model="$run" --task=shapes --out="$run/evaluation"
