@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 launch/environment.sh requirements-dev.txt
 .venv/bin/ruff check --quiet .
-exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,7 +1,6 @@
 """From an experiment file to a model in a user's hands: train, sample, export, measure, through the commands."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,22 +8,23 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick_xla
 
 import dreamjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
     "--config.total_steps=4", "--config.log_every=1", "--config.checkpoint_every=2", "--config.eval_every=2", "--config.eval_batches=1",
-    "--config.sample_every=4", "--config.sample_tokens=4", "--config.batch_size=2", "--config.model.unet.block_channels=(8,16)",
-    "--config.model.unet.heads=(1,2)",
+    "--config.sample_every=4", "--config.sample_tokens=4", "--config.batch_size=2", "--config.model.unet.block_channels=(8,)",
+    "--config.model.unet.cross_attention=(True,)", "--config.model.unet.heads=(2,)",
 )
 
 pytestmark = pytest.mark.slow
 
 
 def command(module: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "NPROC": ""}
-    done = subprocess.run([sys.executable, "-m", f"dreamjax.{module}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    started = [sys.executable, "-m", f"dreamjax.{module}", *arguments]
+    done = subprocess.run(started, cwd=ROOT, env=quick_xla.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stderr
     return done
 

@@ -1,7 +1,6 @@
 """The training command: a run that is killed or asked to stop goes on as if nothing had been; one that cannot go on says why."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -9,30 +8,24 @@ import sys
 import time
 
 import pytest
+import quick_xla
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 20
+STEPS = 30
 SMALL = (
     f"--config.total_steps={STEPS}", "--config.log_every=1", "--config.checkpoint_every=5", "--config.eval_every=0", "--config.batch_size=2",
     "--config.model.llm.width=32", "--config.model.llm.layers=1", "--config.model.llm.ffn_width=64", "--config.model.clip.layers=1",
-    "--config.model.unet.context_width=16",
+    "--config.model.unet.context_width=16", "--config.model.unet.block_channels=(8,)",
+    "--config.model.unet.cross_attention=(True,)", "--config.model.unet.heads=(2,)",
 )
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
     """Starts the command on a folder; its runs share what XLA has compiled (a program from the cache is the same to the bit)."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", **cache}
-
-    def launch(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
-        arguments = ["--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
-        command = [sys.executable, "-m", "dreamjax.train", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return launch
+    command = [sys.executable, "-m", "dreamjax.train", "--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=quick_xla.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen, expect: int = 0) -> tuple[str, str]:
@@ -63,7 +56,7 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def straight(launch, tmp_path_factory):
+def straight(tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("straight")
     finish(launch(workdir))
@@ -78,26 +71,22 @@ def assert_the_same_run(workdir: pathlib.Path, straight: pathlib.Path):
     assert len({line["loss"] for line in theirs}) == STEPS
 
 
-def test_a_killed_run_repeats_the_straight_one_to_the_last_digit(launch, straight, tmp_path):
-    process = launch(tmp_path)
-    reached = interrupt(process, tmp_path, 10, signal.SIGKILL)
-    finish(process, expect=-signal.SIGKILL)
-    assert 10 <= reached < STEPS and max(checkpoints(tmp_path)) < STEPS
-    finish(launch(tmp_path))
-    assert_the_same_run(tmp_path, straight)
-
-
-def test_sigterm_saves_and_the_next_run_goes_on(launch, straight, tmp_path):
-    process = launch(tmp_path)
-    reached = interrupt(process, tmp_path, 7, signal.SIGTERM)
-    out, _ = finish(process)
+def test_a_run_killed_and_then_asked_to_stop_repeats_the_straight_one_to_the_last_digit(straight, tmp_path):
+    killed = launch(tmp_path)
+    reached = interrupt(killed, tmp_path, 7, signal.SIGKILL)
+    finish(killed, expect=-signal.SIGKILL)
+    assert 7 <= reached < STEPS and max(checkpoints(tmp_path)) < STEPS
+    left = len(lines(tmp_path))
+    stopped = launch(tmp_path)
+    reached = interrupt(stopped, tmp_path, left + 1, signal.SIGTERM)
+    out, _ = finish(stopped)
     saved = max(checkpoints(tmp_path))
     assert reached <= saved < STEPS and f"SIGTERM: saved step {saved}" in out
     finish(launch(tmp_path))
     assert_the_same_run(tmp_path, straight)
 
 
-def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(launch, straight):
+def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(straight):
     before = (straight / "metrics.jsonl").read_bytes()
     again, other = launch(straight), launch(straight, "--config.model.llm.ffn_width=48")
     assert f"complete at step {STEPS}, nothing to do" in finish(again)[0]
@@ -106,7 +95,7 @@ def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(launch, s
     assert (straight / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(launch, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(tmp_path):
     error = finish(launch(tmp_path, "--config.optim.learning_rate=1e30", "--config.loss.image_weight=0.0"), expect=2)[1]
     message = error.partition("dreamjax.train: ")[2].splitlines()[0]
     step = len(lines(tmp_path)) + 1

@@ -3,13 +3,13 @@
 import functools
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import quick_xla
 from etils import epath
 
 torch = pytest.importorskip("torch")
@@ -129,8 +129,8 @@ def test_of_a_hub_repository_what_nobody_reads_is_left(monkeypatch, tmp_path):
 
 
 def command(module: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "NPROC": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run([sys.executable, "-m", f"dreamjax.{module}", *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", f"dreamjax.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=quick_xla.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 

@@ -6,7 +6,6 @@ mesh of which one is asked to stop, and one by itself that ends it. Its losses a
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import time
 import made_data
 import numpy as np
 import pytest
+import quick_xla
 from ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,18 +56,17 @@ class Hosts:
             process.wait()
 
 
-def start(command: list[str], count: int, folder: pathlib.Path, cache: pathlib.Path, devices: int = 1) -> Hosts:
+def start(command: list[str], count: int, folder: pathlib.Path, devices: int = 1) -> Hosts:
     """Starts a command on so many hosts, each with so many devices."""
     folder.mkdir()
     settings = {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count),
     }
     running = []
     for host in range(count):
         with open(folder / str(host), "w") as out:
-            environment = os.environ | settings | {"JAX_PROCESS_ID": str(host)}
+            environment = quick_xla.environment(devices, **settings, JAX_PROCESS_ID=str(host))
             running.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
     return Hosts(running, folder)
 
@@ -115,7 +114,7 @@ def runs(stories, tmp_path_factory):
     def launch(workdir: str, count: int, *flags: str) -> Hosts:
         shape = [f"--config.total_steps={STEPS}", f"--config.checkpoint_every={EVERY}", f"--workdir={folder / workdir}"]
         command = ["-m", "dreamjax.train", f"--config=tests/training/seeing.py:{stories}", *shape, "--heartbeat=10", f"--stopped_status={STOPPED}", *flags]
-        return start(command, count, folder / f"printed_{len(list(folder.iterdir()))}", folder / "cache", devices=4 // count)
+        return start(command, count, folder / f"printed_{len(list(folder.iterdir()))}", devices=4 // count)
 
     def end(hosts: Hosts, seconds: float, workdir: str = "run") -> Phase:
         began = time.monotonic()
@@ -209,7 +208,7 @@ app.run(main, argv=["silent", "--heartbeat=5"])
 
 
 def test_a_host_that_falls_silent_counts_as_dead(tmp_path):
-    hosts = start(["-c", SILENT], 2, tmp_path / "printed", tmp_path / "cache")
+    hosts = start(["-c", SILENT], 2, tmp_path / "printed")
     wait_until(lambda: "begun" in hosts.printed(1), hosts, 60)
     began = time.monotonic()
     status = hosts.running[0].wait(WITHIN)
