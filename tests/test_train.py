@@ -11,7 +11,7 @@ import pytest
 import quick_xla
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 30
+STEPS = 20
 SMALL = (
     f"--config.total_steps={STEPS}", "--config.log_every=1", "--config.checkpoint_every=5", "--config.eval_every=0", "--config.batch_size=2",
     "--config.model.llm.width=32", "--config.model.llm.layers=1", "--config.model.llm.ffn_width=64", "--config.model.clip.layers=1",
