@@ -1,10 +1,13 @@
-"""XLA for tests: they compile many tiny programs and run each a few times, so compiling takes most of their time and need not be done well."""
+"""XLA for tests and for the commands that they start: they compile many tiny programs,
+so that compiling takes most of their time and need not be done well."""
 
 import functools
 import os
+import pathlib
 import subprocess
 import sys
 
+ROOT = pathlib.Path(__file__).parents[1]
 WITHOUT_OPTIMIZATION = "--xla_backend_optimization_level=0"
 PLAIN_KERNELS = "--xla_cpu_use_fusion_emitters=false"  # the older emitter of fused loops compiles in about two thirds of the time
 
@@ -15,9 +18,20 @@ def flags(devices: int) -> str:
 
 
 def environment(devices: int = 1, **changes: str) -> dict[str, str]:
-    """The environment of a command that a test starts; what was compiled once, in it or elsewhere, is not compiled again."""
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices), "NPROC": "32" if devices > 1 else ""}
-    return os.environ | own | changes
+    """The environment of a command that a test starts; what was compiled once, in it or elsewhere, is not compiled again.
+
+    NPROC is what the tests' own fake devices need; a command with such devices sets it itself.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    return inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices)} | changes
+
+
+def command(module: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
+    """`python -m dreamjax.MODULE` with arguments, run to its end, which must have the given status."""
+    started = [sys.executable, "-m", f"dreamjax.{module}", *map(str, arguments)]
+    done = subprocess.run(started, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
 
 
 @functools.cache

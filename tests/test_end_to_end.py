@@ -2,17 +2,14 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-import quick_xla
+from quick_xla import command
 
 import dreamjax
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
     "--config.total_steps=4", "--config.log_every=1", "--config.checkpoint_every=2", "--config.eval_every=2", "--config.eval_batches=1",
     "--config.sample_every=4", "--config.sample_tokens=4", "--config.batch_size=2", "--config.model.unet.block_channels=(8,)",
@@ -20,13 +17,6 @@ SMALL = (
 )
 
 pytestmark = pytest.mark.slow
-
-
-def command(module: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
-    started = [sys.executable, "-m", f"dreamjax.{module}", *arguments]
-    done = subprocess.run(started, cwd=ROOT, env=quick_xla.environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

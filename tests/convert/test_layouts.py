@@ -5,12 +5,11 @@ import json
 import math
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
-import quick_xla
 from etils import epath
+from quick_xla import command
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers"), pytest.importorskip("transformers")
@@ -23,7 +22,6 @@ from dreamjax.convert import importing, sources, verifying  # noqa: E402
 from dreamjax.schema import ConfigError  # noqa: E402
 
 torch.set_num_threads(1)
-ROOT = pathlib.Path(__file__).parents[2]
 DATA = what_loads.DATA
 FIRST = {layout.weights: layout for layout in reversed(what_loads.LAYOUTS)}
 NAMED = {f"{layout.family}: {layout.name}": layout for layout in what_loads.LAYOUTS}
@@ -126,13 +124,6 @@ def test_of_a_hub_repository_what_nobody_reads_is_left(monkeypatch, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The commands
-
-
-def command(module: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"dreamjax.{module}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=quick_xla.environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
 
 
 def last(done: subprocess.CompletedProcess) -> dict:
