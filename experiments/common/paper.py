@@ -38,13 +38,14 @@ class Target:
 
 # The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips a v4 has
 # room to keep what attention takes and gives. Never over all of a TPU slice: its compiler then reduces gradients whole, in the layer scan.
+# Nor over more chips than the LLM has heads: the gradient of attention's output kernel comes by head, and in smaller parts is reduced whole.
 TARGETS = {
     "v4-16": Target("v4:2x2x4", 2, 8, rows=3, remat="full", pictures=8),
     "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", pictures=8),
     "v4-128": Target("v4:4x4x8", 4, 32, rows=3, pictures=8),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
     "v5e-256": Target("v5e:16x16", 4, 64, rows=2, remat="full", pictures=8),
-    "v6e-128": Target("v6e:8x16", 2, 64, rows=3, pictures=8),
+    "v6e-128": Target("v6e:8x16", 4, 32, rows=3, pictures=8),
     "gpu-8": Target("", 1, 8),
 }
 MODES = ("comprehension", "creation", "joint")
