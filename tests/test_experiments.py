@@ -20,6 +20,8 @@ def test_every_stage_is_a_run_on_every_target(stage, target):
     config = from_dict(RunConfig, module.get_config(f"{target}{words},data=folder"))
     machine = paper.TARGETS[target]
     assert machine.chips == int(target.split("-")[1]) == config.mesh.data * config.mesh.fsdp
+    # Else a TPU's compiler reduces gradients whole in the layer scan.
+    assert config.model.llm.heads % config.mesh.fsdp == 0 and (config.mesh.fsdp < machine.chips or not machine.topology)
     assert config.batch_size == machine.rows * machine.chips and all(source.path.startswith("folder/") for source in config.data.train)
     at_once, left = divmod(config.groups * config.data.dreamed_slots, config.loss.picture_chunks * machine.chips)
     assert left == 0  # every chip denoises as much as the others

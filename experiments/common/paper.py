@@ -44,7 +44,7 @@ TARGETS = {
     "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", pictures=8),
     "v4-128": Target("v4:4x4x8", 4, 32, rows=3, pictures=8),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
-    "v5e-256": Target("v5e:16x16", 4, 64, rows=2, remat="full", pictures=8),
+    "v5e-256": Target("v5e:16x16", 8, 32, rows=2, remat="full", pictures=8),
     "v6e-128": Target("v6e:8x16", 4, 32, rows=3, pictures=8),
     "gpu-8": Target("", 1, 8),
 }
