@@ -66,7 +66,8 @@ def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tenso
         return []
     name, shape = found[0]
     mib = hlo.bytes_of((shape,)) / 2**20
-    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {name} ({mib:.0f} MiB): is config.mesh.fsdp a whole slice, or more than the LLM's heads?"]
+    advice = "is config.mesh.fsdp a whole slice, or more than the LLM's heads?"
+    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {name} ({mib:.0f} MiB): {advice}"]
 
 
 def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int) -> list[str]:
