@@ -10,6 +10,7 @@ stamp=.venv/installed-$(cat requirements*.txt setup.cfg "$requirements" | sha256
 [ -e "$stamp" ] && exit 0
 echo "installing the packages of $requirements into .venv ..."
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+# Most modules of the packages are never imported: those that are get compiled then.
 .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r "$requirements"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 touch "$stamp"
