@@ -98,7 +98,7 @@ def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator
         raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
     if files.exists(whole):
         return
-    with files.atomic(begun) as file:
+    with files.atomic_file(begun) as file:
         file.write(json.dumps(card).encode())
     for number in range(-(-card["documents"] // PER_FILE)):
         name = _file(folder, number, card["documents"])
@@ -109,7 +109,7 @@ def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator
             for pictures in documents(range(number * PER_FILE, min((number + 1) * PER_FILE, card["documents"]))):
                 writer.write(encode(pictures))
             writer.close()
-    with files.atomic(whole) as file:
+    with files.atomic_file(whole) as file:
         file.write(json.dumps(card).encode())
     files.remove(begun)
 

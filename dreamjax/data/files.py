@@ -10,11 +10,11 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
 import tempfile
 import typing
-import uuid
 from collections.abc import Iterator, Sequence
+
+from dreamjax import atomic
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -210,40 +210,18 @@ def fetched(path: str, cache: str) -> str:
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
     """The name of a file on this machine to write to; what it holds gets the name `path` when the block ends without an error."""
-    temporary = _temporary(os.path.join(tempfile.gettempdir(), os.path.basename(path)) if is_remote(path) else path)
-    try:
+    if not is_remote(path):
+        with atomic.replaced(path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = os.path.join(folder, os.path.basename(path))
         yield temporary
-        if is_remote(path):
-            _filesystem(path).put_file(temporary, path)  # which a bucket shows when it is whole
-        else:
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _filesystem(path).put_file(temporary, path)  # which a bucket shows when it is whole
 
 
 @contextlib.contextmanager
-def atomic(path: str) -> Iterator[typing.BinaryIO]:
+def atomic_file(path: str) -> Iterator[typing.BinaryIO]:
     """A file to write bytes to; it gets its name when the block ends without an error."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         yield file
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str) -> Iterator[str]:
-    """A folder to write files to; it gets its name when the block ends without an error, unless another process was first."""
-    temporary = _temporary(path)
-    os.makedirs(temporary)
-    try:
-        yield temporary
-        try:
-            os.rename(temporary, path)
-        except OSError:  # not empty: another process has put its own there
-            if not os.path.isdir(path):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex[:12]}.tmp"

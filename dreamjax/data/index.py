@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tqdm
 
+from dreamjax import atomic
 from dreamjax.data import files, processes
 from dreamjax.data.sources import BadRecord, SourceError
 
@@ -211,7 +212,7 @@ def _scan_one(item: tuple[str, str], scan, cache: str):
         "name_ends": np.cumsum([len(name) for name in names]), "names": np.frombuffer(b"".join(names), np.uint8), "file_ends": [len(found.ends)],
     }  # fmt: skip
     typed = {name: np.asarray(array, ARRAYS[name]) for name, array in arrays.items()}
-    with files.atomic(piece) as file:
+    with files.atomic_file(piece) as file:
         np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **typed)
 
 
@@ -227,7 +228,7 @@ def _combine(stamps: dict[str, str], pieces: list[str], skipped: list, folder: s
             kinds.setdefault(kind, len(kinds))
         skipped = skipped + facts["skipped"]
         entries.append({"name": path, "stored": facts["stored"], "stamp": files.stamp(facts["stored"]) if facts["stored"] != path else stamp})
-    with files.atomic_folder(folder) as building:
+    with atomic.folder(folder) as building:
         arrays = {name: _empty(os.path.join(building, f"{name}.npy"), dtype, sizes[name]) for name, dtype in ARRAYS.items()}
         at = dict.fromkeys(ARRAYS, 0)
         for piece in pieces:

@@ -29,7 +29,7 @@ def unpacked(path: str, cache: str) -> tuple[str, str]:
     target = os.path.join(cache, f"unpacked-{name}")
     problem = ""
     if not os.path.exists(target):
-        with files.opened(path) as packed, _content(packed, opener, path) as content, files.atomic(target) as out:
+        with files.opened(path) as packed, _content(packed, opener, path) as content, files.atomic_file(target) as out:
             try:
                 for block in iter(lambda: content.read1(2**20), b""):  # as far as it goes, where it is cut
                     out.write(block)

@@ -84,7 +84,7 @@ def _claim(job: Job):
         return
     if any(name.endswith(SUFFIX) for name in files.names_in(job.out)):
         raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
-    with files.atomic(path) as file:
+    with files.atomic_file(path) as file:
         file.write(json.dumps(settings, indent=1).encode())
 
 
@@ -145,7 +145,7 @@ def write_file(job: Job, number: int):
         finally:
             writer.close()
     facts = {"counts": counts, "dropped": dropped, "left_out": left_out, "lengths": lengths}
-    with files.atomic(job.path(number) + ".json") as file:
+    with files.atomic_file(job.path(number) + ".json") as file:
         file.write(json.dumps(facts).encode())
 
 
@@ -181,7 +181,7 @@ def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
 def _collect(job: Job) -> dict:
     """Adds up the files' statistics; writes the lengths of all documents and the list of what was dropped."""
     counts, dropped, left_out, lengths = collections.Counter(), collections.Counter(), collections.Counter(), []
-    with files.atomic(files.join(job.out, DROPPED)) as log:
+    with files.atomic_file(files.join(job.out, DROPPED)) as log:
         for record in job.source.skipped:
             _log(log, dropped, record.name, record.reason, record.detail)
         for number in range(len(job)):
@@ -193,7 +193,7 @@ def _collect(job: Job) -> dict:
             lengths.append(np.array(facts["lengths"], np.int32).reshape(-1, 3))
     stacked = np.concatenate(lengths)
     if job.tokenizer is not None:
-        with files.atomic(files.join(job.out, LENGTHS)) as file:
+        with files.atomic_file(files.join(job.out, LENGTHS)) as file:
             np.save(file, stacked)
     names = ("documents", "images", "characters", "image_bytes")
     tokens = {"tokens": int(stacked[:, 0].sum())} if job.tokenizer is not None else {}
