@@ -1,0 +1,48 @@
+"""File names that other people wrote: in records, documents and model folders. They may name what lies beside them, nothing else."""
+
+import os
+import urllib.parse
+
+
+class OutsideFolder(ValueError):
+    """A file name that leads out of the folder that it belongs to."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(name, why)  # both as arguments, so that it travels between processes
+
+    def __str__(self) -> str:
+        name, why = self.args
+        return f"{name[:200]!r} is outside the folder: {why}"
+
+
+def inside(folder: str | os.PathLike, name: str) -> str:
+    """`name` under `folder`, a folder on this machine or a URL; raises OutsideFolder where it leads out.
+
+    Out lead an absolute name, "..", a name with a protocol, and a symbolic link to somewhere else. The file need not exist.
+    """
+    folder = os.fspath(folder)
+    if not name or "\0" in name or not _encodes(name):
+        raise OutsideFolder(name, "it names no file")
+    if "://" in name:
+        raise OutsideFolder(name, "it is a URL")
+    if os.path.isabs(name):
+        raise OutsideFolder(name, "it is absolute")
+    if "://" in folder:
+        if ".." in urllib.parse.unquote(name).split("/"):  # a store may resolve it, and a web server decodes first
+            raise OutsideFolder(name, "it has a '..'")
+        return f"{folder.rstrip('/')}/{name}"
+    path = os.path.join(folder, name)
+    if os.path.normpath(name).split(os.sep)[0] == "..":
+        raise OutsideFolder(name, "it leads above")
+    root = os.path.realpath(folder)
+    if os.path.commonpath((root, os.path.realpath(path))) != root:
+        raise OutsideFolder(name, "it is a link to somewhere else")
+    return path
+
+
+def _encodes(name: str) -> bool:
+    """Whether a file can have the name: text with a lone surrogate has no bytes."""
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
