@@ -1,0 +1,56 @@
+"""What README and docs tell people to type and to open is there: commands with flags that they have, files, links."""
+
+import functools
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = [
+    (page.relative_to(ROOT), line.split(" #")[0].strip())
+    for page in PAGES
+    for line in page.read_text().splitlines()
+    if re.match(r"(python -m (dreamjax|benchmarks)\.|launch/)\S", line)
+]
+
+
+@functools.cache
+def flags_of(module: str) -> frozenset[str]:
+    """The flags that the source of a command and of what it imports from the package defines."""
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    file = file if file.exists() else file.with_suffix("") / "__main__.py"
+    sources = [file, ROOT / "dreamjax" / "hosts.py"] if module.endswith("train") else [file]
+    return frozenset(name for source in sources for name in re.findall(r"(?:DEFINE_\w+\(|add_argument\(\s*)\s*\"(?:--)?(\w+)\"", source.read_text()))
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(COMMANDS)])
+def test_commands_have_their_flags(page, command):
+    if command.startswith("launch/"):
+        assert (ROOT / command.split()[0]).exists()
+        return
+    module = command.split()[2]
+    given = {name for name in re.findall(r" --(\w+)", command) if name != "help"}
+    assert given <= flags_of(module), f"{page}: {module} has no flag {', '.join(sorted(given - flags_of(module)))}"
+    for experiment in re.findall(r"--config=(experiments/\w+\.py)", command):
+        assert (ROOT / experiment).exists() or experiment == "experiments/X.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page}: {link} is not there"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_snippets_of_python_parse():
+    for page in PAGES:
+        for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+            compile(snippet, str(page), "exec")
+
+
