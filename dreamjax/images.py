@@ -28,10 +28,22 @@ class Stored(typing.Protocol):
 
 Source = PIL.Image.Image | np.ndarray | bytes | str | os.PathLike | Stored
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # no other decoder sees a byte, whatever a file is called; EPS would start Ghostscript
 MIN_SIDE = 2  # pixels; one-pixel pictures are trackers and placeholders
 MAX_SIDE = 20_000
 MAX_PIXELS = 1024**3 // 12  # a quarter of a GiB as RGB, Pillow's own limit
 MAX_ASPECT = 32
+
+# What files of other kinds begin with: (what it is, offset, bytes). Such files get a name, they are not opened.
+_SIGNATURES = (
+    ("EPS or PostScript", 0, b"%!PS"), ("EPS", 0, b"\xc5\xd0\xd3\xc6"), ("PDF", 0, b"%PDF"), ("SVG", 0, b"<svg"), ("XML", 0, b"<?xml"),
+    ("HTML", 0, b"<!DOCTYPE"), ("HTML", 0, b"<!doctype"), ("HTML", 0, b"<html"), ("a pointer of Git LFS", 0, b"version https://git-lfs"),
+    ("HEIC", 4, b"ftyphei"), ("HEIC", 4, b"ftyphev"), ("HEIC", 4, b"ftypmif1"), ("JPEG XL", 0, b"\0\0\0\x0cJXL "), ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG 2000", 0, b"\0\0\0\x0cjP  "), ("JPEG 2000", 0, b"\xff\x4f\xff\x51"), ("Photoshop's PSD", 0, b"8BPS"), ("OpenEXR", 0, b"\x76\x2f\x31\x01"),
+    ("an icon (ICO)", 0, b"\0\0\1\0"), ("a cursor (CUR)", 0, b"\0\0\2\0"), ("an icon (ICNS)", 0, b"icns"), ("DDS", 0, b"DDS "), ("QOI", 0, b"qoif"),
+    ("FITS", 0, b"SIMPLE  ="), ("HDF5", 0, b"\x89HDF\r\n"), ("WMF", 0, b"\xd7\xcd\xc6\x9a"), ("EMF", 0, b"\1\0\0\0\x58\0\0\0"), ("SGI", 0, b"\x01\xda"),
+    ("a video", 4, b"ftypisom"), ("a video", 4, b"ftypmp4"), ("a video", 4, b"ftypqt"), ("a video", 0, b"\x1aE\xdf\xa3"),
+)  # fmt: skip
 
 
 class BadImage(ValueError):
@@ -48,8 +60,9 @@ class BadImage(ValueError):
 def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white; a plain RGB picture itself.
 
-    `source` is a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, its path (with `gs://` and
-    the like through fsspec), or what is Stored. Of an animation it is the first frame, of 16-bit greys the upper 8 bits.
+    `source` is a Pillow image, a [height, width, 3] array (uint8, or floats in [0, 1]), the bytes of an encoded file in one
+    of FORMATS, its path (with `gs://` and the like through fsspec), or what is Stored. Of an animation it is the first frame,
+    of 16-bit greys the upper 8 bits; greys stored as floats are in [0, 1] too.
 
     With `draft` > 0 a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side still has
     `draft` pixels: up to ten times as fast, but the resized pixels are then not those of the whole picture. On photographs
@@ -61,19 +74,21 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     if isinstance(source, (str, os.PathLike, Stored)) and not isinstance(source, PIL.Image.Image):
         source = _read(source, name)
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise BadImage(f"{name}: {source.dtype} {list(source.shape)}, needs uint8 [height, width, 3]")
+        is_float = np.issubdtype(source.dtype, np.floating)
+        if not (source.dtype == np.uint8 or is_float) or source.ndim != 3 or source.shape[2] != 3:
+            raise BadImage(f"{name}: {source.dtype} {list(source.shape)}, needs uint8, or floats in [0, 1], [height, width, 3]")
         _check_size(source.shape[1], source.shape[0], name)
+        source = _levels(source, name) if is_float else source
     with _bad_image(name):
         if isinstance(source, bytes):
-            source = PIL.Image.open(io.BytesIO(source))
+            source = _open_encoded(source, name)
         if isinstance(source, np.ndarray):
             return PIL.Image.fromarray(source)
         _check_size(*source.size, name)
         if draft and source.format == "JPEG":
             scale = draft / min(source.size)
             source.draft(None, tuple(math.ceil(side * scale) for side in source.size))
-        return _to_rgb(source)
+        return _to_rgb(source, name)
 
 
 def for_encoder(image: Source, size: int) -> np.ndarray:
@@ -118,8 +133,20 @@ def file_bytes(source: Source) -> bytes:
 def size_of(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded picture as it is stored, from its header alone. Raises BadImage."""
     name = _name(data)
-    with _bad_image(name), PIL.Image.open(io.BytesIO(data)) as image:
+    with _bad_image(name), _open_encoded(data, name) as image:
         return image.size
+
+
+def _open_encoded(data: bytes, name: str) -> PIL.Image.Image:
+    """The picture by its header, in one of FORMATS, which its content decides; raises BadImage, which says what it is instead."""
+    PIL.Image.init()  # else Pillow asks for the decoder of a format that this build of it may not have
+    try:
+        return PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.ID])
+    except PIL.UnidentifiedImageError:
+        what = next((kind for kind, at, begins in _SIGNATURES if data[at:].startswith(begins)), None)
+        known = ", ".join(FORMATS)
+        said = f"is {what}, which is not read; the formats that are: {known}" if what else f"in no format that is read ({known}), or damaged at its beginning"
+        raise BadImage(f"{name}: {said}", "image in no known format") from None
 
 
 @contextlib.contextmanager
@@ -129,8 +156,6 @@ def _bad_image(name: str):
         yield
     except BadImage:
         raise
-    except PIL.UnidentifiedImageError:
-        raise BadImage(f"{name}: in no format that Pillow reads", "image in no known format") from None
     except PIL.Image.DecompressionBombError:
         raise BadImage(f"{name}: more than {MAX_PIXELS:,} pixels, a decompression bomb", "image too large") from None
     except Exception as error:
@@ -180,9 +205,11 @@ def _check_size(width: int, height: int, name: str):
         raise BadImage(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}, a decompression bomb", "image too large")
 
 
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     image.load()
     image = _upright(image)
+    if image.mode == "F":
+        image = PIL.Image.fromarray(_levels(np.asarray(image), name))
     if image.mode.startswith("I"):
         image = _grey_to_8_bits(image)
     if image.has_transparency_data:
@@ -199,6 +226,14 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing about the pixels: keep the picture as it is stored
         return image
+
+
+def _levels(values: np.ndarray, name: str) -> np.ndarray:
+    """Floats in [0, 1] as uint8; raises BadImage for others, of which nobody knows what white is."""
+    low, high = float(values.min()), float(values.max())
+    if not (0 <= low and high <= 1):  # nor where either is NaN
+        raise BadImage(f"{name}: floats from {low:g} to {high:g}, must be in [0, 1]", "image of floats beyond [0, 1]")
+    return np.rint(values * np.float32(255)).astype(np.uint8)
 
 
 def _grey_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:

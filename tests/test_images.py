@@ -1,7 +1,9 @@
 """Pictures: pixels of transformers' processor, every mode and orientation, and what broken files say; tests/parity has recorded pixels."""
 
 import io
+import pathlib
 import pickle
+import subprocess
 
 import numpy as np
 import PIL.Image
@@ -196,11 +198,61 @@ def test_sizes_out_of_range():
 
 
 def test_arrays_are_checked():
-    for array in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)):
+    for array in (np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), bool), np.zeros((4, 4, 3), np.int64), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)):
         with pytest.raises(BadImage, match="needs uint8"):
             open_rgb(array)
     with pytest.raises(TypeError, match="not int"):
         open_rgb(3)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "ICNS", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "IM", "DIB", "MSP", "XBM", "SPIDER"])
+def test_no_other_decoder_sees_a_byte(kind, tmp_path, monkeypatch):
+    data = encoded(PIL.Image.fromarray(picture(32, 32)).convert({"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")), kind)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.exit("a program was started"))  # as Ghostscript is, for EPS
+    (tmp_path / "a.png").write_bytes(data)
+    for source, open_it in ((data, open_rgb), (tmp_path / "a.png", open_rgb), (data, images.size_of)):
+        with pytest.raises(BadImage, match="is read|is not read") as caught:
+            open_it(source)
+        assert caught.value.reason == "image in no known format" and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data, name", [
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"), (b"8BPS\0\1", "PSD"), (b"\0\0\1\0\1\0", "ICO"), (b"\0\0\0\x18ftypheic", "HEIC"),
+    (b"<svg xmlns=''>", "SVG"), (b"<!DOCTYPE html>", "HTML"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_named(data, name):
+    with pytest.raises(BadImage, match=f"is .*{name}.*, which is not read; the formats that are: JPEG, PNG"):
+        open_rgb(data)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_formats_are_read_whatever_a_file_is_called(kind, tmp_path):
+    (tmp_path / "a.eps").write_bytes(encoded(PIL.Image.new("RGB", (16, 16), "red"), kind))
+    assert np.abs(np.asarray(open_rgb(tmp_path / "a.eps")).astype(int) - [255, 0, 0]).max() < 8
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_shares_of_white(dtype):
+    levels = picture(5, 4)
+    np.testing.assert_array_equal(np.asarray(open_rgb((levels / 255).astype(dtype))), levels)
+    assert np.asarray(open_rgb(np.ones((2, 2, 3), dtype))).min() == 255
+
+
+def test_floats_in_a_file_are_shares_of_white():
+    grey = picture(5, 4)[..., 0]
+    tiff = encoded(PIL.Image.fromarray((grey / 255).astype(np.float32)), "TIFF")
+    np.testing.assert_array_equal(np.asarray(open_rgb(tiff)), np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_array_equal(for_encoder(tiff, 4), for_encoder(np.repeat(grey[..., None], 3, axis=2), 4))
+
+
+@settings(deadline=None, max_examples=30)
+@given(value=st.floats(width=32).filter(lambda value: not 0 <= value <= 1), colour=st.booleans())
+def test_other_floats_are_refused(value, colour):
+    array = np.full((3, 3, 3) if colour else (3, 3), 0.5, np.float32)
+    array[1, 1] = value
+    with pytest.raises(BadImage, match="floats from .* to .*, must be in") as caught:
+        open_rgb(array if colour else encoded(PIL.Image.fromarray(array), "TIFF"))
+    assert caught.value.reason == "image of floats beyond [0, 1]"
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -213,3 +265,9 @@ def test_damaged_bytes_decode_or_are_bad_images(kind, place, value, cut):
         open_rgb(bytes(data[:at] if cut else data))
     except BadImage as error:
         assert "\n" not in str(error)
+
+
+def test_pictures_are_opened_in_one_place():
+    root = pathlib.Path(images.__file__).parents[1]
+    files = [file for folder in ("dreamjax", "benchmarks") for file in (root / folder).rglob("*.py")]
+    assert [file.name for file in files if "Image.open(" in file.read_text(encoding="utf-8")] == ["images.py"]
