@@ -41,7 +41,7 @@ def run(name: str, main: Callable[[], int | None]):
         except SystemExit:  # --help, which absl ends with status 1
             sys.exit(0)
         except flags.Error as error:
-            _stop(name, error)
+            _stop(name, f"--config: {_raised(error)}" if "Error whilst parsing config file" in str(error) else error)
         except Exception as error:  # raised by a config file, which is the user's program, or by an override that fits it not
             _stop(name, f"--config: {_reason(error)}")
         if len(rest) > 1:
@@ -65,6 +65,13 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"has no key {message}"
     return message.strip().splitlines()[-1] if "earlier failure to load" in message else message
+
+
+def _raised(error: BaseException) -> str:
+    """What a config file raised first: ml_collections and absl wrap it, with its whole trace in their words."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
 def _stop(name: str, error: Exception | str):

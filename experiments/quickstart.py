@@ -10,9 +10,11 @@ import ml_collections
 
 from dreamjax import config as c
 from dreamjax.schema import to_dict
+from experiments.common import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    arguments.read(arg)
     model = c.ModelConfig(
         llm=c.LlamaConfig(vocab_size=520, width=96, layers=3, heads=4, kv_heads=4, ffn_width=256, max_positions=256),
         clip=c.ClipConfig(image_size=16, patch_size=8, width=64, layers=2, heads=4, ffn_width=128, select_layer=-1),

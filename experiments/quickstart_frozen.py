@@ -2,17 +2,19 @@
 
 python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quickstart --workdir=runs/quickstart_frozen
 
-The argument is the run whose encoder and U-Net are taken over; LLM, projectors and dream queries begin anew and train.
+The argument is the run whose encoder and U-Net are taken over, runs/quickstart if there is none; LLM, projectors and dream queries begin anew and train.
 """
 
 from dreamjax import config as c
 from dreamjax.schema import to_dict
 from experiments import quickstart
+from experiments.common import arguments
 
 
-def get_config(arg: str = "runs/quickstart"):
+def get_config(arg: str = ""):
+    run = arguments.read(arg, paths=("init",)).get("init", "runs/quickstart")
     config = quickstart.get_config()
     config.optim.trainable = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
     config.optim.frozen = (r"^(clip|unet)/",)
-    config.init_from = (to_dict(c.InitFrom(arg, r"^(clip|unet)/")),)
+    config.init_from = (to_dict(c.InitFrom(run, r"^(clip|unet)/")),)
     return config

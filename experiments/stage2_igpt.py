@@ -1,7 +1,7 @@
 """Stage II, I-GPT pretraining, at the paper's sizes: Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1-base.
 
 python -m dreamjax.train --config=experiments/stage2_igpt.py:v4-128,data=FOLDER,init=RUN --workdir=DIR
-python -m dreamjax.train --config=experiments/stage2_igpt.py --dry_run
+python -m dreamjax.train --config=experiments/stage2_igpt.py:creation --dry_run
 python -m dreamjax.compile --config=experiments/stage2_igpt.py:v4-128 --topology=v4:4x4x8
 
 The LLM, both projectors and the dream queries train; CLIP, U-Net and VAE stay frozen (paper Sec. 3.3, appendix table of
@@ -14,6 +14,4 @@ from experiments.common import paper
 
 def get_config(arg: str = ""):
     sources = (c.SourceConfig("mmc4", "mmc4"), c.SourceConfig("webdataset", "blip_laion"))
-    optim = c.OptimConfig(trainable=paper.LEARNED, frozen=(paper.ENCODERS,), learning_rate=2e-5)
-    loss = c.LossConfig(lm_weight=1.0, image_weight=10.0)
-    return paper.run(paper.read(arg), sources, seen=5, dreamed=5, optim=optim, loss=loss, steps=2000)
+    return paper.run(paper.read(arg), sources, seen=5, dreamed=5, learning_rate=2e-5, image_weight=10.0, steps=2000, llm_learns=True)

@@ -12,9 +12,10 @@ from experiments.common import paper
 
 
 def get_config(arg: str = ""):
-    sources = (c.SourceConfig("llava", "llava_instruct"), c.SourceConfig("instruct", "instruct_mmc4"), c.SourceConfig("instruct", "instruct_blip_laion"))
-    optim = c.OptimConfig(trainable=paper.LEARNED, frozen=(paper.ENCODERS,), learning_rate=4e-5)
-    loss = c.LossConfig(lm_weight=1.0, image_weight=10.0)
-    config = paper.run(paper.read(arg), sources, seen=4, dreamed=2, optim=optim, loss=loss, steps=2000)
+    words = paper.read(arg)
+    chats, documents, drawn = c.SourceConfig("llava", "llava_instruct"), c.SourceConfig("instruct", "instruct_mmc4"), c.SourceConfig("instruct", "instruct_blip_laion")
+    # LLaVA's chats draw nothing, and the answers of Instruct-BLIP-LAION are pictures.
+    sources = {"comprehension": (chats, documents), "creation": (documents, drawn), "joint": (chats, documents, drawn)}[words.mode]
+    config = paper.run(words, sources, seen=4, dreamed=2, learning_rate=4e-5, image_weight=10.0, steps=2000, llm_learns=True)
     config.data.template = "vicuna_v1.1"
     return config

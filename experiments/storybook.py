@@ -11,9 +11,11 @@ import ml_collections
 
 from dreamjax import config as c
 from dreamjax.schema import to_dict
+from experiments.common import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    folder = arguments.read(arg, paths=("data",)).get("data", "")
     model = c.ModelConfig(
         llm=c.LlamaConfig(vocab_size=2056, width=128, layers=4, heads=4, kv_heads=4, ffn_width=352, max_positions=1024),
         clip=c.ClipConfig(image_size=64, patch_size=16, width=96, layers=3, heads=4, ffn_width=256, select_layer=-1),
@@ -29,8 +31,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     run = c.RunConfig(
         model=model,
         data=c.DataConfig(
-            train=(c.SourceConfig(stories, arg), c.SourceConfig(pages, arg), c.SourceConfig(pages, arg)),
-            eval=(c.SourceConfig(stories, arg, "eval"), c.SourceConfig(pages, arg, "eval")),
+            train=(c.SourceConfig(stories, folder), c.SourceConfig(pages, folder), c.SourceConfig(pages, folder)),
+            eval=(c.SourceConfig(stories, folder, "eval"), c.SourceConfig(pages, folder, "eval")),
             tokenizer_vocab=2048, length=1024, seen_slots=12, dreamed_slots=16,
         ),
         optim=c.OptimConfig(

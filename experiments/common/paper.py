@@ -1,11 +1,13 @@
 """What the experiments at the paper's sizes share: Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1-base on named machines.
 
-The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with commas between:
+The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with commas between, each of which acts or is an error:
 
     v4-16 | v4-64 | v4-128 | v5p-64 | v5e-256 | v6e-128 | gpu-8    the machine, by chips (a cloud's v4-128 has 64); default v4-128
-    comprehension | creation | joint                                what stage I aligns; default joint
+    comprehension | creation | joint                                what is learned; default joint
     data=FOLDER    init=FOLDER                                      the data; the run or the model folder that it begins with
 
+Comprehension alone dreams no picture and has no image loss; creation alone shows no picture to the encoder and has no language
+loss (the paper's comparison of joint learning with either). What nothing would train is frozen then.
 A path alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents, and have picture slots for as
 many pictures as such documents bring (`python -m benchmarks.packing_fill`). A chip has the same rows on every pod of its kind, so
 the batch grows with the pod; config.batch_size and config.accumulate change that.
@@ -18,6 +20,7 @@ import ml_collections
 from dreamjax import config as c
 from dreamjax.pod.topology import PICTURE_TILE
 from dreamjax.schema import to_dict
+from experiments.common import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,25 @@ TARGETS = {
     "v6e-128": Target("v6e:8x16", 4, 32, rows=3, pictures=8),
     "gpu-8": Target("", 1, 8),
 }
-MODES = ("comprehension", "creation", "joint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What a run learns: which losses, how its data are shown (SourceConfig.mode), and which parts train besides the LLM."""
+
+    comprehends: bool
+    creates: bool
+    view: str
+    learned: tuple[str, ...]
+    idle: tuple[str, ...] = ()  # that nothing would train
+
+
+_VISUAL, _CONDITION = (r"^visual_projector/",), (r"^condition_projector/", r"^dream_queries$")
+MODES = {
+    "comprehension": Mode(True, False, "comprehension_only", _VISUAL, _CONDITION),
+    "creation": Mode(False, True, "creation_only", _CONDITION, _VISUAL),
+    "joint": Mode(True, True, "joint", (r"^(visual|condition)_projector/", r"^dream_queries$")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +83,13 @@ class Words:
 
 
 def read(arg: str) -> Words:
-    """The words of an argument; ValueError names one that means nothing."""
-    target, mode, data, init = "v4-128", "joint", "", ()
-    for word in filter(None, arg.split(",")):
-        if word in TARGETS:
-            target = word
-        elif word in MODES:
-            mode = word
-        elif word.startswith("init="):
-            init = (c.InitFrom(word.removeprefix("init=")),)
-        elif word.startswith("data=") or "/" in word or "." in word:
-            data = word.removeprefix("data=")
-        else:
-            raise ValueError(f"{word!r} is none of {', '.join((*TARGETS, *MODES))}, data=FOLDER, init=FOLDER")
-    return Words(TARGETS[target], mode, data, init)
+    """The words of an argument; ConfigError names one that means nothing, or contradicts another."""
+    words = arguments.read(arg, {"machine": tuple(TARGETS), "mode": tuple(MODES)}, ("data", "init"))
+    init = (c.InitFrom(words["init"]),) if "init" in words else ()
+    return Words(TARGETS[words.get("machine", "v4-128")], words.get("mode", "joint"), words.get("data", ""), init)
 
 
-LEARNED = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
-ENCODERS = r"^(clip|unet|vae)/"
+LLM, ENCODERS = r"^llm/", r"^(clip|unet|vae)/"
 
 
 def slots(per_row: int, rows: int) -> int:
@@ -92,19 +102,26 @@ def parts(pictures: int, most: int) -> int:
     return next((n for n in range(1, pictures // PICTURE_TILE + 1) if pictures % (n * PICTURE_TILE) == 0 and pictures <= n * most), 1)
 
 
-def run(words: Words, sources: tuple[c.SourceConfig, ...], seen: int, dreamed: int, optim: c.OptimConfig, loss: c.LossConfig, steps: int) -> ml_collections.ConfigDict:
-    """A run on a target; `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share."""
-    target, model = words.target, c.dreamllm_7b()
-    seen_slots, dreamed_slots = (slots(pictures, target.rows) for pictures in (seen, dreamed))
-    # A frozen LLM leaves room for what attention takes and gives on any pod.
-    remat = "attention" if any(pattern.startswith("^llm") for pattern in optim.frozen) else target.remat
+def run(
+    words: Words, sources: tuple[c.SourceConfig, ...], *, seen: int, dreamed: int, learning_rate: float, image_weight: float, steps: int, llm_learns: bool
+) -> ml_collections.ConfigDict:  # fmt: skip
+    """A run on a target, of what its mode learns; `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share."""
+    target, mode, model = words.target, MODES[words.mode], c.dreamllm_7b()
+    seen_slots, dreamed_slots = slots(seen * mode.comprehends, target.rows), slots(dreamed * mode.creates, target.rows)
+    learned, frozen = ((LLM,), ()) if llm_learns else ((), (LLM,))
+    remat = target.remat if llm_learns else "attention"  # a frozen LLM leaves room for what attention takes and gives on any pod
+    shown = [source if source.mode != "joint" else dataclasses.replace(source, mode=mode.view) for source in sources]
     config = c.RunConfig(
         model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=remat)),
         data=c.DataConfig(
-            train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in sources),
+            train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in shown),
             length=2048, rows_per_group=target.rows, seen_slots=seen_slots, dreamed_slots=dreamed_slots, flip=True,
         ),
-        optim=optim, loss=dataclasses.replace(loss, picture_chunks=parts(dreamed_slots, target.pictures)), init_from=words.init,
+        optim=c.OptimConfig(trainable=(*learned, *mode.learned), frozen=(ENCODERS, *frozen, *mode.idle), learning_rate=learning_rate),
+        loss=c.LossConfig(
+            lm_weight=float(mode.comprehends), image_weight=image_weight * mode.creates, picture_chunks=parts(dreamed_slots, target.pictures)
+        ),
+        init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
         mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
         total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,
