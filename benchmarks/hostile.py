@@ -35,9 +35,21 @@ from dreamjax.data.sources.records import Unusable
 from dreamjax.document import Image
 
 MAKERS = (
-    json_records.lines, json_records.whole_list, json_records.coco, json_records.odd_files, archives.tar_attack, archives.tar_mutated, archives.zip_attack, archives.packed_attack,
-    tables.array_record, tables.parquet, tables.index, models.story, models.settings, models.foreign,
-)  # fmt: skip
+    json_records.lines,
+    json_records.whole_list,
+    json_records.coco,
+    json_records.odd_files,
+    archives.tar_attack,
+    archives.tar_mutated,
+    archives.zip_attack,
+    archives.packed_attack,
+    tables.array_record,
+    tables.parquet,
+    tables.index,
+    models.story,
+    models.settings,
+    models.foreign,
+)
 SECONDS = 20  # of CPU time that a case may take
 WAITING = 300  # seconds that it may take in all
 MOST = 60  # records that are read of one input

@@ -70,34 +70,73 @@ def valid(world: World, first: int = 0, count: int = 2) -> list[bytes]:
 def attacks(world: World) -> dict[str, list[bytes]]:
     """Blocks between a valid pair before and one behind, by what they do."""
     canary, picture = str(world.outside / "canary.png"), (world.images / "0-0.jpg").read_bytes()
-    text, long = member("x.txt", b"caption x"), lambda kind, name: member("././@LongLink", name, kind=kind)
+    text = member("x.txt", b"caption x")
     sizes = {
-        "negative": b"-0000000001", "negative base-256": b"\xff" * 11 + b"\0", "huge base-256": b"\x80" + b"\x7f" * 11, "terabyte": b"17777777777\0", "blank": b" " * 12,
-        "no number": b"12x4", "digit 9": b"00000000999", "beyond the end": b"00007777777",
-    }  # fmt: skip
+        "negative": b"-0000000001",
+        "negative base-256": b"\xff" * 11 + b"\0",
+        "huge base-256": b"\x80" + b"\x7f" * 11,
+        "terabyte": b"17777777777\0",
+        "blank": b" " * 12,
+        "no number": b"12x4",
+        "digit 9": b"00000000999",
+        "beyond the end": b"00007777777",
+    }
     found = {f"size {name}": [header("x.jpg", size), text] for name, size in sizes.items()}
     for kind, title in ((b"L", "longname"), (b"K", "longlink"), (b"x", "pax"), (b"g", "global pax"), (b"X", "solaris pax")):
         found |= {
-            f"{title} x {MANY}": [member("x", record("path", b"y.jpg") if kind in b"xgX" else b"y.jpg", kind=kind)] * MANY + [header("x.jpg", len(picture)), padded(picture), text],
+            f"{title} x {MANY}": [member("x", record("path", b"y.jpg") if kind in b"xgX" else b"y.jpg", kind=kind)] * MANY
+            + [header("x.jpg", len(picture)), padded(picture), text],
             f"{title} claims a terabyte": [header("x", b"\x80" + (2**40).to_bytes(11, "big"), kind=kind), text],
             f"{title} claims 8 GiB": [header("x", 8**11 - 1, kind=kind), text],
             f"{title} of negative size": [header("x", b"\xff" * 12, kind=kind), text],
             f"{title} without content": [header("x", 0, kind=kind), text],
             f"{title} at the end": [member("x", b"y", kind=kind)],
             f"{title} of 3 MB": [member("x", record("path", b"n" * 3_000_000) if kind in b"xgX" else b"n" * 3_000_000, kind=kind), text],
-        }  # fmt: skip
+        }
     lies = {
-        "length beyond": b"99999999999 path=y.txt\n", "length 0": b"0 path=y.txt\n", "length 1": b"1 path=y.txt\n", "length of 5,000 digits": b"9" * 5000 + b" path=y.txt\n", "length negative": b"-5 path=y.txt\n",
-        "no length": b"path=y.txt\n", "no equals": b"12 path y.txt\n", "no line end": b"15 path=y.txt..", "size of 5,000 digits": record("size", b"9" * 5000), "size negative": record("size", b"-1"), "size of words": record("size", b"many"),
-        "size 1e30": record("size", b"1e30"), "size beyond": record("size", str(2**62).encode()), "size empty": record("size", b""), "name empty": record("path", b""), "NUL in the name": record("path", b"y\0z.txt"),
-        "no UTF-8 in the name": record("path", b"\xff\xfe\xed\xa0\x80.txt"), "line end in the name": record("path", b"y\nz.txt"), "binary charset": record("hdrcharset", b"BINARY") + record("path", b"\xff.txt"),
-        "bad charset": record("hdrcharset", b"\xff\xff"), "name outside": record("path", f"{canary}".encode()), "name of slashes": record("path", b"/" * 60_000), "name of dots": record("path", b"." * 60_000 + b"/x.txt"),
-        "sparse 1.0": record("GNU.sparse.major", b"1") + record("GNU.sparse.minor", b"0") + record("GNU.sparse.name", b"y.jpg") + record("GNU.sparse.realsize", b"99999999999"),
-        "sparse 0.1": record("GNU.sparse.map", b"0,5,x,9") + record("GNU.sparse.size", b"many"), "sparse 0.0": record("GNU.sparse.size", b"9") + record("GNU.sparse.numblocks", b"9" * 30), "ten thousand keys": b"".join(record(f"k{i}", b"v") for i in range(10_000)),
-    }  # fmt: skip
+        "length beyond": b"99999999999 path=y.txt\n",
+        "length 0": b"0 path=y.txt\n",
+        "length 1": b"1 path=y.txt\n",
+        "length of 5,000 digits": b"9" * 5000 + b" path=y.txt\n",
+        "length negative": b"-5 path=y.txt\n",
+        "no length": b"path=y.txt\n",
+        "no equals": b"12 path y.txt\n",
+        "no line end": b"15 path=y.txt..",
+        "size of 5,000 digits": record("size", b"9" * 5000),
+        "size negative": record("size", b"-1"),
+        "size of words": record("size", b"many"),
+        "size 1e30": record("size", b"1e30"),
+        "size beyond": record("size", str(2**62).encode()),
+        "size empty": record("size", b""),
+        "name empty": record("path", b""),
+        "NUL in the name": record("path", b"y\0z.txt"),
+        "no UTF-8 in the name": record("path", b"\xff\xfe\xed\xa0\x80.txt"),
+        "line end in the name": record("path", b"y\nz.txt"),
+        "binary charset": record("hdrcharset", b"BINARY") + record("path", b"\xff.txt"),
+        "bad charset": record("hdrcharset", b"\xff\xff"),
+        "name outside": record("path", f"{canary}".encode()),
+        "name of slashes": record("path", b"/" * 60_000),
+        "name of dots": record("path", b"." * 60_000 + b"/x.txt"),
+        "sparse 1.0": record("GNU.sparse.major", b"1")
+        + record("GNU.sparse.minor", b"0")
+        + record("GNU.sparse.name", b"y.jpg")
+        + record("GNU.sparse.realsize", b"99999999999"),
+        "sparse 0.1": record("GNU.sparse.map", b"0,5,x,9") + record("GNU.sparse.size", b"many"),
+        "sparse 0.0": record("GNU.sparse.size", b"9") + record("GNU.sparse.numblocks", b"9" * 30),
+        "ten thousand keys": b"".join(record(f"k{i}", b"v") for i in range(10_000)),
+    }
     found |= {f"pax, {name}": [pax(lie), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()}
     found |= {f"global pax, {name}": [pax(lie, kind=b"g"), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()}
-    links = {"outside": canary, "up": "../../outside/canary.png", "itself": "x.jpg", "nothing": "none.jpg", "the picture before": "0000.jpg", "a text": "x.txt", "empty": "", "a URL": f"file://{canary}"}
+    links = {
+        "outside": canary,
+        "up": "../../outside/canary.png",
+        "itself": "x.jpg",
+        "nothing": "none.jpg",
+        "the picture before": "0000.jpg",
+        "a text": "x.txt",
+        "empty": "",
+        "a URL": f"file://{canary}",
+    }
     for kind, title in ((b"1", "hard link"), (b"2", "symbolic link")):
         found |= {f"{title} to {name}": [header("x.jpg", kind=kind, link=target), text] for name, target in links.items()}
         found[f"{title} with a size"] = [header("x.jpg", 700, kind=kind, link="0000.jpg"), text]
@@ -110,11 +149,22 @@ def attacks(world: World) -> dict[str, list[bytes]]:
     wrong = bytearray(header("x.jpg", 5))
     wrong[148:156] = b"0000001\0"
     found |= {
-        "checksum": [bytes(wrong), padded(b"12345"), text], "one block of zeros": [bytes(BLOCK), text], "zeros": [bytes(7 * BLOCK), text], "the end, then garbage": [END, b"\x93garbage" * 300], "the end, then a bit": [END, b"x"],
-        "another tar": [END, *valid(world, 10)], "two other tars": [END, *valid(world, 10), bytes(20 * BLOCK), *valid(world, 20)], "same names again": [*valid(world), *valid(world)], "ring of folders": [header("x.jpg/", kind=b"5"), text],
-        "names with escapes": [member("\x1b[2J\n\r.txt", b"words")], "text of 20 MB": [member("x.txt", b"a" * 20_000_000)], "bad base64": [member("x.json", to_json(FORMATS["mmc4"] | {"image_info": [{"image_base64": "%"}]}))],
-        "gz member that grows": [header("x.txt.gz", len(bomb())), padded(bomb())], "gz picture that grows": [header("x.jpg.gz", len(bomb())), padded(bomb()), text], "gz member cut": [member("x.txt.gz", gzip.compress(b"words" * 99)[:20])],
-    }  # fmt: skip
+        "checksum": [bytes(wrong), padded(b"12345"), text],
+        "one block of zeros": [bytes(BLOCK), text],
+        "zeros": [bytes(7 * BLOCK), text],
+        "the end, then garbage": [END, b"\x93garbage" * 300],
+        "the end, then a bit": [END, b"x"],
+        "another tar": [END, *valid(world, 10)],
+        "two other tars": [END, *valid(world, 10), bytes(20 * BLOCK), *valid(world, 20)],
+        "same names again": [*valid(world), *valid(world)],
+        "ring of folders": [header("x.jpg/", kind=b"5"), text],
+        "names with escapes": [member("\x1b[2J\n\r.txt", b"words")],
+        "text of 20 MB": [member("x.txt", b"a" * 20_000_000)],
+        "bad base64": [member("x.json", to_json(FORMATS["mmc4"] | {"image_info": [{"image_base64": "%"}]}))],
+        "gz member that grows": [header("x.txt.gz", len(bomb())), padded(bomb())],
+        "gz picture that grows": [header("x.jpg.gz", len(bomb())), padded(bomb()), text],
+        "gz member cut": [member("x.txt.gz", gzip.compress(b"words" * 99)[:20])],
+    }
     return found
 
 
@@ -175,14 +225,28 @@ def zip_attack(rng: random.Random, world: World) -> Case:
     zeros = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = zeros.compress(b" " * 2**24) + zeros.flush(zlib.Z_FULL_FLUSH)
     kinds = {
-        "grows": lambda: _zip_of(block * 100 + b"\x03\x00", 100 * 2**24), "size too small": lambda: _patch(whole, entry + 24, struct.pack("<I", 5)),
-        "size too large": lambda: _patch(whole, entry + 24, struct.pack("<I", 2**32 - 2)), "packed size too large": lambda: _patch(whole, entry + 20, struct.pack("<I", 2**32 - 2)),
-        "encrypted": lambda: _patch(whole, entry + 8, b"\x01\x00"), "unknown method": lambda: _patch(whole, entry + 10, b"\x63\x00"), "zstd": lambda: _patch(whole, entry + 10, b"\x5d\x00"),
-        "lzma that is none": lambda: _patch(whole, entry + 10, b"\x0e\x00"), "bzip2 that is none": lambda: _patch(whole, entry + 10, b"\x0c\x00"), "place beyond": lambda: _patch(whole, entry + 42, struct.pack("<I", 2**32 - 2)),
-        "wrong sum": lambda: _patch(whole, entry + 16, b"\0\0\0\0"), "several": lambda: _zip({"a.jsonl": lines, "b.jsonl": lines}), "name outside": lambda: _zip({"../../outside/canary.txt": lines}),
-        "the same name twice": lambda: _zip({"a.jsonl": lines}, twice=True), "empty": lambda: _zip({}), "many": lambda: _zip({f"{i}": b"" for i in range(3000)}), "zip in a zip": lambda: _zip({"a.jsonl.zip": whole}),
-        "overlapping": lambda: whole[:entry] + _directory(whole, entry) * 2 + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * len(_directory(whole, entry)), entry, 0), "name no UTF-8": lambda: _patch(_patch(whole, entry + 8, b"\x00\x08"), entry + 46, b"\xff\xfe"),
-    }  # fmt: skip
+        "grows": lambda: _zip_of(block * 100 + b"\x03\x00", 100 * 2**24),
+        "size too small": lambda: _patch(whole, entry + 24, struct.pack("<I", 5)),
+        "size too large": lambda: _patch(whole, entry + 24, struct.pack("<I", 2**32 - 2)),
+        "packed size too large": lambda: _patch(whole, entry + 20, struct.pack("<I", 2**32 - 2)),
+        "encrypted": lambda: _patch(whole, entry + 8, b"\x01\x00"),
+        "unknown method": lambda: _patch(whole, entry + 10, b"\x63\x00"),
+        "zstd": lambda: _patch(whole, entry + 10, b"\x5d\x00"),
+        "lzma that is none": lambda: _patch(whole, entry + 10, b"\x0e\x00"),
+        "bzip2 that is none": lambda: _patch(whole, entry + 10, b"\x0c\x00"),
+        "place beyond": lambda: _patch(whole, entry + 42, struct.pack("<I", 2**32 - 2)),
+        "wrong sum": lambda: _patch(whole, entry + 16, b"\0\0\0\0"),
+        "several": lambda: _zip({"a.jsonl": lines, "b.jsonl": lines}),
+        "name outside": lambda: _zip({"../../outside/canary.txt": lines}),
+        "the same name twice": lambda: _zip({"a.jsonl": lines}, twice=True),
+        "empty": lambda: _zip({}),
+        "many": lambda: _zip({f"{i}": b"" for i in range(3000)}),
+        "zip in a zip": lambda: _zip({"a.jsonl.zip": whole}),
+        "overlapping": lambda: (
+            whole[:entry] + _directory(whole, entry) * 2 + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * len(_directory(whole, entry)), entry, 0)
+        ),
+        "name no UTF-8": lambda: _patch(_patch(whole, entry + 8, b"\x00\x08"), entry + 46, b"\xff\xfe"),
+    }
     name = rng.choice([*kinds, *["mutated"] * len(kinds)])
     data = mutate_bytes(rng, whole) if name == "mutated" else kinds[name]()
     (world.case / "records.jsonl.zip").write_bytes(data)
@@ -224,9 +288,16 @@ def packed_attack(rng: random.Random, world: World) -> Case:
     title, pack = rng.choice([("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)])
     whole = pack(lines)
     kinds = {
-        "cut": lambda: whole[: rng.randrange(6, len(whole))], "mutated": lambda: mutate_bytes(rng, whole), "garbage behind": lambda: whole + b"garbage" * 9, "zeros behind": lambda: whole + bytes(99),
-        "twice": lambda: whole * 2, "twice packed": lambda: pack(whole), "nothing": lambda: pack(b""), "grows": lambda: bomb() if title == "gzip" else pack(b" " * 2**24) * 40, "magic alone": lambda: whole[:6],
-    }  # fmt: skip
+        "cut": lambda: whole[: rng.randrange(6, len(whole))],
+        "mutated": lambda: mutate_bytes(rng, whole),
+        "garbage behind": lambda: whole + b"garbage" * 9,
+        "zeros behind": lambda: whole + bytes(99),
+        "twice": lambda: whole * 2,
+        "twice packed": lambda: pack(whole),
+        "nothing": lambda: pack(b""),
+        "grows": lambda: bomb() if title == "gzip" else pack(b" " * 2**24) * 40,
+        "magic alone": lambda: whole[:6],
+    }
     name = rng.choice(list(kinds))
     tarred = rng.random() < 0.3
     (world.case / ("a.tgz" if tarred else "records.jsonl.gz")).write_bytes(kinds[name]())

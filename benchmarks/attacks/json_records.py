@@ -17,21 +17,28 @@ RECORDS = 25  # to a file
 FORMATS: dict[str, Any] = {
     "pairs": {"image": "0-0.jpg", "caption": "a pair", "similarity": 0.4, "key": "0"},
     "mmc4": {
-        "url": "http://nowhere", "text_list": ["One goat.", "Two goats."], "similarity_matrix": [[0.3, 0.1], [0.1, 0.3]], "could_have_url_duplicate": 0,
-        "image_info": [{"image_name": f"0-{i}.jpg", "raw_url": "http://nowhere/a.jpg", "matched_text_index": i, "matched_sim": 0.3, "face_detections": None} for i in range(2)],
+        "url": "http://nowhere",
+        "text_list": ["One goat.", "Two goats."],
+        "similarity_matrix": [[0.3, 0.1], [0.1, 0.3]],
+        "could_have_url_duplicate": 0,
+        "image_info": [
+            {"image_name": f"0-{i}.jpg", "raw_url": "http://nowhere/a.jpg", "matched_text_index": i, "matched_sim": 0.3, "face_detections": None} for i in range(2)
+        ],
     },
     "obelics": {"images": ["0-0.jpg", None, "0-1.jpg"], "texts": [None, "Two goats.", None], "metadata": "[]", "general_metadata": "{}"},
     "llava": {
-        "id": "7", "image": "0-0.jpg",
+        "id": "7",
+        "image": "0-0.jpg",
         "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A goat."}],
     },
     "instruct": {"instruction": "Draw a goat.", "text_list": ["Here.", "It is."], "images": ["0-0.jpg"], "matched_text_index": [0]},
-}  # fmt: skip
+}
 COCO = {
-    "info": {"year": 2014}, "licenses": [],
+    "info": {"year": 2014},
+    "licenses": [],
     "images": [{"id": i, "file_name": f"0-{i}.jpg", "height": 16, "width": 24} for i in range(3)],
     "annotations": [{"id": 10 + i, "image_id": i % 3, "caption": f"goat {i}"} for i in range(6)],
-}  # fmt: skip
+}
 
 
 def lines(rng: random.Random, world: World) -> Case:
@@ -75,11 +82,24 @@ def odd_files(rng: random.Random, world: World) -> Case:
     format = rng.choice(list(FORMATS))
     text = "\n".join(json.dumps(FORMATS[format]) for _ in range(3))
     kinds = {
-        "byte order mark": b"\xef\xbb\xbf" + text.encode(), "utf-16": text.encode("utf-16"), "utf-32": text.encode("utf-32"), "carriage returns": text.replace("\n", "\r").encode(),
-        "empty": b"", "blank": b" \n\t\n" * 100, "one bracket": b"[", "brackets": b"[" * 200_000, "objects": b'{"a":' * 50_000, "long line": b'"' + b"a" * 3_000_000,
-        "zeros": bytes(100_000), "a list of a list": b"[[" + text.replace("\n", ",").encode() + b"]]", "a string": json.dumps(text).encode(), "a number": b"7" * 10_000,
-        "a picture": (world.images / "0-0.jpg").read_bytes(), "nothing but commas": b"[" + b"," * 100_000, "records without lines": text.replace("\n", "").encode(),
-    }  # fmt: skip
+        "byte order mark": b"\xef\xbb\xbf" + text.encode(),
+        "utf-16": text.encode("utf-16"),
+        "utf-32": text.encode("utf-32"),
+        "carriage returns": text.replace("\n", "\r").encode(),
+        "empty": b"",
+        "blank": b" \n\t\n" * 100,
+        "one bracket": b"[",
+        "brackets": b"[" * 200_000,
+        "objects": b'{"a":' * 50_000,
+        "long line": b'"' + b"a" * 3_000_000,
+        "zeros": bytes(100_000),
+        "a list of a list": b"[[" + text.replace("\n", ",").encode() + b"]]",
+        "a string": json.dumps(text).encode(),
+        "a number": b"7" * 10_000,
+        "a picture": (world.images / "0-0.jpg").read_bytes(),
+        "nothing but commas": b"[" + b"," * 100_000,
+        "records without lines": text.replace("\n", "").encode(),
+    }
     kind = rng.choice(list(kinds))
     (world.case / "records.jsonl").write_bytes(kinds[kind])
     return Case(f"{format}: {kind}", world.source(format, "records.jsonl"))

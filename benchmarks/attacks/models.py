@@ -20,18 +20,39 @@ from dreamjax.sampling.options import Options
 from dreamjax.schema import from_dict, to_dict
 
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24,
-    "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "float32",
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
 SHAPES = {
-    "model.embed_tokens.weight": (40, 16), "lm_head.weight": (40, 16), "model.norm.weight": (16,), "model.layers.0.input_layernorm.weight": (16,), "model.layers.0.post_attention_layernorm.weight": (16,),
-    **{f"model.layers.0.self_attn.{n}_proj.weight": (16, 16) for n in "qkvo"}, "model.layers.0.mlp.gate_proj.weight": (24, 16), "model.layers.0.mlp.up_proj.weight": (24, 16), "model.layers.0.mlp.down_proj.weight": (16, 24),
-}  # fmt: skip
+    "model.embed_tokens.weight": (40, 16),
+    "lm_head.weight": (40, 16),
+    "model.norm.weight": (16,),
+    "model.layers.0.input_layernorm.weight": (16,),
+    "model.layers.0.post_attention_layernorm.weight": (16,),
+    **{f"model.layers.0.self_attn.{n}_proj.weight": (16, 16) for n in "qkvo"},
+    "model.layers.0.mlp.gate_proj.weight": (24, 16),
+    "model.layers.0.mlp.up_proj.weight": (24, 16),
+    "model.layers.0.mlp.down_proj.weight": (16, 24),
+}
 RUN = {
     "model": {"llm": {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "ffn_width": 48, "max_positions": 128}},
-    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64}, "total_steps": 5, "batch_size": 2,
+    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64},
+    "total_steps": 5,
+    "batch_size": 2,
     "optim": {"trainable": ["^llm/"], "learning_rate": 1e-3},
-}  # fmt: skip
+}
 
 
 def story(rng: random.Random, world: World) -> Case:

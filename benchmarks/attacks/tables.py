@@ -49,16 +49,22 @@ def parquet(rng: random.Random, world: World) -> Case:
         "numbers": lambda: {"image": list(range(8)), "text": [0.5] * 8},
         "numbers as text": lambda: {"image": [picture] * 8, "text": list(range(8))},
         "nulls": lambda: {"image": pyarrow.nulls(8), "text": pyarrow.nulls(8)},
-        "lists": lambda: {"images": [[struct()], [], [None], None, [struct(), struct()], [struct()], [], []], "texts": [["a"], [], [None], None, ["a", "b"], ["a", None], ["x"], [""]]},
+        "lists": lambda: {
+            "images": [[struct()], [], [None], None, [struct(), struct()], [struct()], [], []],
+            "texts": [["a"], [], [None], None, ["a", "b"], ["a", None], ["x"], [""]],
+        },
         "lists of numbers": lambda: {"image": [[1, 2]] * 8, "text": ["goat"] * 8},
         "similarity": lambda: {"image": [struct() for _ in range(8)], "text": ["goat"] * 8, "similarity": [float("nan"), float("inf"), None, -1.0, 0.1, 0.9, 1e308, 0.0]},
         "structs as text": lambda: {"image": [struct()] * 8, "text": [{"a": 1}] * 8},
-        "conversations": lambda: {"conversations": [FORMATS["llava"]["conversations"]] * 4 + [None, [], [{"from": None, "value": None}], [{"from": "x", "value": "y"}]], "image": [struct() for _ in range(8)]},
+        "conversations": lambda: {
+            "conversations": [FORMATS["llava"]["conversations"]] * 4 + [None, [], [{"from": None, "value": None}], [{"from": "x", "value": "y"}]],
+            "image": [struct() for _ in range(8)],
+        },
         "no columns known": lambda: {"a": [1] * 8},
         "dates": lambda: {"text": pyarrow.array([0] * 8, pyarrow.timestamp("s")), "image": [picture] * 8},
         "bytes as text": lambda: {"text": [b"\xff\xfe"] * 8, "image": [picture] * 8},
         "large repetition": lambda: {"text": ["a" * 100_000] * 5_000},
-    }  # fmt: skip
+    }
     name = rng.choice(list(columns))
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns[name]()), file, row_group_size=rng.choice([3, 8, 5000]), compression=rng.choice(["none", "snappy", "zstd", "gzip"]))

@@ -1,8 +1,8 @@
 """Where hostile inputs live, what they reach for, and how a valid one becomes hostile.
 
-    ROOT/inside/images/0-0.jpg ..     pictures that records may have; `link.png` and `linked/` there point outside
-    ROOT/inside/case/                 the files of one case
-    ROOT/outside/canary.png, .txt     what no document may ever hold
+ROOT/inside/images/0-0.jpg ..     pictures that records may have; `link.png` and `linked/` there point outside
+ROOT/inside/case/                 the files of one case
+ROOT/outside/canary.png, .txt     what no document may ever hold
 """
 
 import json
@@ -20,7 +20,20 @@ from dreamjax.config import SourceConfig
 CANARY = "canary-5b1c93"  # in each file outside
 CANARY_COLOUR = (201, 7, 133)
 RAW = "@@raw {}@@"  # in a record before it becomes text: stands for TOKENS[i], which json.dumps cannot write
-TOKENS = ("1" * 5000, "-" + "9" * 400, "1e999", "-1e999", "[" * 3000 + "]" * 3000, '{"a":' * 2000 + "1" + "}" * 2000, '"\\ud800"', '"\\udfff\\ud800"', "NaN", "01", "nul", '"\x00"')
+TOKENS = (
+    "1" * 5000,
+    "-" + "9" * 400,
+    "1e999",
+    "-1e999",
+    "[" * 3000 + "]" * 3000,
+    '{"a":' * 2000 + "1" + "}" * 2000,
+    '"\\ud800"',
+    '"\\udfff\\ud800"',
+    "NaN",
+    "01",
+    "nul",
+    '"\x00"',
+)
 
 
 class World(NamedTuple):
@@ -83,10 +96,28 @@ def paths_outside(world: World) -> list[str]:
     canary = world.outside / "canary.png"
     relative = os.path.relpath(canary, world.images)
     return [
-        str(canary), relative, f"./{relative}", f"0-0.jpg/../{relative}", f"images/../{relative}", "link.png", "linked/canary.png", "./linked/../linked/canary.png",
-        f"file://{canary}", f"local://{canary}", f"simplecache::file://{canary}", f"/proc/self/root{canary}", f"/{canary}", f"{relative}\0.jpg", relative.replace("/", "\\"),
-        str(world.outside / "canary.txt"), "~/x.png", "..", ".", "/", "",
-    ]  # fmt: skip
+        str(canary),
+        relative,
+        f"./{relative}",
+        f"0-0.jpg/../{relative}",
+        f"images/../{relative}",
+        "link.png",
+        "linked/canary.png",
+        "./linked/../linked/canary.png",
+        f"file://{canary}",
+        f"local://{canary}",
+        f"simplecache::file://{canary}",
+        f"/proc/self/root{canary}",
+        f"/{canary}",
+        f"{relative}\0.jpg",
+        relative.replace("/", "\\"),
+        str(world.outside / "canary.txt"),
+        "~/x.png",
+        "..",
+        ".",
+        "/",
+        "",
+    ]
 
 
 def hostile_value(rng: random.Random, world: World) -> Any:
@@ -99,9 +130,45 @@ def hostile_value(rng: random.Random, world: World) -> Any:
     if kind == 2:
         return rng.choice(paths_outside(world))
     if kind == 3:
-        return rng.choice(["", " ", "\0", "\ud800", "\ufeffx", "a" * 100_000, "\u202e", "a\nb", "\r", "<image>" * 50, "<dream>", "=1+1", "\x1b[2J", "０", "NaN", "null", "0-0.jpg", "folder.jpg", "empty.jpg"])
+        return rng.choice(
+            [
+                "",
+                " ",
+                "\0",
+                "\ud800",
+                "\ufeffx",
+                "a" * 100_000,
+                "\u202e",
+                "a\nb",
+                "\r",
+                "<image>" * 50,
+                "<dream>",
+                "=1+1",
+                "\x1b[2J",
+                "０",
+                "NaN",
+                "null",
+                "0-0.jpg",
+                "folder.jpg",
+                "empty.jpg",
+            ]
+        )
     if kind == 4:
-        return rng.choice(["http://nowhere.invalid/a.jpg", "gs://nowhere/a.jpg", "s3://a/b", "data:image/png;base64,AAAA", "ftp://x/y", "://", "a://b", "memory://x", "zip://a::b", "https://[::1", "file:"])
+        return rng.choice(
+            [
+                "http://nowhere.invalid/a.jpg",
+                "gs://nowhere/a.jpg",
+                "s3://a/b",
+                "data:image/png;base64,AAAA",
+                "ftp://x/y",
+                "://",
+                "a://b",
+                "memory://x",
+                "zip://a::b",
+                "https://[::1",
+                "file:",
+            ]
+        )
     return rng.choice([[], {}, [None], [[]], [{}], {"": None}, {"bytes": None, "path": "x"}, [0], ["0-0.jpg", None], {"a": [1]}, [[["x"]]] * 3, ["a"] * 300])
 
 
