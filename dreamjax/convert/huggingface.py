@@ -49,12 +49,12 @@ def read(folder: pathlib.Path) -> Found:
 
 def _read_llama(folder: pathlib.Path) -> Found:
     settings = Settings.of(folder / "config.json")
-    config = llama.read_config(settings)
     tensors, files = open_weights(folder, TRANSFORMERS)
-    leaves = assemble.read_part("llm", llama.table(config), assemble.shapes_of(ModelConfig(llm=config)), tensors, str(folder))
+    config, settled, notes = llama.settle_head(llama.read_config(settings), tensors, str(folder))
+    leaves = assemble.read_part("llm", llama.table(config), assemble.shapes_of(ModelConfig(llm=config)), settled, str(folder))
     template = "vicuna_v1.1" if "vicuna" in f"{settings.get('_name_or_path', '')} {folder.name}".lower() else None
     raw = {"llm": Raw(settings.values, tensors)}
-    return Found("llama", str(folder), {"llm": config}, leaves, files, tokenizer_folder=folder, template=template, raw=raw)
+    return Found("llama", str(folder), {"llm": config}, leaves, files, tokenizer_folder=folder, template=template, raw=raw, notes=notes)
 
 
 def _read_clip(folder: pathlib.Path, which: str) -> Found:

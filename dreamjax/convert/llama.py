@@ -1,12 +1,19 @@
 """transformers' LlamaForCausalLM: names of its tensors and keys of its config.json."""
 
+import dataclasses
+
+import numpy as np
+
 from dreamjax.config import LlamaConfig
-from dreamjax.convert.names import Table
+from dreamjax.convert.names import Table, renamed
 from dreamjax.convert.settings import Settings
+from dreamjax.convert.tensors import Tensor, Tensors
 from dreamjax.schema import ConfigError
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 NAMES = {
-    "embed/embedding": "model.embed_tokens.weight",
+    "embed/embedding": EMBEDDING,
     "layers/attention_norm/scale": "model.layers.{i}.input_layernorm.weight",
     "layers/attention/q/kernel": "model.layers.{i}.self_attn.q_proj.weight",
     "layers/attention/k/kernel": "model.layers.{i}.self_attn.k_proj.weight",
@@ -17,9 +24,10 @@ NAMES = {
     "layers/mlp/up/kernel": "model.layers.{i}.mlp.up_proj.weight",
     "layers/mlp/down/kernel": "model.layers.{i}.mlp.down_proj.weight",
     "norm/scale": "model.norm.weight",
-    "head/kernel": "lm_head.weight",
+    "head/kernel": HEAD,
 }
 OLD = ((r"^(?!model\.|lm_head\.)", "model."),)  # a LlamaModel saved without its head around it
+ROWS = 4096  # of a matrix that are read at once
 LEFT = (r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
 
 
@@ -50,6 +58,34 @@ def read_config(settings: Settings) -> LlamaConfig:
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
+
+
+def settle_head(config: LlamaConfig, tensors: Tensors, where: str) -> tuple[LlamaConfig, Tensors, tuple[str, ...]]:
+    """(configuration, tensors, notes): tie_word_embeddings as the tensors have it, which is how transformers 5 loads them.
+
+    With a head that differs from the embedding they are two parameters whatever config.json says; a tied model may bring its one
+    matrix under either name. ConfigError where an untied one has no head, which transformers would draw at random.
+    """
+    by_name = {renamed(table(config), name): name for name in tensors}
+    embedding, head = by_name.get(EMBEDDING), by_name.get(HEAD)
+    if not config.tie_embeddings:
+        if embedding and not head:
+            raise ConfigError(f"{where}: has no {HEAD}, and config.json does not say tie_word_embeddings: true, which it needs where the embedding is the head")
+        return config, tensors, ()
+    if head and not embedding:
+        return config, {**tensors, EMBEDDING: tensors[head]._replace(name=EMBEDDING)}, ()
+    if not head or _equal(tensors[embedding], tensors[head]):
+        return config, tensors, ()
+    note = f"{HEAD} differs from {EMBEDDING}, so they are not tied (config.json says tie_word_embeddings: true)"
+    return dataclasses.replace(config, tie_embeddings=False), tensors, (note,)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices hold the same numbers, a few rows of each in memory."""
+    if a.shape != b.shape or len(a.shape) != 2:
+        return False
+    parts = [(slice(begin, min(begin + ROWS, a.shape[0])), slice(None)) for begin in range(0, a.shape[0], ROWS)]
+    return all(np.array_equal(a.read(part), b.read(part)) for part in parts)
 
 
 def write_config(config: LlamaConfig, dtype: str, special: dict[str, int]) -> dict:

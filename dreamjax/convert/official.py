@@ -63,9 +63,11 @@ def read(folder: pathlib.Path) -> Found:
     """The parts of a release folder; ConfigError names what is missing, unexpected, misshapen or not supported."""
     settings = Settings.of(folder / "config.json")
     model = read_model(folder, settings)
-    shapes = assemble.shapes_of(model)
     tensors, files = open_weights(folder, ("model", "pytorch_model"))
-    leaves = assemble.read_part("llm", llama.table(model.llm), shapes, tensors, str(folder))
+    llm, settled, notes = llama.settle_head(model.llm, tensors, str(folder))
+    model = dataclasses.replace(model, llm=llm)
+    shapes = assemble.shapes_of(model)
+    leaves = assemble.read_part("llm", llama.table(model.llm), shapes, settled, str(folder))
     fields, raw = {"llm": model.llm}, {"llm": Raw(settings.values, tensors)}
     plugins = settings.inner("plugins_init_kwargs")
     for name, file in ((name, folder / file) for name, file in PLUGINS.items() if name in plugins.values):
@@ -82,7 +84,7 @@ def read(folder: pathlib.Path) -> Found:
         fields |= {"clip": model.clip, "visual_projector": model.visual_projector}
     if model.unet:
         fields |= {"unet": model.unet, "vae": model.vae, "diffusion": model.diffusion, "dream_queries": model.dream_queries}
-    return Found("official", str(folder), fields, leaves, files, raw, _read_tokenizer(folder, settings, model.llm), template=TEMPLATE)
+    return Found("official", str(folder), fields, leaves, files, raw, _read_tokenizer(folder, settings, model.llm), template=TEMPLATE, notes=notes)
 
 
 @dataclasses.dataclass(frozen=True)

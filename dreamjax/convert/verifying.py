@@ -10,6 +10,7 @@ memory, its other parts are whole in float32: so the most that is held is our LL
 import dataclasses
 import functools
 import gc
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,11 +20,11 @@ import numpy as np
 from etils import epath
 
 from dreamjax.config import ModelConfig
-from dreamjax.convert import clip, exporting, sources, tables
+from dreamjax.convert import clip, exporting, llama, sources, tables
 from dreamjax.convert.assemble import Raw, materialise, shapes_of
 from dreamjax.convert.names import Table, renamed
 from dreamjax.convert.settings import Settings
-from dreamjax.convert.tensors import Tensors, require_torch
+from dreamjax.convert.tensors import Tensor, Tensors, require_torch
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
 
@@ -65,7 +66,7 @@ def in_words(rows: list[dict[str, Any]]) -> str:
 def compare(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rng: np.random.Generator) -> list[dict[str, Any]]:
     """The rows of one part: our `leaves` against the source's own tensors."""
     inputs = _inputs(part, model, raw, rng)
-    expected, rounded = (_torch_llm if part == "llm" else _torch_outputs)(part, model, raw, inputs)
+    expected, rounded = (torch_llm if part == "llm" else _torch_outputs)(part, model, raw, inputs)
     gc.collect()
     params = materialise(leaves, dtype=None)
     ours = {dtype: jax.device_get(_our_program(part, _alone(part, model), dtype)(params, inputs)) for dtype in ("float32", "bfloat16")}
@@ -166,30 +167,27 @@ def _torch_outputs(part: str, model: ModelConfig, raw: dict[str, Raw], inputs: d
     return found[0], found[1]
 
 
-def _torch_llm(part: str, model: ModelConfig, raw: dict[str, Raw], inputs: dict) -> tuple[dict, dict]:
+def torch_llm(part: str, model: ModelConfig, raw: dict[str, Raw], inputs: dict) -> tuple[dict, dict]:
     """The same of an LLM, in a module of one layer that gets the weights of each in turn."""
     import torch
 
     table = tables.of(part, model, shapes_of(model))
     named = {renamed(table, name): tensor for name, tensor in raw[part].tensors.items()}
     within = lambda prefix: {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
-    module = _make_llm({**raw[part].config, "num_hidden_layers": 1}).eval()
-    body, norm, head, found = module.model, module.model.norm, module.lm_head, []
-    outer = {"model.embed_tokens.": body.embed_tokens, "model.norm.": norm} | ({} if model.llm.tie_embeddings else {"lm_head.": head})
+    first = {name: tensor for name, tensor in named.items() if not name.startswith("model.layers.") or name.startswith("model.layers.0.")}
+    module = _load_llm({**raw[part].config, "num_hidden_layers": 1}, first).eval()
+    body, norm, found = module.model, module.model.norm, []
     with torch.no_grad():
         for dtype in (torch.float32, torch.bfloat16):
             body.norm = norm
             _cast(module, dtype)
             body.norm = torch.nn.Identity()  # what a layer gives goes into the next as it is
-            for prefix, inner in outer.items():
-                _fill(inner, within(prefix), table)
             x = body.embed_tokens(torch.tensor(inputs["tokens"]).long())
             for i in range(table.layers):
                 _fill(body.layers[0], within(f"model.layers.{i}."), table)
                 x = body(inputs_embeds=x, use_cache=False).last_hidden_state
             hidden = norm(x)
-            logits = torch.nn.functional.linear(hidden, body.embed_tokens.weight) if model.llm.tie_embeddings else head(hidden)
-            found.append({"hidden": hidden.float().numpy(), "logits": logits.float().numpy()})
+            found.append({"hidden": hidden.float().numpy(), "logits": module.lm_head(hidden).float().numpy()})
     return found[0], found[1]
 
 
@@ -235,7 +233,7 @@ def torch_module(part: str, model: ModelConfig, raw: dict[str, Raw]):
     tensors = {**raw["clip"].tensors, **raw[part].tensors} if part == "clip_text" else raw[part].tensors
     match part:
         case "llm":
-            make = lambda: _make_llm(config)
+            return _load_llm(config, {renamed(llama.table(model.llm), name): tensor for name, tensor in tensors.items()})
         case "clip":
             make = lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**clip.tower(Settings(config, part), "vision_config").values))
         case "text_encoder":
@@ -251,11 +249,21 @@ def torch_module(part: str, model: ModelConfig, raw: dict[str, Raw]):
     return module
 
 
-def _make_llm(config: dict):
+def _load_llm(config: dict, tensors: Tensors):
+    """LlamaForCausalLM in float32 as transformers itself loads it, so that it decides whether the head is the embedding."""
+    import torch
     import transformers
 
-    own = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "plugins_init_kwargs", "plugins_type")}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**own)).float()
+    own = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "plugins_init_kwargs", "plugins_type", "torch_dtype", "dtype")}
+    state = {name: torch.from_numpy(_read_whole(tensor)) for name, tensor in tensors.items() if not any(re.search(pattern, name) for pattern in llama.LEFT)}
+    module, report = transformers.LlamaForCausalLM.from_pretrained(None, config=transformers.LlamaConfig(**own), state_dict=state, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ConfigError(f"LlamaForCausalLM: the source has nothing for {sorted(report['missing_keys'])[0]}")
+    return module
+
+
+def _read_whole(tensor: Tensor) -> np.ndarray:
+    return np.array(tensor.read((slice(None),) * len(tensor.shape)), np.float32)  # a copy: torch warns of arrays that it may not write to
 
 
 def _fill(module, tensors: Tensors, table: Table):
@@ -270,9 +278,8 @@ def _fill(module, tensors: Tensors, table: Table):
         found = next((one for one in spelled if one in state), None)
         if found is None:
             continue
-        array = np.asarray(tensor.read((slice(None),) * len(tensor.shape)), np.float32)
         with torch.no_grad():
-            state[found].copy_(torch.from_numpy(array).reshape(state[found].shape))
+            state[found].copy_(torch.from_numpy(_read_whole(tensor)).reshape(state[found].shape))
         left.discard(found)
     if left:
         raise ConfigError(f"{type(module).__name__}: the source has nothing for {sorted(left)[0]}")
