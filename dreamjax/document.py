@@ -18,7 +18,7 @@ import re
 import numpy as np
 import PIL.Image
 
-from dreamjax import images
+from dreamjax import atomic, images
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("", "pair")
@@ -150,13 +150,13 @@ class Document:
 
     def save_json(self, path: str | os.PathLike):
         """Writes `to_json()`, pictures embedded."""
-        _path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+        atomic.write_text(path, json.dumps(self.to_json()) + "\n")
 
     def save_html(self, path: str | os.PathLike, growing: bool = False):
         """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
         page = html_page(self.id or _shorten(self.text, 60) or "A document", headline + html_article(self), _RELOAD if growing else "")
-        _path(path).write_bytes(page.encode("utf-8", "replace"))
+        atomic.write_text(path, page, "replace")
 
     def save_images(self, folder: str | os.PathLike) -> list:
         """Writes the pictures as image_0.png, image_1.png, ... and returns their paths in order."""
@@ -165,7 +165,7 @@ class Document:
         paths = []
         for i, picture in enumerate(self.images):
             paths.append(folder / f"image_{i}.png")
-            paths[-1].write_bytes(images.to_png(picture))
+            atomic.write_bytes(paths[-1], images.to_png(picture))
         return paths
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from dreamjax import progress
+from dreamjax import atomic, progress
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.sampling import archive, interleave, stream
@@ -61,7 +61,7 @@ def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Op
                 records[number] = archive.write(folders[number], prompt, document, seed, options, size)
                 bar.update()
     lines = [{"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]} for folder, record in zip(folders, records)]
-    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    atomic.write_text(out / "index.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
 
 

@@ -15,6 +15,8 @@ import re
 
 import sentencepiece
 
+from dreamjax import atomic
+
 SPACE = "\u2581"  # what a space is in a piece
 PAD_TOKEN = "[PAD]"
 ROW_TOKENS = ("<im_patch>", "<im_start>", "<im_end>", "<dream_start>", "<dream_end>")
@@ -80,16 +82,16 @@ class Tokenizer:
                 special = _read_json(folder / SPECIAL_FILE)
                 return cls.from_model(model, special["added"], special["legacy"], special["pad"])
             return cls.from_model(model, *_official_settings(folder, _processor(model), text_only))
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}") from error
 
     def save(self, folder: str | os.PathLike):
         """Writes tokenizer.model and special_tokens.json."""
         folder = _path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self.model)
         special = {"legacy": self.legacy, "pad": self.pad_token, "added": dict(self.added)}
-        (folder / SPECIAL_FILE).write_text(json.dumps(special, indent=2) + "\n")
+        atomic.write_text(folder / SPECIAL_FILE, json.dumps(special, indent=2) + "\n")
+        atomic.write_bytes(folder / MODEL_FILE, self.model)  # last: without the other it would be read in another layout
 
     def __reduce__(self):
         return Tokenizer, (self.model, self.added, self.legacy, self.pad_token)  # without the processors: they are rebuilt
@@ -327,7 +329,7 @@ def _read_json(path) -> dict:
         return {}
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: is no JSON: {error}") from None
 
 

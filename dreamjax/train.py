@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
-from dreamjax import cli, hosts, sharding
+from dreamjax import atomic, cli, hosts, sharding
 from dreamjax.config import RunConfig
 from dreamjax.data.loader import Loaded, Loader
 from dreamjax.data.vocabulary import open_tokenizer
@@ -150,7 +150,7 @@ def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer
     written = interleave.generate(parts, params, tokenizer, prompts, range(len(prompts)), options)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = [Document(prompt.parts + made.parts, notes=made.notes) for prompt, made in zip(prompts, written)]
-    path.write_text(render_html(whole, title=f"Step {int(state.step)}"))
+    atomic.write_text(path, render_html(whole, title=f"Step {int(state.step)}"))
 
 
 def catch_signals() -> list[str]:

@@ -6,9 +6,12 @@ import pathlib
 import pickle
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dreamjax.data.vocabulary import open_tokenizer
+from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -185,3 +188,12 @@ def test_training_errors():
         train_tokenizer([], 400)
     with pytest.raises(ValueError, match="needs at least 263"):
         train_tokenizer(["abc"], 100)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "special_tokens.json"])
+@pytest.mark.parametrize("damage", [b"", b"hello", b"[1]", b"[" * 100_000, b"\0" * 500, b"\xff\xfe", b"{}"])
+def test_a_damaged_file_is_named(tmp_path, quickstart, shapes_tokenizer, name, damage):
+    shapes_tokenizer.save(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / name).write_bytes(damage)
+    with pytest.raises(ConfigError, match=f"tokenizer: {name}"):
+        open_tokenizer(quickstart, epath.Path(tmp_path))

@@ -23,6 +23,7 @@ from dreamjax.data.sources.array_record import WRITER_OPTIONS
 CARD = "encoded.json"
 VERSION = 1
 PER_FILE = 1000  # documents
+AGAIN = f"delete the damaged file and {CARD}, then python -m dreamjax.precompute writes what is missing"
 
 
 class Picture(NamedTuple):
@@ -62,10 +63,14 @@ class EncodedPictures:
     records: grain.sources.ArrayRecordDataSource
     layout: Encoded
     encoders: str  # checksum of their parameters
+    folder: str
 
     def pictures(self, index: int, count: int) -> list[Picture | None]:
         """Those of document `index`, which has `count`."""
-        return decode(self.records[index], count, self.layout)
+        try:
+            return decode(self.records[index], count, self.layout)
+        except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises for damaged bytes, and `decode`
+            raise SourceError(f"{self.folder}: document {index} is damaged ({error}); {AGAIN}") from None
 
 
 def card_of(fingerprint: str, layout: Encoded, encoders: str, documents: int) -> dict:
@@ -81,20 +86,35 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = ""
     path = files.join(folder, CARD)
     if not files.exists(path):
         raise SourceError(f"{folder}: has no {CARD}; python -m dreamjax.precompute writes it")
-    card = json.loads(files.read_bytes(path))
+    card = _read_card(path)
     wanted = card_of(fingerprint, layout, card["encoders"], card["documents"])
     if differs := [key for key in wanted if card[key] != wanted[key]]:
         raise SourceError(f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python -m dreamjax.precompute")
     names = [_file(folder, number, card["documents"]) for number in range(-(-card["documents"] // PER_FILE))]
     cache = cache_folder(path, cache) if files.is_remote(path) else ""
-    return EncodedPictures(grain.sources.ArrayRecordDataSource([files.fetched(name, cache) for name in names]), layout, card["encoders"])
+    try:
+        records = grain.sources.ArrayRecordDataSource([files.fetched(name, cache) for name in names])
+    except (RuntimeError, OSError) as error:
+        broken = next((name for name in names if not files.exists(name)), folder)
+        raise SourceError(f"{broken}: is damaged or missing ({error}); {AGAIN}") from None
+    return EncodedPictures(records, layout, card["encoders"], folder)
+
+
+def _read_card(path: str) -> dict:
+    try:
+        card = json.loads(files.read_bytes(path))
+        if not (isinstance(card["encoders"], str) and type(card["documents"]) is int and {"source", "layout"} <= set(card)):
+            raise ValueError("is no card of encoded pictures")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SourceError(f"{path}: is damaged ({error}); {AGAIN}") from None
+    return card
 
 
 def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[Picture | None]]]):
     """Writes the files that are not there yet, each whole or absent, and then the card. `documents` yields the pictures of a range of them."""
     files.make_folder(folder)
     whole, begun = files.join(folder, CARD), files.join(folder, f"{CARD}.begun")
-    if any(json.loads(files.read_bytes(path)) != card for path in (whole, begun) if files.exists(path)):
+    if any(_read_card(path) != card for path in (whole, begun) if files.exists(path)):
         raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
     if files.exists(whole):
         return

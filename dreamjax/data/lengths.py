@@ -2,19 +2,22 @@
 
 The file is an .npy of [n, 3] int32: tokens, seen and dreamed pictures of each document; 0 tokens where nothing of it can be
 trained on. A pair, whose side is drawn anew each time it is shown, has (tokens comprehended, PAIR, tokens created). Beside
-it lies a .json of what was cut and what is broken.
+it lies a .json of what was cut and what is broken, with a checksum of the entries; it is written last. Files that a failed disk
+or another program has damaged are measured anew.
 """
 
 import dataclasses
 import io
 import json
 import os
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
 
-from dreamjax import progress
+from dreamjax import atomic, progress
 from dreamjax.data import processes
 from dreamjax.data.sources import BadRecord
 
@@ -54,8 +57,10 @@ class Found:
 
     @classmethod
     def from_json(cls, values: dict) -> "Found":
-        """The inverse of `to_json`."""
-        return cls(**values | {"named": tuple(BadRecord(*args) for args in values["named"])})
+        """The inverse of `to_json`; ValueError, TypeError or KeyError for what is none."""
+        if not all(type(value) is int for name, value in values.items() if name != "named"):
+            raise ValueError(f"counts are no numbers: {values}")
+        return cls(**values | {"named": tuple(BadRecord(*map(str, args)) for args in values["named"])})
 
 
 class Lengths:
@@ -63,7 +68,7 @@ class Lengths:
 
     def __init__(self, stored: np.ndarray | str):
         self.stored = stored
-        self.entries = np.load(stored, mmap_mode="r") if isinstance(stored, str) else stored
+        self.entries = np.lib.format.open_memmap(stored, mode="r") if isinstance(stored, str) else stored
 
     def __reduce__(self):
         return Lengths, (self.stored,)
@@ -91,51 +96,102 @@ def measure_all(
     interrupted pass has found stays on a local disk, and the next one goes on from there. `host` keeps hosts apart that
     share the folder. Without a folder nothing is stored.
     """
-    local = folder is not None and "://" not in os.fspath(folder)
-    if folder is not None and (folder / f"{key}.json").exists():
-        found = Found.from_json(json.loads((folder / f"{key}.json").read_text()))
-        return Lengths(os.fspath(folder / f"{key}.npy") if local else np.load(io.BytesIO((folder / f"{key}.npy").read_bytes()))), found
-    if not local:
-        entries, found = np.zeros((count, 3), np.int32), Found()
-        for start, chunk, more in _measured(measure, 0, count, workers):
-            entries[start : start + len(chunk)] = chunk
-            found += more
-        if folder is not None:
-            file = io.BytesIO()
-            np.save(file, entries)
-            (folder / f"{key}.npy").write_bytes(file.getvalue())
-            (folder / f"{key}.json").write_text(json.dumps(found.to_json()))
-        return Lengths(entries), found
-    found = _measure_to_disk(measure, count, folder / f"{key}.{host}.npy.partial", workers)
-    os.replace(folder / f"{key}.{host}.npy.partial", folder / f"{key}.npy")
-    (folder / f"{key}.{host}.json.partial").write_text(json.dumps(found.to_json()))
-    os.replace(folder / f"{key}.{host}.json.partial", folder / f"{key}.json")
-    return Lengths(os.fspath(folder / f"{key}.npy")), found
+    if folder is None:
+        return _measure_in_memory(measure, count, workers)
+    local = "://" not in os.fspath(folder)
+    if (folder / f"{key}.json").exists():
+        try:
+            return _read(folder, key, count, local)
+        except Exception as error:  # json and numpy have no error in common for what is damaged
+            print(f"{folder / key}.*: damaged ({_first_line(error)}), measured anew", file=sys.stderr, flush=True)
+    if local:
+        found = _measure_to_disk(measure, count, folder / f"{key}.{host}.npy.partial", workers)
+        os.replace(folder / f"{key}.{host}.npy.partial", folder / f"{key}.npy")
+        lengths = Lengths(os.fspath(folder / f"{key}.npy"))
+    else:
+        lengths, found = _measure_in_memory(measure, count, workers)
+        file = io.BytesIO()
+        np.save(file, lengths.entries)
+        atomic.write_bytes(folder / f"{key}.npy", file.getvalue())
+    atomic.write_text(folder / f"{key}.json", json.dumps(found.to_json() | {"checksum": checksum(lengths.entries)}))
+    return lengths, found
+
+
+def _read(folder: epath.Path, key: str, count: int, local: bool) -> tuple[Lengths, Found]:
+    """What `measure_all` has stored; ValueError, or what else reading raises, where it is damaged."""
+    values = json.loads((folder / f"{key}.json").read_text())
+    known = values.pop("checksum", None)  # files of earlier versions have none
+    found = Found.from_json(values)
+    entries = folder / f"{key}.npy"
+    lengths = Lengths(os.fspath(entries) if local else np.lib.format.read_array(io.BytesIO(entries.read_bytes())))
+    if (lengths.entries.shape, lengths.entries.dtype) != ((count, 3), np.int32):
+        raise ValueError(f"holds {lengths.entries.dtype} of shape {lengths.entries.shape}, not int32 of {(count, 3)}")
+    if known not in (None, checksum(lengths.entries)):
+        raise ValueError("checksum differs")
+    return lengths, found
+
+
+def checksum(entries: np.ndarray) -> int:
+    """CRC-32 of [n, 3] entries, read a part at a time."""
+    value = 0
+    for start in range(0, len(entries), 2**20):
+        value = zlib.crc32(np.ascontiguousarray(entries[start : start + 2**20]), value)
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _measure_in_memory(measure: Callable[[int], Measured], count: int, workers: int) -> tuple[Lengths, Found]:
+    entries, found = np.zeros((count, 3), np.int32), Found()
+    for start, chunk, more in _measured(measure, 0, count, workers):
+        entries[start : start + len(chunk)] = chunk
+        found += more
+    return Lengths(entries), found
 
 
 def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath.Path, workers: int) -> Found:
     """Writes the entries to a local file. A log beside it says how far they go, one line for each chunk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.with_name(f"{path.name}.log")
-    lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]] if log.exists() and path.exists() else []
-    if not lines:
-        log.write_text("")
-    found, done = sum((Found.from_json(line["found"]) for line in lines), Found()), lines[-1]["done"] if lines else 0
+    chunks = _interrupted(path, log, count)
+    atomic.write_text(log, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
+    found, done = sum((Found.from_json(chunk["found"]) for chunk in chunks), Found()), chunks[-1]["done"] if chunks else 0
     if not count:  # which cannot be mapped
         with open(path, "wb") as file:
             np.save(file, np.zeros((0, 3), np.int32))
         log.unlink()
         return found
-    entries = np.lib.format.open_memmap(os.fspath(path), mode="r+" if lines else "w+", dtype=np.int32, shape=(count, 3))
+    entries = np.lib.format.open_memmap(os.fspath(path), mode="r+" if chunks else "w+", dtype=np.int32, shape=(count, 3))
     with open(log, "a") as file:
         for start, chunk, more in _measured(measure, done, count, workers):
             entries[start : start + len(chunk)] = chunk
             entries.flush()
             found += more
-            file.write(json.dumps({"done": start + len(chunk), "found": more.to_json()}) + "\n")
+            file.write(json.dumps({"done": start + len(chunk), "found": more.to_json(), "checksum": checksum(chunk)}) + "\n")
             file.flush()
     log.unlink()
     return found
+
+
+def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
+    """The lines of the log of a pass that was interrupted, up to the first that is damaged or whose entries are."""
+    if not (log.exists() and path.exists()):
+        return []
+    chunks, done = [], 0
+    try:
+        entries = Lengths(os.fspath(path)).entries
+        for text in log.read_bytes().split(b"\n")[:-1]:
+            chunk = json.loads(text)
+            Found.from_json(chunk["found"])
+            if entries.shape != (count, 3) or chunk["done"] != min(done + CHUNK, count) or chunk["checksum"] != checksum(entries[done : chunk["done"]]):
+                break
+            done = chunk["done"]
+            chunks.append(chunk)
+    except Exception:  # as in measure_all; what follows is measured again
+        pass
+    return chunks
 
 
 def _measured(measure: Callable[[int], Measured], done: int, count: int, workers: int) -> Iterator[tuple[int, np.ndarray, Found]]:

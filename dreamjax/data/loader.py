@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import io
+import sys
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 from etils import epath
 
-from dreamjax import progress
+from dreamjax import atomic, progress
 from dreamjax.batch import Batch, empty_batch, place, shape_of
 from dreamjax.config import RunConfig, SourceConfig
 from dreamjax.data.encoded import EncodedPictures, open_encoded
@@ -199,19 +200,21 @@ class Loader:
 
     def _count_groups(self, number: int):
         """Counts the groups up to `number`. A run that is resumed again and again counts on from where it was, by a file in the folder of lengths."""
-        file = self.folder / f"{self.fingerprint}.groups.npy" if self.folder is not None else None
+        file = self.folder / f"{self.fingerprint}.groups.npz" if self.folder is not None else None
         if file is not None and file.exists():
-            self.plan.ends = np.load(io.BytesIO(file.read_bytes())).tolist()
+            try:
+                with np.load(io.BytesIO(file.read_bytes())) as stored:
+                    self.plan.ends = stored["ends"].astype(np.int64).tolist()
+            except Exception as error:  # numpy and zip have no error in common for what is damaged
+                print(f"{file}: damaged ({error or type(error).__name__}), counted anew", file=sys.stderr, flush=True)
         known = len(self.plan.ends)
         with progress.bar(number, "group", "counting what was trained on", self.plan.counted, delay=3) as bar:
             while self.plan.count_block(number):
                 bar.update(min(self.plan.counted, number) - bar.n)
         if file is not None and len(self.plan.ends) >= known + 16:  # fewer are counted in no time
             counted = io.BytesIO()
-            np.save(counted, np.array(self.plan.ends, np.int64))
-            partial = self.folder / f"{self.fingerprint}.groups.npy.{self.host}"
-            partial.write_bytes(counted.getvalue())
-            partial.replace(file)
+            np.savez(counted, ends=np.array(self.plan.ends, np.int64))  # a zip, which holds a checksum
+            atomic.write_bytes(file, counted.getvalue())
 
     def batches(self, start: int, stop: int, own: Sequence[int] | None = None, endless: bool = True) -> Iterator[Loaded]:
         """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""

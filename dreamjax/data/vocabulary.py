@@ -13,10 +13,10 @@ from dreamjax.tokenizer import Tokenizer, train_tokenizer
 def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
     """Opens or makes the run's tokenizer and keeps it in workdir/tokenizer; ConfigError where its ids exceed the LLM's vocabulary."""
     folder = workdir / "tokenizer"
-    if folder.exists():
-        tokenizer = Tokenizer.load(folder)
-    else:
-        tokenizer = _find_tokenizer(config)
+    try:
+        tokenizer = Tokenizer.load(folder) if folder.exists() else _find_tokenizer(config)
+    except ValueError as error:  # a file that is damaged, or no tokenizer
+        raise ConfigError(str(error)) from None
     if tokenizer.size > config.model.llm.vocab_size:
         raise ConfigError(f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's {tokenizer.size} ids")
     if not folder.exists():

@@ -5,13 +5,16 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 import time
+import zlib
 
 import jax
 import jaxlib
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
+from dreamjax import atomic
 from dreamjax.batch import empty_batch, shape_of
 from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
@@ -70,7 +73,10 @@ def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Com
     versions = f"{jax.__version__} {jaxlib.__version__} {json.dumps(TPU_OPTIONS)}"
     entry = None if cache is None else cache / f"{hashlib.sha256((versions + lowered.as_text()).encode()).hexdigest()[:24]}.json.gz"
     if entry is not None and entry.exists():
-        return Compiled(**json.loads(gzip.decompress(entry.read_bytes())))
+        try:
+            return Compiled(**json.loads(gzip.decompress(entry.read_bytes())))
+        except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+            print(f"{entry}: damaged ({error}), compiled anew", file=sys.stderr, flush=True)
     began = time.monotonic()
     program = lowered.compile()
     memory = program.memory_analysis()
@@ -80,7 +86,5 @@ def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Com
     )  # fmt: skip
     if entry is not None:
         cache.mkdir(parents=True, exist_ok=True)
-        part = entry.with_suffix(".part")
-        part.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(done)).encode()))
-        part.rename(entry)
+        atomic.write_bytes(entry, gzip.compress(json.dumps(dataclasses.asdict(done)).encode()))
     return done

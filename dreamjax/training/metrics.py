@@ -10,14 +10,17 @@ from typing import Protocol
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from dreamjax import progress
+from dreamjax import atomic, progress
 from dreamjax.config import RunConfig
 from dreamjax.schema import RunStopped
 
 
+FILE = "metrics.jsonl"
 ENOUGH = 1000  # documents shown before their share of broken ones says anything
 
 
@@ -25,35 +28,72 @@ class MetricsLog:
     """Appends one JSON object per logged step; on resume, what is newer than the restored step is cut off."""
 
     def __init__(self, workdir: epath.Path, restored_step: int):
-        self.path = workdir / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= restored_step]
-        self.path.write_text("".join(line + "\n" for line in kept))
-        self.seconds = json.loads(kept[-1])["elapsed"] if kept else 0.0
+        self.path = workdir / FILE
+        kept = [line for line in read_metrics(workdir) if line["step"] <= restored_step]
+        atomic.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.seconds = kept[-1]["elapsed"] if kept else 0.0
         self.local = "://" not in str(workdir)
-        self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=restored_step + 1) if self.local else None
-
-    def _lines(self) -> list[str]:
-        """Whole lines only: a run that was killed may have left half of one."""
-        if not self.path.exists():
-            return []
-        whole, _, _ = self.path.read_text().rpartition("\n")
-        return whole.split("\n") if whole else []
+        self.events = EventLog(workdir, restored_step + 1) if self.local else None
 
     def write(self, values: dict):
         line = json.dumps(values) + "\n"
         if self.local:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line)
+            self.events.write(values)
         else:  # object stores cannot append
             self.path.write_text(self.path.read_text() + line)
-        if self.events:
-            for name, value in values.items():
-                if name != "step" and value is not None:
-                    self.events.add_scalar(name, value, values["step"])
 
     def close(self):
         if self.events:
             self.events.close()
+
+
+class EventLog:
+    """The same numbers for TensorBoard. It writes where it is called, without a thread: one that met a full disk would stop the run for ever."""
+
+    def __init__(self, workdir: epath.Path, first_step: int):
+        self.writer = EventsWriter(str(workdir / "events"))
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard forgets what a killed run has said of this step and later ones
+
+    def write(self, values: dict):
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if name != "step" and value is not None]
+        self._add(step=values["step"], summary=Summary(value=scalars))
+
+    def _add(self, **what):
+        self.writer.write_event(Event(wall_time=time.time(), **what))
+        self.writer.flush()
+
+    def close(self):
+        self.writer.close()
+
+
+def read_metrics(workdir: epath.Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, each with `step` and `elapsed`; none without the file.
+
+    Lines that a failed disk or another program has damaged are left out, and named in one line on stderr. Half of a line at the
+    end is what a killed run leaves, and no damage.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    *whole, tail = path.read_bytes().split(b"\n")
+    lines = [_line(text) for text in whole]
+    damaged = [str(number) for number, line in enumerate(lines, 1) if line is None]
+    if damaged:
+        some = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        print(f"{path}: line{'s' if len(damaged) > 1 else ''} {some} of {len(whole)} damaged, left out", file=sys.stderr, flush=True)
+    return [line for line in (*lines, _line(tail)) if line is not None]
+
+
+def _line(text: bytes) -> dict | None:
+    """A line of metrics.jsonl; None for what is none."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(values, dict) and type(values.get("step")) is int and type(values.get("elapsed")) in (int, float)
+    return values if is_one and math.isfinite(values["elapsed"]) else None
 
 
 class Broken(Protocol):
@@ -151,16 +191,16 @@ def most_by_chance(share: float, shown: int) -> float:
 
 def losses_of(workdir: epath.Path, lines: int = 10) -> dict:
     """How a workdir's losses fell: means of the first and the last `lines` logged steps, and held-back losses by step; empty without metrics."""
-    path = workdir / "metrics.jsonl"
-    logged = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    names = ("lm_loss", "image_loss")
+    logged = [line for line in read_metrics(workdir) if all(type(line.get(name)) in (int, float) for name in names)]
     if not logged:
         return {}
-    mean = lambda some: {name: sum(line[name] for line in some) / len(some) for name in ("lm_loss", "image_loss")}
+    mean = lambda some: {name: sum(line[name] for line in some) / len(some) for name in names}
     held_back = {line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")} for line in logged if "eval_loss" in line}
     return {"first": mean(logged[:lines]), "last": mean(logged[-lines:]), "held_back": held_back}
 
 
 def train_seconds(workdir: epath.Path) -> float | None:
     """Seconds of training that a workdir's metrics record; None for a folder without metrics."""
-    path = workdir / "metrics.jsonl"
-    return json.loads(path.read_text().splitlines()[-1])["elapsed"] if path.exists() else None
+    logged = read_metrics(workdir)
+    return logged[-1]["elapsed"] if logged else None

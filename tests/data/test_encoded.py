@@ -34,6 +34,25 @@ def test_records_come_back(layout):
         decode(encode(drawn(2)), 1, LAYOUT)
 
 
+@pytest.mark.parametrize("name", ["encoded.json", "encoded-00001-of-00003.array_record"])
+@pytest.mark.parametrize("damage", [b"", b"hello", b"[1]", b"[" * 100_000, b'{"documents": "x"}', None, "half"])
+def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, name, damage):
+    monkeypatch.setattr(encoded_module, "PER_FILE", 10)
+    folder, card = str(tmp_path), card_of("source", LAYOUT, "encoders", 25)
+    write_encoded(folder, card, lambda numbers: map(drawn, numbers))
+    file = tmp_path / name
+    file.unlink() if damage is None else file.write_bytes(file.read_bytes()[:-40] if damage == "half" else damage)
+    with pytest.raises(SourceError, match="python -m dreamjax.precompute writes"):
+        stored = open_encoded(folder, "source", LAYOUT)
+        [stored.pictures(number, number % 3) for number in range(25)]
+    for damaged in (file, tmp_path / "encoded.json"):  # the remedy
+        damaged.unlink(missing_ok=True)
+    write_encoded(folder, card, lambda numbers: map(drawn, numbers))
+    stored = open_encoded(folder, "source", LAYOUT)
+    for number in range(25):
+        assert_same(stored.pictures(number, number % 3), drawn(number))
+
+
 @pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch, place):
     monkeypatch.setattr(encoded_module, "PER_FILE", 10)

@@ -1,10 +1,15 @@
 """The index pass: found once, stored, resumed where it was interrupted, and shared out over processes."""
 
+import io
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dreamjax.data import lengths as lengths_module
 from dreamjax.data.lengths import PAIR, Measured, measure_all, shown
@@ -52,6 +57,76 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path):
     assert min(seen) == 2048 and np.array_equal(lengths.entries, expected(5000))
     assert found.broken == 50 and found.cut == 500
     assert json.loads((tmp_path / "key.json").read_text())["broken"] == 50
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder of lengths as a start has left it, and what is in it."""
+    folder = tmp_path_factory.mktemp("kept")
+    measure_all(measure, 300, "key", epath.Path(folder))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def other_shape(count, dtype=np.int32):
+    file = io.BytesIO()
+    np.save(file, np.zeros((count, 3), dtype))
+    return file.getvalue()
+
+
+DAMAGE = {
+    "deleted": None, "empty": b"", "garbage": b"\x93NUMPY garbage", "nul": b"\0" * 4000, "zip": b"PK\x03\x04" + b"\0" * 40, "text": b"[" * 100_000,
+    "shorter": other_shape(299), "other_type": other_shape(300, np.float64), "zeros": other_shape(300), "number": b"7", "list": b"[1]",
+    "keys": b'{"tokens": 1}', "types": b'{"tokens": "x", "cut": 0, "apart": 0, "broken": 0, "named": []}', "object": other_shape(1, object),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["key.npy", "key.json"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files_are_named_and_measured_anew(tmp_path, kept, capsys, name, damage):
+    restore(tmp_path, kept)
+    (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
+    lengths, found = measure_all(measure, 300, "key", epath.Path(tmp_path))
+    assert np.array_equal(lengths.entries, expected(300)) and found.broken == 3
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"{tmp_path}/key.*: damaged (") or name == "key.json" and damage is None
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def restore(folder: pathlib.Path, kept: dict):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(["key.npy", "key.json"]), at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
+def test_no_byte_changes_a_length_unseen(tmp_path_factory, kept, name, at, flip, cut):
+    folder = tmp_path_factory.mktemp("flipped")
+    data = bytearray(kept[name])
+    place = int(at * len(data))
+    data[place] ^= flip
+    restore(folder, kept | {name: bytes(data[:place] if cut else data)})
+    lengths, _ = measure_all(measure, 300, "key", epath.Path(folder))
+    assert np.array_equal(lengths.entries, expected(300))
+
+
+@pytest.mark.parametrize("damaged", ["log", "entries"])
+def test_an_interrupted_pass_that_was_damaged_goes_on_from_what_is_whole(tmp_path, damaged):
+    def interrupted(index):
+        if index == 3000:
+            raise KeyboardInterrupt
+        return measure(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_all(interrupted, 5000, "key", epath.Path(tmp_path))
+    path = tmp_path / ("key.0.npy.partial.log" if damaged == "log" else "key.0.npy.partial")
+    data, seen = bytearray(path.read_bytes()), []
+    place = data.index(b"\n") + 5 if damaged == "log" else 128 + 1500 * 12
+    data[place : place + 9] = b"\0" * 9
+    path.write_bytes(data)
+    lengths, found = measure_all(lambda index: seen.append(index) or measure(index), 5000, "key", epath.Path(tmp_path))
+    assert min(seen) == 1024 and np.array_equal(lengths.entries, expected(5000)) and found.broken == 50
 
 
 def test_worker_processes_find_the_same(tmp_path, monkeypatch):

@@ -309,19 +309,29 @@ def test_lengths_are_found_once(make, tmp_path, monkeypatch):
     assert measured == list(range(20))
 
 
-def test_a_run_that_is_resumed_again_counts_on(make, tmp_path, monkeypatch):
+def test_a_run_that_is_resumed_again_counts_on(make, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan_module, "BLOCK", 8)
     folder = epath.Path(tmp_path)
     straight = make(numbered(40)).load(30)
     first = make(numbered(40), folder=folder)
     (one,) = first.batches(30, 31)
     assert_equal(one.batch, straight.batch)
-    assert [path.name for path in tmp_path.glob("*.groups.npy")] == [f"{first.fingerprint}.groups.npy"]
+    assert [path.name for path in tmp_path.glob("*.groups.np*")] == [f"{first.fingerprint}.groups.npz"]
     again, planned = make(numbered(40), folder=folder), []
     monkeypatch.setattr(plan_module, "pack", lambda *args: planned.append(args) or packing.pack(*args))
     (one,) = again.batches(30, 31)
     assert_equal(one.batch, straight.batch)
     assert 0 < len(planned) <= 4 < len(first.plan.ends)
+    (kept,) = tmp_path.glob("*.groups.npz")
+    data = kept.read_bytes()
+    for damage in (b"", b"garbage", data[:-30], data[:70] + b"\1" + data[71:], None):
+        kept.unlink() if damage is None else kept.write_bytes(damage)
+        capsys.readouterr()
+        (one,) = make(numbered(40), folder=folder).batches(30, 31)
+        assert_equal(one.batch, straight.batch)
+        told = capsys.readouterr().err
+        assert (told.startswith(f"{kept}: damaged (") and told.endswith("), counted anew\n") and told.count("\n") == 1) or damage is None
+        assert kept.read_bytes() == data
 
 
 def test_documents_that_changed_after_they_were_measured(make):

@@ -5,11 +5,13 @@ import json
 
 import pytest
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_run import CONFIG
 
 from dreamjax.data.sources import BadRecord
 from dreamjax.schema import RunStopped
-from dreamjax.training.metrics import Watch, losses_of
+from dreamjax.training.metrics import MetricsLog, Watch, losses_of, read_metrics, train_seconds
 
 
 def watch(tmp_path, share, records=100, broken=(), unnamed=0):
@@ -73,8 +75,71 @@ def test_what_the_opening_found_is_no_share_of_what_is_shown(tmp_path):
 
 def test_losses_are_means_of_the_first_and_last_lines(tmp_path):
     assert losses_of(epath.Path(tmp_path)) == {}
-    lines = [{"step": step, "lm_loss": 10.0 - step, "image_loss": 1 / step} | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
+    lines = [{"step": step, "elapsed": 1.0, "lm_loss": 10.0 - step, "image_loss": 1 / step} | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = losses_of(epath.Path(tmp_path), lines=2)
     assert found["first"] == {"lm_loss": 8.5, "image_loss": 0.75} and found["last"]["lm_loss"] == 4.5
     assert found["held_back"] == {4: {"eval_loss": 3.0, "eval_x": 1.0}}
+
+
+def line_of(step):
+    return json.dumps({"step": step, "elapsed": step / 2, "lm_loss": 1.5, "image_loss": 0.5}).encode()
+
+
+DAMAGE = {
+    "half": line_of(3)[:20], "nul": b"\0" * 40, "nul_before": b"\0\0" + line_of(3), "not_utf8": b"\xff\xfe{", "empty": b"", "no_object": b"[3]", "number": b"3",
+    "no_step": b'{"elapsed": 1.0}', "no_elapsed": b'{"step": 3}', "other_types": b'{"step": "3", "elapsed": 1.0}', "nan": b'{"step": 3, "elapsed": NaN}',
+    "deep": b"[" * 100_000, "long": b"9" * 5000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_line_is_named_and_the_others_stay(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([line_of(1), line_of(2), damage, line_of(4), line_of(5), line_of(6)[:15]]))
+    workdir = epath.Path(tmp_path)
+    assert train_seconds(workdir) == 2.5 and losses_of(workdir)["last"]["lm_loss"] == 1.5
+    capsys.readouterr()
+    MetricsLog(workdir, 4).close()
+    assert capsys.readouterr().err == f"{path}: line 3 of 5 damaged, left out\n"
+    assert path.read_bytes() == b"".join(line_of(step) + b"\n" for step in (1, 2, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(damage=st.lists(st.binary(max_size=30) | st.sampled_from(list(DAMAGE.values())), max_size=4))
+def test_no_bytes_hide_the_lines_around_them(tmp_path_factory, damage):
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    (workdir / "metrics.jsonl").write_bytes(b"\n".join([line_of(1), *damage, line_of(4)]))
+    assert [line["step"] for line in read_metrics(workdir)] == [1, 4]
+    MetricsLog(workdir, 4).close()
+    assert (workdir / "metrics.jsonl").read_bytes() == line_of(1) + b"\n" + line_of(4) + b"\n"
+
+
+def test_a_start_that_is_killed_in_the_rewriting_loses_no_line(tmp_path, monkeypatch):
+    """What rewrites the file replaces it: a kill leaves the old one, as does a full disk."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line_of(1) + b"\n" + line_of(2) + b"\n")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        MetricsLog(epath.Path(tmp_path), 1)
+    assert path.read_bytes() == line_of(1) + b"\n" + line_of(2) + b"\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_tensorboard_reads_what_the_run_wrote(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    log = MetricsLog(epath.Path(tmp_path), 6)
+    log.write({"step": 7, "elapsed": 1.0, "loss": 2.5, "nothing": None})
+    log.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    assert events[0].file_version == "brain.Event:2" and (events[1].step, events[1].session_log.status) == (7, 1)
+    assert events[2].step == 7 and {value.tag: value.simple_value for value in events[2].summary.value} == {"elapsed": 1.0, "loss": 2.5}
