@@ -328,9 +328,12 @@ def _read_json(path) -> dict:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name}: is no JSON object")
+    return values
 
 
 def _path(path: str | os.PathLike):

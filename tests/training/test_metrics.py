@@ -75,7 +75,8 @@ def test_what_the_opening_found_is_no_share_of_what_is_shown(tmp_path):
 
 def test_losses_are_means_of_the_first_and_last_lines(tmp_path):
     assert losses_of(epath.Path(tmp_path)) == {}
-    lines = [{"step": step, "elapsed": 1.0, "lm_loss": 10.0 - step, "image_loss": 1 / step} | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
+    losses = lambda step: {"elapsed": 1.0, "lm_loss": 10.0 - step, "image_loss": 1 / step}
+    lines = [{"step": step} | losses(step) | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = losses_of(epath.Path(tmp_path), lines=2)
     assert found["first"] == {"lm_loss": 8.5, "image_loss": 0.75} and found["last"]["lm_loss"] == 4.5
