@@ -40,7 +40,7 @@ def read_config(settings: Settings) -> LlamaConfig:
     """A config.json of model type llama (or dreamllm), with transformers' defaults for what it leaves out."""
     settings.require({
         "model_type": ("llama", "dreamllm"), "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (),
-        "quantization_config": (), "tie_word_embeddings": (True, False),
+        "quantization_config": (),
     })
     heads, width = settings.whole("num_attention_heads", 32), settings.whole("hidden_size", 4096)
     settings.require({"head_dim": (width // heads,)})
@@ -54,7 +54,7 @@ def read_config(settings: Settings) -> LlamaConfig:
             vocab_size=settings.whole("vocab_size", 32000), width=width, layers=settings.whole("num_hidden_layers", 32), heads=heads,
             kv_heads=settings.whole("num_key_value_heads", heads), ffn_width=settings.whole("intermediate_size", 11008),
             max_positions=settings.whole("max_position_embeddings", 2048), rope_theta=rope_theta,
-            rms_norm_eps=settings.number("rms_norm_eps", 1e-6), tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
+            rms_norm_eps=settings.number("rms_norm_eps", 1e-6), tie_embeddings=settings.flag("tie_word_embeddings", False),
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None

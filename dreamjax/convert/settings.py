@@ -40,6 +40,13 @@ class Settings:
             raise ConfigError(f"{self.where}: {key}: needs a number, not {value!r}")
         return float(value)
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; null, which is what Python's `if` takes for false, is false, and the default where the key is missing."""
+        value = self.values.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"{self.where}: {key}: needs true or false, not {value!r}")
+        return bool(value)
+
     def per_block(self, key: str, default, count: int) -> tuple:
         """A value for each of `count` blocks, from a list of that length or one value for all."""
         value = self.get(key, default)

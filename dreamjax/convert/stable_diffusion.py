@@ -28,7 +28,23 @@ VAE_FIXED = {
     "act_fn": ("silu",), "use_quant_conv": (True,), "use_post_quant_conv": (True,), "mid_block_add_attention": (True,), "shift_factor": (0, 0.0),
     "latents_mean": (), "latents_std": (),
 }  # fmt: skip
-SCHEDULE_FIXED = {"trained_betas": (), "rescale_betas_zero_snr": (False,), "thresholding": (False,), "clip_sample": (False,)}
+SCHEDULE_FIXED = {"trained_betas": (), "rescale_betas_zero_snr": (False,), "thresholding": (False,)}
+
+# What diffusers' classes take for keys that a file leaves out: what most of them do, and by class what differs. Classes of other
+# processes than this one (flow matching, EDM) are not among them. What a class has no key for is as if the file said nothing of it.
+SCHEDULE_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon", "steps_offset": 0,
+    "set_alpha_to_one": True, "clip_sample": False,
+}  # fmt: skip
+_STABLE_DIFFUSIONS_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, dict] = {
+    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler"), {"clip_sample": True}),
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"), {}),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"), {}),
+    **dict.fromkeys(("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), _STABLE_DIFFUSIONS_BETAS),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), {"beta_schedule": "scaled_linear", **_STABLE_DIFFUSIONS_BETAS}),
+}
 
 
 def unet_table(paths: Iterable[str]) -> Table:
@@ -75,7 +91,7 @@ def read_unet(settings: Settings, sample_size: int | None = None) -> UNetConfig:
             sample_size=sample_size or settings.whole("sample_size"), in_channels=settings.whole("in_channels", 4),
             out_channels=settings.whole("out_channels", 4), block_channels=channels, layers_per_block=layers.pop(),
             cross_attention=tuple(known[name] for name in down), heads=heads, context_width=contexts.pop(),
-            norm_groups=settings.whole("norm_num_groups", 32), linear_projection=bool(settings.get("use_linear_projection", False)),
+            norm_groups=settings.whole("norm_num_groups", 32), linear_projection=settings.flag("use_linear_projection", False),
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
@@ -123,14 +139,20 @@ def write_vae(config: VaeConfig, sample_size: int) -> dict:
 
 
 def read_schedule(settings: Settings) -> DiffusionConfig:
-    """A scheduler_config.json of any scheduler class: the noise schedule alone, with diffusers' defaults for what it leaves out."""
-    settings.require(SCHEDULE_FIXED | {"set_alpha_to_one": (True, False)})
+    """A scheduler_config.json: the noise schedule alone, with the defaults of diffusers' class of that name for what it leaves out."""
+    settings.require(SCHEDULE_FIXED | {"_class_name": tuple(SCHEDULERS)})
+    name = settings.get("_class_name")
+    defaults = SCHEDULE_DEFAULTS | SCHEDULERS.get(name, {})
+    if settings.flag("clip_sample", defaults["clip_sample"]):
+        said = "true" if "clip_sample" in settings.values else f"is missing, which is true for a {name},"
+        raise ConfigError(f"{settings.where}: clip_sample: {said} and not supported; false is, which StableDiffusionPipeline itself sets: write it into the file")
     try:
         return DiffusionConfig(
-            timesteps=settings.whole("num_train_timesteps", 1000), beta_schedule=settings.get("beta_schedule", "linear"),
-            beta_start=settings.number("beta_start", 0.0001), beta_end=settings.number("beta_end", 0.02),
-            prediction=settings.get("prediction_type", "epsilon"), steps_offset=settings.whole("steps_offset", 0),
-            set_alpha_to_one=settings.get("set_alpha_to_one", True),
+            timesteps=settings.whole("num_train_timesteps", defaults["num_train_timesteps"]),
+            beta_schedule=settings.get("beta_schedule", defaults["beta_schedule"]),
+            beta_start=settings.number("beta_start", defaults["beta_start"]), beta_end=settings.number("beta_end", defaults["beta_end"]),
+            prediction=settings.get("prediction_type", defaults["prediction_type"]), steps_offset=settings.whole("steps_offset", defaults["steps_offset"]),
+            set_alpha_to_one=settings.flag("set_alpha_to_one", defaults["set_alpha_to_one"]),
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None

@@ -160,7 +160,7 @@ def test_pickles_are_read_by_weights_alone(folders, tmp_path, monkeypatch):
         ("llm", {"num_hidden_layers": 3}, r"has no model.layers.2.self_attn.k_proj.weight, needed for llm/layers/attention/k/kernel \(3, 32, 32\)"),
         ("llm", {"num_hidden_layers": 1}, r"llm: 9 tensors fit nowhere, the first is model.layers.1.\S+.weight \("),
         ("llm", {"intermediate_size": 40}, r"model.layers.0.mlp.down_proj.weight is \(32, 48\), must be \(32, 40\) for llm/layers/mlp/down/kernel"),
-        ("llm", {"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not supported"),
+        ("llm", {"tie_word_embeddings": "no"}, "tie_word_embeddings: needs true or false, not 'no'"),
         ("llm", {"hidden_size": "wide"}, "hidden_size: needs a whole number, not 'wide'"),
         ("clip", {"hidden_act": "relu"}, "hidden_act: 'relu' is not supported"),
         ("clip", {"num_channels": 1}, "num_channels: 1 is not supported"),
