@@ -20,8 +20,8 @@ from dreamjax import clip_tokenizer
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.sampling import attention_maps, image, interleave, pictures, ranking, scores, stream
-from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError, require
+from dreamjax.sampling.options import MANY, Options
+from dreamjax.schema import MAX_SEED, ConfigError, require, require_number, require_seed
 from dreamjax.sharding import parameter_shardings
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
@@ -70,7 +70,7 @@ class DreamLLM:
 
         The result holds the new parts alone; its notes say where a limit ended it. The same seed gives the same document.
         """
-        return self.generate_batch([content], [seed], **options)[0]
+        return self.generate_batch([content], [require_seed("seed", seed)], **options)[0]
 
     def generate_batch(
         self, contents: Sequence, seeds: Sequence[int] | None = None, batch_size: int = 0, watch: Callable | None = None, **options
@@ -80,8 +80,10 @@ class DreamLLM:
         Seeds are 0, 1, 2 ... where none are given. A document is what it would be beside any others of a batch of the same
         size. `watch` is called with the events of `interleave.run` on the way.
         """
+        require_number("batch_size", batch_size, 0, MANY)
         prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(range(len(prompts)) if seeds is None else seeds)]
+        require(len(seeds) == len(prompts), "seeds", f"{len(seeds)} seeds for {len(prompts)} prompts")
         made: list[Document] = []
         for start in range(0, len(prompts), batch_size or max(len(prompts), 1)):
             now = slice(start, start + (batch_size or len(prompts)))
@@ -93,6 +95,9 @@ class DreamLLM:
 
         Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none).
         """
+        require_seed("seed", seed)
+        require_number("every", every, 1, MANY)
+        require_number("preview_every", preview_every, 0, MANY)
         return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
 
     def text_to_image(
@@ -107,7 +112,8 @@ class DreamLLM:
         """
         if not rank:
             return self.decode(self.text_to_latents(content, num_images, seed, **how))
-        require_count("num_images", num_images)
+        require_number("num_images", num_images, 1, MANY)
+        require_number("candidates", candidates, 1, MANY)
         score = score or ranking.clip_scorer(self.parts, self.params, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer))
         drawn = self.decode(self.text_to_latents(content, max(candidates, num_images), seed, **how))
         return ranking.marked(ranking.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
@@ -122,8 +128,8 @@ class DreamLLM:
         noise to begin from, `step_noise` [steps, n, h, w, C] that of each step. `preview` gets the step and the pictures of
         the present batch, as guessed so far, after every `preview_every` steps. `batch_size` pictures are drawn at once.
         """
-        require_count("num_images", num_images)
-        require_count("batch_size", batch_size)
+        require_number("num_images", num_images, 1, MANY)
+        require_number("batch_size", batch_size, 1, MANY)
         repeat = lambda documents: [document for document in documents for _ in range(num_images)]
         prompts, chosen = prompts_of(content), self.options(options)
         negatives = [] if negative is None else prompts_of(negative)
@@ -131,6 +137,9 @@ class DreamLLM:
         if negatives and len(negatives) != len(prompts):
             raise ConfigError(f"negative: {len(negatives)} negative prompts for {len(prompts)} prompts")
         prompts, negatives = repeat(prompts), repeat(negatives)
+        require_number("preview_every", preview_every, 1, MANY)
+        require_seed("seed", seed)
+        require(seed + len(prompts) - 1 <= MAX_SEED, "seed", f"{seed} leaves no seeds for {len(prompts)} pictures below 2^32")
         watch = (lambda moment: preview(moment.step, self.decode(moment.progress.estimate))) if preview else None
         drawn = []
         for start in range(0, len(prompts), batch_size):
@@ -142,6 +151,7 @@ class DreamLLM:
 
     def attention_maps(self, content, seed: int = 0, **options) -> attention_maps.Watched:
         """The picture that `text_to_image` draws after `content`, and where each dream query looked: `.maps`, `.save(FOLDER)`."""
+        require_seed("seed", seed)
         chosen = self.options(options)
         negatives = [] if chosen.negative is None else [chosen.negative]
         hidden, empty = pictures.conditions(self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen)
@@ -158,6 +168,7 @@ class DreamLLM:
 
         A continuation is a text; after running text it usually begins with a space.
         """
+        require_number("batch_size", batch_size, 1, MANY)
         pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
         for start in range(0, len(pairs), batch_size):
             found += scores.log_probabilities(self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template)
@@ -188,11 +199,6 @@ def _ranking_tokenizer(folder) -> str | None:
     """The folder of CLIP's own tokenizer in a model folder, where it has one."""
     path = folder / "tokenizer" / "clip_text"
     return os.fspath(path) if path.exists() else None
-
-
-def require_count(name: str, value: int):
-    """Raises ConfigError unless the value is at least 1."""
-    require(value >= 1, name, f"{value} is below 1")
 
 
 def prompts_of(content) -> list[Document]:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from dreamjax.model_config import ClipConfig, ClipTextConfig, DiffusionConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig, dreamllm_7b, tiny
-from dreamjax.schema import require, require_pattern, require_positive
+from dreamjax.schema import require, require_pattern, require_positive, require_seed
 
 __all__ = [
     "ClipConfig",
@@ -230,7 +230,8 @@ class RunConfig:
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")
-        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "seed", "profile_from", "profile_to", or_zero=True)
+        require_positive(self, "eval_every", "sample_every", "eval_batches", "sample_tokens", "profile_from", "profile_to", or_zero=True)
+        require_seed("seed", self.seed)
         require(0 <= self.profile_from <= self.profile_to or not self.profile_from, "profile_to", f"{self.profile_to} is before profile_from = {self.profile_from}")
         for pattern in self.whole:
             require_pattern(pattern, "whole")

@@ -34,7 +34,7 @@ from etils import epath
 from dreamjax import cli
 from dreamjax.config import MeshConfig
 from dreamjax.data.sources import SourceError
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, require_seed
 
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
@@ -53,7 +53,7 @@ REFERENCE = flags.DEFINE_string("reference", "", "What drawn pictures are compar
 BASELINE = flags.DEFINE_string("baseline", "", "Folder of a Stable Diffusion (diffusers) that draws the same with its own text encoder.")
 CLIP = flags.DEFINE_string("clip", "", "Folder of the CLIP (both towers) that ranks and measures drawn pictures; nothing: the model's own.")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures, where they are not below the data.")
-SEED = flags.DEFINE_integer("seed", 0, "Draws the examples.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Draws the examples; 0 to 4294967295.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Questions answered at once.", lower_bound=1)
 MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Devices along data, fsdp, tensor; one may be -1, which takes what is left.")
 
@@ -61,6 +61,7 @@ MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Devices along data, fsdp, te
 def main() -> int:
     """Runs tasks with a model."""
     _require(MODEL, TASK, OUT)
+    require_seed("--seed", SEED.value)
     own = {"shapes": functools.partial(shapes_task, "shapes"), "toy": functools.partial(shapes_task, "toy"), "storybook": storybook_task}
     names = list(dict.fromkeys(TASK.value.split(",")))
     benchmarks = [name for name in names if name not in own]
@@ -195,6 +196,7 @@ def score() -> int:
     from dreamjax.evaluation.tasks import TASKS
 
     _require(TASK, PREDICTIONS, DATA)
+    require_seed("--seed", SEED.value)
     if TASK.value == "fid":
         return _distance()
     if TASK.value == "study":

@@ -26,7 +26,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.sampling import archive, image, stream
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, require_seed
 from dreamjax.templates import TEMPLATES
 from dreamjax.to_folders import write_again, write_many, write_one
 
@@ -39,7 +39,7 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each lin
 CHAT = flags.DEFINE_bool("chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends.")
 AGAIN = flags.DEFINE_string("again", None, "A folder with a story.json: its document is written once more, with its own prompt, seed and options.")
 OUT = flags.DEFINE_string("out", None, "Folder for the result.")
-SEED = flags.DEFINE_integer("seed", 0, "Same seed, same document.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Same seed, same document; 0 to 4294967295.")
 BATCH = flags.DEFINE_integer("batch_size", 8, "Documents of --prompts that are written at once.", lower_bound=1)
 TEMPLATE = flags.DEFINE_string("template", "none", f"Chat template around the prompt: none, or {', '.join(TEMPLATES)}.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 always takes the likeliest token.", lower_bound=0)
@@ -66,6 +66,7 @@ def main() -> int:
     for flag in (MODEL, OUT):
         if flag.value is None:
             raise ConfigError(f"--{flag.name}: is missing")
+    require_seed("--seed", SEED.value)
     if sum(map(bool, (CHAT.value, PROMPTS.value, AGAIN.value))) > 1:
         raise ConfigError("--chat, --prompts, --again: exclude each other")
     if AGAIN.value:
@@ -78,7 +79,7 @@ def main() -> int:
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
     if model.parts.unet is not None:
-        image.latent_shape(model.parts.config, options), image.drawing(model.parts.config, options)  # sizes and steps that cannot be, before a word is written
+        image.check(model.parts.config, options, 1)  # sizes and steps that cannot be, before a word is written
     began = time.monotonic()
     facts = use(model, prompts, options, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
@@ -119,7 +120,7 @@ def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
         try:
             record = json.loads(line)
             document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent)
-            seed = SEED.value + number if isinstance(record, str) else int(record.get("seed", SEED.value + number))
+            seed = require_seed("seed", SEED.value + number if isinstance(record, str) else record.get("seed", SEED.value + number))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--prompts: line {number + 1} of {path}: {error}") from None
         prompts.append((document, seed))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 import types
 import typing
@@ -26,6 +27,28 @@ def require_positive(config, *names: str, or_zero: bool = False):
     for name in names:
         value = getattr(config, name)
         require(0 < value < math.inf or (or_zero and value == 0), name, f"must be {'zero or ' if or_zero else ''}positive, is {value}")
+
+
+def require_number(key: str, value, low: float, high: float) -> int | float:
+    """The value as a plain int or float; raises ConfigError unless it is a number in [low, high], a whole one where `low` is an int.
+
+    NumPy's numbers count; True, None, a text and NaN do not.
+    """
+    whole = isinstance(low, int)
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    shown = repr(value) if isinstance(value, (bool, str, float, type(None))) else f"of type {type(value).__name__}"
+    require(fits, key, f"must be a {'whole ' * whole}number, is {shown:.80}")
+    written = "a number beyond 10^18" if isinstance(value, int) and abs(value) > 10**18 else value  # Python does not print the longest ones
+    require(low <= value <= high, key, f"{written} is {f'below {low}' if value < low else f'above {high}' if value > high else 'no number'}")
+    return int(value) if whole else float(value)
+
+
+MAX_SEED = 2**32 - 1
+
+
+def require_seed(key: str, value) -> int:
+    """A seed as a plain int; raises ConfigError unless it is a whole number from 0 to 2^32 - 1: keys are made of 32 bits."""
+    return require_number(key, value, 0, MAX_SEED)
 
 
 def require_pattern(pattern: str, key: str):

@@ -23,7 +23,7 @@ from etils import epath
 
 from dreamjax import cli
 from dreamjax.convert import exporting, importing, verifying
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, require_seed
 from dreamjax.training import checkpoint, handover, model_folder
 
 SOURCE = flags.DEFINE_multi_string("source", [], "import, verify: folder, file or hub name that weights come from; may be given several times.")
@@ -32,7 +32,7 @@ PARTS = flags.DEFINE_list("parts", [], f"import: take only these of {', '.join(i
 NEW_ROWS = flags.DEFINE_string("new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows).")
 VISUAL_PROJECTOR = flags.DEFINE_string("visual_projector", None, "import: kind of a fresh visual projector: linear | mlp.")
 DREAM_QUERIES = flags.DEFINE_integer("dream_queries", None, "import: number of fresh dream queries; 64 where it is left out.")
-SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.")
 MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
 FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporting.FORMATS)}.")
 OUT = flags.DEFINE_string("out", None, "import, export: folder to write; must not hold a model yet.")
@@ -48,6 +48,7 @@ def need(*wanted: flags.FlagHolder):
 def import_() -> int:
     """Writes a model folder from foreign weights."""
     need(SOURCE, OUT)
+    require_seed("--seed", SEED.value)
     unknown = sorted(set(PARTS.value) - set(importing.PARTS))
     if unknown:
         raise ConfigError(f"--parts: {unknown[0]!r} is none of {', '.join(importing.PARTS)}")
@@ -112,6 +113,7 @@ def in_words(facts: dict) -> str:
 def verify() -> int:
     """Compares our numbers with torch's; 1 where they are not the same."""
     need(MODEL, SOURCE)
+    require_seed("--seed", SEED.value)
     rows = verifying.verify(checkpoint.open_folder(MODEL.value), SOURCE.value, SEED.value)
     print(verifying.in_words(rows))
     print(json.dumps({"verified": rows}))

@@ -1,6 +1,7 @@
 """Drawing: from the hidden states at the dream queries to pictures, with classifier-free guidance."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,10 +14,13 @@ from dreamjax.diffusion import samplers
 from dreamjax.diffusion.samplers import Plan, Progress
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling import memory
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
 
 Array = jax.Array
+
+FAR = 2  # times the training size, or its half, up to which sides pass without a warning
 
 
 class Drawing(NamedTuple):
@@ -49,6 +53,19 @@ def latent_shape(config: ModelConfig, options: Options) -> tuple[int, int, int]:
         if side % factor:
             raise ConfigError(f"{name}: {side} pixels is not a multiple of {factor}, the side that the VAE makes one latent of")
     return sides["height"] // factor, sides["width"] // factor, config.unet.in_channels
+
+
+def check(config: ModelConfig, options: Options, rows: int):
+    """Raises ConfigError where `rows` pictures at once cannot be drawn as the options ask, and warns of sizes far from the training size."""
+    drawing(config, options)
+    shape = latent_shape(config, options)
+    memory.require_room_for_pictures(config, shape, rows, 1 if options.guidance_scale == 1 else 2)
+    trained, (height, width) = config.unet.sample_size, shape[:2]
+    if max(height, width) > FAR * trained or FAR * min(height, width) < trained:
+        size = f"{width * config.decoder_size // trained} x {height * config.decoder_size // trained} pixels"
+        warnings.warn(
+            f"height, width: {size}, and the model was trained on {config.decoder_size} x {config.decoder_size}: things may come twice or fall apart", stacklevel=2
+        )
 
 
 def picture_keys(keys: Array, numbers: Array) -> Array:

@@ -21,12 +21,12 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
 from dreamjax.rows import Slots
-from dreamjax.sampling import beam, image, text
+from dreamjax.sampling import beam, image, memory, text
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
 from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
 from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, PICTURE_LIMIT, STOPPED, TOKEN_LIMIT, WRITING, Settings, Special, State
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, require_seed
 from dreamjax.tokenizer import Tokenizer
 
 CHECK_EVERY = 16  # tokens between two looks for a stop string
@@ -124,12 +124,19 @@ def begin(
     """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
     if parts.unet is None and options.min_images:
         raise ConfigError(f"min_images: {options.min_images}, and this model has no picture decoder")
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts")
+    seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
+    count = size or bucket(len(prompts), 1)
+    if parts.unet is not None and options.max_images:
+        image.check(parts.config, options, count)
     context, room = context_of(parts, options), picture_room(parts)
     rows = [prompt_row(parts, tokenizer, prompt, options.template) for prompt in prompts]
     for row in rows:
         check_row(parts, row, context)
     wanted = max(len(row.tokens) for row in rows) + options.max_tokens + options.max_images * room
-    width = bucket(max(options.max_tokens, 1), 64)
+    memory.require_room_for_documents(parts.config, count, min(wanted, context))
+    width = bucket(max(min(options.max_tokens, context), 1), 64)
     state = prefill(parts, params, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
     limit = lambda value: np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
     settings = Settings(

@@ -4,13 +4,17 @@ import dataclasses
 
 from dreamjax.diffusion.samplers import SAMPLERS, SPACINGS
 from dreamjax.document import Document
-from dreamjax.schema import ConfigError, require
+from dreamjax.schema import require, require_number
+from dreamjax.templates import TEMPLATES
 
 PADDINGS = ("left", "right")
-LOWEST = {
-    "max_tokens": 0, "max_images": 0, "min_images": 0, "context": 0, "temperature": 0, "top_k": 0, "beams": 1, "guidance_scale": 1, "num_steps": 1,
-    "eta": 0, "height": 0, "width": 0,
-}
+MANY = 2**20  # tokens, pictures, positions: more than any model has
+RANGES = {  # whole numbers where the bounds are
+    "max_tokens": (0, MANY), "max_images": (0, MANY), "min_images": (0, MANY), "context": (0, 2**31 - 1), "top_k": (0, 2**31 - 1), "beams": (1, 1024),
+    "num_steps": (1, MANY), "height": (0, MANY), "width": (0, MANY), "temperature": (0.0, 1e4), "top_p": (0.0, 1.0), "repetition_penalty": (0.01, 100.0),
+    "length_penalty": (-10.0, 10.0), "eta": (0.0, 1.0), "guidance_scale": (1.0, 1e4), "guidance_rescale": (0.0, 1.0),
+}  # fmt: skip
+COLDEST = 1e-10  # of temperatures above 0: logits divided by less leave float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +51,20 @@ class Options:
     padding: str = "left"  # where shorter prompts are filled up when pictures are asked for: left, which changes nothing, or right, as the official code
 
     def __post_init__(self):
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        for name, low in LOWEST.items():
-            if not getattr(self, name) >= low:
-                raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")
-        require(self.repetition_penalty > 0, "repetition_penalty", f"must be above 0 (1 is none), is {self.repetition_penalty}")
-        require(0 <= self.guidance_rescale <= 1, "guidance_rescale", f"{self.guidance_rescale} is not in [0, 1]")
-        require(0 < self.top_p <= 1, "top_p", f"{self.top_p} is not in (0, 1]")
-        require(self.eta <= 1, "eta", f"{self.eta} is not in [0, 1]")
+        for name, (low, high) in RANGES.items():
+            object.__setattr__(self, name, require_number(name, getattr(self, name), low, high))
+        require(self.temperature == 0 or self.temperature >= COLDEST, "temperature", f"{self.temperature} is too close to 0, which takes the likeliest token")
+        require(self.top_p > 0, "top_p", f"{self.top_p} is not in (0, 1]")
         require(self.min_images <= self.max_images, "min_images", f"{self.min_images} is above max_images = {self.max_images}")
-        require(all(self.stop), "stop", "an empty string would end every document at once")
-        for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS), ("padding", PADDINGS)):
-            require(getattr(self, name) in known, name, f"{getattr(self, name)!r} is none of {', '.join(known)}")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        require(isinstance(stop, (list, tuple)) and all(isinstance(string, str) for string in stop), "stop", "must be a text or a list of texts")
+        require(all(stop), "stop", "an empty string would end every document at once")
+        object.__setattr__(self, "stop", tuple(stop))
+        require(isinstance(self.unmasked, bool), "unmasked", "must be True or False")
+        require(self.negative is None or isinstance(self.negative, Document), "negative", "must be a Document or None")
+        for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS), ("padding", PADDINGS), ("template", tuple(TEMPLATES))):
+            require(isinstance(getattr(self, name), str), name, f"must be one of {', '.join(known)}")
+            require(getattr(self, name) in known, name, f"{getattr(self, name)!r:.80} is none of {', '.join(known)}")
         if self.beams > 1:
             require(self.max_images == 0, "beams", f"{self.beams} beams write text alone: set max_images = 0")
             require(self.temperature == 0, "beams", f"a search by {self.beams} beams draws no lots: set temperature = 0")

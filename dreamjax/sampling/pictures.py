@@ -13,7 +13,7 @@ from dreamjax.sampling.image import Moment
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import condition_after, condition_after_padding, unconditional
 from dreamjax.sampling.prompts import bucket
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, require_seed
 from dreamjax.tokenizer import Tokenizer
 
 
@@ -49,6 +49,9 @@ def draw_after(
     Noise comes from the seeds, or from `latents` [B, h, w, C] and, for each step, `step_noise` [steps, B, h, w, C].
     `watch` is called after every `every` steps with a Moment.
     """
+    seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
+    if parts.unet is not None:
+        image.check(parts.config, options, bucket(len(prompts), 1))
     hidden, empty = conditions(parts, params, tokenizer, prompts, negatives, options)
     size = len(hidden)
     keys = picture_keys([*seeds, *[0] * (size - len(prompts))])
