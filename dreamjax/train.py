@@ -4,6 +4,7 @@ Run it again on the same workdir and it goes on where it was, on another mesh an
 On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The workdir is shared.
 """
 
+import contextlib
 import json
 import signal
 import time
@@ -14,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
-from dreamjax import atomic, cli, hosts, sharding
+from dreamjax import atomic, cli, hosts, lock, sharding
 from dreamjax.config import RunConfig
 from dreamjax.data.loader import Loaded, Loader
 from dreamjax.data.vocabulary import open_tokenizer
@@ -57,13 +58,17 @@ def main() -> int:
     sharding.check_divides(config, mesh)
     if config.sample_every and jax.process_count() > 1:
         raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
-    return train(config, mesh, parts, shapes, where)
-
-
-def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict]) -> int:
-    """The run in --workdir from where it is to its end; shapes and shardings are those of (state, frozen). Returns the exit status."""
-    # -- Data
     workdir = checkpoint.open_folder(WORKDIR.value)
+    with lock.held(workdir, "--workdir") if hosts.is_first() else contextlib.nullcontext(lambda: None) as check_lock:
+        return train(config, mesh, parts, shapes, where, workdir, check_lock)
+
+
+def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], workdir: epath.Path, check_lock) -> int:
+    """The run in a workdir from where it is to its end; shapes and shardings are those of (state, frozen). Returns the exit status.
+
+    Host 0 holds the workdir, and `check_lock()` raises there when another run has taken it.
+    """
+    # -- Data
     with hosts.one_before_the_others("data"):
         prepare_workdir(workdir, config)
         tokenizer = open_tokenizer(config, workdir)
@@ -99,6 +104,7 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
         signals, agree = catch_signals(), hosts.agreement(mesh)
         watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
         for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
+            check_lock()
             profile.before_step(config, workdir, done)
             state, metrics = step(state, frozen, put(loaded))
             watch.after_dispatch(done, metrics | {"stop": agree(bool(signals))}, loaded.documents, loaded.skipped)
