@@ -62,6 +62,8 @@ class SourceConfig:
     images: str = ""  # folder of the pictures that JSON names; empty: where the JSON lies
     text_key: str = ""  # key or column of the text; empty: what is usual in the format
     image_key: str = ""  # key or column of the picture; empty: what is usual in the format
+    allow_outside: bool = False  # records may name pictures outside that folder: by absolute names, "..", or links
+    drop_first_answer: bool = False  # leave out what an assistant says before any user, as LLaVA's code does
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
     cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
     encoded: str = ""  # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every step
@@ -76,6 +78,7 @@ class SourceConfig:
         require(self.labels in ("all", "official"), "labels", f"{self.labels!r} is neither all nor official")
         require_positive(self, "size", "weight", or_zero=True)
         require(0 <= self.eval_share < 1, "eval_share", "is a share in [0, 1)")
+        require(self.min_similarity is None or math.isfinite(self.min_similarity), "min_similarity", f"must be finite, is {self.min_similarity}")
 
 
 @dataclasses.dataclass(frozen=True)

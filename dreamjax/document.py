@@ -76,6 +76,7 @@ class Document:
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
     kind: str = ""  # one of KINDS
+    left_out: tuple[images.BadImage, ...] = dataclasses.field(default=(), compare=False, repr=False)  # pictures that its source could not give, and why
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))

@@ -25,9 +25,11 @@ SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; form
 OUT = flags.DEFINE_string("out", None, "Folder to write to, on disk or in a bucket.")
 SPLIT = flags.DEFINE_enum("split", "train", ("train", "eval"), "Which part, of formats that hold one back themselves (storybook, storybook_pages).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures that JSON names; by default where the JSON lies.")
+ALLOW_OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Records may name pictures outside that folder: by absolute names, '..', or links.")
 TEXT_KEY = flags.DEFINE_string("text_key", "", "Key or column of the text, where it is not the usual one.")
 IMAGE_KEY = flags.DEFINE_string("image_key", "", "Key or column of the picture, where it is not the usual one.")
 SIMILARITY = flags.DEFINE_float("min_similarity", None, "Least CLIP similarity of a picture to its text; by default 0.25 for mmc4, else none.")
+DROP_FIRST_ANSWER = flags.DEFINE_bool("drop_first_answer", False, "Leave out what an assistant says before any user, as LLaVA's code does.")
 CACHE = flags.DEFINE_string("cache", "", "Folder for indexes; by default .dreamjax beside the files, or the user's cache.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing.")
 TEMPLATE = flags.DEFINE_string("template", "plain", "Chat template of the token counts.")
@@ -61,7 +63,10 @@ def main() -> int:
         URLS.value, NON_ASCII.value, read_words(files.read_bytes(WORDS.value).decode()) if WORDS.value else (),
     )  # fmt: skip
     source = open_source(
-        SourceConfig(form, path, SPLIT.value, images=IMAGES.value, text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value)
+        SourceConfig(
+            form, path, SPLIT.value, images=IMAGES.value, allow_outside=ALLOW_OUTSIDE.value, drop_first_answer=DROP_FIRST_ANSWER.value,
+            text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value,
+        )  # fmt: skip
     )
     job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value)
     facts = writing.write(job, WORKERS.value)

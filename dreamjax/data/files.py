@@ -112,6 +112,11 @@ def exists(path: str) -> bool:
     return _filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
+def is_file(path: str) -> bool:
+    """Whether there is such a file, no folder, pipe or device; in a bucket that is a request."""
+    return _filesystem(path).isfile(path) if is_remote(path) else os.path.isfile(path)
+
+
 def _local_stamp(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 

@@ -8,7 +8,7 @@ import dataclasses
 import re
 
 from dreamjax import images
-from dreamjax.data.sources.records import Unusable
+from dreamjax.data.sources.records import BOM, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.schema import require, require_positive
 
@@ -37,16 +37,16 @@ class Filters:
 
 def read_words(text: str) -> tuple[str, ...]:
     """Words from a file: one a line, in lower case."""
-    return tuple(sorted({line.strip().lower() for line in text.splitlines() if line.strip()}))
+    return tuple(sorted({line.strip().lower() for line in text.replace(BOM, "").splitlines() if line.strip()}))
 
 
 def keep(document: Document, filters: Filters) -> tuple[Document, list[images.BadImage]]:
-    """The document with its pictures read in, and why pictures were left out of it.
+    """The document with its pictures read in, and why pictures were left out of it, here or by its source.
 
     Raises Unusable where the document is not to be kept, BadImage where that is for a picture.
     """
     _check_text(document, filters)
-    parts, left_out = [], []
+    parts, left_out = [], list(document.left_out)
     needed = document.kind == "pair" or any(part.role for part in document.parts)
     for part in document.parts:
         if isinstance(part, Text):

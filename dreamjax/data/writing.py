@@ -17,7 +17,7 @@ from dreamjax.data import files, processes
 from dreamjax.data.filters import Filters, keep
 from dreamjax.data.sources import BadRecord, Source
 from dreamjax.data.sources.array_record import LENGTHS, SUFFIX, WRITER_OPTIONS, encode
-from dreamjax.data.sources.records import Unusable
+from dreamjax.data.sources.records import bad_record
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Slots, build_row
 from dreamjax.schema import ConfigError, RunStopped
@@ -151,13 +151,8 @@ def write_file(job: Job, number: int):
 
 def _usable(job: Job, index: int) -> tuple[Document, list[images.BadImage]]:
     document = job.source[index]
-    name = document.id or job.source.key(index)
-    try:
+    with bad_record(document.id or job.source.key(index)):
         return keep(document, job.filters)
-    except Unusable as error:
-        raise BadRecord(name, *error.args) from None
-    except images.BadImage as error:
-        raise BadRecord(name, error.reason, str(error)) from None
 
 
 def _counts(document: Document) -> collections.Counter:

@@ -59,7 +59,7 @@ def load(data: epath.PathLike, folder: str = "", count: int | None = None, seed:
     for key, topic, row in rows:
         try:
             document = instruct.parse(row, pictures, None)
-        except Unusable as error:
+        except (Unusable, images.BadImage) as error:
             bad.append(f"record {key}: {error}")
             continue
         usable.append(Asked(key, topic, Document(document.parts[:1], key), Document(_plain(document.parts[1:]), key)))

@@ -10,7 +10,7 @@ import pytest
 from made_data import jpeg, mmc4, pairs, picture, reasons, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import SourceError, open_source
+from dreamjax.data.sources import BadRecord, SourceError, open_source
 from dreamjax.images import BadImage
 
 
@@ -48,8 +48,8 @@ def test_other_columns(tmp_path):
     write_parquet(tmp_path / "b.parquet", {"image": ["7.jpg", "8.jpg"], "text": ["by name", "gone"]})
     source = opened(tmp_path / "b.parquet")
     assert told(source[0]) == [7, "by name"]
-    with pytest.raises(BadImage, match="8.jpg: no such file"):
-        source[1].images  # noqa: B018
+    with pytest.raises(BadRecord, match="8.jpg: no such file"):
+        source[1]
     write_parquet(tmp_path / "c.parquet", {"text": ["words alone"]})
     assert told(opened(tmp_path / "c.parquet")[0]) == ["words alone"]
 

@@ -14,6 +14,7 @@ from dreamjax.schema import ConfigError
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
 FORMATS = (*WITH_SPLITS, "webdataset", "pairs", "mmc4", "obelics", "llava", "instruct", "array_record", "parquet", "tfds")
+DETAIL = 300  # characters kept of what is wrong with a record: it may quote a whole file
 
 
 class SourceError(ValueError):
@@ -28,8 +29,9 @@ class BadRecord(ValueError):
     """
 
     def __init__(self, name: str, reason: str, detail: str = ""):
+        detail = " ".join(detail.split())[:DETAIL]
         super().__init__(name, reason, detail)  # as the arguments, so that it travels between processes
-        self.name, self.reason, self.detail = name, reason, " ".join(detail.split())
+        self.name, self.reason, self.detail = name, reason, detail
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.name, self.reason, self.detail) if part)
@@ -79,35 +81,35 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "storybook":
             from dreamjax.data.sources.storybook import Storybook
 
-            return Storybook(config.path, config.split)
+            return Storybook(config.path, config.split, config.allow_outside)
         case "storybook_pages":
             from dreamjax.data.sources.storybook import StorybookPages
 
-            return StorybookPages(config.path, config.split)
+            return StorybookPages(config.path, config.split, config.allow_outside)
         case "webdataset":
             from dreamjax.data.sources.webdataset import open_webdataset
 
-            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache)
+            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache, config.drop_first_answer)
         case "pairs":
             from dreamjax.data.sources.pairs import open_pairs
 
-            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.cache)
+            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.cache, config.allow_outside)
         case "mmc4":
             from dreamjax.data.sources.mmc4 import open_mmc4
 
-            return open_mmc4(config.path, config.images, config.min_similarity, config.cache)
+            return open_mmc4(config.path, config.images, config.min_similarity, config.cache, config.allow_outside)
         case "obelics":
             from dreamjax.data.sources.obelics import open_obelics
 
-            return open_obelics(config.path, config.images, config.cache)
+            return open_obelics(config.path, config.images, config.cache, config.allow_outside)
         case "llava":
             from dreamjax.data.sources.llava import open_llava
 
-            return open_llava(config.path, config.images, config.cache)
+            return open_llava(config.path, config.images, config.cache, config.allow_outside, config.drop_first_answer)
         case "instruct":
             from dreamjax.data.sources.instruct import open_instruct
 
-            return open_instruct(config.path, config.images, config.min_similarity, config.cache)
+            return open_instruct(config.path, config.images, config.min_similarity, config.cache, config.allow_outside)
         case "array_record":
             from dreamjax.data.sources.array_record import open_array_record
 
@@ -115,7 +117,9 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "parquet":
             from dreamjax.data.sources.parquet import open_parquet
 
-            return open_parquet(config.path, config.images, config.text_key, config.image_key, config.min_similarity)
+            return open_parquet(
+                config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.allow_outside, config.drop_first_answer
+            )
         case "tfds":
             from dreamjax.data.sources.tfds import open_tfds
 

@@ -24,7 +24,7 @@ from dreamjax import images
 from dreamjax.data import files
 from dreamjax.data.index import cache_folder
 from dreamjax.data.sources import BadRecord, SourceError
-from dreamjax.data.sources.records import texts_of
+from dreamjax.data.sources.records import Unusable, bad_record, optional, parse_json, require, texts_of
 from dreamjax.document import Document, Image, Text
 
 VERSION = 1
@@ -51,33 +51,44 @@ def encode(document: Document, key: str = "") -> bytes:
 
 
 def decode(record: bytes) -> Document:
-    """The inverse of `encode`. Raises ValueError."""
+    """The inverse of `encode`. Raises Unusable."""
+    try:
+        return _decode(record)
+    except (Unusable, ValueError) as error:  # a ValueError: of a role or a kind that there is not
+        raise Unusable("no document", ": ".join(error.args)) from None
+
+
+def _decode(record: bytes) -> Document:
     head, at = _head(record)
     parts = []
-    for part in head["parts"]:
+    for part in require(head, "parts", list, of=dict):
+        role = optional(part, "role", str, None)
         if "text" in part:
-            parts.append(Text(part["text"], part["learned"], part["role"]))
+            parts.append(Text(require(part, "text", str), require(part, "learned", bool), role))
         else:
-            parts.append(Image(record[at : at + part["bytes"]], part["seen"], part["dreamed"], part["role"]))
-            at += part["bytes"]
+            end = at + require(part, "bytes", int)
+            if not at <= end <= len(record):
+                raise ValueError(f"a picture of {part['bytes']} bytes in a record of {len(record)}")
+            parts.append(Image(record[at:end], require(part, "seen", bool), require(part, "dreamed", bool), role))
+            at = end
     if at != len(record):
         raise ValueError(f"{len(record)} bytes, of which the head describes {at}")
-    return Document(tuple(parts), head["id"], kind=head["kind"])
+    return Document(tuple(parts), require(head, "id", str), kind=require(head, "kind", str))
 
 
 def key_of(record: bytes) -> str:
-    """The key that a document was encoded with; empty where it has none. Raises ValueError."""
-    return _head(record)[0].get("key", "")
+    """The key that a document was encoded with; empty where it has none. Raises Unusable."""
+    return optional(_head(record)[0], "key", str, "")
 
 
 def _head(record: bytes) -> tuple[dict, int]:
-    """The head, and where it ends."""
+    """The head, and where it ends; raises Unusable."""
     if len(record) < _HEAD.size:
-        raise ValueError(f"{len(record)} bytes are no record")
+        raise Unusable("no document", f"{len(record)} bytes")
     end = _HEAD.size + _HEAD.unpack_from(record)[0]
-    head = json.loads(record[_HEAD.size : end])
-    if not isinstance(head, dict) or head.get("version") != VERSION:
-        raise ValueError(f"not a document of version {VERSION}")
+    head = parse_json(record[_HEAD.size : end])
+    if head.get("version") != VERSION:
+        raise Unusable("no document", f"not of version {VERSION}")
     return head, end
 
 
@@ -97,17 +108,16 @@ class ArrayRecords:
     def __getitem__(self, index: int) -> Document:
         name = self._name(index)
         try:
-            document = decode(self.records[index])
+            with bad_record(name):
+                document = decode(self.records[index])
         except RuntimeError as error:  # what the reader raises, whatever is wrong
             raise BadRecord(name, "damaged record", str(error)) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadRecord(name, "no document", str(error)) from None
         return dataclasses.replace(document, id=document.id or name)
 
     def key(self, index: int) -> str:
         """The key that the document was written with, or else the file and the number in it."""
         name = self._name(index)
-        with contextlib.suppress(RuntimeError, ValueError):  # which reading the document says
+        with contextlib.suppress(RuntimeError, Unusable):  # which reading the document says
             if key := key_of(self.records[index]):
                 return key
         return os.path.basename(name)

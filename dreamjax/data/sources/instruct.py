@@ -8,9 +8,9 @@ from dreamjax.data.sources.records import Folder, JsonRecords, open_json
 from dreamjax.document import Document
 
 
-def open_instruct(path: str, images: str = "", min_similarity: float | None = None, cache: str = "") -> JsonRecords:
+def open_instruct(path: str, images: str = "", min_similarity: float | None = None, cache: str = "", allow_outside: bool = False) -> JsonRecords:
     """The documents of files of instructions. Raises SourceError."""
-    return open_json(path, parse, images, cache, min_similarity=min_similarity)
+    return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
 
 
 def parse(record: dict, folder: Folder, min_similarity: float | None) -> Document:

@@ -6,16 +6,15 @@ MMC4 (arXiv:2304.06939): `text_list`, sentences; `image_info`, one entry for eac
 """
 
 import base64
-import binascii
 from collections.abc import Callable, Iterable, Sequence
 
 from dreamjax import images
-from dreamjax.data.sources.records import Unusable, require
-from dreamjax.document import Image, Part, Text
+from dreamjax.data.sources.records import Unusable, is_similar, optional, require, texts_at
+from dreamjax.document import Document, Image, Part, Text
 
 MIN_SIMILARITY = 0.25  # of MMC4's pictures, as the paper has it
 
-Find = Callable[[str, int], images.Source | None]  # a picture by its name and its number in the record; None where there is none
+Find = Callable[[str, int], images.Source]  # a picture by its name and its number in the record; raises BadImage where there is none
 
 
 def place(texts: Sequence[str], pictures: Iterable[tuple[int, Image]]) -> tuple[Part, ...]:
@@ -38,47 +37,50 @@ def _joined(texts: Sequence[str]) -> list[Text]:
     return [Text(words)] if words else []
 
 
-def mmc4_parts(record: dict, find: Find, min_similarity: float | None = None) -> tuple[Part, ...]:
-    """Parts of a record of MMC4; pictures that are not similar enough, or that there is no file of, are left out. Raises Unusable."""
+def mmc4_document(record: dict, find: Find, min_similarity: float | None = None) -> Document:
+    """The Document of a record of MMC4, without the pictures that are not similar enough or that there is no file of. Raises Unusable."""
     least = MIN_SIMILARITY if min_similarity is None else min_similarity
-    texts = require(record, "text_list", list, of=str)
-    pictures = []
+    texts = texts_at(record, "text_list")
+    pictures, left_out = [], []
     for number, info in enumerate(require(record, "image_info", list, of=dict)):
         where = f"image_info[{number}]."
         index = require(info, "matched_text_index", int, where)
         if not 0 <= index < len(texts):
             raise Unusable("bad index", f"{where}matched_text_index is {index}, of {len(texts)} sentences")
-        if least > 0 and require(info, "matched_sim", float, where) < least:
-            continue
-        source = _inline(info, where) or find(info.get("image_name") or "", number)
-        if source is not None:
-            pictures.append((index, Image(source)))
-    return place(texts, pictures)
+        try:
+            if least > 0 and not is_similar(info, "matched_sim", least, where):
+                raise images.BadImage(f"{where}matched_sim is {info['matched_sim']}", "low similarity")
+            pictures.append((index, Image(_inline(info, where) or find(optional(info, "image_name", str, "", where), number))))
+        except images.BadImage as error:
+            left_out.append(error)
+    return Document(place(texts, pictures), left_out=tuple(left_out))
 
 
 def _inline(info: dict, where: str) -> bytes | None:
     """A picture that lies in the JSON itself, as some converters of MMC4 put it there."""
-    payload = info.get("image_base64")
-    if not payload:
-        return None
     try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
+        return base64.b64decode(optional(info, "image_base64", str, "", where), validate=True) or None
+    except ValueError as error:
         raise Unusable("bad base64", f"{where}image_base64: {error}") from None
 
 
-def obelics_parts(record: dict, find: Find) -> tuple[Part, ...]:
-    """Parts of a record of OBELICS, in order; pictures that there is no file of are left out. Raises Unusable."""
-    texts, names = require(record, "texts", list), require(record, "images", list)
+def obelics_document(record: dict, find: Find) -> Document:
+    """The Document of a record of OBELICS, in order, without the pictures that there is no file of. Raises Unusable."""
+    texts, names = texts_at(record, "texts", of=str | None), require(record, "images", list, of=str | None)
     if len(texts) != len(names):
         raise Unusable("bad index", f"{len(texts)} texts for {len(names)} images")
-    parts, words = [], []
+    parts, words, left_out = [], [], []
     for number, (text, name) in enumerate(zip(texts, names)):
         if text is not None and name is not None:
             raise Unusable("bad index", f"texts[{number}] and images[{number}] are both there")
         if text is not None:
-            words.append(require({"texts": text}, "texts", str))
-        elif name is not None and (source := find(name, number)) is not None:
-            parts += [*_joined(words), Image(source)]
+            words.append(text)
+        elif name is not None:
+            try:
+                picture = Image(find(name, number))
+            except images.BadImage as error:
+                left_out.append(error)
+                continue
+            parts += [*_joined(words), picture]
             words = []
-    return (*parts, *_joined(words))
+    return Document((*parts, *_joined(words)), left_out=tuple(left_out))

@@ -9,14 +9,15 @@ from dreamjax.data.sources.records import Folder, JsonRecords, Unusable, open_js
 from dreamjax.document import Document
 
 
-def open_llava(path: str, images: str = "", cache: str = "") -> JsonRecords:
+def open_llava(path: str, images: str = "", cache: str = "", allow_outside: bool = False, drop_first_answer: bool = False) -> JsonRecords:
     """The conversations of files in LLaVA's layout. Raises SourceError."""
-    return open_json(path, parse, images, cache, picture_of)
+    options = {"drop_first_answer": True} if drop_first_answer else {}
+    return open_json(path, parse, images, cache, picture_of, allow_outside=allow_outside, **options)
 
 
-def parse(record: dict, folder: Folder) -> Document:
+def parse(record: dict, folder: Folder, drop_first_answer: bool = False) -> Document:
     """The Document of one record."""
-    return conversation(record, folder.find)
+    return conversation(record, folder.find, drop_first_answer)
 
 
 def picture_of(record: dict) -> str:

@@ -8,10 +8,11 @@ first; other keys by option. COCO's file (Lin et al. 2014) is one object of `ima
 import functools
 import json
 import re
+from collections.abc import Callable
 
 from dreamjax.data import files
 from dreamjax.data.index import Scan
-from dreamjax.data.sources.records import CHUNK, Folder, JsonRecords, Unusable, open_json, require, scan_json
+from dreamjax.data.sources.records import CHUNK, Folder, JsonRecords, Unusable, is_similar, open_json, require, scan_json, text_at, value_end
 from dreamjax.data.unpack import unpacked
 from dreamjax.document import Document, Image, Text
 
@@ -20,10 +21,12 @@ IMAGE_KEYS = ("image", "file_name")
 _GAP = re.compile(r"[ \t\r\n,:]*")  # between the values of an object or a list
 
 
-def open_pairs(path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "") -> JsonRecords:
+def open_pairs(
+    path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "", allow_outside: bool = False
+) -> JsonRecords:
     """The pairs of JSON files; those of one picture have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError."""
     options = {"text_key": text_key, "image_key": image_key, "min_similarity": min_similarity}
-    return open_json(path, parse, images, cache, functools.partial(picture_of, image_key=image_key), scan_pairs, **options)
+    return open_json(path, parse, images, cache, functools.partial(picture_of, image_key=image_key), scan_pairs, allow_outside, **options)
 
 
 def parse(record: dict, folder: Folder, text_key: str = "", image_key: str = "", min_similarity: float | None = None) -> Document:
@@ -31,15 +34,12 @@ def parse(record: dict, folder: Folder, text_key: str = "", image_key: str = "",
     name = picture_of(record, image_key)
     key = _key(record, text_key, TEXT_KEYS)
     captions = record[key] if isinstance(record[key], list) else [record[key]]
-    text = require({key: captions[0] if captions else ""}, key, str).strip()
+    text = text_at({key: captions[0] if captions else ""}, key).strip()
     if not text:
         raise Unusable("no text")
-    if min_similarity is not None and (similarity := require(record, "similarity", float)) < min_similarity:
-        raise Unusable("low similarity", str(similarity))
-    source = folder.find(name)
-    if source is None:
-        raise Unusable("image missing", name)
-    return Document((Image(source), Text(text)), kind="pair")
+    if min_similarity is not None and not is_similar(record, "similarity", min_similarity):
+        raise Unusable("low similarity", str(record["similarity"]))
+    return Document((Image(folder.find(name)), Text(text)), kind="pair")
 
 
 def picture_of(record: dict, image_key: str = "") -> str:
@@ -71,12 +71,14 @@ def scan_pairs(path: str, cache: str) -> Scan:
         lists, error = _two_lists(file.read().decode("latin-1"))  # one character of each byte: places are places in the file
     if error:
         scan.skipped.append((path, "bad JSON", f"{error}; the rest of the file is left out"))
-    pictures = {owner: (at, size, "image") for at, size, owner, _ in lists["images"]}
+    pictures = {owner: (at, size, "image") for at, size, owner, _ in lists["images"] if owner is not None}
     for number, (at, size, _, owner) in enumerate(lists["annotations"]):
         if owner in pictures:
             scan.add(str(number), [pictures[owner], (at, size, "")])
-        else:
+        elif owner is not None:
             scan.skipped.append((f"{path}:{number}", "image missing", f"no entry of images has the id {owner}"))
+        else:
+            scan.skipped.append((f"{path}:{number}", "missing key", "image_id, a number or text"))
     return scan
 
 
@@ -96,10 +98,10 @@ def _is_coco(start: str) -> bool:
         return False
 
 
-def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str, str]]], str]:
+def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str | None, str | None]]], str]:
     """(offset, size, id, image_id) of each item of `images` and `annotations`, as far as the object can be read, and what ended it."""
-    decode, lists = json.JSONDecoder().raw_decode, {"images": [], "annotations": []}
-    at = text.index("{") + 1
+    decode = json.JSONDecoder(parse_int=str).raw_decode  # of numbers only equality counts, and Python reads no more than 4,300 digits
+    lists, at = {"images": [], "annotations": []}, text.index("{") + 1
     try:
         while text[at := _GAP.match(text, at).end()] != "}":
             key, at = decode(text, at)
@@ -109,11 +111,26 @@ def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str, str]]], s
                 continue
             at += 1
             while text[at := _GAP.match(text, at).end()] != "]":
-                item, end = decode(text, at)
-                owner = item if isinstance(item, dict) else {}
-                lists[key].append((at, end - at, json.dumps(owner.get("id")), json.dumps(owner.get("image_id"))))
+                item, end = _item(decode, text, at)
+                lists[key].append((at, end - at, _id(item, "id"), _id(item, "image_id")))
                 at = end
             at += 1
     except (ValueError, IndexError, RecursionError) as error:
         return lists, f"at byte {at:,d}: {str(error).split(':')[0]}"
     return lists, ""
+
+
+def _item(decode: Callable, text: str, at: int) -> tuple[object, int]:
+    """A list's item, None where it is no JSON, and where it ends."""
+    try:
+        return decode(text, at)
+    except (ValueError, RecursionError):
+        end = value_end(text, at)
+        if end is None:
+            raise
+        return None, end
+
+
+def _id(item, key: str) -> str | None:
+    value = item.get(key) if isinstance(item, dict) else None
+    return value if isinstance(value, str) else None

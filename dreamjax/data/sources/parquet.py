@@ -1,8 +1,8 @@
 """Parquet as datasets are exported from the hub: a row is a record.
 
 Rows with `texts` and `images` (lists of one length), `text_list`, `conversations` or `instruction` are documents in the layouts
-of `json_documents`; others are pairs: a picture (column `image` or `jpg`) and its caption (`text` or `caption`), or text alone.
-A picture is a struct of bytes and path, or bytes, or a path in the folder of pictures.
+of `json_documents`; others are pairs: a picture (column `image`, `jpg` or `images`) and its caption (`text` or `caption`), or text
+alone. A picture is a struct of bytes and path, or bytes, or a path in the folder of pictures, or a list of one of these.
 
 Parquet reads whole row groups: text and pictures are read apart, and each process keeps the last few of them. A shuffled epoch
 over large files is therefore slow: `python -m dreamjax.prepare` once makes it fast.
@@ -24,8 +24,8 @@ import pyarrow.parquet
 from dreamjax import images
 from dreamjax.data import files
 from dreamjax.data.sources import BadRecord, SourceError
-from dreamjax.data.sources.json_documents import document_of, is_document
-from dreamjax.data.sources.records import Folder, Unusable, require, texts_of
+from dreamjax.data.sources.json_documents import COLUMNS, document_of, is_document
+from dreamjax.data.sources.records import Folder, Unusable, bad_record, is_similar, text_at, texts_of, with_id
 from dreamjax.document import Document, Image, Text
 
 SUFFIX = ".parquet"
@@ -54,13 +54,25 @@ class Cell:
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
             return data
-        path = value.get("path") if isinstance(value, dict) else value
-        if not isinstance(path, str):
+        path = _path_in(value)
+        if path is None:
             raise images.BadImage(f"{self.name}: no picture in the column {self.column}", "image missing")
-        return images.file_bytes(self.folder.path_of(path))
+        return images.file_bytes(self.folder.find(path))
 
     def __str__(self) -> str:
         return self.name
+
+
+def _path_in(value) -> str | None:
+    """The path of a picture that is not in the table itself."""
+    path = value if not isinstance(value, dict) else None if value.get("bytes") else value.get("path")
+    return path if isinstance(path, str) else None
+
+
+def _is_read_at_once(kind: pyarrow.DataType) -> bool:
+    """Whether a column holds so little that a record's pictures are looked at with its text, or lists, of which nothing else is known."""
+    types = pyarrow.types
+    return any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_list, types.is_large_list, types.is_fixed_size_list))
 
 
 @functools.lru_cache(maxsize=CACHED)
@@ -83,7 +95,7 @@ def _open(file: str) -> pyarrow.parquet.ParquetFile:
 class Parquet:
     """The rows of all files, in the order of the files."""
 
-    files: tuple[tuple[str, str, tuple[str, ...]], ...]  # name, stamp, columns
+    files: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]  # name, stamp, columns, those whose pictures are looked at with the text
     groups: np.ndarray  # [groups, 2]: number of the file, number in the file
     ends: np.ndarray  # [groups] one past the last row of each
     skipped: tuple[BadRecord, ...]
@@ -91,11 +103,13 @@ class Parquet:
     text_key: str = ""
     image_key: str = ""
     min_similarity: float | None = None
+    drop_first_answer: bool = False  # of conversations
 
     @property
     def fingerprint(self) -> str:
         """Of the files and the settings."""
-        facts = [self.files, self.folder.path, self.text_key, self.image_key, self.min_similarity]
+        facts = [[file[:3] for file in self.files], self.folder.path, self.text_key, self.image_key, self.min_similarity]
+        facts += [name for name, on in (("outside", self.folder.allow_outside), ("drop_first_answer", self.drop_first_answer)) if on]
         return f"parquet-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
     def __len__(self) -> int:
@@ -103,12 +117,8 @@ class Parquet:
 
     def __getitem__(self, index: int) -> Document:
         name = self._name(index)
-        try:
-            return dataclasses.replace(self._document(index, name), id=name)
-        except Unusable as error:
-            raise BadRecord(name, *error.args) from None
-        except OSError as error:
-            raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
+        with bad_record(name):
+            return with_id(self._document(index, name), name)
 
     def key(self, index: int) -> str:
         """The file, the row group and the row in it."""
@@ -131,44 +141,76 @@ class Parquet:
 
     def _document(self, index: int, name: str) -> Document:
         file, group, row = self._place(index)
-        path, stamp, columns = self.files[file]
-        value = lambda column: _read_column(path, stamp, group, column)[row].as_py()
+        path, stamp, columns, at_once = self.files[file]
+        value = lambda column: _value(path, stamp, group, row, column)
         picture = next((c for c in ((self.image_key,) if self.image_key else IMAGE_COLUMNS) if c in columns), None)
         if self.image_key and picture is None:
             raise Unusable("missing key", f"column {self.image_key}; there are {', '.join(columns)}")
         cell = lambda item: Cell(path, stamp, group, row, picture, item, name, self.folder)
         if is_document({column: [] for column in columns}):
-            return self._layout(value, columns, picture, cell)
+            record = {column: value(column) for column in columns if column in COLUMNS and column != picture}
+            return self._layout(record, value(picture) if picture else None, cell)
         column = next((c for c in ((self.text_key,) if self.text_key else TEXT_COLUMNS) if c in columns), None)
         if column is None:
             raise Unusable("missing key", f"a column of text ({self.text_key or ' or '.join(TEXT_COLUMNS)}); there are {', '.join(columns)}")
-        text = require({column: value(column)}, column, str).strip()
+        text = text_at({column: value(column)}, column).strip()
         if not text:
             raise Unusable("no text")
         if picture is None:
             return Document((Text(text),))
-        if self.min_similarity is not None and require({c: value(c) for c in columns if c == "similarity"}, "similarity", float) < self.min_similarity:
-            raise Unusable("low similarity")
-        return Document((Image(cell(-1)), Text(text)), kind="pair")
+        if self.min_similarity is not None:
+            similarity = {c: value(c) for c in columns if c == "similarity"}
+            if not is_similar(similarity, "similarity", self.min_similarity):
+                raise Unusable("low similarity", str(similarity["similarity"]))
+        source = self._one_of(value(picture), cell) if picture in at_once else cell(-1)
+        return Document((Image(source), Text(text)), kind="pair")
 
-    def _layout(self, value, columns, picture: str | None, cell) -> Document:
-        """A row in one of the JSON layouts. Its pictures are found by their number; the names only say which there are."""
-        record = {column: value(column) for column in columns if column != picture}
-        shown = value(picture) if picture else None
+    def _one_of(self, shown, cell) -> images.Source:
+        """The picture of a pair, from a column of paths or of lists."""
+        items = shown if isinstance(shown, list) else [shown]
+        if len(items) > 1:
+            raise Unusable("several images", f"{len(items)} for one text")
+        if not items or items[0] is None:
+            raise images.BadImage("no picture in the column", "image missing")
+        path = _path_in(items[0])
+        return cell(0 if isinstance(shown, list) else -1) if path is None else self.folder.find(path)
+
+    def _layout(self, record: dict, shown, cell) -> Document:
+        """A row in one of the JSON layouts. Pictures of a column are found by their number; the names only say which there are."""
         several = isinstance(shown, list)
         items = shown if several else [] if shown is None else [shown]
-        names = [None if item is None else str(number) for number, item in enumerate(items)]
-        record |= {"images": names} | ({"image": names[0]} if len(names) == 1 else {})
+        if items:
+            names = [None if item is None else str(number) for number, item in enumerate(items)]
+            record |= {"images": names} | ({"image": names[0]} if len(names) == 1 else {})
 
-        def find(name: str, number: int) -> images.Source | None:
-            item = items[number]
-            path = item if isinstance(item, str) else item.get("path") if isinstance(item, dict) and not item.get("bytes") else None
+        def find(name: str, number: int) -> images.Source:
+            if not items:
+                return self.folder.find(name)
+            if number >= len(items) or items[number] is None:
+                raise images.BadImage(f"no picture {number} in the column", "image missing")
+            path = _path_in(items[number])
             return cell(number if several else -1) if path is None else self.folder.find(path)
 
-        return document_of(record, find, self.min_similarity)
+        return document_of(record, find, self.min_similarity, self.drop_first_answer)
 
 
-def open_parquet(path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None) -> Parquet:
+def _value(path: str, stamp: str, group: int, row: int, column: str):
+    """What stands in a row; raises Unusable and OSError."""
+    try:
+        return _read_column(path, stamp, group, column)[row].as_py()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python has none for
+        raise Unusable("bad value", f"{column}: {error}") from None
+
+
+def open_parquet(
+    path: str,
+    images: str = "",
+    text_key: str = "",
+    image_key: str = "",
+    min_similarity: float | None = None,
+    allow_outside: bool = False,
+    drop_first_answer: bool = False,
+) -> Parquet:
     """The rows of the files that a path means. Files that cannot be read are skipped; SourceError where none is left."""
     try:
         paths = files.expand(path, (SUFFIX,))
@@ -182,17 +224,19 @@ def open_parquet(path: str, images: str = "", text_key: str = "", image_key: str
     ends = np.cumsum([rows for found in whole for rows in found[1]], dtype=np.int64)
     if not len(ends) or not ends[-1]:
         raise SourceError(f"{path}: there is no row to read{f': {skipped[0]}' if skipped else ''}")
-    folder = Folder(images or os.path.dirname(paths[0]))
-    return Parquet(tuple(found[0] for found in whole), np.array(groups), ends, skipped, folder, text_key, image_key, min_similarity)
+    folder = Folder(images or os.path.dirname(paths[0]), allow_outside)
+    options = (text_key, image_key, min_similarity, drop_first_answer)
+    return Parquet(tuple(found[0] for found in whole), np.array(groups), ends, skipped, folder, *options)
 
 
-def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...]], list[int]] | BadRecord:
-    """(name, stamp, columns) of a file and the rows of its groups."""
+def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[int]] | BadRecord:
+    """(name, stamp, columns, those looked at with the text) of a file, and the rows of its groups."""
     try:
         stamp = files.stamp(path)
         with _open(path) as parquet:
             rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
-            return (path, stamp, tuple(parquet.schema_arrow.names)), rows
+            schema = parquet.schema_arrow
+            return (path, stamp, tuple(schema.names), tuple(field.name for field in schema if _is_read_at_once(field.type))), rows
     except files.Unreadable as error:
         return BadRecord(path, error.reason)
     except (pyarrow.ArrowException, OSError) as error:

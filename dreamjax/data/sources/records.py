@@ -7,53 +7,118 @@ Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They
 import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 
+from dreamjax import images
 from dreamjax.data import files
 from dreamjax.data.index import Index, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.unpack import unpacked
 from dreamjax.document import Document, Text
+from dreamjax.paths import OutsideFolder, inside
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zip")
 CHUNK = 2**22  # bytes of JSON looked at together
+_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?P<close>"?)|[\[\]{},]', re.DOTALL)  # of JSON: strings, brackets and commas
+BOM = "\ufeff"  # which editors put before a text, and joining files into its middle
 
 
 class Unusable(Exception):
     """What is wrong with a record: a fixed phrase to count by, and more of it."""
 
 
-def require(record: dict, key: str, kind: type, where: str = "", of: type | None = None):
+@contextlib.contextmanager
+def bad_record(name: str) -> Iterator[None]:
+    """Raises whatever is wrong with a record, or with a picture that it cannot do without, as BadRecord."""
+    try:
+        yield
+    except Unusable as error:
+        raise BadRecord(name, *error.args) from None
+    except images.BadImage as error:
+        raise BadRecord(name, error.reason, str(error)) from None
+    except OSError as error:
+        raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
+
+
+def with_id(document: Document, name: str) -> Document:
+    """The document of the record of that name; raises Unusable where nothing is in it."""
+    if not document.parts:
+        raise Unusable("empty", "; ".join(["neither text nor a picture", *map(str, document.left_out[:1])]))
+    return dataclasses.replace(document, id=name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Values by key: whatever a record holds, these give what the caller asked for or raise Unusable
+
+
+def require(record: dict, key: str, kind: type, where: str = "", of=None):
     """The value of a key, of a type (an int will do for a float); a list's items may be held to a type as well. Raises Unusable."""
-    if not isinstance(record, dict) or key not in record or record[key] is None:
+    if not isinstance(record, dict) or record.get(key) is None:
         raise Unusable("missing key", f"{where}{key}")
     value = record[key]
     if kind is float and type(value) is int:
-        value = float(value)
+        value = _as_float(value, f"{where}{key}")
     if type(value) is not kind:
         raise Unusable("wrong type", f"{where}{key} is {type(value).__name__}, not {kind.__name__}")
     for number, item in enumerate(value if of else ()):
-        if not isinstance(item, of):
-            raise Unusable("wrong type", f"{where}{key}[{number}] is {type(item).__name__}, not {of.__name__}")
+        if not isinstance(item, of) or isinstance(item, bool):  # a bool is an int
+            raise Unusable("wrong type", f"{where}{key}[{number}] is {type(item).__name__}, not {getattr(of, '__name__', of)}")
     return value
+
+
+def _as_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise Unusable("wrong type", f"{where} is larger than any float") from None
+
+
+def optional(record: dict, key: str, kind: type, default, where: str = ""):
+    """The same, or the default where the key is absent or null."""
+    return default if record.get(key) is None else require(record, key, kind, where)
+
+
+def text_at(record: dict, key: str, where: str = "") -> str:
+    """A text, without byte order marks. Raises Unusable."""
+    return require(record, key, str, where).replace(BOM, "")
+
+
+def texts_at(record: dict, key: str, of=str) -> list:
+    """A list of texts, without byte order marks; of `str | None` some may be null. Raises Unusable."""
+    return [text and text.replace(BOM, "") for text in require(record, key, list, of=of)]
+
+
+def is_similar(record: dict, key: str, least: float, where: str = "") -> bool:
+    """Whether a similarity is at least so large; one that is NaN or infinite is none. Raises Unusable where it is no number."""
+    value = require(record, key, float, where)
+    return math.isfinite(value) and value >= least
 
 
 def parse_json(data: bytes) -> dict:
     """One JSON object; raises Unusable."""
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+        record = json.loads(data, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers of more digits than Python reads
         raise Unusable("bad JSON", str(error)) from None
     if not isinstance(record, dict):
-        raise Unusable("bad JSON", f"{type(record).__name__}, not an object")
+        raise Unusable("bad JSON", f"{type(record).__name__}, not a JSON object")
     return record
 
 
+def _object(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # which of its values is meant nobody can tell
+        raise Unusable("repeated key", next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])))
+    return found
+
+
 def read_text(data: bytes) -> str:
-    """UTF-8; raises Unusable."""
+    """UTF-8, without byte order marks; raises Unusable."""
     try:
-        return data.decode()
+        return data.decode().replace(BOM, "")
     except UnicodeDecodeError as error:
         raise Unusable("bad UTF-8", str(error)) from None
 
@@ -73,18 +138,30 @@ def texts_of(source) -> Iterable[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Pictures by name under a folder, on disk or in a bucket."""
+    """Pictures by name under a folder, on disk or in a bucket. The names are what others wrote: they lead to nowhere else."""
 
     path: str
+    allow_outside: bool = False  # unless the user wants them to
 
-    def find(self, name: str, number: int = 0) -> str | None:
-        """The picture's path, or None where there is no such file."""
-        path = self.path_of(name)
-        return path if name and files.exists(path) else None
+    def find(self, name: str, number: int = 0) -> str:
+        """The picture's path. Raises BadImage with the reason "image missing", "not downloaded" (a URL) or "outside the folder"."""
+        path = self.place(name)
+        if not files.is_file(path):
+            raise images.BadImage(f"{path}: no such file", "image missing")
+        return path
 
-    def path_of(self, name: str) -> str:
-        """Where the picture would lie."""
-        return os.path.join(self.path, name)
+    def place(self, name: str) -> str:
+        """Where the picture would lie; raises BadImage as `find` does."""
+        if not name:
+            raise images.BadImage("no file is named", "image missing")
+        if "://" in name:
+            raise images.BadImage(f"{name}: is a URL", "not downloaded")
+        if self.allow_outside:
+            return files.join(self.path, name)
+        try:
+            return inside(self.path, name)
+        except OutsideFolder as error:
+            raise images.BadImage(str(error), "outside the folder") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,22 +182,15 @@ class JsonRecords:
     @property
     def fingerprint(self) -> str:
         """Of the files and the settings; not of the pictures, of which only the names are known."""
-        return f"{self.index.fingerprint}-{self.parse.__module__}-{self.folder.path}-{self.options}"
+        return f"{self.index.fingerprint}-{self.parse.__module__}-{self.folder.path}-{self.options}{'-outside' * self.folder.allow_outside}"
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Document:
         name = self.index.name(index)
-        try:
-            document = self.parse(self._record(index), self.folder, **self.options)
-            if not document.parts:
-                raise Unusable("empty", "neither text nor a picture")
-        except Unusable as error:
-            raise BadRecord(name, *error.args) from None
-        except OSError as error:
-            raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
-        return dataclasses.replace(document, id=name)
+        with bad_record(name):
+            return with_id(self.parse(self._record(index), self.folder, **self.options), name)
 
     def key(self, index: int) -> str:
         """The record's file and number, or what `key_of` finds in the record."""
@@ -147,6 +217,7 @@ def open_json(
     cache: str = "",
     key_of: Callable[[dict], str] | None = None,
     scan: Callable[[str, str], Scan] | None = None,
+    allow_outside: bool = False,
     **options,
 ) -> JsonRecords:
     """The documents of all JSON files that a path means; pictures lie in `folder`, or else beside the first file. Raises SourceError."""
@@ -154,7 +225,8 @@ def open_json(
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return JsonRecords(open_index(paths, scan or scan_json, cache), Folder(folder or os.path.dirname(paths[0])), parse, options, key_of)
+    pictures = Folder(folder or os.path.dirname(paths[0]), allow_outside)
+    return JsonRecords(open_index(paths, scan or scan_json, cache), pictures, parse, options, key_of)
 
 
 def scan_json(path: str, cache: str) -> Scan:
@@ -179,7 +251,7 @@ def _scan_lines(file, scan: Scan, path: str):
 
 
 def _scan_list(file, scan: Scan, path: str):
-    """Records of one JSON list, a window of the file at a time. One record that is no JSON ends it: where the next begins cannot be told."""
+    """Records of one JSON list, a window of the file at a time."""
     decode = json.JSONDecoder().raw_decode
     # Latin-1 makes one character of each byte, so that places in the text are places in the file.
     before, window, more = 0, file.read(CHUNK).decode("latin-1"), True
@@ -187,17 +259,35 @@ def _scan_list(file, scan: Scan, path: str):
     while True:
         while at < len(window) and window[at] in " \t\r\n,":
             at += 1
+        if window[at : at + 1] == "]":
+            if (window[at + 1 :] + file.read(CHUNK).decode("latin-1")).strip():
+                scan.skipped.append((path, "more behind the list", f"at byte {before + at + 1:,d}: it is left out"))
+            return
         try:
-            end = decode(window, at)[1] if window[at : at + 1] != "]" else 0
-            if end == 0:
-                return
-            if end < len(window) or not more:
-                scan.add(str(len(scan.ends)), [(before + at, end - at, "")])
-                at = end
-                continue
-        except (json.JSONDecodeError, RecursionError) as error:
-            if not more:
-                scan.skipped.append((f"{path}:{len(scan.ends)}", "bad JSON", f"at byte {before + at:,d}: {str(error).split(':')[0]}; the rest of the file is left out"))
-                return
-        more_text = file.read(max(CHUNK, len(window) - at)).decode("latin-1")
-        before, window, at, more = before + at, window[at:] + more_text, 0, bool(more_text)
+            end = decode(window, at)[1]
+        except (ValueError, RecursionError):  # a part of a record, or one that reading it will say is bad
+            end = value_end(window, at)
+        if end is not None and (end < len(window) or not more):
+            scan.add(str(len(scan.ends)), [(before + at, end - at, "")])
+            at = end
+        elif not more:
+            scan.skipped.append((f"{path}:{len(scan.ends)}", "bad JSON", f"at byte {before + at:,d}: it has no end; the rest of the file is left out"))
+            return
+        else:
+            more_text = file.read(max(CHUNK, len(window) - at)).decode("latin-1")
+            before, window, at, more = before + at, window[at:] + more_text, 0, bool(more_text)
+
+
+def value_end(text: str, at: int) -> int | None:
+    """Where a value of a list ends that is no JSON, or more than Python reads, told by its brackets alone; None where the text ends before."""
+    depth = 0
+    for token in _STRUCTURE.finditer(text, at):
+        if token[0] in "[{":
+            depth += 1
+        elif token[0] == "," and not depth or token[0] in "]}" and depth < 2:
+            return max(token.start(), at + 1) if not depth else token.end()
+        elif token[0] in "]}":
+            depth -= 1
+        elif token["close"] == "":
+            return None
+    return None

@@ -10,14 +10,15 @@ same split; otherwise a model would be tested on pictures that it was trained on
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import posixpath
 from collections.abc import Iterable, Sequence
 
+from dreamjax import images
 from dreamjax.data import files
 from dreamjax.data.sources import SPLITS, BadRecord, SourceError
+from dreamjax.data.sources.records import BOM, Folder, Unusable, bad_record, parse_json, with_id
 from dreamjax.document import Document, Image, Text
 
 EVAL_SHARE = 0.1  # of the stories, at most
@@ -47,6 +48,7 @@ class Storybook:
 
     path: str | os.PathLike
     split: str = "train"
+    allow_outside: bool = False  # pictures may lie outside the folder
     stories: tuple[Story, ...] = dataclasses.field(init=False, repr=False)
     keys: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the stories: the same where they share pictures
     skipped: tuple[BadRecord, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
@@ -73,18 +75,26 @@ class Storybook:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has stories 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
         story = self.stories[index]
-        parts = [Text(_heading(story.title))]
+        parts, left_out = [Text(_heading(story.title))], []
         for text, image in story.pages:
             if text:  # adjoining texts are read as one string
                 parts.append(Text(f" {text}" if isinstance(parts[-1], Text) else text))
             if image:
-                parts.append(Image(_place(self.path, image)))
-        return Document(tuple(parts), id=story.id)
+                try:
+                    parts.append(Image(self.place(image)))
+                except images.BadImage as error:
+                    left_out.append(error)
+        return Document(tuple(parts), id=story.id, left_out=tuple(left_out))
+
+    def place(self, image: str) -> str | pathlib.Path:
+        """Where a picture would lie. Raises BadImage for one that may not be read."""
+        path = Folder(os.fspath(self.path), self.allow_outside).place(image)
+        return path if files.is_remote(path) else pathlib.Path(path)
 
     @property
     def fingerprint(self) -> str:
         """Of the stories of this split."""
-        return hashlib.sha256(repr(self.stories).encode()).hexdigest()
+        return hashlib.sha256(repr(self.stories).encode()).hexdigest() + "-outside" * self.allow_outside
 
     def key(self, index: int) -> str:
         """The smallest id of the stories that share pictures with this one."""
@@ -103,11 +113,6 @@ class Storybook:
         return f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence {story.license or "unknown"}'
 
 
-def _place(folder: str | os.PathLike, image: str) -> str | pathlib.Path:
-    """Where a picture lies."""
-    return files.join(folder, image) if files.is_remote(os.fspath(folder)) else pathlib.Path(folder, image)
-
-
 def _heading(title: str) -> str:
     return title if title.endswith((".", "!", "?")) else title + "."
 
@@ -118,12 +123,13 @@ class StorybookPages:
 
     path: str | os.PathLike
     split: str = "train"
+    allow_outside: bool = False
     book: Storybook = dataclasses.field(init=False, repr=False)
     pages: tuple[tuple[str, str, str], ...] = dataclasses.field(init=False, repr=False)  # id, text, image
     keys: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the pages' stories
 
     def __post_init__(self):
-        book = Storybook(self.path, self.split)
+        book = Storybook(self.path, self.split, self.allow_outside)
         pages = [((f"{story.id}/{number}", *page), key) for story, key in zip(book.stories, book.keys) for number, page in enumerate(story.pages, 1) if all(page)]
         object.__setattr__(self, "book", book)
         object.__setattr__(self, "pages", tuple(page for page, _ in pages))
@@ -146,7 +152,8 @@ class StorybookPages:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has pages 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
         number, text, image = self.pages[index]
-        return Document((Text(text), Image(_place(self.path, image), seen=False)), id=number)
+        with bad_record(number):
+            return with_id(Document((Text(text), Image(self.book.place(image), seen=False))), number)
 
     def key(self, index: int) -> str:
         """That of the page's story."""
@@ -178,9 +185,9 @@ def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadR
         try:
             story = _parse(line)
             if story.id in stories:
-                raise _Unusable("repeated id", f"id {story.id} occurs twice")
+                raise Unusable("repeated id", f"id {story.id} occurs twice")
             stories[story.id] = story
-        except _Unusable as error:
+        except Unusable as error:
             skipped.append(BadRecord(f"{file}:{number}", *error.args))
     if not stories:
         reason = f"the first of {len(skipped)} bad records is {skipped[0]}" if skipped else "the file is empty"
@@ -188,24 +195,15 @@ def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadR
     return tuple(stories.values()), tuple(skipped)
 
 
-class _Unusable(Exception):
-    """What is wrong with one line: a reason and more of it."""
-
-
 def _parse(line: bytes) -> Story:
-    """One line of the file; raises _Unusable."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:  # also bytes that are not UTF-8
-        raise _Unusable("bad JSON", str(error)) from None
-    if not isinstance(record, dict):
-        raise _Unusable("bad JSON", "is not a JSON object")
+    """One line of the file; raises Unusable."""
+    record = parse_json(line)
     if not isinstance(record.get("pages"), list):
-        raise _Unusable("missing key", "pages is missing or no list")
+        raise Unusable("missing key", "pages is missing or no list")
     pages = tuple((_string(page, "text"), _picture(page, "image")) for page in record["pages"])
     pages = tuple(page for page in pages if any(page))
     if not pages:
-        raise _Unusable("empty", "no page has text or a picture")
+        raise Unusable("empty", "no page has text or a picture")
     others = {key: _string(record, key) for key in ("text_by", "illustration_by", "license")}
     return Story(_string(record, "id", needed=True), _string(record, "title", needed=True), pages, _picture(record, "cover"), **others)
 
@@ -215,14 +213,14 @@ def _string(record, key: str, needed: bool = False) -> str:
     if value is None and isinstance(record, dict) and not needed:
         return ""
     if not isinstance(value, str) or (needed and not value.strip()):
-        raise _Unusable("missing key", f"{key} is missing or no string")
-    return value.strip()
+        raise Unusable("missing key", f"{key} is missing or no string")
+    return value.replace(BOM, "").strip()
 
 
 def _picture(record, key: str) -> str:
     """A path with one spelling, so that stories that share a picture are found."""
     value = _string(record, key)
-    return posixpath.normpath(value) if value else ""
+    return posixpath.normpath(value) if value and not files.is_remote(value) else value
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -236,7 +234,7 @@ def assign_splits(stories: Sequence[Story]) -> list[str]:
     still fit into its share, and at least one story where there are groups enough. So a group larger than the share, as real
     folders have, is trained on, and the order of the file does not matter.
     """
-    groups = sorted(_connected(stories), key=lambda group: hashlib.sha256(min(group).encode()).digest())
+    groups = sorted(_connected(stories), key=lambda group: hashlib.sha256(min(group).encode("utf-8", "surrogatepass")).digest())
     left = max(1, int(EVAL_SHARE * len(stories))) if len(groups) > 1 else 0
     held_back = set()
     for group in groups:

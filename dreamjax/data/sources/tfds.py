@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from dreamjax import images
 from dreamjax.data.sources import BadRecord, Source, SourceError
 from dreamjax.data.sources.array_record import decode, encode, key_of
-from dreamjax.data.sources.records import Unusable, texts_of
+from dreamjax.data.sources.records import BOM, Unusable, bad_record, texts_of
 from dreamjax.document import Document, Image, Text
 
 TEXT_KEYS = ("text", "caption", "captions/text")
@@ -64,9 +64,10 @@ class Tfds:
     def __getitem__(self, index: int) -> Document:
         name = self._name(index)
         try:
-            document = _document(self._examples[index], self.text_key, self.image_key)
-        except Unusable as error:
-            raise BadRecord(name, *error.args) from None
+            with bad_record(name):
+                document = _document(self._examples[index], self.text_key, self.image_key)
+        except BadRecord:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise BadRecord(name, "damaged record", str(error)) from None
         return dataclasses.replace(document, id=document.id or name)
@@ -74,7 +75,7 @@ class Tfds:
     def key(self, index: int) -> str:
         """The key that a document was built with, or else the split and the number in it."""
         name = self._name(index)
-        with contextlib.suppress(RuntimeError, ValueError, KeyError, TypeError):  # which reading the document says
+        with contextlib.suppress(RuntimeError, ValueError, KeyError, TypeError, Unusable):  # which reading the document says
             if key := key_of(self._examples[index].get("document", b"")):
                 return key
         return os.path.basename(name)
@@ -97,7 +98,7 @@ def _document(example: dict, text_key: str, image_key: str) -> Document:
         value = value[0] if len(value) else None
     if value is None:
         raise Unusable("missing key", f"{text_key or ' or '.join(TEXT_KEYS)}; there are {', '.join(example)}")
-    text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
+    text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).replace(BOM, "").strip()
     picture = _lookup(example, image_key or "image")
     if not text:
         raise Unusable("no text")
@@ -105,6 +106,8 @@ def _document(example: dict, text_key: str, image_key: str) -> Document:
         if image_key:
             raise Unusable("missing key", f"{image_key}; there are {', '.join(example)}")
         return Document((Text(text),))
+    if not isinstance(picture, bytes | np.ndarray):  # a name of a file is none: datasets hold their pictures
+        raise Unusable("wrong type", f"{image_key or 'image'} is {type(picture).__name__}, no picture")
     return Document((Image(picture), Text(text)), kind="pair")
 
 

@@ -24,7 +24,7 @@ from dreamjax.data import files
 from dreamjax.data.index import Index, Member, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import document_of, is_document
-from dreamjax.data.sources.records import Unusable, parse_json, read_text, require, texts_of
+from dreamjax.data.sources.records import Unusable, bad_record, is_similar, parse_json, read_text, text_at, texts_of, with_id
 from dreamjax.data.unpack import unpacked
 from dreamjax.document import Document, Image, Text
 
@@ -42,6 +42,7 @@ class WebDataset:
     text_key: str = ""  # extension of the member, or key of the JSON, that holds the caption
     image_key: str = ""  # extension of the picture's member, where a record has several
     min_similarity: float | None = None  # of pairs whose JSON has `similarity`; and of MMC4's pictures
+    drop_first_answer: bool = False  # of conversations
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -51,19 +52,16 @@ class WebDataset:
     @property
     def fingerprint(self) -> str:
         """Of the tars and the settings."""
-        return f"webdataset-{self.index.fingerprint}-{self.text_key}-{self.image_key}-{self.min_similarity}"
+        settings = f"{self.text_key}-{self.image_key}-{self.min_similarity}{'-drop_first_answer' * self.drop_first_answer}"
+        return f"webdataset-{self.index.fingerprint}-{settings}"
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Document:
         name = self.index.name(index)
-        try:
-            return dataclasses.replace(self._document(self.index.members(index)), id=name)
-        except Unusable as error:
-            raise BadRecord(name, *error.args) from None
-        except OSError as error:
-            raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
+        with bad_record(name):
+            return with_id(self._document(self.index.members(index)), name)
 
     def key(self, index: int) -> str:
         """The tar and the record's name in it."""
@@ -79,13 +77,13 @@ class WebDataset:
         if self._needs_json(members):
             record = parse_json(_content(members, "json"))
             if is_document(record):
-                return document_of(record, _finder(pictures, record), self.min_similarity)
+                return document_of(record, _finder(pictures, record), self.min_similarity, self.drop_first_answer)
         text = self._text(members, record)
         if not text:
             raise Unusable("no text")
         if not pictures:
             return Document((Text(text),))
-        if self.min_similarity is not None and require(record or {}, "similarity", float) < self.min_similarity:
+        if self.min_similarity is not None and not is_similar(record or {}, "similarity", self.min_similarity):
             raise Unusable("low similarity", str(record["similarity"]))
         return Document((Image(self._picture(pictures)), Text(text)), kind="pair")
 
@@ -101,7 +99,7 @@ class WebDataset:
         value = next((record[key] for key in keys if record.get(key) is not None), None) if record is not None else None
         if value is None:
             raise Unusable("missing key", f"{kind}, and {' or '.join(keys)} in json; there are {', '.join(members) or 'no members'}")
-        return require({"text": value}, "text", str).strip()
+        return text_at({"text": value}, "text").strip()
 
     def _picture(self, pictures: dict) -> images.Source:
         if self.image_key:
@@ -145,7 +143,7 @@ def _is_picture(kind: str) -> bool:
     return kind.removesuffix(".gz").rpartition(".")[2] in PICTURES
 
 
-def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source | None]:
+def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source]:
     """Finds a document's pictures by the names that the JSON has for them or, where no member has one of these, by their numbers."""
     infos = record.get("image_info") or record.get("images") or record.get("image") or []
     names = [info.get("image_name") if isinstance(info, dict) else info for info in (infos if isinstance(infos, list) else [infos])]
@@ -154,7 +152,10 @@ def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source 
     alone = next(iter(pictures.values())) if len(pictures) == len(names) == 1 else None
 
     def find(name: str, number: int):
-        return pictures.get(_base(name)) if by_name else numbered.get(str(number), alone)
+        found = pictures.get(_base(name)) if by_name else numbered.get(str(number), alone)
+        if found is None:
+            raise images.BadImage(f"{name or f'picture {number}'}: no member of the record", "image missing")
+        return found
 
     return find
 
@@ -167,13 +168,15 @@ def _base(name: str) -> str:
 # Index
 
 
-def open_webdataset(path: str, text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "") -> WebDataset:
+def open_webdataset(
+    path: str, text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "", drop_first_answer: bool = False
+) -> WebDataset:
     """The records of the tars that a path means. Raises SourceError where there is none."""
     try:
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity)
+    return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer)
 
 
 def scan_tar(path: str, cache: str) -> Scan:
