@@ -6,7 +6,6 @@ also a document's two faces: JSON for programs and a self-contained HTML page fo
 """
 
 import base64
-import binascii
 import collections.abc
 import dataclasses
 import html
@@ -14,11 +13,12 @@ import itertools
 import json
 import os
 import re
+import reprlib
 
 import numpy as np
 import PIL.Image
 
-from dreamjax import atomic, images
+from dreamjax import atomic, images, paths
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("", "pair")
@@ -141,13 +141,22 @@ class Document:
         return {"id": self.id, "kind": self.kind, "parts": parts, "notes": list(self.notes)}
 
     @classmethod
-    def from_json(cls, record: dict, root: str | os.PathLike | None = None) -> "Document":
-        """The inverse of `to_json`; file names are looked up under `root`. Raises ValueError, naming the part."""
+    def from_json(cls, record: dict, root: str | os.PathLike | None = None, allow_outside: bool = False) -> "Document":
+        """The inverse of `to_json`. Raises ValueError, naming the part, for whatever else a record may be.
+
+        File names are looked up under `root` and have to lie there; without one, every picture has to be in the record itself.
+        `allow_outside`, for records of one's own, takes absolute names, "..", links and URLs too.
+        """
         parts = record.get("parts") if isinstance(record, dict) else None
         if not isinstance(parts, list):
             raise ValueError("a document is an object with a list under the key 'parts'")
-        decoded = tuple(_part_from_json(part, f"parts[{i}]", root) for i, part in enumerate(parts))
-        return cls(decoded, str(record.get("id", "")), tuple(record.get("notes", ())), str(record.get("kind", "")))
+        name, notes, kind = record.get("id", ""), record.get("notes", []), record.get("kind", "")
+        if not isinstance(name, str | int):
+            raise ValueError(f"id: {reprlib.repr(name)} is no text")
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError(f"notes: {reprlib.repr(notes)} is no list of texts")
+        decoded = tuple(_part_from_json(part, f"parts[{i}]", root, allow_outside) for i, part in enumerate(parts))
+        return cls(decoded, str(name), tuple(notes), kind)
 
     def save_json(self, path: str | os.PathLike):
         """Writes `to_json()`, pictures embedded."""
@@ -157,17 +166,17 @@ class Document:
         """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
         page = html_page(self.id or _shorten(self.text, 60) or "A document", headline + html_article(self), _RELOAD if growing else "")
-        atomic.write_text(path, page, "replace")
+        atomic.write_text(path, page, errors="replace")
 
     def save_images(self, folder: str | os.PathLike) -> list:
         """Writes the pictures as image_0.png, image_1.png, ... and returns their paths in order."""
         folder = _path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
+        names = []
         for i, picture in enumerate(self.images):
-            paths.append(folder / f"image_{i}.png")
-            atomic.write_bytes(paths[-1], images.to_png(picture))
-        return paths
+            names.append(folder / f"image_{i}.png")
+            atomic.write_bytes(names[-1], images.to_png(picture))
+        return names
 
 
 def _check_role(role: str | None):
@@ -190,30 +199,37 @@ def _as_part(item, where: str) -> Part:
 
 
 def _describe(item) -> str:
-    return f"{_shorten(repr(item), 60)} ({type(item).__name__})"
+    return f"{reprlib.repr(item)} ({type(item).__name__})"
 
 
-def _part_from_json(part, where: str, root) -> Part:
+def _part_from_json(part, where: str, root, allow_outside: bool) -> Part:
     kind = part.get("type") if isinstance(part, dict) else part
     content = part.get(kind) if kind in ("text", "image") and isinstance(part, dict) else None
     if not isinstance(content, str):
-        raise ValueError(f"{where}: {_shorten(repr(part), 60)} is neither {{'type': 'text', 'text': ...}} nor {{'type': 'image', 'image': ...}}")
-    marks = {name: bool(part.get(name, True)) for name in (("learned",) if kind == "text" else ("seen", "dreamed"))}
+        raise ValueError(f"{where}: {reprlib.repr(part)} is neither {{'type': 'text', 'text': ...}} nor {{'type': 'image', 'image': ...}}")
+    marks = {name: part.get(name, True) for name in (("learned",) if kind == "text" else ("seen", "dreamed"))}
+    for name, mark in marks.items():
+        if not isinstance(mark, bool):
+            raise ValueError(f"{where}: {name}: {reprlib.repr(mark)} is neither true nor false")
     try:
         if kind == "text":
             return Text(content, role=part.get("role"), **marks)
-        return Image(_source_from_json(content, root), role=part.get("role"), **marks)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        return Image(_source_from_json(content, root, allow_outside), role=part.get("role"), **marks)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _source_from_json(name: str, root) -> bytes | str:
-    if not name.startswith("data:"):
-        return name if root is None else os.path.join(os.fspath(root), name)
-    header, _, payload = name.partition(",")
-    if not header.endswith(";base64"):
-        raise ValueError(f"data URI {header!r} is not base64")
-    return base64.b64decode(payload, validate=True)
+def _source_from_json(name: str, root, allow_outside: bool) -> bytes | str:
+    if name.startswith("data:"):
+        header, _, payload = name.partition(",")
+        if not header.endswith(";base64"):
+            raise ValueError(f"data URI {header[:60]!r} is not base64")
+        return base64.b64decode(payload, validate=True)
+    if allow_outside:
+        return name if root is None or "://" in name else os.path.join(root, name)
+    if root is None:
+        raise ValueError(f"names the file {name[:200]!r}, and no folder is given in which it may lie")
+    return paths.inside(root, name)
 
 
 def _data_uri(picture: PIL.Image.Image) -> str:

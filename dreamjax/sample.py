@@ -5,10 +5,10 @@
     python -m dreamjax.sample --model=DIR --chat --out=DIR                              a conversation in the terminal
     python -m dreamjax.sample --model=DIR --again=FOLDER --out=DIR                      an earlier document once more, to the byte
 
-Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it (picture
-files beside it), or just a string; its seed is --seed plus its number, or its own "seed". The folder gets story.html
-(self-contained; it grows while the model writes), story.json and the pictures as PNG, in a folder per document where there
-are many. The last line of stdout is a JSON object that names them.
+Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it, with
+picture files in the folder of FILE.jsonl (or anywhere, with --allow_outside), or just a string; its seed is --seed plus its
+number, or its own "seed". The folder gets story.html (self-contained; it grows while the model writes), story.json and the
+pictures as PNG, in a folder per document where there are many. The last line of stdout is a JSON object that names them.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from absl import flags
 from etils import epath
 
-from dreamjax import cli, images
+from dreamjax import atomic, cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
+from dreamjax.paths import OutsideFolder
 from dreamjax.sampling import archive, image, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require_seed
@@ -36,6 +37,7 @@ WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | be
 PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empty: the model begins by itself.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that the model sees before the prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped.")
+OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Pictures of --prompts may lie outside its folder: absolute names, '..', links, URLs.")
 CHAT = flags.DEFINE_bool("chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends.")
 AGAIN = flags.DEFINE_string("again", None, "A folder with a story.json: its document is written once more, with its own prompt, seed and options.")
 OUT = flags.DEFINE_string("out", None, "Folder for the result.")
@@ -113,16 +115,21 @@ def read_prompt() -> Document:
 
 def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
     """(prompt, seed) of each line; ConfigError names the line that makes no sense."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold what else Python takes for the end of a line
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts: {path}: is no UTF-8: {error}") from None
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines()):
+    for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent)
+            document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent, OUTSIDE.value)
             seed = require_seed("seed", SEED.value + number if isinstance(record, str) else record.get("seed", SEED.value + number))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"--prompts: line {number + 1} of {path}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            hint = "; --allow_outside takes it" if isinstance(error.__cause__, OutsideFolder) else ""
+            raise ConfigError(f"--prompts: line {number + 1} of {path}: {error}{hint}") from None
         prompts.append((document, seed))
     if not prompts:
         raise ConfigError(f"--prompts: {path} has no line")
@@ -131,12 +138,6 @@ def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Ways to write
-
-
-
-
-
-
 
 
 def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
@@ -155,7 +156,7 @@ def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options,
                 case stream.TextPiece(text=piece):
                     print(piece, end="", flush=True)
                 case stream.PictureDone(picture=picture):
-                    (out / f"image_{drawn}.png").write_bytes(images.to_png(picture))
+                    atomic.write_bytes(out / f"image_{drawn}.png", images.to_png(picture))
                     print(f"\n[{out / f'image_{drawn}.png'}]", flush=True)
                     drawn += 1
         print(flush=True)

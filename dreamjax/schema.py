@@ -4,6 +4,7 @@ import dataclasses
 import math
 import numbers
 import re
+import sys
 import types
 import typing
 
@@ -92,6 +93,7 @@ def _convert(hint, value, path: str):
             raise ConfigError(f"{path}: needs a list, not {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
+        require(abs(value) <= sys.float_info.max, path, "is larger than any float")
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{path}: needs {hint.__name__}, not {value!r}")

@@ -14,10 +14,13 @@ from typing import NamedTuple
 
 from etils import epath
 
-from dreamjax import images
+from dreamjax import atomic, images
 from dreamjax.document import Document, Image
-from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError
+from dreamjax.sampling.options import MANY, Options
+from dreamjax.schema import ConfigError, from_dict, require_number, require_seed
+
+LARGEST = 2**28  # bytes of a story.json; a picture that pictures are led away from lies in it
+KEYS = ("parts", "id", "notes", "seed", "batch_size", "prompt_parts", "options", "pictures", "fingerprint")
 
 
 def fingerprint(prompt: Document, seed: int, options: Options) -> str:
@@ -42,9 +45,7 @@ def write(folder: epath.Path, prompt: Document, made: Document, seed: int, optio
         "seed": seed, "batch_size": batch_size, "prompt_parts": len(prompt.parts), "options": settings | {"negative": _json(options.negative)}, "pictures": drawn,
         "fingerprint": fingerprint(prompt, seed, options),
     }
-    partial = folder / "story.json.partial"
-    partial.write_text(json.dumps(record) + "\n")
-    partial.replace(folder / "story.json")
+    atomic.write_text(folder / "story.json", json.dumps(record) + "\n")
     return record
 
 
@@ -54,17 +55,35 @@ def _save(folder: epath.Path, name: str, document: Document) -> list[str]:
     for part in document.parts:
         if isinstance(part, Image):
             names.append(f"{name}_{len(names)}.png")
-            (folder / names[-1]).write_bytes(images.to_png(part.pil()))
+            atomic.write_bytes(folder / names[-1], images.to_png(part.pil()))
     return names
 
 
 def read(folder: epath.Path, prompt: Document, seed: int, options: Options) -> dict | None:
-    """What story.json holds, None where there is none; ConfigError where it was made from something else."""
-    if not (folder / "story.json").exists():
+    """What story.json holds, None where there is none; ConfigError where it is damaged or was made from something else."""
+    path = folder / "story.json"
+    if not path.exists():
         return None
-    record = json.loads((folder / "story.json").read_text())
+    try:
+        record = _record(path)
+    except ConfigError as error:
+        raise ConfigError(f"--out: {error}; delete it, and it is written anew") from None
     if record.get("fingerprint") != fingerprint(prompt, seed, options):
         raise ConfigError(f"--out: {folder} holds what another prompt, seed or option made; use another folder")
+    return record
+
+
+def _record(path: epath.Path) -> dict:
+    """A story.json as `write` leaves it; ConfigError where it cannot be one."""
+    if path.stat().length > LARGEST:
+        raise ConfigError(f"{path}: has more than {LARGEST:,} bytes, which is no document's")
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is no JSON: {error}") from None
+    missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else KEYS
+    if missing:
+        raise ConfigError(f"{path}: does not say what its document was made of: {missing[0]} is missing")
     return record
 
 
@@ -78,15 +97,24 @@ class Asked(NamedTuple):
 
 
 def asked(folder: epath.Path) -> Asked:
-    """What the document of a folder was made of, from its story.json; ConfigError where that does not say it."""
+    """What the document of a folder was made of, from its story.json; ConfigError, naming the key, where that does not say it.
+
+    The file may be from anybody: pictures are read beside it alone, and every value is checked as an option of the command is.
+    """
     path = folder / "story.json"
     if not path.exists():
         raise ConfigError(f"{path}: is not there")
+    record = _record(path)
     try:
-        record = json.loads(path.read_text())
         whole, settings = Document.from_json(record, folder), record["options"]
-        negative = settings["negative"] and Document.from_json(settings["negative"])
-        prompt = Document(whole.parts[: record["prompt_parts"]], whole.id, kind=whole.kind)
-        return Asked(prompt, record["seed"], Options(**settings | {"negative": negative}), record["batch_size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: does not say what its document was made of: {error!r}") from None
+        if not isinstance(settings, dict):
+            raise ConfigError("options: is no object")
+        negative = settings.get("negative")
+        settings = settings | {"negative": negative and Document.from_json(negative)}
+        parts = require_number("prompt_parts", record["prompt_parts"], 0, len(whole.parts))
+        prompt = Document(whole.parts[:parts], whole.id, kind=whole.kind)
+        return Asked(
+            prompt, require_seed("seed", record["seed"]), from_dict(Options, settings, "options"), require_number("batch_size", record["batch_size"], 1, MANY)
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path}: does not say what its document was made of: {error}") from None

@@ -71,7 +71,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(many, tm
 def test_a_record_that_says_too_little_is_one_error(record, tmp_path):
     if record is not None:
         (tmp_path / "story.json").write_text(record)
-    with pytest.raises(ConfigError, match="story.json: (is not there|does not say what its document was made of)"):
+    with pytest.raises(ConfigError, match="story.json: (is not there|is no JSON|does not say what its document was made of)"):
         archive.asked(epath.Path(tmp_path))
 
 
