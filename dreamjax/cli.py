@@ -8,7 +8,7 @@ from absl import app, flags, logging
 
 from dreamjax.data.sources import SourceError
 from dreamjax.images import BadImage
-from dreamjax.schema import ConfigError, RunStopped
+from dreamjax.schema import ConfigError, RunStopped, printable
 
 
 MENDABLE = (ConfigError, RunStopped, SourceError, BadImage, OSError)  # what a user can mend; the rest are faults of the program
@@ -75,5 +75,5 @@ def _raised(error: BaseException) -> str:
 
 
 def _stop(name: str, error: Exception | str):
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{name}: {printable(str(error))}", file=sys.stderr)
     sys.exit(2)

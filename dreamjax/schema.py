@@ -17,6 +17,12 @@ class RunStopped(RuntimeError):
     """A run that cannot go on; the message says why and, in training, at which step."""
 
 
+def printable(text: str) -> str:
+    """The text as one line for a terminal or a log: other people's names may hold line ends, escapes of terminals and half characters."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def require(condition: bool, key: str, reason: str):
     """Raises ConfigError("key: reason") unless the condition holds."""
     if not condition:

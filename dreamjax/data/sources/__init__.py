@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dreamjax.config import SourceConfig
 from dreamjax.document import Document
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, printable
 
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
@@ -34,7 +34,7 @@ class BadRecord(ValueError):
         self.name, self.reason, self.detail = name, reason, detail
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.name, self.reason, self.detail) if part)
+        return printable(": ".join(part for part in (self.name, self.reason, self.detail) if part))
 
 
 class Source(Protocol):

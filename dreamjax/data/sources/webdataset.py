@@ -13,9 +13,8 @@ Members that end in .gz are unpacked when read. Compressed tars are unpacked int
 
 import dataclasses
 import gzip
+import itertools
 import os
-import re
-import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 
@@ -25,13 +24,13 @@ from dreamjax.data.index import Index, Member, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import document_of, is_document
 from dreamjax.data.sources.records import Unusable, bad_record, is_similar, parse_json, read_text, text_at, texts_of, with_id
+from dreamjax.data.sources.tar_members import BehindTheEnd, Damaged, TarMember, places_of, resolve, walk
 from dreamjax.data.unpack import unpacked
 from dreamjax.document import Document, Image, Text
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 CAPTION_KEYS = ("caption", "text")
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # up to the first dot of the basename, and the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,49 +182,59 @@ def scan_tar(path: str, cache: str) -> Scan:
     """The members of one tar, by record. Of a damaged tar it is all before the damage, without the record that it may have cut."""
     stored, problem = unpacked(path, cache)
     scan = Scan(stored=stored)
-    end = 0
-    record: tuple[str, dict] = ("", {})
     with files.opened(stored) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # which would keep every header that was read
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    found = _NAME.fullmatch(member.name)
-                    if not member.isfile() or not found:
-                        continue
-                    if found[1] != record[0]:
-                        _finish(scan, path, *record)
-                        record = (found[1], {})
-                    record[1].setdefault(found[2].lower(), []).append((member.offset_data, member.size))
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            problem = problem or str(error)
-        problem = problem or _end_of(file, end)
-    if problem:
-        where = f" after {record[0]}" if record[0] else ""
-        scan.skipped.append((path, "tar damaged", f"{problem}{where}; that record and what follows it are left out"))
-    else:
-        _finish(scan, path, *record)
+        members, damage = _read_members(file)
+    records = [(name, list(group)) for (_, name), group in itertools.groupby(filter(_is_of_record, members), _record_of)]
+    if problem or (damage and not isinstance(damage, BehindTheEnd)):
+        name, _ = records.pop() if records else ("", [])
+        where = f" after {name}" if name else ""
+        scan.skipped.append((path, "tar damaged", f"{problem or damage}{where}; that record and what follows it are left out"))
+    elif damage:
+        scan.skipped.append((path, "data behind the end", str(damage)))
+    places = places_of(members) if any(member.target for member in members) else {}
+    for name, group in records:
+        _add(scan, path, name, group, places)
     return scan
 
 
-def _finish(scan: Scan, path: str, name: str, members: dict[str, list]):
-    if not name:
-        return
-    repeated = [kind for kind, found in members.items() if len(found) > 1]
-    if repeated:
-        scan.skipped.append((f"{path}:{name}", "repeated member", repeated[0]))
-    else:
-        scan.add(name, [(*found[0], kind) for kind, found in members.items()])
+def _read_members(file) -> tuple[list[TarMember], Damaged | None]:
+    members: list[TarMember] = []
+    try:
+        for member in walk(file):
+            members.append(member)
+    except Damaged as damage:
+        return members, damage
+    return members, None
 
 
-def _end_of(file, end: int) -> str:
-    """What is wrong with the place where the members ended: tarfile stops there without a word."""
-    file.seek(0, os.SEEK_END)
-    if file.tell() < end:
-        return f"ends at byte {file.tell():,d}, needed up to {end:,d}"
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        return f"ends at byte {end + len(block):,d} without the mark of its end"
-    return f"no header at byte {end:,d}" if any(block) else ""
+def _add(scan: Scan, path: str, name: str, group: list[TarMember], places: dict):
+    """One record; as a whole it is left out where a member of it has no bytes, or comes twice."""
+    found: dict[str, TarMember] = {}
+    for member in group:
+        kind = _split(member.name)[1].lower()
+        reason, detail = "repeated member" if kind in found else "", kind
+        at = resolve(member, places)
+        if at is None:
+            reason, detail = "link leads nowhere", f"{kind} to {member.target}, of which the tar holds no file, or several"
+        elif at.problem:
+            reason, detail = "member is no file", f"{kind} is {at.problem}"
+        if reason:
+            scan.skipped.append((f"{path}:{name}", reason, detail))
+            return
+        found[kind] = at
+    scan.add(name, [(member.offset, member.size, kind) for kind, member in found.items()])
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The name of a member's record, up to the first dot of its basename, and the rest."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return (folder + slash + stem if stem else ""), kind
+
+
+def _is_of_record(member: TarMember) -> bool:
+    return all(_split(member.name))
+
+
+def _record_of(member: TarMember) -> tuple[int, str]:
+    return member.part, _split(member.name)[0]
