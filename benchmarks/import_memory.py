@@ -26,7 +26,7 @@ from dreamjax.config import LlamaConfig, ModelConfig
 from dreamjax.convert import assemble, llama
 from dreamjax.convert.names import names_of, their_shape
 from dreamjax.convert.tables import of
-from dreamjax.tokenizer import train_tokenizer
+from dreamjax.tokenizer import Tokenizer, train_tokenizer
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 6.0, "Size of the checkpoint in bfloat16, in 10^9 bytes.", lower_bound=0.1)
 FOLDER = flags.DEFINE_string("folder", None, "Where checkpoint and model are written, and removed again; a temporary folder where it is left out.")
@@ -71,7 +71,10 @@ def generate(folder: pathlib.Path, config: LlamaConfig, shard_bytes: int = SHARD
         wanted |= {name: their_shape(path, one) for name in names_of(table, path)}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(llama.write_config(config, "bfloat16", {"bos": 1, "eos": 2, "pad": 0})))
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(["a red circle"], 300))
+    pieces = train_tokenizer(["a red circle"], 300)
+    (folder / "tokenizer.model").write_bytes(pieces)
+    first = Tokenizer.from_model(pieces).piece_count
+    (folder / "added_tokens.json").write_text(json.dumps({f"<extra_{row}>": row for row in range(first, config.vocab_size)}))  # a token for every row
     shards, size = [[]], 0
     for name, shape in wanted.items():
         if size > shard_bytes:

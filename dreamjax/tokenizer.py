@@ -120,10 +120,15 @@ class Tokenizer:
         """Ids that plain text never gets."""
         return frozenset(self.special.values())
 
+    @property
+    def piece_count(self) -> int:
+        """Number of the sentencepiece model's own ids."""
+        return self._processor.get_piece_size()
+
     @functools.cached_property
     def size(self) -> int:
         """Number of ids: the pieces and the added tokens."""
-        return max([self._processor.get_piece_size() - 1, *self.special.values()]) + 1
+        return max([self.piece_count - 1, *self.special.values()]) + 1
 
     # ------------------------------------------------------------------------------------------------------------------
     # Text to ids

@@ -58,6 +58,7 @@ def import_() -> int:
     out = checkpoint.open_folder(OUT.value)
     for found in plan.found:
         print(f"{found.where}: {found.format}, {len(found.leaves)} parameters", *found.notes, sep="; ")
+    print("".join(f"{note}\n" for note in plan.notes), end="")
     importing.write(plan, out)
     for path in plan.fresh:
         print(f"made afresh   {path}")

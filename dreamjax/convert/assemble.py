@@ -57,6 +57,7 @@ class Plan:
     fresh: tuple[str, ...]  # paths of what no source brings
     found: tuple[Found, ...]
     tokenizer: Tokenizer | None = None
+    notes: tuple[str, ...] = ()  # what an import should say of the whole
 
 
 @functools.lru_cache(maxsize=32)

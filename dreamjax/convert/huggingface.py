@@ -14,6 +14,9 @@ TRANSFORMERS = ("model", "pytorch_model")  # stems of weight files
 DIFFUSERS = ("diffusion_pytorch_model",)
 JOINTS_TYPE = "dreamllm_joints"  # our own: what joins the parts, by our names
 COMPONENTS = {"UNet2DConditionModel": "unet/", "AutoencoderKL": "vae/"}  # diffusers' classes, by _class_name
+# What a config.json may say that it is, and how it is read then.
+MODEL_TYPES = {JOINTS_TYPE: "joints", "llama": "llama", "clip": "clip", "clip_vision_model": "clip_vision", "clip_text_model": "clip_text"}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "CLIPModel": "clip", "CLIPVisionModel": "clip_vision", "CLIPTextModel": "clip_text"}
 CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
@@ -24,13 +27,25 @@ def kind(folder: pathlib.Path) -> str | None:
     if not (folder / "config.json").is_file():
         return None
     values = Settings.of(folder / "config.json").values
-    if values.get("_class_name") in COMPONENTS:
+    if isinstance(values.get("_class_name"), str) and values["_class_name"] in COMPONENTS:
         part = COMPONENTS[values["_class_name"]]
         raise ConfigError(f"{folder}: is the {part} of a Stable Diffusion folder; give the folder above it (--parts chooses among its parts)")
-    kinds = {JOINTS_TYPE: "joints", "llama": "llama", "clip": "clip", "clip_vision_model": "clip_vision", "clip_text_model": "clip_text"}
-    architectures = {"LlamaForCausalLM": "llama", "CLIPModel": "clip", "CLIPVisionModel": "clip_vision", "CLIPTextModel": "clip_text"}
-    architecture = (values.get("architectures") or [None])[0]
-    return kinds.get(values.get("model_type")) or architectures.get(architecture)
+    return MODEL_TYPES.get(str(values.get("model_type"))) or ARCHITECTURES.get(_architecture(values))
+
+
+def _architecture(values: dict) -> str | None:
+    """The first of a config.json's architectures."""
+    named = values.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+
+
+def seen(folder: pathlib.Path) -> str:
+    """What a folder's files say that it is, in words; nothing where they say nothing."""
+    said = []
+    for file in (folder / "config.json", folder / "model_index.json"):
+        values = Settings.of(file).values if file.is_file() else {}
+        said += [f"{key} {values[key]!r:.80}" for key in ("model_type", "architectures", "_class_name") if key in values]
+    return ", ".join(said)
 
 
 def read(folder: pathlib.Path) -> Found:

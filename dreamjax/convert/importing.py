@@ -10,8 +10,9 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from dreamjax.convert import assemble, sources
+from dreamjax.convert import assemble, sources, vocabulary
 from dreamjax.convert.assemble import Found, Plan
+from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import sha256
 from dreamjax.schema import ConfigError
 from dreamjax.training import handover, model_folder
@@ -39,7 +40,11 @@ def make_plan(
     if not path.exists():
         raise ConfigError(f"--tokenizer: {path}: no such file or folder")
     text_only = plan.model.clip is None and plan.model.unet is None
-    return assemble.with_tokenizer(plan, sources.read_tokenizer(path, plan.model.llm.vocab_size, text_only), new_rows, seed)
+    added = vocabulary.listed(path)
+    read = sources.read_tokenizer(path, plan.model.llm.vocab_size, text_only)
+    of_llm = next(found for found in plan.found if "llm" in found.settings)
+    notes = vocabulary.check(read, path, added, Settings(of_llm.raw["llm"].config, f"{of_llm.where}/config.json"))
+    return dataclasses.replace(assemble.with_tokenizer(plan, read, new_rows, seed), notes=notes)
 
 
 def _only(found: Found, parts: Sequence[str]) -> Found:

@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 
 from dreamjax.config import ClipConfig, DiffusionConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig
-from dreamjax.convert import assemble, clip, llama, stable_diffusion
+from dreamjax.convert import assemble, clip, llama, stable_diffusion, vocabulary
 from dreamjax.convert.assemble import Found, Raw
 from dreamjax.convert.names import Leaf, Table
 from dreamjax.convert.settings import Settings
@@ -84,7 +84,8 @@ def read(folder: pathlib.Path) -> Found:
         fields |= {"clip": model.clip, "visual_projector": model.visual_projector}
     if model.unet:
         fields |= {"unet": model.unet, "vae": model.vae, "diffusion": model.diffusion, "dream_queries": model.dream_queries}
-    return Found("official", str(folder), fields, leaves, files, raw, _read_tokenizer(folder, settings, model.llm), template=TEMPLATE, notes=notes)
+    tokenizer, more = _read_tokenizer(folder, settings, model.llm)
+    return Found("official", str(folder), fields, leaves, files, raw, tokenizer, template=TEMPLATE, notes=notes + more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,20 +258,22 @@ def _without_batch(tensor: Tensor) -> Tensor:
     return tensor._replace(shape=tensor.shape[1:], read=lambda index: tensor.read((slice(0, 1), *index))[0])
 
 
-def _read_tokenizer(folder: pathlib.Path, settings: Settings, config: LlamaConfig) -> Tokenizer:
-    """The tokenizer of the folder; ConfigError where its ids are not those of config.json, or more than the embedding has rows."""
+def _read_tokenizer(folder: pathlib.Path, settings: Settings, config: LlamaConfig) -> tuple[Tokenizer, tuple[str, ...]]:
+    """(tokenizer of the folder, notes on its rows); ConfigError where its ids are not those of config.json, or more than the embedding has rows."""
+    listed = vocabulary.listed(folder)
     try:
         tokenizer = Tokenizer.load(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    for name, number in _special_ids(settings.get("special_tokens2ids_dict", {})).items():
-        if tokenizer.special.get(name, number) != number:
-            raise ConfigError(f"{settings.where}: special_tokens2ids_dict: {name} is {number}, but {tokenizer.special[name]} in the tokenizer")
+    for name, number in _special_ids(settings).items():
+        if tokenizer.special.get(name) != number:
+            raise ConfigError(f"{settings.where}: special_tokens2ids_dict: {name} is {number}, but {tokenizer.special.get(name, 'no token')} in the tokenizer")
     if tokenizer.size > config.vocab_size:
         raise ConfigError(f"{folder}: the tokenizer has {tokenizer.size} ids, and the model {config.vocab_size} rows")
-    return tokenizer
+    return tokenizer, vocabulary.check(tokenizer, folder, listed, settings)
 
 
-def _special_ids(values: dict) -> dict[str, int]:
+def _special_ids(settings: Settings) -> dict[str, int]:
     """{token: id} of the two levels of special_tokens2ids_dict."""
+    values = settings.inner("special_tokens2ids_dict").values if "special_tokens2ids_dict" in settings.values else {}
     return {name: number for key, value in values.items() for name, number in (value.items() if isinstance(value, dict) else ((key, value),))}

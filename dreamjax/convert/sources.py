@@ -32,7 +32,9 @@ def read(source: str | os.PathLike) -> Found:
         return huggingface.read(path)
     if (path / "params").exists() or (path / "checkpoints").exists():
         raise ConfigError(f"{source}: is a model folder or workdir of this project already; init_from and --model take it as it is")
-    raise ConfigError(f"{source}: is a folder in no known layout; known are {LAYOUTS}")
+    seen = huggingface.seen(path)
+    known = f"known are {LAYOUTS}; of model types {', '.join(huggingface.MODEL_TYPES)}, dreamllm"
+    raise ConfigError(f"{source}: is a folder in no known layout{seen and f' (it says {seen})'}; {known}")
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:

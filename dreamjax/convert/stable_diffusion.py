@@ -16,6 +16,7 @@ OLD_VAE = ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to
 
 # Settings that change numbers and of which we compute one value; null and missing are diffusers' defaults, which are among them.
 UNET_FIXED = {
+    "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu",), "addition_embed_type": (), "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (),
     "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (), "downsample_padding": (1,),
     "dual_cross_attention": (False,), "encoder_hid_dim": (), "encoder_hid_dim_type": (), "flip_sin_to_cos": (True,), "freq_shift": (0,),
@@ -25,6 +26,7 @@ UNET_FIXED = {
     "time_embedding_type": ("positional",), "timestep_post_act": (), "dropout": (0, 0.0),
 }  # fmt: skip
 VAE_FIXED = {
+    "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu",), "use_quant_conv": (True,), "use_post_quant_conv": (True,), "mid_block_add_attention": (True,), "shift_factor": (0, 0.0),
     "latents_mean": (), "latents_std": (),
 }  # fmt: skip

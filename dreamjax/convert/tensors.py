@@ -38,13 +38,16 @@ Tensors = Mapping[str, Tensor]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file; ConfigError where it is missing or is none."""
+    """The object that a JSON file holds; ConfigError where it is missing or is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: needs an object, not {values!r:.80}")
+    return values
 
 
 def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:

@@ -1,0 +1,123 @@
+"""Whether a tokenizer is an LLM's own: ids of tokens against rows of the embedding, special tokens against config.json's ids.
+
+Every row needs a token. Rows without one are padding where they stand behind all tokens and only fill the vocabulary up to a
+multiple of 8, 16, 32, 64, 128 or 256, as libraries pad it for speed; any others belong to tokens that this tokenizer lacks.
+"""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Mapping
+
+from dreamjax.convert.settings import Settings
+from dreamjax.convert.tensors import read_json
+from dreamjax.schema import ConfigError
+from dreamjax.tokenizer import SPECIAL_FILE, Tokenizer
+
+MULTIPLES = (8, 16, 32, 64, 128, 256)  # to which vocabularies are padded
+NO_PAD = -1  # the pad_token_id of models without one
+
+
+def check(tokenizer: Tokenizer, path: pathlib.Path, added: Mapping[str, int], config: Settings) -> tuple[str, ...]:
+    """Notes on rows that are padding; ConfigError where the tokenizer from `path`, with what is `listed` there, does not fit an LLM's config.json."""
+    rows, added = config.whole("vocab_size", 32000), dict(added)
+    if path.is_dir() and (path / SPECIAL_FILE).exists():
+        added |= dict(tokenizer.added)
+    _check_special(tokenizer, path, config, rows)
+    for name, number in added.items():
+        if number < tokenizer.piece_count and tokenizer.pieces([number]) != [name]:
+            raise ConfigError(f"{path}: token {name!r} has the id {number}, which is {_piece(tokenizer, number)} in its sentencepiece model")
+    return _check_rows(tokenizer, path, config.where, rows, {number: name for name, number in added.items() if number >= tokenizer.piece_count})
+
+
+def _check_rows(tokenizer: Tokenizer, path: pathlib.Path, where: str, rows: int, added: Mapping[int, str]) -> tuple[str, ...]:
+    pieces, within = tokenizer.piece_count, sorted(number for number in added if number < rows)
+    has = f"{pieces} pieces" + (f" and {len(added)} added tokens" if added else "")
+    if pieces > rows:
+        raise ConfigError(f"{path}: has {has}, and {where} says vocab_size {rows}: it is another model's tokenizer")
+    beyond = sorted(set(added) - set(within))
+    without = rows - pieces - len(within)
+    first = next(number for number in itertools.count(pieces) if number not in added)
+    if beyond and (without or beyond != list(range(rows, rows + len(beyond)))):
+        raise ConfigError(f"{path}: token {added[beyond[-1]]!r} has the id {beyond[-1]}, and {where} says vocab_size {rows}: it is another model's tokenizer")
+    if not without:
+        return ()
+    tokens = rows - without
+    if first < tokens or not any(rows % multiple == 0 and without < multiple for multiple in MULTIPLES):
+        lacks = f"{without} rows, the first {first}, would have no token, and they do not only pad to a multiple of {MULTIPLES[-1]} or less"
+        raise ConfigError(f"{path}: has {has}, and {where} says vocab_size {rows}: {lacks}; give the model's own tokenizer (--tokenizer)")
+    taken = [name for name, number in tokenizer.added if tokens <= number < rows]
+    note = f"rows {tokens} to {rows - 1} of the vocabulary are padding ({without})"
+    return (note + (f", of which the added tokens {', '.join(taken)} take theirs as they are" if taken else ""),)
+
+
+def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, rows: int):
+    """ConfigError where config.json or the tokenizer's own files mean other tokens by <s>, </s> and <unk> than the sentencepiece model."""
+    own = {"bos": tokenizer.bos, "eos": tokenizer.eos, "unk": tokenizer.unk}
+    for name, number in own.items():
+        value = config.get(f"{name}_token_id")
+        stated = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(one, bool) or not isinstance(one, int) for one in stated):
+            raise ConfigError(f"{config.where}: {name}_token_id: needs a whole number, not {value!r}")
+        if stated and number not in stated:
+            raise ConfigError(f"{config.where}: {name}_token_id: is {value}, but {number} ({_piece(tokenizer, number)}) in the tokenizer of {path}")
+    pad = config.whole("pad_token_id", NO_PAD)
+    if not NO_PAD <= pad < rows:
+        raise ConfigError(f"{config.where}: pad_token_id: is {pad}, and the model has {rows} rows")
+    for file in (path / name for name in ("tokenizer_config.json", "special_tokens_map.json") if path.is_dir()):
+        for name, number in own.items():
+            token = _content(_read(file).get(f"{name}_token"), file, f"{name}_token")
+            if token and token != tokenizer.pieces([number])[0]:
+                raise ConfigError(f"{file}: {name}_token: is {token!r}, but {_piece(tokenizer, number)} in the sentencepiece model beside it")
+
+
+def _piece(tokenizer: Tokenizer, number: int) -> str:
+    return repr(tokenizer.pieces([number])[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files of transformers
+
+
+def listed(path: os.PathLike) -> dict[str, int]:
+    """{token: id} of all that the files of a tokenizer's folder add to a sentencepiece model; none of a single file."""
+    path, found = pathlib.Path(path), {}
+    if not path.is_dir():
+        return found
+    file = path / "tokenizer.json"
+    entries = _read(file).get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise ConfigError(f"{file}: added_tokens: needs a list, not {entries!r}")
+    for entry in entries:
+        found |= _entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
+    file = path / "tokenizer_config.json"
+    for number, entry in _object(_read(file).get("added_tokens_decoder"), file, "added_tokens_decoder").items():
+        found |= _entry(entry, int(number) if number.isdecimal() else number, file)
+    for name, number in _read(path / "added_tokens.json").items():
+        found |= _entry(name, number, path / "added_tokens.json")
+    return found
+
+
+def _entry(token, number, file: pathlib.Path) -> dict[str, int]:
+    name = _content(token, file, "added token")
+    if not name or isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ConfigError(f"{file}: an added token needs a name and an id from 0 on, not {name!r} and {number!r}")
+    return {name: number}
+
+
+def _content(token, file: pathlib.Path, key: str) -> str | None:
+    """The string of a token, which may stand in an object with its properties."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise ConfigError(f"{file}: {key}: needs a string, not {token!r}")
+    return text
+
+
+def _read(file: pathlib.Path) -> dict:
+    return read_json(file) if file.exists() else {}
+
+
+def _object(value, file: pathlib.Path, key: str) -> dict:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{file}: {key}: needs an object, not {value!r}")
+    return value or {}
