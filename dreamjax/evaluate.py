@@ -31,7 +31,7 @@ import sys
 from absl import flags
 from etils import epath
 
-from dreamjax import cli
+from dreamjax import atomic, cli
 from dreamjax.config import MeshConfig
 from dreamjax.data.sources import SourceError
 from dreamjax.schema import ConfigError, require_seed
@@ -121,21 +121,31 @@ def _mesh():
 
 
 def run_tasks(model, names: list[str], own: dict, out: epath.Path) -> dict:
-    """Runs tasks one after the other, prints their tables, writes results.json and report.html; {task: what goes to the last line}."""
+    """Runs tasks one after the other, prints their tables, writes results.json and then report.html; {task: what goes to the last line}."""
     from dreamjax.evaluation import report
 
     results, found = [], {}
     for name in names:
         result, words, figures = (own.get(name) or functools.partial(benchmark_task, name))(model, out)
         results.append(result)
+        metrics, counts = (result.score.metrics, result.score.counts) if result.score else ({}, {})
+        page = {"html": str(out / "report.html"), "report": str(out / "report.html")}
+        found[name] = page | _plain({"task": name, "metrics": metrics, "counts": counts} | figures)
+        write_results(out, found)
         _warn(f"{name}: {warning}" for warning in (result.score.warnings if result.score else ()))
-        print(words, flush=True)
-        (out / "report.html").write_text(report.render("Evaluation by DreamJAX", results))
-        metrics, counts = (_plain(result.score.metrics), result.score.counts) if result.score else ({}, {})
-        found[name] = {"task": name, "metrics": metrics, "counts": counts} | _plain(figures)
-        found[name] = {"html": str(out / "report.html"), "report": str(out / "report.html")} | found[name]
-        (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+        _print(words)
+        if result.export:
+            exported = result.export()
+            _warn(f"{name}: {warning}" for warning in exported.warnings if not result.score or warning not in result.score.warnings)
+            found[name]["exported"] = str(exported.path)
+            write_results(out, found)
+        atomic.write_text(out / "report.html", report.render("Evaluation by DreamJAX", results), "backslashreplace")
     return found
+
+
+def write_results(out: epath.Path, found: dict):
+    """results.json, before anything that shows the same figures: what goes wrong there costs no figure."""
+    atomic.write_text(out / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def benchmark_task(name: str, model, out: epath.Path) -> tuple:
@@ -155,9 +165,13 @@ def _whose() -> dict:
     return {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
 
 
-def _plain(figures: dict) -> dict:
-    """With nothing in place of NaN, which is no JSON."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
+def _plain(figures):
+    """With nothing in place of NaN and infinity, which are no JSON."""
+    if isinstance(figures, dict):
+        return {name: _plain(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_plain(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def shapes_task(name: str, model, out: epath.Path) -> tuple:
@@ -182,7 +196,7 @@ def storybook_task(model, out: epath.Path) -> tuple:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
     data = epath.Path(DATA.value)
     results, stories = storybook.evaluate(model, data, out)
-    print(storybook.in_words(results), flush=True)
+    _print(storybook.in_words(results))
     told = storybook_captions.evaluate(model, data, out, _whose(), COUNT.value)
     figures = results | told
     score = Score({key: value for key, value in figures.items() if isinstance(value, float)}, {key: value for key, value in figures.items() if isinstance(value, int)})
@@ -203,24 +217,26 @@ def score() -> int:
         return _tally()
     if TASK.value not in TASKS:
         raise ConfigError(f"--task: {TASK.value!r} is unknown; there are {', '.join((*TASKS, 'fid', 'study'))}")
-    task, written = TASKS[TASK.value], {}
-    if OUT.value is not None:
-        if task.export is None:
-            raise ConfigError(f"--out: {TASK.value} has no server or grader to write a file for")
-        out = epath.Path(OUT.value)
-        out.mkdir(parents=True, exist_ok=True)
-        exported = task.export(PREDICTIONS.value, DATA.value, out)
-        written = {"exported": str(exported.path)}
-    try:
+    task = TASKS[TASK.value]
+    if OUT.value is None:
         found = task.score(PREDICTIONS.value, DATA.value)
-    except SourceError as error:
-        if not written:
-            raise
-        _warn(exported.warnings)
-        print(f"dreamjax.evaluate: not scored: {error}", file=sys.stderr)
-        print(json.dumps({"task": TASK.value, "metrics": {}} | written))
-        return 0
-    return _print_score(found.metrics, found.counts, found.warnings, written)
+        return _print_score(found.metrics, found.counts, found.warnings, {})
+    if task.export is None:
+        raise ConfigError(f"--out: {TASK.value} has no server or grader to write a file for")
+    try:
+        found, reason = task.score(PREDICTIONS.value, DATA.value), ""
+    except SourceError as error:  # a test split, or answers that a grader has not seen
+        found, reason = None, str(error)
+    out = epath.Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    exported = task.export(PREDICTIONS.value, DATA.value, out)
+    written = {"exported": str(exported.path)}
+    if found:
+        return _print_score(found.metrics, found.counts, dict.fromkeys((*found.warnings, *exported.warnings)), written)
+    _warn(exported.warnings)
+    print(f"dreamjax.evaluate: not scored: {reason}", file=sys.stderr)
+    print(json.dumps({"task": TASK.value, "metrics": {}} | written))
+    return 0
 
 
 def _distance() -> int:
@@ -248,14 +264,21 @@ def _tally() -> int:
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:
     """The figures as a table and, on the last line, as JSON; warnings on stderr."""
     _warn(warnings)
-    print("\n".join(f"{name:32s} {value:9.4f}" for name, value in metrics.items()))
+    from dreamjax.evaluation.report import counts_in_words
+
+    _print("\n".join([*(f"{name:32s} {value:9.4f}" for name, value in metrics.items()), counts_in_words(counts)]))
     print(json.dumps({"task": TASK.value, "metrics": _plain(metrics), "counts": counts} | written))
     return 0
 
 
+def _print(words: str, file=None):
+    """Prints what may hold names of others: half a surrogate pair, which no terminal takes, is escaped."""
+    print(words.encode("utf-8", "backslashreplace").decode(), file=file, flush=True)
+
+
 def _warn(warnings):
     for warning in warnings:
-        print(f"dreamjax.evaluate: warning: {warning}", file=sys.stderr)
+        _print(f"dreamjax.evaluate: warning: {warning}", sys.stderr)
 
 
 def _require(*wanted: flags.FlagHolder):

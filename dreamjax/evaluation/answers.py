@@ -8,19 +8,14 @@ A prediction belongs to a question by (id, question): ids of pictures may stand 
 """
 
 import collections
-import contextlib
-import csv
 import dataclasses
-import io
-import json
 import math
-import sys
-import zipfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from etils import epath
 
 from dreamjax.data.sources import SourceError
+from dreamjax.evaluation.files import printable, read_json, read_table, shown, without_repeats
 
 ID_KEYS = ("question_id", "questionId", "index", "image_id", "image", "id")
 TEXT_KEYS = ("text", "prediction", "caption", "answer")  # before `answer`, which tables of MMBench use for the right one
@@ -89,7 +84,7 @@ def read_rows(path: epath.PathLike) -> Iterable[tuple[str, dict]]:
     path = epath.Path(path)
     if path.suffix in (".xlsx", ".tsv", ".csv"):
         return [(f"row {number}", row) for number, row in enumerate(read_table(path), 2)]
-    return rows_of(read_json(path))
+    return rows_of(read_json(path, without_repeats))
 
 
 def rows_of(content: list | dict) -> list[tuple[str, dict]]:
@@ -97,127 +92,30 @@ def rows_of(content: list | dict) -> list[tuple[str, dict]]:
     if isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content):  # a file of one line
         content = [content]
     if isinstance(content, dict):
-        return [(f"key {key}", {"question_id": key, **(value if isinstance(value, dict) else {"text": value})}) for key, value in content.items()]
+        rows = ((key, value if isinstance(value, dict) else {"text": value}) for key, value in content.items())
+        return [(f"key {printable(key)}", {"question_id": key, **row}) for key, row in rows]
     return [(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
-def read_json(path: epath.PathLike) -> list | dict:
-    """What a JSON file holds, a list or an object; of a JSONL file, one object a line, the list of them. Raises SourceError."""
-    text = read_text(path)
-    if epath.Path(path).suffix != ".jsonl":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError:  # lines under another name, such as POPE's .json
-            pass
-        else:
-            if not isinstance(content, list | dict):
-                raise SourceError(f"{path}: holds {text.strip()[:40]}, needs a list or an object")
-            return content
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which also cuts at separators inside of strings
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise SourceError(f"{path}: line {number} is not JSON: {error.msg}") from None
-    return rows
-
-
-def read_text(path: epath.PathLike) -> str:
-    """A file's text, without a byte order mark, lines ended by a line feed; raises SourceError where there is none."""
-    path = epath.Path(path)
-    if not path.is_file():
-        raise SourceError(f"{path}: {'is a folder, needs a file' if path.is_dir() else 'no such file'}")
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def read_table(path: epath.PathLike) -> list[dict]:
-    """The rows of an XLSX, TSV or CSV file by the names of its first row; empty cells are ""."""
-    path = epath.Path(path)
-    if path.suffix == ".xlsx":
-        import openpyxl  # only tables of this kind need it
-
-        if not path.is_file():
-            raise SourceError(f"{path}: no such file")
-        try:
-            with path.open("rb") as file:
-                cells = list(openpyxl.load_workbook(file, read_only=True, data_only=True).active.iter_rows(values_only=True))
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise SourceError(f"{path}: is no XLSX file ({error})") from None
-        header, *rows = cells or [()]
-        return [{str(name): "" if cell is None else cell for name, cell in zip(header, row)} for row in rows if any(cell is not None for cell in row)]
-    csv.field_size_limit(sys.maxsize)  # MMBench keeps its pictures in the table
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-    rows = [{name: cell or "" for name, cell in row.items()} for row in reader]
-    wide = next((number for number, row in enumerate(rows, 2) if None in row), None)
-    if wide:
-        raise SourceError(f"{path}: row {wide} has more cells than the header names")
-    return rows
-
-
-def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequence]):
-    """An XLSX or TSV file with a header."""
-    path = epath.Path(path)
-    if path.suffix == ".xlsx":
-        import openpyxl
-
-        book = openpyxl.Workbook()
-        for row in (header, *rows):
-            book.active.append(list(row))
-        with path.open("wb") as file:
-            book.save(file)
-        return
-    with path.open("w") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
-
-
-def find_file(data: epath.PathLike, *patterns: str) -> epath.Path:
-    """`data` itself where it is a file, else the only file in it for the first of `patterns` that has any; raises SourceError."""
-    data = epath.Path(data)
-    if data.is_file():
-        return data
-    if not data.is_dir():
-        raise SourceError(f"{data}: no such file or folder")
-    for pattern in patterns:
-        found = sorted(data.glob(pattern))
-        if len(found) > 1:
-            raise SourceError(f"{data}: holds {len(found)} files {pattern}: {', '.join(file.name for file in found[:3])}; name one")
-        if found:
-            return found[0]
-    raise SourceError(f"{data}: holds no file {' or '.join(patterns)}")
-
-
-@contextlib.contextmanager
-def expected_form(path: epath.PathLike, what: str) -> Iterator[None]:
-    """Turns what goes wrong with content of another form into a SourceError: `path` is no `what`."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise SourceError(f"{path}: is no {what} ({type(error).__name__}: {error})") from None
-
-
 def _answer(row, where: str, path: epath.PathLike, number: str | None) -> Answer:
+    where = f"{path}: {where}"
     if not isinstance(row, dict):
-        raise SourceError(f"{path}: {where} is no object with an id and a text")
-    key = _value(row, ID_KEYS, number)
-    text = _value(row, TEXT_KEYS, None)
+        raise SourceError(f"{where} is no object with an id and a text")
+    key, text = _words(row, ID_KEYS, "id", where, number), _words(row, TEXT_KEYS, "text", where)
     for name, keys, value in (("id", ID_KEYS, key), ("text", TEXT_KEYS, text)):
         if value is None:
-            raise SourceError(f"{path}: {where} has no {name} (one of {', '.join(keys)})")
-        if not isinstance(value, str | int | float):
-            raise SourceError(f"{path}: {where}: {value!r} is no {name}")
-    if isinstance(key, float) and key.is_integer():  # tables know no whole numbers
-        key = int(key)
-    return Answer(str(key), str(text), str(_value(row, PROMPT_KEYS, "")), str(_value(row, ("category",), "")), f"{path}: {where}")
+            raise SourceError(f"{where} has no {name} (one of {', '.join(keys)})")
+    return Answer(key, text, _words(row, PROMPT_KEYS, "prompt", where, ""), _words(row, ("category",), "category", where, ""), where)
 
 
-def _value(row: dict, keys: Sequence[str], otherwise):
-    return next((row[key] for key in keys if row.get(key) is not None), otherwise)
+def _words(row: dict, keys: Sequence[str], what: str, where: str, otherwise: str | None = None) -> str | None:
+    """The first value under `keys` as text; raises SourceError where it is neither text nor a finite number."""
+    value = next((row[key] for key in keys if row.get(key) is not None), otherwise)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SourceError(f"{where}: {shown(value)} is no {what}")
+    return str(int(value) if isinstance(value, float) and what == "id" and value.is_integer() else value)  # tables know no whole numbers
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -243,7 +141,7 @@ def match(answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]
             found[key] = answer
     if not found:
         first = unmatched[0]
-        raise SourceError(f"{first.where}: id {first.id!r} is of no question in {named}, and so are all {len(answers)} predictions")
+        raise SourceError(f"{first.where}: id {shown(first.id)} is of no question in {named}, and so are all {len(answers)} predictions")
     missing = [key for key in questions if key not in found]
     warnings = []
     if missing:
@@ -290,4 +188,4 @@ def percent_by(groups: Mapping[Hashable, float], group_of: Callable[[Hashable], 
 
 
 def _named(key: Hashable) -> str:
-    return "question " + (" ".join(str(part) for part in key) if isinstance(key, tuple) else str(key))
+    return "question " + printable(" ".join(str(part) for part in key) if isinstance(key, tuple) else str(key))

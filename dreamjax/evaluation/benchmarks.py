@@ -1,6 +1,7 @@
 """A model on one benchmark from files to figures: questions, examples, predictions, score, what the page shows."""
 
 import dataclasses
+import functools
 
 from etils import epath
 
@@ -9,6 +10,7 @@ from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Text
 from dreamjax.evaluation import creation, creation_runner, few_shot, language, language_runner, paper, runner, study
 from dreamjax.evaluation.creation_runner import Measures
+from dreamjax.evaluation.files import whole_number
 from dreamjax.evaluation.profiles import profile_of
 from dreamjax.evaluation.questions import Pictures
 from dreamjax.evaluation.report import Result, Shown, sample
@@ -76,7 +78,7 @@ def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how:
         job = dataclasses.replace(job, examples=chosen)
     asked = {name: getattr(how, name) for name in ("profile", "shots", "examples", "shots_from", "seed")}
     path, dropped = runner.predict(model, job, out, settings | asked, how.batch_size, task)
-    texts = {tuple(row["key"]): row for row in runner.resume(path)}
+    texts = {tuple(map(str, row["key"])): row for row in runner.resume(path)}
     shown = []
     for question in sample(questions):
         row = texts[question.key]
@@ -84,7 +86,7 @@ def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how:
     words = [f"profile {how.profile}", f"{how.shots} examples in context ({how.examples})" if how.shots else "", f"first {how.count}" if how.count else ""]
     result = Result(task, None, paper.figures(task, how.shots), {"predictions": str(path)}, shown, how=", ".join(filter(None, words)))
     if table.export and how.count is None:
-        result = dataclasses.replace(result, files=result.files | {"exported": str(table.export(path, data, out).path)})
+        result = dataclasses.replace(result, export=functools.partial(table.export, path, data, out))
     return _scored(result, table.score, path, data, how.count, dropped)
 
 
@@ -94,9 +96,11 @@ def _rank(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how
     rows = {row["question_id"]: row for row in runner.resume(path)}
     shown = []
     for ranking in sample(rankings):
-        chosen = int(rows[ranking.id]["text"])
-        prompt = Document((Text(ranking.heading + "".join(ranking.examples) + ranking.contexts[chosen]),))
-        shown.append(Shown(ranking.id, prompt, ranking.endings[chosen].strip(), references=(f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})",)))
+        said = rows[ranking.id]["text"]
+        chosen = whole_number(said)
+        context, ending = (ranking.contexts[0], said) if chosen is None or chosen >= len(ranking.endings) else (ranking.contexts[chosen], ranking.endings[chosen])
+        prompt = Document((Text(ranking.heading + "".join(ranking.examples) + context),))
+        shown.append(Shown(ranking.id, prompt, ending.strip(), references=(f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})",)))
     result = Result(task, None, paper.figures(task), {"predictions": str(path)}, shown, how=f"first {how.count} of a subject" if how.count else "")
     return _scored(result, TASKS[task].score, path, data, how.count, dropped)
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, read_answers, read_json, read_text
+from dreamjax.evaluation.answers import Score, by_id, first, read_answers
+from dreamjax.evaluation.files import expected_form, find_file, lines_of, read_json, read_text
 
 TASKS = ("coco", "nocaps", "image2paragraph", "captions")
 
@@ -74,10 +75,16 @@ def load_references(data: epath.PathLike, task: str, count: int | None = None) -
     data = epath.Path(data)
     lines = sorted(data.glob("*ref*.txt")) if data.is_dir() else [data] if data.suffix == ".txt" else []
     if lines:
-        columns = [read_text(file).strip("\n").split("\n") for file in lines]
+        columns = [lines_of(read_text(file)) for file in lines]
+        columns = [lines_of(read_text(file), min(map(len, columns))) for file in lines]  # one may end in more empty lines than another
         if len({len(column) for column in columns}) > 1:
             raise SourceError(f"{data}: {', '.join(f'{file.name} has {len(column)} lines' for file, column in zip(lines, columns))}")
-        return dict(first(((str(number), list(texts)) for number, texts in enumerate(zip(*columns), 1)), count))
+        rows = [list(texts) for texts in zip(*columns)]
+        while rows and not any(text.strip() for text in rows[-1]):
+            rows.pop()
+        if not rows:
+            raise SourceError(f"{data}: holds no captions")
+        return dict(first(((str(number), texts) for number, texts in enumerate(rows, 1)), count))
     path = find_captions(data, task)
     content = read_json(path)
     references: dict[str, list[str]] = {}
@@ -96,6 +103,19 @@ def load_references(data: epath.PathLike, task: str, count: int | None = None) -
     return dict(first(references.items(), count))
 
 
+def _by_line(predictions: epath.PathLike, references: dict[str, list[str]]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The lines of a file by the keys of the references, in their order, and warnings. An empty line is an empty caption, also the first and the last."""
+    text = read_text(predictions)
+    if not text:
+        raise SourceError(f"{predictions}: holds no predictions")
+    lines = lines_of(text, len(references))
+    if len(lines) != len(references):
+        raise SourceError(f"{predictions}: has {len(lines)} lines for {len(references)} references")
+    empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    warnings = (f"{len(empty)} of {len(lines)} lines are empty captions, which are scored as they are; the first is line {empty[0]}",) if empty else ()
+    return dict(zip(references, lines)), warnings
+
+
 def find_captions(data: epath.PathLike, task: str) -> epath.Path:
     """The JSON file with a task's captions."""
     return find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json", "annotations/captions_val*.json")
@@ -108,10 +128,8 @@ def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: i
     """
     references = load_references(data, task, count)
     if epath.Path(predictions).suffix == ".txt":
-        lines = read_text(predictions).strip("\n").split("\n")
-        if len(lines) != len(references):
-            raise SourceError(f"{predictions}: has {len(lines)} lines for {len(references)} references")
-        texts, counts, warnings = dict(zip(references, lines)), {"questions": len(lines), "predictions": len(lines), "missing": 0, "unmatched": 0}, ()
+        texts, warnings = _by_line(predictions, references)
+        counts = {"questions": len(texts), "predictions": len(texts), "missing": 0, "unmatched": 0}
     else:
         matched = by_id(read_answers(predictions), list(references), str(data))
         texts, counts, warnings = matched.texts, matched.counts, matched.warnings

@@ -19,7 +19,7 @@ from etils import epath
 from dreamjax.config import SourceConfig
 from dreamjax.data.sources import BadRecord, SourceError, open_source
 from dreamjax.document import Document, Image, Text
-from dreamjax.evaluation.answers import expected_form, find_file, read_json
+from dreamjax.evaluation.files import expected_form, find_file, read_json, shown
 from dreamjax.evaluation.profiles import of_profile
 from dreamjax.evaluation.questions import Pictures, beside
 from dreamjax.schema import ConfigError
@@ -138,6 +138,9 @@ def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None 
 def _unique(wishes: list[Wish], path: epath.Path) -> Wishes:
     if not wishes:
         raise SourceError(f"{path}: holds nothing to draw")
+    for wish in wishes:
+        if "/" in wish.id or len(wish.id.encode("utf-8", "replace")) > 200 or not wish.id.isprintable():  # it names the picture's file
+            raise SourceError(f"{path}: the id {shown(wish.id)} cannot be the name of a file")
     if len({wish.id for wish in wishes}) < len(wishes):
         twice = next(wish.id for i, wish in enumerate(wishes) if wish.id in {other.id for other in wishes[:i]})
         raise SourceError(f"{path}: the id {twice} stands there twice")

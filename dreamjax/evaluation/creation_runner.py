@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from dreamjax import images
+from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image
@@ -129,7 +129,7 @@ def draw(
     path, folder = out / "predictions.jsonl", out / "pictures"
     runner.check_settings(out, settings)
     folder.mkdir(exist_ok=True)
-    done = {row["question_id"] for row in runner.resume(path)}
+    done = {row["question_id"] for row in runner.resume(path, question_id=str)}
     waiting = [wish for wish in wishes if wish.id not in done]
     seeds = [manner.seed + k for k in range(manner.candidates)]
     size = max(1, batch_size // manner.candidates)
@@ -143,7 +143,7 @@ def draw(
                 scores = rank(mine, wish, manner, towers) if len(mine) > 1 else [0.0]
                 best = int(np.argmax(scores))
                 name = f"{wish.id}.png"
-                (folder / name).write_bytes(images.to_png(images.for_decoder(mine[best], SIDE)))
+                atomic.write_bytes(folder / name, images.to_png(images.for_decoder(mine[best], SIDE)))
                 row = {"question_id": wish.id, "prompt": wish.texts[0], "text": f"pictures/{name}", "seed": seeds[best]}
                 runner.append(path, [row | ({"scores": [float(score) for score in scores]} if len(mine) > 1 else {})])
             progress.update(len(batch))

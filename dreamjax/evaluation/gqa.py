@@ -8,8 +8,12 @@ import json
 
 from etils import epath
 
+from dreamjax import atomic
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Exported, Score, by_id, expected_form, find_file, first, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, read_answers
+from dreamjax.evaluation.files import expected_form, find_file, read_json
+
+YES_OR_NO = ("yes", "no")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,10 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`accuracy`, `open_accuracy` and `binary_accuracy` in percent; a missing answer is wrong."""
+    """`accuracy`, `open_accuracy` and `binary_accuracy` in percent; a missing answer is wrong.
+
+    What says neither to a question of yes or no is wrong, and counted as `neither_yes_nor_no`.
+    """
     questions = load_questions(data, count)
     if not all(question.answer for question in questions):
         raise SourceError(f"{data}: holds no answers to score against; with --out=DIR the file for the server is written")
@@ -53,7 +60,8 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
         "open_accuracy": percent(value for question, value in right.items() if question.is_open),
         "binary_accuracy": percent(value for question, value in right.items() if not question.is_open),
     }
-    return Score(metrics, matched.counts, matched.warnings)
+    unclear = sum(question.answer in YES_OR_NO and plain(matched.texts.get(question.id, "yes")) not in YES_OR_NO for question in questions)
+    return Score(metrics, matched.counts | {"neither_yes_nor_no": unclear}, matched.warnings)
 
 
 def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
@@ -61,5 +69,5 @@ def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -
     ids = [question.id for question in load_questions(data)]
     matched = by_id(read_answers(predictions), ids, str(data))
     path = out / "testdev_balanced_predictions.json"
-    path.write_text(json.dumps([{"questionId": key, "prediction": plain(matched.texts.get(key, ""))} for key in ids]))
+    atomic.write_text(path, json.dumps([{"questionId": key, "prediction": plain(matched.texts.get(key, ""))} for key in ids]))
     return Exported(path, matched.warnings)

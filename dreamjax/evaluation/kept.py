@@ -29,14 +29,14 @@ class Kept:
             rows = [{"key": keys[i], "prompt": prompts[i].text, "text": made[i].text, "document": made[i].to_json()} for i in missing]
             runner.append(self.path, rows)
             self.rows.update((row["key"], row["document"]) for row in rows)
-        return [Document.from_json(self.rows[key]) for key in keys]
+        return [runner.document_of(self.rows[key], self.path.parent, str(self.path)) for key in keys]
 
 
 def keep(model: DreamLLM, out: epath.Path, settings: dict) -> Kept:
     """`model` with the file out/predictions.jsonl; what another model left there is put away."""
     runner.begin(out, settings)
     path = out / "predictions.jsonl"
-    return Kept(model, path, {row["key"]: row["document"] for row in runner.resume(path)})
+    return Kept(model, path, {row["key"]: row["document"] for row in runner.resume(path, key=str, document=dict)})
 
 
 def _key(prompt: Document, seed: int, options: dict) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Score, by_id, expected_form, find_file, first, percent, percent_by, read_answers, read_json, read_text
+from dreamjax.evaluation.answers import Score, by_id, first, percent, percent_by, read_answers
+from dreamjax.evaluation.files import expected_form, find_file, read_json, read_text, shown
 
 LETTERS = "ABCDEFGHIJ"
 MMLU_SHOTS = 5
@@ -186,6 +187,6 @@ def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: i
         metrics |= {"subject_mean": sum(subjects.values()) / len(subjects)} | subjects
     warnings = matched.warnings
     if strange:
-        said = f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first is {matched.texts[strange[0].id]!r}"
+        said = f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first is {shown(matched.texts[strange[0].id])}"
         warnings += (f"{said} for question {strange[0].id}",)
-    return Score(metrics, matched.counts, warnings)
+    return Score(metrics, matched.counts | {"no_choice": len(strange)}, warnings)

@@ -19,7 +19,7 @@ def predict(model: DreamLLM, rankings: Sequence[Ranking], out: epath.Path, setti
     """Ranks what has no row yet: predictions.jsonl with the number of the likeliest ending and all scores; how many examples did not fit."""
     path, dropped = out / "predictions.jsonl", 0
     check_settings(out, settings)
-    done = {row["question_id"] for row in resume(path)}
+    done = {row["question_id"] for row in resume(path, question_id=str, text=str)}
     waiting = sorted((ranking for ranking in rankings if ranking.id not in done), key=_length)  # few sizes side by side: little is filled up
     with bar(len(rankings), "question", desc, len(rankings) - len(waiting)) as progress:
         for batch in batched(waiting, batch_size if all(map(_is_shared, waiting)) else max(1, batch_size // 4)):

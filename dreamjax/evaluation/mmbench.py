@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Exported, Score, by_id, expected_form, find_file, first, percent, percent_by, read_answers, read_table, write_table
+from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, percent_by, read_answers
+from dreamjax.evaluation.files import expected_form, find_file, read_table, whole_number, write_table
 
 LETTERS = "ABCDE"
 TURN = 1_000_000
@@ -114,8 +115,12 @@ def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -
     header = [name for name in rows[0] if name not in dropped]
     header.insert(min(6, len(header)), "prediction")  # where LLaVA's convert_mmbench_for_submission.py has it
     path = out / "mmbench_submission.xlsx"
-    number = lambda value: int(value) if str(value).isdecimal() else value
-    rows = [[matched.texts.get(str(row["index"]), "") if name == "prediction" else number(row[name]) for name in header] for row in rows]
-    for kind in (path, path.with_suffix(".tsv")):
-        write_table(kind, header, rows)
-    return Exported(path, matched.warnings)
+    rows = [[matched.texts.get(str(row["index"]), "") if name == "prediction" else _as_number(row[name]) for name in header] for row in rows]
+    warnings = [warning for kind in (path, path.with_suffix(".tsv")) for warning in write_table(kind, header, rows)]
+    return Exported(path, (*matched.warnings, *warnings))
+
+
+def _as_number(cell):
+    """A cell of digits as a number: tables of text have its index as text."""
+    number = whole_number(str(cell))
+    return cell if number is None else number

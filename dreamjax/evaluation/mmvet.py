@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from dreamjax import atomic
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, expected_form, find_file, first, match, read_answers, read_json, read_rows
+from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
+from dreamjax.evaluation.files import expected_form, find_file, read_json
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
 
@@ -93,7 +95,7 @@ def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -
     find = lambda answer: (full_id(answer.id),) if full_id(answer.id) in questions else ()
     matched = match(read_answers(predictions), find, list(questions), str(data))
     path = out / "mmvet_answers.json"
-    path.write_text(json.dumps({key: matched.texts.get(key, "") for key in questions}, indent=2))
+    atomic.write_text(path, json.dumps({key: matched.texts.get(key, "") for key in questions}, indent=2))
     return Exported(path, matched.warnings)
 
 

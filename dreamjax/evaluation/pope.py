@@ -5,12 +5,14 @@ follow. There are two published revisions of the labels (2,910 or 3,000 random q
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, expected_form, first, match, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Score, first, match, percent, read_answers
+from dreamjax.evaluation.files import expected_form, read_json, shown, whole_number
 
 CATEGORIES = ("random", "popular", "adversarial")
 # LLaVA numbers the questions of all three in one file: the number in the label file plus this much.
@@ -33,6 +35,11 @@ def says_yes(text: str) -> bool:
     """Whether an answer counts as yes: unless its first sentence, commas removed, has the word No, no or not."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
+
+
+def is_unclear(text: str) -> bool:
+    """Whether an answer counts as yes without having the word."""
+    return says_yes(text) and not re.search(r"\byes\b", text, re.IGNORECASE)
 
 
 def figures(said: Sequence[bool], right: Sequence[bool]) -> dict[str, float]:
@@ -84,7 +91,8 @@ def _label_files(folder: epath.Path, category: str) -> list[epath.Path]:
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
     """`accuracy` over all questions, the mean f1 of the categories, and CATEGORY_accuracy, _precision, _recall, _f1, _yes_ratio, in percent.
 
-    Predictions name their category, or are numbered as LLaVA's, or come after one label file. A missing one counts as the wrong answer.
+    Predictions name their category, or are numbered as LLaVA's, or come after one label file. A missing one counts as the wrong
+    answer. What says neither yes nor no counts as yes, as in POPE's evaluate.py, and is counted beside as `neither_yes_nor_no`.
     """
     questions = {(question.category, question.id): question for question in load_questions(data, count)}
     answers = read_answers(predictions, numbered=True)
@@ -98,7 +106,12 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
         metrics |= {f"{category}_{name}": value for name, value in found.items()}
     f1 = [value for name, value in metrics.items() if name.endswith("_f1")]
     metrics["mean_f1"] = sum(f1) / len(f1)
-    return Score(metrics, matched.counts, matched.warnings + _other_questions(answers, questions, find))
+    unclear = [text for text in matched.texts.values() if is_unclear(text)]
+    warnings = matched.warnings + _other_questions(answers, questions, find)
+    if unclear:
+        said_so = f"{len(unclear)} of {len(matched.texts)} answers say neither yes nor no and count as yes, as in POPE's own script"
+        warnings += (f"{said_so}; the first is {shown(unclear[0])}",)
+    return Score(metrics, matched.counts | {"neither_yes_nor_no": len(unclear)}, warnings)
 
 
 def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer], name: str) -> Callable[[Answer], tuple[tuple[str, str], ...]]:
@@ -106,7 +119,7 @@ def finder(questions: dict[tuple[str, str], Question], answers: Sequence[Answer]
     categories = {category for category, _ in questions}
     named = [category for category in CATEGORIES if category in name]
     all_of = next(iter(categories)) if len(categories) == 1 else named[0] if len(named) == 1 else ""
-    number = lambda answer: int(answer.id) if answer.id.isdecimal() else 0
+    number = lambda answer: whole_number(answer.id) or 0
     if not all_of and not all(answer.category for answer in answers) and not any(number(answer) > NUMBERS_APART for answer in answers):
         raise SourceError(f"{name}: predictions name no category ({', '.join(CATEGORIES)}); score each after its own label file")
 
@@ -126,5 +139,5 @@ def _other_questions(answers: Sequence[Answer], questions: dict, find: Callable)
     others = [answer for answer in answers if answer.prompt and any(plain(questions[key].text) not in plain(answer.prompt) for key in find(answer))]
     if not others:
         return ()
-    asked = " ".join(others[0].prompt.split())
-    return (f"{len(others)} of {len(answers)} predictions were asked another question than the label file has, such as {others[0].where}: {asked!r}",)
+    asked = shown(" ".join(others[0].prompt.split()))
+    return (f"{len(others)} of {len(answers)} predictions were asked another question than the label file has, such as {others[0].where}: {asked}",)

@@ -20,7 +20,7 @@ from etils import epath
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Image
 from dreamjax.evaluation import captions, gqa, mmbench, mme, mmvet, pope, scienceqa, vqa
-from dreamjax.evaluation.answers import expected_form, find_file, read_json
+from dreamjax.evaluation.files import expected_form, find_file, read_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -171,7 +171,7 @@ class Pictures:
             self._by_stem[stem].append(path)
             number = re.search(r"(?<!\d)(\d{6,})$", stem)  # COCO writes numbers with twelve digits
             if number:
-                self._by_number[str(int(number[1]))].append(path)
+                self._by_number[number[1].lstrip("0")].append(path)
 
     def find(self, name: str | bytes) -> Image | None:
         """The picture as the model sees it; None where there is none of this name."""
@@ -183,7 +183,7 @@ class Pictures:
     def _path(self, name: str) -> str | None:
         *folders, base = name.split("/")
         stem, ending = os.path.splitext(base) if base.lower().endswith(ENDINGS) else (base, "")
-        found = self._by_stem.get(stem) or (self._by_number.get(str(int(stem)), []) if stem.isdecimal() else [])
+        found = self._by_stem.get(stem) or (self._by_number.get(stem.lstrip("0"), []) if stem.isdecimal() else [])
         found = [path for path in found if set(folders) <= set(path.split("/"))]  # MME's artwork/1.jpg is artwork/images/1.jpg
         found = [path for path in found if path.endswith(ending)] or found
         if len(found) > 1:

@@ -3,12 +3,12 @@
 import dataclasses
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import PIL.Image
 
 from dreamjax.document import Document, Image, Text, html_article, html_page
-from dreamjax.evaluation.answers import Score
+from dreamjax.evaluation.answers import Exported, Score
 
 SHOWN = 24  # questions of a task
 SIDE = 320  # pixels of a picture's longer side on the page
@@ -46,6 +46,7 @@ class Result:
     note: str = ""
     how: str = ""  # profile, examples, count
     measured: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    export: Callable[[], Exported] | None = None  # writes the file for the benchmark's server, once the figures are safe
 
 
 def sample(values: Sequence, count: int = SHOWN) -> list:
@@ -77,8 +78,12 @@ def in_words(result: Result) -> str:
         lines.append(f"  {name:34s} {_number(ours, width)} {' '.join(_number(value, width) for value in theirs)}".rstrip())
     if result.score is None:
         return "\n".join([*lines, f"  not scored: {result.note}"])
-    counts = ", ".join(f"{count:,d} {name.replace('_', ' ')}" for name, count in result.score.counts.items() if count)
-    return "\n".join([*lines, f"  of {counts}"])
+    return "\n".join([*lines, f"  {counts_in_words(result.score.counts)}"])
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """What figures are of, such as "of 6 questions, 6 predictions, 1 neither yes nor no"; what is none of is left out."""
+    return "of " + ", ".join(f"{count:,d} {name.replace('_', ' ')}" for name, count in counts.items() if count)
 
 
 def _number(value: float | None, width: int) -> str:
@@ -94,7 +99,7 @@ def render(title: str, results: Sequence[Result]) -> str:
 
 def _section(result: Result) -> str:
     how = f'<p class="role">{html.escape(result.how)}</p>' if result.how else ""
-    notes = result.score.warnings if result.score else [f"not scored: {result.note}"]
+    notes = [counts_in_words(result.score.counts), *result.score.warnings] if result.score else [f"not scored: {result.note}"]
     figures = _table(result) + (f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else "")
     articles = "\n".join(html_article(_document(shown), f"<h2>{html.escape(shown.id)}</h2>") for shown in result.shown)
     examples = f"<details><summary>{len(result.shown)} questions and answers</summary>\n{articles}\n</details>" if result.shown else ""

@@ -9,11 +9,13 @@ the batch, never on the questions beside it, so the end is the same.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
+from dreamjax import atomic
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image
@@ -47,7 +49,7 @@ def predict(model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_si
     """
     path = out / "predictions.jsonl"
     check_settings(out, settings)
-    done = {tuple(row["key"]) for row in resume(path)}
+    done = {tuple(map(str, row["key"])) for row in resume(path, key=list, text=str, raw=str)}
     numbers = {question.key: number for number, question in enumerate(job.questions)}
     if len(numbers) < len(job.questions):
         raise SourceError("the same question with the same id stands in the data twice")
@@ -122,42 +124,77 @@ def check_settings(out: epath.Path, settings: dict):
     out.mkdir(parents=True, exist_ok=True)
     path, settings = out / "run.json", json.loads(json.dumps(settings))
     if path.exists() and (out / "predictions.jsonl").exists():
-        before = json.loads(path.read_text())
+        before = _settings_of(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             name = changed[0]
             raise ConfigError(f"--out: {out} holds predictions with {name} = {before.get(name)!r}, not {settings[name]!r}; use another folder")
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _settings_of(path: epath.Path) -> dict:
+    try:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--out: {path}, which says whose the predictions beside it are, is damaged; delete its folder or use another one")
+    return settings
 
 
 def begin(out: epath.Path, settings: dict):
     """`check_settings`, but what another run left there is put away; it costs little to make again."""
     path, before = out / "predictions.jsonl", out / "run.json"
-    if path.exists() and (not before.exists() or json.loads(before.read_text()) != json.loads(json.dumps(settings))):
+    if path.exists() and (not before.exists() or _settings_of(before) != json.loads(json.dumps(settings))):
         print(f"dreamjax.evaluate: {path} is of another model or other data, and is begun anew", file=sys.stderr)
         path.unlink()
     check_settings(out, settings)
 
 
-def resume(path: epath.Path) -> list[dict]:
-    """The rows of a file of predictions that was being written; half a line at its end is cut off. None where there is no file."""
+def resume(path: epath.Path, **fields: type) -> list[dict]:
+    """The rows of a file of predictions that was being written; half a line at its end is cut off. None where there is no file.
+
+    Each row has the named `fields`, of these types; raises SourceError where one has not: the file is read as what anybody wrote.
+    """
     if not path.exists():
         return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
-        path.write_bytes(whole)
+        atomic.write_bytes(path, whole)
+    rows = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if line:
+            rows.append(_row_of(line, f"{path}: line {number}", fields))
+    return rows
+
+
+def _row_of(line: bytes, where: str, fields: dict[str, type]) -> dict:
     try:
-        return [json.loads(line) for line in whole.decode().split("\n") if line]
-    except ValueError as error:
-        raise SourceError(f"{path}: holds a line that is not JSON ({error}); delete it or use another folder") from None
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise SourceError(f"{where} is not JSON; delete the file or use another folder") from None
+    wrong = next((name for name, kind in fields.items() if not isinstance(row, dict) or type(row.get(name)) is not kind), None)
+    if wrong:
+        raise SourceError(f"{where} is no prediction of a run: has no {wrong}; delete the file or use another folder")
+    return row
+
+
+def document_of(record: dict, folder: epath.Path, where: str) -> Document:
+    """The document that a row holds, with its pictures in the row or in `folder`. Raises SourceError."""
+    try:
+        return Document.from_json(record, folder)
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{where}: holds a document that cannot be read: {error}; delete the file or use another folder") from None
 
 
 def append(path: epath.Path, rows: Sequence[dict]):
-    """Adds rows and sees them to the disk."""
+    """Adds rows and forces them to the disk."""
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
         file.flush()
+        if "://" not in os.fspath(path):
+            os.fsync(file.fileno())
 
 
 def batched(values: Sequence, size: int) -> Iterator[Sequence]:

@@ -6,7 +6,8 @@ import re
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Score, answers_of, by_id, expected_form, find_file, first, percent, read_answers, read_json, rows_of
+from dreamjax.evaluation.answers import Answer, Score, answers_of, by_id, first, percent, read_answers, rows_of
+from dreamjax.evaluation.files import expected_form, find_file, read_json
 
 LETTERS = "ABCDE"
 

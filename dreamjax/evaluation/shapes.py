@@ -18,6 +18,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from etils import epath
 
+from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, render_html
@@ -59,7 +60,7 @@ def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512,
     write_items(items, out)
     shown = [item for item in items if item.task == "story"][:SHOWN]
     page = render_html([Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown], title="Stories by DreamJAX")
-    (out / "stories.html").write_text(page)
+    atomic.write_text(out / "stories.html", page, "backslashreplace")
     save_picture([item for item in items if item.task == "story"], out / "stories.png")
     return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}, items
 
@@ -239,8 +240,7 @@ def write_items(items: Sequence[Item], out: epath.Path):
         files = []
         for k, picture in enumerate(item.made.images):
             file = out / "pictures" / f"{number:05d}_{k}.png"
-            with file.open("wb") as stream:
-                picture.save(stream, "PNG")
+            atomic.write_bytes(file, images.to_png(picture))
             files.append(f"pictures/{file.name}")
         whole = Document(item.prompt.parts + item.made.parts)
         lines.append(
@@ -249,7 +249,7 @@ def write_items(items: Sequence[Item], out: epath.Path):
                 "right": [named == judged for named, judged in zip(item.named, item.judged)], "placed": item.placed, "notes": item.made.notes,
             }
         )
-    (out / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    atomic.write_text(out / "items.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _marked(document: Document) -> str:
@@ -272,5 +272,4 @@ def save_picture(stories: Sequence[Item], path: epath.Path, rows: int = 4, pages
             sheet.paste(part.pil().resize((side, side), PIL.Image.Resampling.NEAREST), corner)
             pen.text((corner[0] + side // 2, corner[1] + side + 6), words.strip(), fill="black", font=font, anchor="ma")
             words, x = "", x + 1
-    with path.open("wb") as stream:
-        sheet.save(stream, "PNG")
+    atomic.write_bytes(path, images.to_png(sheet))

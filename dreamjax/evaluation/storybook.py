@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dreamjax import images
+from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
@@ -58,7 +58,7 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, 
         results |= {f"{name}_{key}": value for key, value in compare(own, swapped, numbers).items()}
     progress.close()
     results["html"], told = write_stories(model, stories, out)
-    (out / "storybook.json").write_text(json.dumps(results, indent=1) + "\n")
+    atomic.write_text(out / "storybook.json", json.dumps(results, indent=1) + "\n")
     return results, told
 
 
@@ -127,7 +127,7 @@ def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> tuple
     made = model.generate_batch(prompts, max_tokens=160, max_images=4, temperature=0.8, top_p=0.9, min_images=1)
     page = render_html([Document(p.parts + m.parts, notes=m.notes) for p, m in zip(prompts, made)], title="Held-back stories, told on by DreamJAX")
     path = out / "stories.html"
-    path.write_text(page)
+    atomic.write_text(path, page, "backslashreplace")
     return str(path), [Shown(p.text.strip(), p, m.text, m.text, goes_on=m) for p, m in zip(prompts, made)]
 
 

@@ -26,6 +26,7 @@ from dreamjax.sampling.prompts import prompt_tokens
 CONTEXTS = (0, 2, 4)
 BATCH = 16
 WRITING = {"max_tokens": 64, "max_images": 0}
+FIELDS = {"question_id": str, "shots": int, "text": str, "log_probability": float, "tokens": int}  # of a row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def _write(model: DreamLLM, pages: Sequence[Page], out: epath.Path, settings: di
     """The rows of all pages; what another model left there is put away."""
     path = out / "predictions.jsonl"
     runner.begin(out, settings)
-    done = {(row["question_id"], row["shots"]) for row in runner.resume(path)}
+    done = {(row["question_id"], row["shots"]) for row in runner.resume(path, **FIELDS)}
     waiting = [page for page in pages if (page.id, page.shots) not in done]
     with bar(len(pages), "page", "captions", len(pages) - len(waiting)) as progress:
         for batch in runner.batched(waiting, BATCH):

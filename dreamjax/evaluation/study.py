@@ -13,6 +13,7 @@ Each judge sends back the file that the page makes; `score --task=study --predic
 import collections
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 
@@ -20,13 +21,14 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from dreamjax import images
+from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import SourceError, instruct
 from dreamjax.data.sources.records import Folder, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import features, runner, study_page
-from dreamjax.evaluation.answers import Score, expected_form, find_file, first, percent, read_json
+from dreamjax.evaluation.answers import Score, first, percent
+from dreamjax.evaluation.files import expected_form, find_file, printable, read_json, shown as in_message, without_repeats
 from dreamjax.evaluation.features import Extractor, Towers
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
@@ -109,7 +111,7 @@ def write(model: DreamLLM, asked: Sequence[Asked], out: epath.Path, settings: di
     path, folder = out / "predictions.jsonl", out / "drawn"
     runner.check_settings(out, settings)
     folder.mkdir(exist_ok=True)
-    done = {row["question_id"] for row in runner.resume(path)}
+    done = {row["question_id"] for row in runner.resume(path, question_id=str, document=dict)}
     waiting = [(number, one) for number, one in enumerate(asked) if one.id not in done]
     with bar(len(asked), "document", "study", len(asked) - len(waiting)) as progress:
         for batch in runner.batched(waiting, batch_size):
@@ -117,12 +119,12 @@ def write(model: DreamLLM, asked: Sequence[Asked], out: epath.Path, settings: di
             for (_, one), document in zip(batch, made):
                 names = [f"{one.id}-{k}.png" for k in range(len(document.images))]
                 for name, picture in zip(names, document.images):
-                    (folder / name).write_bytes(images.to_png(picture))
+                    atomic.write_bytes(folder / name, images.to_png(picture))
                 plain = dataclasses.replace(document, parts=_plain(document.parts), id=one.id)
                 runner.append(path, [{"question_id": one.id, "prompt": one.prompt.text, "text": document.text, "document": plain.to_json(names)}])
             progress.update(len(batch))
     rows = {row["question_id"]: row for row in runner.resume(path)}
-    return [Document.from_json(rows[one.id]["document"], folder) for one in asked]
+    return [runner.document_of(rows[one.id]["document"], folder, str(path)) for one in asked]
 
 
 def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, seed: int, side: int) -> epath.Path:
@@ -139,15 +141,16 @@ def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, 
         for k, part in enumerate(document.parts):
             if isinstance(part, Image):
                 name = f"pictures/{code}-{k}.jpg"
-                with (out / name).open("wb") as file:
-                    PIL.Image.fromarray(images.for_decoder(part.pil(), side)).save(file, "JPEG", quality=90)
+                file = io.BytesIO()
+                PIL.Image.fromarray(images.for_decoder(part.pil(), side)).save(file, "JPEG", quality=90)
+                atomic.write_bytes(out / name, file.getvalue())
                 parts.append((name, ""))
             else:
                 parts.append(("", part.text))
         pages.append((code, one.prompt.text, parts))
-    (out / study_page.NAME).write_text(study_page.render(pages, kit_of(key)))
     path = out / "key.json"
-    path.write_text(json.dumps(key, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(key, indent=1) + "\n")
+    atomic.write_text(out / study_page.NAME, study_page.render(pages, kit_of(key)), "backslashreplace")
     return path
 
 
@@ -215,23 +218,23 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
     `judgements` is a judge's file or a folder of them, `data` the kit's folder or its key.json. A document that a judge left
     out is counted and warned of, not judged for. `agreement`: Fleiss' kappa over documents that all judges judged.
     """
-    key = read_json(find_file(data, "key.json"))
+    key = _read_key(find_file(data, "key.json"))
     folder = epath.Path(judgements)
     files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
     if not files:
         raise SourceError(f"{folder}: holds no judge's file *.json")
     by_judge: dict[str, dict[str, bool]] = {}
     for file in files:
-        content = read_json(file)
+        content = read_json(file, without_repeats)
         with expected_form(file, "file that the page makes"):
             judge, said = _name(content["judge"]), {str(code): _vote(support) for code, support in content["support"].items()}
         if content.get("kit", kit_of(key)) != kit_of(key):
             raise SourceError(f"{file}: judges the documents of another kit than {data}")
         if judge in by_judge:
-            raise SourceError(f"{file}: is of judge {judge!r}, whose file was counted already")
+            raise SourceError(f"{file}: is of judge {in_message(judge)}, whose file was counted already")
         strange = [code for code in said if code not in key]
         if strange:
-            raise SourceError(f"{file}: judges document {strange[0]}, which {data} does not have: is it of another kit?")
+            raise SourceError(f"{file}: judges document {printable(strange[0])}, which {data} does not have: is it of another kit?")
         by_judge[judge] = said
     votes = collections.defaultdict(list)
     for said in by_judge.values():
@@ -250,6 +253,14 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
     return Score(metrics, {"documents": len(key), "judges": len(by_judge), "judgements": given, "missing": missing}, warnings)
 
 
+def _read_key(path: epath.Path) -> dict[str, dict]:
+    key = read_json(path)
+    with expected_form(path, "key of a kit"):
+        if not all(isinstance(row[name], str) for row in key.values() for name in ("kind", "topic")):
+            raise ValueError("a kind or a topic is no text")
+    return key
+
+
 def _name(judge) -> str:
     if not str(judge).strip():
         raise ValueError("the judge has no name")
@@ -258,7 +269,7 @@ def _name(judge) -> str:
 
 def _vote(support) -> bool:
     if not isinstance(support, bool):
-        raise ValueError(f"{support!r} is neither true nor false")
+        raise ValueError(f"{in_message(support)} is neither true nor false")
     return support
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from dreamjax import atomic
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, Exported, Matched, Score, expected_form, find_file, first, match, percent, read_answers, read_json
+from dreamjax.evaluation.answers import Answer, Exported, Matched, Score, first, match, percent, read_answers
+from dreamjax.evaluation.files import expected_form, find_file, read_json, whole_number
 
 TASKS = ("textvqa", "vqav2", "okvqa", "vizwiz")
 ENOUGH = 3  # annotators, of those not left out, whose agreement makes an answer wholly right
@@ -183,10 +185,11 @@ def export(task: str, predictions: epath.PathLike, data: epath.PathLike, out: ep
     rows = []
     for question in questions:
         answer = normalise(matched.texts.get(question.id, ""))
-        number = int(question.id) if question.id.isdecimal() else question.id
+        number = whole_number(question.id)
+        number = question.id if number is None else number
         rows.append({"image": question.image, "answer": answer} if task == "vizwiz" else {"question_id": number, "answer": answer})
     path = out / f"{task}_submission.json"
-    path.write_text(json.dumps(rows))
+    atomic.write_text(path, json.dumps(rows))
     return Exported(path, matched.warnings)
 
 

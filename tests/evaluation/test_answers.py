@@ -4,7 +4,8 @@ import pytest
 from evaluation.files import write_json, write_lines
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.answers import Answer, by_id, find_file, percent, read_answers, read_table, write_table
+from dreamjax.evaluation.answers import Answer, by_id, percent, read_answers
+from dreamjax.evaluation.files import find_file
 
 ROWS = [{"question_id": 7, "prompt": "Why?\nIn a word.", "text": "so\u2028so"}, {"question_id": "b", "text": ""}]
 
@@ -22,23 +23,15 @@ def test_every_form_gives_the_same_rows(tmp_path):
     assert plain(read_answers(tmp_path / "mark.jsonl")) == expected
 
 
-@pytest.mark.parametrize("ending", ["tsv", "xlsx"])
-def test_tables(tmp_path, ending):
-    file = tmp_path / f"a.{ending}"
-    write_table(file, ["index", "question", "answer", "prediction"], [[1, 'a "quoted"\nline', "A", "B"], [1000001, "x", "A", None]])
-    rows = read_table(file)
-    assert [{name: str(cell) for name, cell in row.items()} for row in rows] == [
-        {"index": "1", "question": 'a "quoted"\nline', "answer": "A", "prediction": "B"},
-        {"index": "1000001", "question": "x", "answer": "A", "prediction": ""},
-    ]
-    assert plain(read_answers(file)) == [("1", "B", 'a "quoted"\nline'), ("1000001", "", "x")]
-
-
 @pytest.mark.parametrize(
     "content, named",
     [
         ("", "holds no predictions"), ("[]", "holds no predictions"), ('{"question_id": 1, "text": "a"}\n{"question_id"', "line 2 is not JSON"),
         ('{"question_id": 1}\n{"question_id": 2}', "row 1 has no text"), ('[{"text": "a"}]', "row 1 has no id"), ("[1]", "row 1 is no object"),
+        ("[" * 100_000, "nested too deep"), ('{"1": "a", "2": "b", "1": "c"}', "key '1' stands there twice"),
+        ('[{"id": ' + "9" * 5000 + ', "text": "a"}]', "cannot be read"),
+        ('[{"id": true, "text": "a"}]', "True is no id"), ('[{"id": NaN, "text": "a"}]', "nan is no id"), ('[{"id": 1, "text": Infinity}]', "inf is no text"),
+        ('[{"id": 1, "text": "a", "prompt": ["?"]}]', "is no prompt"), ('[{"id": 1, "text": {"a\\n": "' + "x" * 9999 + '"}}]', r"xx\.\.\. is no text"),
     ],
 )
 def test_what_is_no_file_of_predictions(tmp_path, content, named):

@@ -64,7 +64,7 @@ def test_every_benchmark_runs_and_is_scored(model, data, tmp_path, name):
     assert len(rows) == {"mme": 6, "pope": 6, "vqav2": 3, "scienceqa": 3, "mmbench": 3, "hellaswag": 1, "winogrande": 1, "boolq": 1, "mmlu": 4}.get(name, 2)
     if name == "mmvet":  # graded elsewhere
         assert result.score is None and "holds answers, not grades" in result.note
-        assert json.loads((tmp_path / name / "mmvet_answers.json").read_text()).keys() == {"v1_0", "v1_1"}
+        assert json.loads(result.export().path.read_text()).keys() == {"v1_0", "v1_1"}
     else:
         assert result.score.counts["missing"] == result.score.counts["unmatched"] == 0 and result.score.counts["predictions"] == len(rows)
     assert len(result.shown) == len(rows)
@@ -143,7 +143,7 @@ def test_a_count_is_of_the_questions_scored(model, data, tmp_path):
         count = 2 if name == "vqav2" else 1
         result = run(model, name, data, tmp_path, count=count)
         assert result.score.counts["questions"] == expected == len(layouts.rows_of(tmp_path / name / "predictions.jsonl")), name
-        assert result.score.counts["missing"] == 0 and "exported" not in result.files
+        assert result.score.counts["missing"] == 0 and result.export is None
 
 
 def test_examples_come_with_their_answers(model, data, tmp_path):

@@ -77,6 +77,20 @@ def test_a_picture_without_a_caption_counts(tmp_path, monkeypatch):
         captions.score("coco", write_json(tmp_path / "c.json", both + both[:1]), data)
 
 
+@pytest.mark.parametrize("given", ["", "\nb\nc\n", "a\nb\n\n", "a\nb\n", "\nb\n\n", "\r\nb\r\nc\r\n", "\ufeff\nb\nc", "a\n\nc\n\n\n"])
+def test_an_empty_line_is_an_empty_caption_and_shifts_nothing(tmp_path, monkeypatch, given):
+    seen = {}
+    monkeypatch.setattr(captions, "measure", lambda references, texts: seen.update(references=references, texts=texts) or captions.Measured({}, "ptb"))
+    (tmp_path / "ref1.txt").write_text("a\nb\nc\n")
+    (tmp_path / "ref2.txt").write_text("\nb2\n\n\n")  # fewer references for some
+    (tmp_path / "hyp.txt").write_bytes((given or "a\nb\nc\n").encode())
+    found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
+    lines = (given.replace("\r", "").replace("\ufeff", "") or "a\nb\nc").split("\n")
+    assert seen["texts"] == dict(zip("123", lines)) and seen["references"] == {"1": ["a", ""], "2": ["b", "b2"], "3": ["c", ""]}
+    empty = [number for number, line in enumerate(lines[:3], 1) if not line]
+    assert found.warnings == ((f"{len(empty)} of 3 lines are empty captions, which are scored as they are; the first is line {empty[0]}",) if empty else ())
+
+
 def test_wrong_data(tmp_path):
     (tmp_path / "hyp.txt").write_text("one\ntwo\n")
     (tmp_path / "ref1.txt").write_text("one\n")

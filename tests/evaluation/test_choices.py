@@ -7,7 +7,7 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import gqa, mmbench, scienceqa
-from dreamjax.evaluation.answers import read_table, write_table
+from dreamjax.evaluation.files import read_table, write_table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # ScienceQA
@@ -132,6 +132,7 @@ def test_gqa(tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": key, "text": text} for key, text in said.items()])
     found = gqa.score(predictions, tmp_path)
     assert found.metrics == {"accuracy": pytest.approx(200 / 3), "open_accuracy": 100.0, "binary_accuracy": 50.0} and found.counts["questions"] == 3
+    assert found.counts["neither_yes_nor_no"] == 1  # "yes it is" is right nowhere
     own = gqa.export(predictions, tmp_path / "testdev_balanced_questions.json", tmp_path).path
     assert json.loads(own.read_text())[0] == {"questionId": "1", "prediction": "cat"}
     assert gqa.score(own, tmp_path).metrics == found.metrics

@@ -110,6 +110,10 @@ def test_narratives_and_documents(data, tmp_path):
     twice = layouts.write_lines(tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": 1, "caption": "a"}] * 2)
     with pytest.raises(SourceError, match="the id 42-1 stands there twice"):
         creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
+    for by in ("/../../x", "a/b", "x" * 300, "\x00", "\ud800"):  # the id names the file of what is drawn
+        layouts.write_lines(tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": by, "caption": "a"}])
+        with pytest.raises(SourceError, match="cannot be the name of a file"):
+            creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
 
 
 def test_prompts_lose_what_is_farthest_from_the_picture():

@@ -7,7 +7,7 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import mmvet
-from dreamjax.evaluation.answers import write_table
+from dreamjax.evaluation.files import write_table
 
 NEEDS = {"v1_0": ["ocr", "math"], "v1_1": ["rec"], "v1_2": ["math", "ocr"], "v1_3": ["rec", "know", "gen"]}
 

@@ -20,6 +20,18 @@ def test_what_counts_as_yes(text, yes):
     assert pope.says_yes(text) == yes
 
 
+def test_answers_that_say_neither_are_counted_beside(data, tmp_path):
+    """They count as yes, as in POPE's script, and the score says how many."""
+    texts = ["Yes", "maybe", "", "No", "It is there.", "There is. YES", "I do not know", "Nothing", "yesterday", "no", "Yes", "No"]
+    rows = [row(category, i, texts[4 * at + i - 1], category=category) for at, category in enumerate(pope.CATEGORIES) for i in range(1, 5)]
+    found = pope.score(write_lines(tmp_path / "a.jsonl", rows), data)
+    assert found.counts["neither_yes_nor_no"] == 5 and found.metrics["random_accuracy"] == 75.0  # "maybe" and "" count as yes
+    warning = "5 of 12 answers say neither yes nor no and count as yes, as in POPE's own script; the first is 'maybe'"
+    assert warning in found.warnings
+    clear = pope.score(write_lines(tmp_path / "b.jsonl", [{**one, "text": "No, it is not"} for one in rows]), data)
+    assert clear.counts["neither_yes_nor_no"] == 0 and clear.warnings == ()
+
+
 def test_figures_by_hand():
     said = [True, True, True, False, False, False, False, False]
     right = [True, True, False, True, False, False, False, False]

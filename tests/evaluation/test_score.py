@@ -28,7 +28,7 @@ def test_the_last_line_is_json(score, science, tmp_path):
     result = json.loads(out.splitlines()[-1])
     assert result["task"] == "scienceqa" and result["metrics"]["accuracy"] == 75.0
     assert result["metrics"]["image_accuracy"] is None  # no question has a picture: nothing, and not NaN, which is no JSON
-    assert "accuracy                           75.0000" in out
+    assert "accuracy                           75.0000\n" in out and "\nof 4 questions, 4 predictions\n" in out
 
 
 def test_warnings_are_counted(score, science, tmp_path):

@@ -87,12 +87,21 @@ def test_the_tally_by_hand(kit):
     assert np.isnan(study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
 
 
+@pytest.mark.parametrize("key", [[], {"000": {}}, {"000": 5}, {"000": {"kind": ["real"], "topic": ""}}, {"000": {"kind": "real", "topic": {}}}])
+def test_wrong_keys(kit, key):
+    write_json(kit / "kit" / "key.json", key)
+    with pytest.raises(SourceError, match="key.json: is no key of a kit"):
+        study.tally(kit / "said", kit / "kit")
+
+
 @pytest.mark.parametrize(
     "content, named",
     [
         ({"judge": "a", "support": {}}, "is of judge 'a', whose file was counted already"), ({"judge": "d", "support": {"900": True}}, "judges document 900"),
         ({"support": {}}, "is no file that the page makes"), ({"judge": " ", "support": {}}, "the judge has no name"),
-        ({"judge": "d", "support": {"000": "no"}}, "'no' is neither true nor false"), ([1], "is no file that the page makes"),
+        ({"judge": "d", "support": {"000": "no"}}, "'no' is neither true nor false"), ({"judge": "d", "support": {"\ud800": True}}, "judges document '.ud800'"),
+        ({"judge": "d", "support": [["000", True]]}, "is no file that the page makes"), ({"judge": "d", "support": {"000": ["x" * 9999]}}, r"x\.\.\. is neither"),
+        ([1], "is no file that the page makes"),
         ({"judge": "d", "kit": "0123", "support": {"000": True}}, "judges the documents of another kit"),
     ],
 )
