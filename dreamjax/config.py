@@ -65,7 +65,7 @@ class SourceConfig:
     allow_outside: bool = False  # records may name pictures outside that folder: by absolute names, "..", or links
     drop_first_answer: bool = False  # leave out what an assistant says before any user, as LLaVA's code does
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
-    cache: str = ""  # folder for indexes of the files; empty: beside them or, where that cannot be written, in the user's cache
+    cache: str = ""  # folder for indexes of the files, which the hosts of a run may share; empty: the user's cache, ~/.cache/dreamjax
     encoded: str = ""  # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every step
     mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
     labels: str = "all"  # all | official: <dream_start> is not learned in conversations

@@ -2,6 +2,7 @@
 
 Run it again on the same workdir and it goes on where it was, on another mesh and other hosts too; SIGTERM and Ctrl-C save first.
 On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The workdir is shared.
+Indexes of data files are kept in the user's cache (~/.cache/dreamjax), or where a source's `cache` says, which hosts may share.
 """
 
 import contextlib

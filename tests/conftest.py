@@ -50,6 +50,14 @@ def bundle(request, tmp_path_factory) -> pathlib.Path:
     return goldens.make(own.parent if hasattr(request.config, "workerinput") else own)  # a worker's own folder lies in the session's
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Indexes of the tests' data, and of commands that tests start, are kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shapes_tokenizer():
     """The tokenizer that the default run trains: every word of the shapes is a piece or a few."""

@@ -46,4 +46,4 @@ def test_a_dry_run_ends_in_json():
 def test_help():
     done = train("--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert all(flag in done.stdout for flag in ("--config", "--workdir", "dry_run")) and "Trains a model" in done.stdout
+    assert all(said in done.stdout for said in ("--config", "--workdir", "dry_run", "~/.cache/dreamjax")) and "Trains a model" in done.stdout

@@ -91,7 +91,7 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = ""
     if differs := [key for key in wanted if card[key] != wanted[key]]:
         raise SourceError(f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python -m dreamjax.precompute")
     names = [_file(folder, number, card["documents"]) for number in range(-(-card["documents"] // PER_FILE))]
-    cache = cache_folder(path, cache) if files.is_remote(path) else ""
+    cache = cache_folder(cache) if files.is_remote(path) else ""
     try:
         records = grain.sources.ArrayRecordDataSource([files.fetched(name, cache) for name in names])
     except (RuntimeError, OSError) as error:

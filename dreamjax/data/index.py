@@ -145,13 +145,15 @@ def open_index(paths: Sequence[str], scan: Callable[[str, str], Scan], cache: st
     `scan(path, folder)` scans one file, a function of a module; it may unpack the file into the folder. Files that are
     missing or not readable at all are left out and listed in `skipped`; SourceError where no record is left.
     """
-    cache = cache_folder(paths[0], cache)
     stamps, skipped = {}, []
     for path in paths:
         try:
             stamps[path] = files.stamp(path)
         except files.Unreadable as error:
             skipped.append((path, error.reason, ""))
+    if not stamps:
+        raise _no_record(paths, skipped)
+    cache = cache_folder(cache)
     settings = json.dumps([VERSION, f"{scan.__module__}.{scan.__qualname__}", list(stamps.items()), skipped])
     folder = os.path.join(cache, hashlib.sha256(settings.encode()).hexdigest()[:32])
     if not os.path.exists(os.path.join(folder, "index.json")):
@@ -159,23 +161,25 @@ def open_index(paths: Sequence[str], scan: Callable[[str, str], Scan], cache: st
         _combine(stamps, pieces, skipped, folder)
     index = Index(folder)
     if not len(index):
-        reasons = f": {index.skipped[0]}" if index.skipped else ""
-        raise SourceError(f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: there is no record to read{reasons}")
+        raise _no_record(paths, index.skipped)
     return index
 
 
-def cache_folder(path: str, wanted: str = "") -> str:
-    """A folder for what is made of the data: the one wanted, or `.dreamjax` beside the path, or, where that cannot be, the user's cache."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(path)), ".dreamjax") if not files.is_remote(path) else ""
-    in_home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dreamjax")
-    for folder in (wanted,) if wanted else (beside, in_home):
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise SourceError(f"{wanted or in_home}: cannot be written; give a folder for indexes as the source's `cache`")
+def _no_record(paths: Sequence[str], skipped: Sequence) -> SourceError:
+    reasons = f": {skipped[0] if isinstance(skipped[0], BadRecord) else BadRecord(*skipped[0])}" if skipped else ""
+    return SourceError(f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: there is no record to read{reasons}")
+
+
+def cache_folder(wanted: str = "") -> str:
+    """A folder for what is made of the data, such as indexes: the one wanted, or else the user's cache; never, unless it is wanted, one among the data."""
+    folder = wanted or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dreamjax")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be made ({error.strerror}); give a folder for indexes as the source's `cache`") from None
+    if not os.access(folder, os.W_OK):
+        raise SourceError(f"{folder}: cannot be written; give a folder for indexes as the source's `cache`")
+    return folder
 
 
 def _scan_all(stamps: dict[str, str], scan, cache: str, label: str) -> list[str]:

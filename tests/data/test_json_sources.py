@@ -249,13 +249,13 @@ def test_packed_files_are_unpacked_once(folder):
     lines = b"".join(json.dumps(mmc4(1, 2, [i % 2])).encode() + b"\r\n" for i in range(50))
     packed = {"a.jsonl.gz": gzip.compress(lines), "b.jsonl.zip": zipped(lines, "docs.jsonl", folder=folder)}
     for name, data in packed.items():
-        source = opened("mmc4", folder, data, name)
+        source = opened("mmc4", folder, data, name, cache=str(folder / "cache"))
         assert len(source) == 50 and reasons(source) == [""] * 50 and source.key(7) == f"{name}:8"
-    unpacked = sorted((folder / ".dreamjax").glob("unpacked-*"))
+    unpacked = sorted((folder / "cache").glob("unpacked-*"))
     assert [path.read_bytes() for path in unpacked] == [lines, lines]
     times = [path.stat().st_mtime_ns for path in unpacked]
-    assert len(open_source(SourceConfig("mmc4", str(folder / "*.jsonl.*")))) == 100
-    assert [path.stat().st_mtime_ns for path in sorted((folder / ".dreamjax").glob("unpacked-*"))] == times
+    assert len(open_source(SourceConfig("mmc4", str(folder / "*.jsonl.*"), cache=str(folder / "cache")))) == 100
+    assert [path.stat().st_mtime_ns for path in sorted((folder / "cache").glob("unpacked-*"))] == times
     noise = [mmc4(1, 1, [0]) | {"noise": os.urandom(2000).hex()} for _ in range(100)]
     whole = gzip.compress(b"".join(json.dumps(record).encode() + b"\n" for record in noise))
     cut = opened("mmc4", folder, whole[: len(whole) // 2], "c.jsonl.gz")

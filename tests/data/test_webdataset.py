@@ -241,7 +241,7 @@ def test_only_what_changed_is_scanned_again(two_shards, monkeypatch):
     open_tars(two_shards)
     write_tar(two_shards / "shard-02.tar", pairs(range(12, 14)))
     assert len(open_tars(two_shards)) == 14 and scanned[3:] == ["shard-02.tar"]
-    left = [name for name in os.listdir(two_shards / ".dreamjax") if name.endswith(".tmp")]
+    left = [name for name in os.listdir(index.cache_folder()) if name.endswith(".tmp")]
     assert not left
 
 
@@ -256,11 +256,15 @@ def test_processes_make_the_same_index(two_shards, tmp_path, monkeypatch):
 
 
 def test_where_the_index_is_kept(two_shards, tmp_path, monkeypatch):
+    """In the user's cache, not among the data; and nowhere where there is nothing to index."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert index.cache_folder(str(two_shards / "a.tar")) == str(two_shards / ".dreamjax")
-    assert index.cache_folder("gs://bucket/a.tar") == index.cache_folder("/proc/a.tar") == str(tmp_path / "home" / "dreamjax")
-    with pytest.raises(SourceError, match="/proc/x: cannot be written"):
-        index.cache_folder("a.tar", "/proc/x")
+    with pytest.raises(SourceError, match="gone.tar: there is no record to read: .*gone.tar: file missing"):
+        open_tars(two_shards / "gone.tar")
+    assert not (tmp_path / "home").exists()
+    assert open_tars(two_shards).index.folder.startswith(str(tmp_path / "home" / "dreamjax")) and sorted(os.listdir(two_shards)) == ["home", "shard-00.tar", "shard-01.tar"]
+    assert index.cache_folder(str(two_shards / "asked")) == str(two_shards / "asked")
+    with pytest.raises(SourceError, match="/proc/x: cannot be made"):
+        index.cache_folder("/proc/x")
 
 
 def test_tars_in_a_bucket(two_shards, tmp_path):

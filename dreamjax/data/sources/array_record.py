@@ -148,7 +148,7 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
-    cache = cache_folder(paths[0], cache) if files.is_remote(path) else ""
+    cache = cache_folder(cache) if files.is_remote(path) else ""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         counted = list(pool.map(functools.partial(_count, cache=cache), paths))
     skipped = tuple(count for count in counted if isinstance(count, BadRecord))
