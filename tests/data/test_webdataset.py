@@ -261,7 +261,8 @@ def test_where_the_index_is_kept(two_shards, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="gone.tar: there is no record to read: .*gone.tar: file missing"):
         open_tars(two_shards / "gone.tar")
     assert not (tmp_path / "home").exists()
-    assert open_tars(two_shards).index.folder.startswith(str(tmp_path / "home" / "dreamjax")) and sorted(os.listdir(two_shards)) == ["home", "shard-00.tar", "shard-01.tar"]
+    assert open_tars(two_shards).index.folder.startswith(str(tmp_path / "home" / "dreamjax"))
+    assert sorted(os.listdir(two_shards)) == ["home", "shard-00.tar", "shard-01.tar"]
     assert index.cache_folder(str(two_shards / "asked")) == str(two_shards / "asked")
     with pytest.raises(SourceError, match="/proc/x: cannot be made"):
         index.cache_folder("/proc/x")
