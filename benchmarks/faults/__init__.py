@@ -1,0 +1,1 @@
+"""What goes wrong on real machines, repeated: kills, full disks, damaged files, lost hosts and hostile records. `python -m benchmarks.faults --help`."""

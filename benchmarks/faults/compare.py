@@ -1,0 +1,27 @@
+"""Whether two outputs are the same, to the byte."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+Contents = dict[str, Any]  # by name: arrays, bytes, or anything that can be compared
+
+
+def same(ours: Contents, theirs: Contents) -> str:
+    """Where two contents differ, in a few words; nothing where every byte is the same."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours or name not in theirs:
+            return f"{name} is only in one"
+        one, two = ours[name], theirs[name]
+        if isinstance(one, np.ndarray):
+            if one.dtype != two.dtype or one.shape != two.shape or one.tobytes() != two.tobytes():
+                return f"{name} differs"
+        elif one != two:
+            return f"{name} differs"
+    return ""
+
+
+def files(folder: pathlib.Path) -> Contents:
+    """{relative name: bytes} of all files."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,177 @@
+"""Kills a command at a moment of its work: any, or inside a write, which is seen by the names that unfinished files and folders have.
+
+A process is looked at from outside, every millisecond, and gets SIGKILL, as from `kill -9`, the system's out-of-memory killer or a lost
+machine. Whether it was in the middle of a write is read from what it left, not from what was aimed at.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+UNFINISHED = re.compile(r"\.(tmp|partial|partial_save|orbax-checkpoint-tmp)$")  # dreamjax/atomic.py's, an index pass's, Orbax's
+LOOK_EVERY = 0.001  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """When to kill: a share of a write after it began, or a time after the command began to change its folder; both once some writes have passed."""
+
+    inside: bool  # a write
+    share: float = 0.0  # of a write
+    seconds: float = 0.0
+    passing: int = 0  # writes before
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """One kill: when, counted from the start, and the unfinished files and folders that it left."""
+
+    seconds: float
+    left: tuple[str, ...]
+
+    @property
+    def inside(self) -> bool:
+        return bool(self.left)
+
+
+@dataclasses.dataclass
+class Watched:
+    """What was seen of a command that nothing disturbed: how long it worked in its folder, and how long writes took."""
+
+    begins: float = 0.0  # seconds from its start to the first change in the folder
+    ends: float = 0.0
+    writes: dict[str, float] = dataclasses.field(default_factory=dict)  # longest seconds by kind
+    count: int = 0
+
+    def length(self, name: str) -> float:
+        """Seconds that a write of this kind takes; a moment where none was seen."""
+        return self.writes.get(kind_of(name), 2 * LOOK_EVERY)
+
+
+def kind_of(name: str) -> str:
+    """A name without what differs from write to write."""
+    return re.sub(r"[0-9a-f]{8,}|\d+", "#", name)
+
+
+def unfinished(folder: str | os.PathLike) -> set[str]:
+    """The files and folders below a folder, by their relative names, that bear the name of something unfinished; not what lies in these."""
+    found = set()
+
+    def look(path: str, prefix: str):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:  # gone meanwhile
+            for entry in entries:
+                name = prefix + entry.name
+                if UNFINISHED.search(entry.name):
+                    found.add(name)
+                elif entry.is_dir(follow_symlinks=False) and not is_whole_checkpoint(prefix, entry.name):
+                    look(entry.path, f"{name}/")
+
+    look(os.fspath(folder), "")
+    return found
+
+
+def is_whole_checkpoint(prefix: str, name: str) -> bool:
+    """Whether a folder got its name when it was whole, so that looking into it finds nothing."""
+    return prefix.endswith("checkpoints/") and name.isdecimal()
+
+
+def torn(folder: pathlib.Path, whole: pathlib.Path) -> set[str]:
+    """The files below `folder` that hold a beginning of what they hold in `whole`; of files of lines, half a line."""
+    found = set()
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_file() and (whole / name).is_file():
+            ours, all_of_it = path.read_bytes(), (whole / name).read_bytes()
+            if len(ours) < len(all_of_it) and all_of_it.startswith(ours) and not (path.suffix == ".jsonl" and ours.endswith(b"\n")):
+                found.add(name)
+    return found
+
+
+def look(folder: pathlib.Path) -> tuple:
+    """What changes when something is written into a folder, looked at as little as can be."""
+    names = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not UNFINISHED.search(name) and not is_whole_checkpoint(f"{path}/", name)]
+        names += [(path, name) for name in (*folders, *files)]
+        names += [(path, name, os.stat(os.path.join(path, name)).st_size) for name in files if os.path.exists(os.path.join(path, name))]
+    return tuple(sorted(map(str, names)))
+
+
+def watched(process: subprocess.Popen, folder: pathlib.Path, began: float) -> Watched:
+    """Follows a command to its end."""
+    seen, before, since = Watched(), look(folder), {}
+    while process.poll() is None:
+        now, names = time.monotonic() - began, unfinished(folder)
+        if not seen.begins and (names or look(folder) != before):
+            seen.begins = now
+        for name in names - since.keys():
+            seen.count += 1
+            since[name] = now
+        for name in since.keys() - names:
+            kind = kind_of(name)
+            seen.writes[kind] = max(seen.writes.get(kind, 0.0), now - since.pop(name))
+        time.sleep(LOOK_EVERY)
+    seen.ends = time.monotonic() - began
+    return seen
+
+
+class Writes:
+    """The unfinished files and folders of a folder, as they come; what was there before, and stays, is of an earlier kill."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.known = folder, unfinished(folder)
+        self.stale = set(self.known)
+
+    def new(self) -> set[str]:
+        """Those that were not there when it was last asked."""
+        names = unfinished(self.folder)
+        new = names - self.known
+        self.known, self.stale = names, self.stale & names
+        return new
+
+    def left(self) -> set[str]:
+        """Those of the process that has just ended."""
+        self.new()
+        return self.known - self.stale
+
+
+def kill(process: subprocess.Popen, folder: pathlib.Path, aim: Aim, usual: Watched, whole: pathlib.Path, limit: float = 300) -> Kill | None:
+    """Kills a command as aimed; None where it ended before.
+
+    `folder` holds what it writes and nothing else that changes, `whole` what an undisturbed command has written.
+    """
+    began, writes, before = time.monotonic(), Writes(folder), look(folder)
+    passed, until = 0, None
+    while process.poll() is None and time.monotonic() - began < limit:
+        if until is not None and time.monotonic() >= until:
+            process.send_signal(signal.SIGKILL)
+            break
+        new = writes.new()
+        passed += len(new)
+        if until is None and aim.inside and new and passed > aim.passing:
+            until = time.monotonic() + aim.share * usual.length(min(new))
+        elif until is None and not aim.inside and passed >= aim.passing and (new or look(folder) != before):
+            until = time.monotonic() + aim.seconds
+        else:
+            time.sleep(LOOK_EVERY)
+    seconds = time.monotonic() - began
+    process.wait(limit)
+    end_group(process)
+    if process.returncode != -signal.SIGKILL:
+        return None
+    return Kill(seconds, tuple(sorted(writes.left() | torn(folder, whole))))
+
+
+def end_group(process: subprocess.Popen, seconds: float = 10):
+    """Waits for what a killed command has started, which ends by itself, and ends it where it does not."""
+    until = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,172 @@
+"""The campaign of faults itself: which round comes next, what adds up, and what it sees of writers that it kills."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks.faults import watch
+from benchmarks.faults.campaign import KILLED, OTHERS, STATE, Campaign, Outcome
+from benchmarks.faults.compare import same
+from benchmarks.faults.watch import Aim, Watched
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bookkeeping
+
+
+def test_kills_are_split_evenly_and_every_sixth_round_is_another():
+    campaign = Campaign(seed=3)
+    kinds = [campaign.next_round((*KILLED, *OTHERS)).kind for _ in range(120)]
+    assert {name: kinds.count(name) for name in KILLED} == dict.fromkeys(KILLED, 20)
+    assert kinds[5::6] == [*OTHERS] * 5
+
+
+def test_a_kind_that_is_left_out_does_not_come():
+    campaign = Campaign(seed=3)
+    assert {campaign.next_round(("prepare", "hosts")).kind for _ in range(12)} == {"prepare", "hosts"}
+    assert {campaign.next_round(("hosts",)).kind for _ in range(12)} == {"hosts"}
+    assert {campaign.next_round(("train",)).kind for _ in range(12)} == {"train"}
+
+
+def test_rounds_differ_and_repeat_with_the_seed():
+    draw = lambda seed: [campaign.next_round(KILLED).seed for campaign in [Campaign(seed)] for _ in range(50)]
+    assert draw(1) == draw(1) and len({*draw(1), *draw(2)}) == 100
+
+
+def test_kills_that_missed_their_write_are_owed():
+    campaign = Campaign(seed=0)
+    done = campaign.next_round(("prepare",))
+    assert done.inside == 0
+    outcome = Outcome()
+    outcome.counts.update({"kills prepare": 5, "inside prepare": 1})
+    campaign.add(done, outcome)
+    assert campaign.next_round(("prepare",)).inside == 3 and campaign.next_round(("train",)).inside == 0
+
+
+def test_rounds_add_up_over_calls(tmp_path):
+    campaign = Campaign(seed=5)
+    for name, number in (("kills train", 4), ("kills import", 3), ("inside train", 2)):
+        outcome = Outcome()
+        outcome.counts[name] += number
+        campaign.add(campaign.next_round(KILLED), outcome)
+    lost = Outcome()
+    lost.fault("unequal", "params differ")
+    campaign.add(campaign.next_round(KILLED), lost)
+    campaign.next_round(KILLED)  # was interrupted
+    campaign.save(tmp_path)
+    again = Campaign.load(tmp_path)
+    assert again == campaign and not list(tmp_path.glob("*.tmp")) and [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert again.next_round(KILLED).number == 5
+    facts = json.loads(json.dumps(again.facts()))
+    assert (facts["rounds"], facts["kills"], facts["kills_inside_a_write"], facts["unequal"], facts["crashes"]) == (4, 7, 2, 1, 0)
+    assert {"resumed_bit_equal", "unreadable", "hostile_records", "escapes"} <= facts.keys()
+    assert "params differ" in again.faults[0] and "round 3" in again.faults[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is seen of a folder
+
+
+def test_unfinished_names_are_seen_wherever_they_lie(tmp_path):
+    for name in ("run/config.json.0123456789ab.tmp", "run/lengths/a.0.npy.partial", "run/metrics.jsonl", "b.tmp.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ("run/checkpoints/4", "run/checkpoints/6.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp", "model/params.partial_save/pending"):
+        (tmp_path / name).mkdir(parents=True)
+    found = {"run/config.json.0123456789ab.tmp", "run/lengths/a.0.npy.partial", "run/checkpoints/6.orbax-checkpoint-tmp", "model/params.partial_save"}
+    assert watch.unfinished(tmp_path) == found and watch.unfinished(tmp_path / "nowhere") == set()
+    assert len({watch.kind_of(f"run/{name}.tmp") for name in ("config.json.0123456789ab", "config.json.ba9876543210")}) == 1
+
+
+def test_a_beginning_of_a_file_is_torn_and_whole_lines_are_not(tmp_path):
+    for home, contents in (("ours", {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n2", "f": "z"}),
+                           ("whole", {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x"})):  # fmt: skip
+        (tmp_path / home).mkdir()
+        for name, text in contents.items():
+            (tmp_path / home / name).write_text(text)
+    assert watch.torn(tmp_path / "ours", tmp_path / "whole") == {"a.json", "b.json", "e.jsonl"}
+
+
+# A writer that replaces a file (beside: under a temporary name first; in place: as one must not), and says nothing else.
+WRITER = """
+import os, sys, time
+path, beside = sys.argv[1], sys.argv[2] == "beside"
+for number in range(int(sys.argv[3])):
+    name = f"{path}.{number:012x}.tmp" if beside else path
+    with open(name, "w") as file:
+        file.write("half, ")
+        file.flush()
+        time.sleep(0.02)
+        file.write("whole")
+    if beside:
+        os.replace(name, path)
+    time.sleep(0.02)
+"""
+
+
+def writer(folder: pathlib.Path, how: str, times: int) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(times)], start_new_session=True)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "out").write_text("half, whole")
+    (tmp_path / "here").mkdir()
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize("passing", [0, 3])
+def test_a_writer_is_killed_inside_a_write(whole, tmp_path, passing):
+    killed = watch.kill(writer(tmp_path / "here", "beside", 1000), tmp_path / "here", Aim(True, 0.5, passing=passing), Watched(), whole)
+    assert killed.inside and killed.left == (f"out.{passing:012x}.tmp",)
+    assert (tmp_path / "here" / "out").exists() == (passing > 0)
+
+
+def test_what_an_earlier_kill_left_is_not_counted_again(whole, tmp_path):
+    (tmp_path / "here" / "out.ffffffffffff.tmp").write_text("old")
+    killed = watch.kill(writer(tmp_path / "here", "beside", 1000), tmp_path / "here", Aim(True), Watched(), whole)
+    assert killed.left == ("out.000000000000.tmp",)
+
+
+def test_a_file_written_in_place_is_seen_to_be_torn(whole, tmp_path):
+    killed = watch.kill(writer(tmp_path / "here", "in place", 1000), tmp_path / "here", Aim(False), Watched(), whole)
+    assert killed.left == ("out",) and (tmp_path / "here" / "out").read_text() in ("", "half, ")
+
+
+def test_a_command_that_ends_before_is_no_kill(whole, tmp_path):
+    assert watch.kill(writer(tmp_path / "here", "beside", 2), tmp_path / "here", Aim(True, passing=50), Watched(), whole) is None
+    assert watch.kill(writer(tmp_path / "here", "beside", 2), tmp_path / "here", Aim(False, seconds=60), Watched(), whole) is None
+
+
+def test_an_undisturbed_writer_is_measured(tmp_path):
+    seen = watch.watched(writer(tmp_path, "beside", 5), tmp_path, time.monotonic())
+    assert seen.count == 5 and list(seen.writes) == ["out.#.tmp"] and seen.length("out.abcdefabcdef.tmp") >= 0.02
+    assert 0 < seen.begins < seen.ends and seen.ends - seen.begins >= 0.15
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is compared
+
+
+def test_every_difference_is_found():
+    one = {"a": np.float32([1, 2]), "b": b"x"}
+    assert same(one, dict(one)) == ""
+    for other in ({"a": np.float32([1, 3])}, {"a": np.float32([[1, 2]])}, {"a": np.int32([1, 2])}, {"b": b"y"}, {"c": 1}):
+        assert same(one, one | other), other
+    assert same(one, {"a": one["a"]}) and same({"a": np.float32([0.0])}, {"a": np.float32([-0.0])})
+
+
+def test_readers_refuse_an_empty_folder_in_one_line(tmp_path):
+    from benchmarks.faults import readers  # imports all that reads weights
+
+    (tmp_path / "empty").mkdir()
+    for read in readers.READERS.values():
+        if read is not readers.results:  # an evaluation that has written nothing yet is one
+            refused = readers.refusal(lambda read=read: read(tmp_path / "empty"))
+            assert refused and "\n" not in refused
+    assert readers.last_step(tmp_path) is None and readers.newest(tmp_path) is None and readers.metrics(tmp_path, 5) == []
