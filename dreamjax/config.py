@@ -230,6 +230,7 @@ class RunConfig:
     profile_to: int = 0  # its last step
     skip_nonfinite: bool = False
     allow_changed_data: bool = False  # a run may go on with other documents or rows than it began with
+    allow_longer: bool = False  # a run may go on to a higher total_steps though its learning rate depends on that; with schedule="constant" it may anyway
 
     def __post_init__(self):
         require_positive(self, "total_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "checkpoints_kept")

@@ -29,7 +29,7 @@ from dreamjax.training import checkpoint, handover, optim, profile, report
 from dreamjax.training.held_back import make_held_back
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.metrics import Watch
-from dreamjax.training.start import begin, check_encoders, prepare_workdir, with_data
+from dreamjax.training.start import begin, check_encoders, prepare_workdir, rates, with_data, with_steps
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import jit_train_step
 
@@ -85,12 +85,15 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
         state, frozen, meta = begin(config, parts, workdir, manager, shapes, where)
         meta = with_data(meta, loader.fingerprint, config, workdir)
+        meta, longer = with_steps(meta, config, int(state.step))
+        if longer:
+            hosts.say(f"longer        {rates(config, longer['total_steps_before'], int(state.step))}")
         check_encoders(loader.encoders, frozen)
         if config.init_from:
             hosts.say(handover.in_words(meta))
         start = int(state.step)
         if start >= config.total_steps:
-            hosts.say(f"{workdir}: complete at step {start}, nothing to do")
+            hosts.say(f"{workdir}: complete at step {start}, nothing to do; a higher --config.total_steps goes on")
             return 0
 
         # -- Compile
@@ -104,6 +107,7 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
         # -- Loop
         signals, agree = catch_signals(), hosts.agreement(mesh)
         watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
+        watch.note = longer
         for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
             check_lock()
             profile.before_step(config, workdir, done)

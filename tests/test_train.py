@@ -91,7 +91,7 @@ def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(straight)
     again, other = launch(straight), launch(straight, "--config.model.llm.ffn_width=48")
     assert f"complete at step {STEPS}, nothing to do" in finish(again)[0]
     error = finish(other, expect=2)[1]
-    assert len(error.splitlines()) == 1 and "holds a run with other values of config.model;" in error
+    assert len(error.splitlines()) == 1 and "holds a run with other values of config.model.llm.ffn_width (64, now 48); bring the old values back" in error
     assert (straight / "metrics.jsonl").read_bytes() == before
 
 

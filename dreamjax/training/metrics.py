@@ -118,6 +118,7 @@ class Watch:
         self.known, self.shown = len(set(map(str, broken))), 0  # broken ones from before the first step; documents since
         self.pending = None
         self.held_back: dict = {}
+        self.note: dict = {}  # what the next line says besides
         self.stopping = False  # some host was asked to stop, when the step that was last settled went off
         self.count_broken(broken, told=not first)
 
@@ -168,12 +169,12 @@ class Watch:
             )
         self.tokens += metrics["tokens"]
         self.bar.update()
-        if self.log and (step % self.config.log_every == 0 or self.held_back or step == self.config.total_steps):
+        if self.log and (step % self.config.log_every == 0 or self.held_back or self.note or step == self.config.total_steps):
             now = time.monotonic()
             metrics |= {"tokens_per_second": self.tokens / (now - self.last_log), "elapsed": self.seconds()}
             self.last_log, self.tokens = now, 0
-            self.log.write({"step": step} | metrics | ({} if finite else {"skipped": True}) | self.held_back)
-            self.held_back = {}
+            self.log.write({"step": step} | metrics | ({} if finite else {"skipped": True}) | self.held_back | self.note)
+            self.held_back, self.note = {}, {}
             self.bar.set_postfix({"loss": f"{metrics['loss']:.3f}", "tokens/s": f"{metrics['tokens_per_second']:,.0f}"}, refresh=False)
 
     def close(self):

@@ -26,6 +26,12 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decay], [warmup])
 
 
+def depends_on_total(config: OptimConfig, before: int, now: int, done: int) -> bool:
+    """Whether the learning rates behind step `done` of a run of `before` steps are others than of one of `now` steps."""
+    warmups = [round(config.warmup_share * total) for total in (before, now)]
+    return config.schedule != "constant" or (warmups[0] != warmups[1] and max(warmups) > done)
+
+
 def optimiser(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """Gradient clipping by the global norm, AdamW, and the learning-rate factor of each parameter's rule (the first that matches)."""
 

@@ -12,29 +12,81 @@ from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, handover, optim
 from dreamjax.training.state import State, init
 
-SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accumulate", "total_steps", "init_from")
+SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accumulate", "init_from")  # and total_steps, which may grow
 DATA_MAY_CHANGE = ("eval", "threads", "workers", "max_bad_share")  # settings of `data` that no batch depends on
+NAMED = 5  # settings that a refusal lists
 
 
 def prepare_workdir(workdir: epath.Path, config: RunConfig):
-    """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs.
+    """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs, and the way on.
 
-    What a start that failed has left there is written anew. With `allow_changed_data` other data are no other run. Of several
-    hosts the first alone writes, and has to be here before the others.
+    What a start that failed has left there is written anew. Of several hosts the first alone writes, and has to be here before the others.
     """
     if not checkpoint.steps(workdir):
         if jax.process_index() == 0:
             (workdir / "tokenizer").rmtree(missing_ok=True)
     elif (workdir / "config.json").exists():
-        before, now = to_dict(checkpoint.read_config(workdir)), to_dict(config)
-        for name in DATA_MAY_CHANGE:
-            before["data"].pop(name), now["data"].pop(name)
-        allowed = ("data",) if config.allow_changed_data else ()
-        changed = [name for name in SAME_ON_RESUME if before[name] != now[name] and name not in allowed]
-        if changed:
-            raise ConfigError(f"--workdir: {workdir} holds a run with other values of config.{', config.'.join(changed)}; use another folder or the old values")
+        check_same_run(workdir, checkpoint.read_config(workdir), config, checkpoint.last_step(workdir))
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
+
+
+def check_same_run(workdir: epath.Path, before: RunConfig, now: RunConfig, done: int):
+    """ConfigError where `now` is another run than `before`, which has gone `done` steps.
+
+    With `allow_changed_data` other data are no other run. More steps are none where the learning rate does not depend on how many
+    there are, or with `allow_longer`.
+    """
+    ways = ["bring the old values back", way_on(workdir)]
+    old, new = to_dict(before), to_dict(now)
+    for name in DATA_MAY_CHANGE:
+        old["data"].pop(name), new["data"].pop(name)
+    names = [name for name in SAME_ON_RESUME if name != "data" or not now.allow_changed_data]
+    changed = [line for name in names for line in differences(old[name], new[name], f"config.{name}")]
+    if changed and all(line.startswith("config.data.") for line in changed):
+        ways.append("go on with these data by --config.allow_changed_data=True")
+    total, more = before.total_steps, now.total_steps > before.total_steps
+    if total != now.total_steps and not (more and (now.allow_longer or not optim.depends_on_total(now.optim, total, now.total_steps, done))):
+        changed += differences(total, now.total_steps, "config.total_steps")
+        if more:
+            ways.append(f"go on by --config.allow_longer=True, with {rates(now, total, done)}")
+    if changed:
+        rest = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        raise ConfigError(f"--workdir: {workdir} holds a run with other values of {', '.join(changed[:NAMED])}{rest}; {', or '.join(ways)}")
+
+
+def way_on(workdir: epath.Path) -> str:
+    """How to begin another run with the weights of a workdir, as one can type it."""
+    return f"""begin another run with its weights by another --workdir and --config.init_from="({{'path': {str(workdir)!r}}},)\""""
+
+
+def differences(old, new, key: str) -> list[str]:
+    """The settings that differ below a key, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in old | new]
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        pairs = [(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new))]
+    else:
+        return [] if old == new else [f"{key} ({_short(old)}, now {_short(new)})"]
+    return [line for pair in pairs for line in differences(*pair)]
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def rates(config: RunConfig, before: int, done: int) -> str:
+    """What more steps than `before` do to the learning rate, in words."""
+    was, now = (float(optim.schedule(config.optim, total)(done)) for total in (before, config.total_steps))
+    return f"the learning rate of {config.total_steps} steps: {now:.3g} at step {done + 1}, where that of {before} steps is {was:.3g}"
+
+
+def with_steps(meta: dict, config: RunConfig, done: int) -> tuple[dict, dict]:
+    """(meta with the run's number of steps, what its next line of metrics says of it): {} unless the run goes on to more steps than before."""
+    before = meta.get("total_steps", config.total_steps)
+    note = {} if before == config.total_steps else {"total_steps": config.total_steps, "total_steps_before": before}
+    return meta | {"total_steps": config.total_steps}, note
 
 
 def begin(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager: ocp.CheckpointManager, shapes, shardings) -> tuple[State, dict, dict]:
@@ -69,7 +121,7 @@ def with_data(meta: dict, fingerprint: str, config: RunConfig, workdir: epath.Pa
     if meta.get("data", fingerprint) != fingerprint and not config.allow_changed_data:
         raise ConfigError(
             f"--workdir: {workdir} holds a run whose documents were others than those of config.data.train now; "
-            "bring them back, use another folder, or go on with these by --config.allow_changed_data=True"
+            f"bring them back, {way_on(workdir)}, or go on with these by --config.allow_changed_data=True"
         )
     return meta | {"data": fingerprint}
 
