@@ -44,17 +44,22 @@ def folder(path: str | os.PathLike) -> Iterator[str]:
     os.makedirs(temporary)
     try:
         yield temporary
-        for name in sorted(pathlib.Path(temporary).rglob("*")):
-            _sync(name)
-        _sync(temporary)
         try:
-            os.rename(temporary, target)
+            name_folder(temporary, target)
         except OSError:  # not empty: another process has put its own there
             if not os.path.isdir(target):
                 raise
-        _sync(os.path.dirname(target) or ".")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def name_folder(temporary: str | os.PathLike, target: str | os.PathLike):
+    """Gives a finished folder its name, when it is on the disk; OSError where a folder that is not empty has that name."""
+    for name in sorted(pathlib.Path(temporary).rglob("*")):
+        _sync(name)
+    _sync(temporary)
+    os.rename(temporary, target)
+    _sync(os.path.dirname(target) or ".")
 
 
 def write_bytes(path: str | os.PathLike, data: bytes):

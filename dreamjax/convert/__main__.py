@@ -22,7 +22,7 @@ from absl import flags
 from etils import epath
 
 from dreamjax import cli
-from dreamjax.convert import exporting, importing, verifying
+from dreamjax.convert import exporting, finite, importing, verifying
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.training import checkpoint, handover, model_folder
 
@@ -32,6 +32,7 @@ PARTS = flags.DEFINE_list("parts", [], f"import: take only these of {', '.join(i
 NEW_ROWS = flags.DEFINE_string("new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows).")
 VISUAL_PROJECTOR = flags.DEFINE_string("visual_projector", None, "import: kind of a fresh visual projector: linear | mlp.")
 DREAM_QUERIES = flags.DEFINE_integer("dream_queries", None, "import: number of fresh dream queries; 64 where it is left out.")
+ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "import: take weights that are NaN or infinite as they are; refused where it is left out.")
 SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.")
 MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
 FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporting.FORMATS)}.")
@@ -59,12 +60,14 @@ def import_() -> int:
     for found in plan.found:
         print(f"{found.where}: {found.format}, {len(found.leaves)} parameters", *found.notes, sep="; ")
     print("".join(f"{note}\n" for note in plan.notes), end="")
-    importing.write(plan, out)
+    counts = importing.write(plan, out, ALLOW_NONFINITE.value)
+    if counts:
+        print(f"taken as they are: {finite.in_words(counts)}")
     for path in plan.fresh:
         print(f"made afresh   {path}")
     facts = facts_of(out)
     print(in_words(facts))
-    print(json.dumps({"model": str(out), **facts}))
+    print(json.dumps({"model": str(out), "not_finite": counts, **facts}))
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from dreamjax.convert import assemble, clip, clip_text, huggingface, importing, llama, official, stable_diffusion, tables
+from dreamjax.convert import assemble, clip, clip_text, finite, huggingface, importing, llama, official, output, stable_diffusion, tables
 from dreamjax.convert.names import Leaf, Table, to_theirs
 from dreamjax.convert.tensors import require_torch
 from dreamjax.schema import ConfigError
@@ -56,18 +57,24 @@ def open_model(folder: epath.Path, which: str = "last") -> Opened:
 def export(folder: epath.Path, kind: str, out: epath.Path, which: str = "last") -> list[str]:
     """Writes a model in one of FORMATS; the parts that the format has no place for. ConfigError where `out` holds something.
 
-    Beside it, in every folder that an import takes, goes the chain of origins, which an import reads back.
+    Beside it, in every folder that an import takes, goes the chain of origins, which an import reads back. Weights that are NaN or
+    infinite are written as they are and counted on stderr.
     """
     if kind not in FORMATS:
         raise ConfigError(f"--format: {kind!r} is none of {', '.join(FORMATS)}")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out: {out} holds something already")
+    if kind != "params" and "://" in os.fspath(out):
+        raise ConfigError(f"--out: {out}: a bucket takes --format=params alone; export to a folder on this machine and copy it")
     opened = open_model(folder, which)
-    out.mkdir(parents=True, exist_ok=True)
-    left = {"params": _export_params, "official": _export_official, "huggingface": _export_huggingface}[kind](opened, out)
-    for home in [out / name for name in HUGGINGFACE] if kind == "huggingface" else [out]:
-        if home.exists():
-            handover.write_origins(home, folder, which)
+    leaves, counts = finite.counted(opened.leaves)
+    with output.written(out) as home:
+        home.mkdir(parents=True, exist_ok=True)
+        writers = {"params": _export_params, "official": _export_official, "huggingface": _export_huggingface}
+        left = writers[kind](opened._replace(leaves=leaves), home)
+        for part in [home / name for name in HUGGINGFACE] if kind == "huggingface" else [home]:
+            if part.exists():
+                handover.write_origins(part, folder, which)
+    if counts:
+        print(f"{folder}: {finite.in_words(counts)}; exported as they are", file=sys.stderr)
     return left
 
 

@@ -131,7 +131,7 @@ def _read_joints(folder: pathlib.Path) -> Found:
     """Projectors and dream queries as `export --format=huggingface` writes them."""
     settings = Settings.of(folder / "config.json")
     tensors, files = open_weights(folder, TRANSFORMERS)
-    leaves = {name.replace(".", "/"): Leaf(t.shape, t.dtype, t.read, str(folder)) for name, t in tensors.items()}
+    leaves = {name.replace(".", "/"): Leaf(t.shape, t.dtype, t.read, str(folder), (name,)) for name, t in tensors.items()}
     fields = {name: settings.values[name] for name in ("visual_projector", "dream_queries") if name in settings.values}
     return Found("joints", str(folder), fields, leaves, files, template=settings.get("template"))
 

@@ -6,11 +6,10 @@ import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 
-import jax
 from etils import epath
 from tqdm import tqdm
 
-from dreamjax.convert import assemble, sources, vocabulary
+from dreamjax.convert import assemble, finite, output, sources, vocabulary
 from dreamjax.convert.assemble import Found, Plan
 from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import sha256
@@ -59,24 +58,27 @@ def _only(found: Found, parts: Sequence[str]) -> Found:
     )
 
 
-def write(plan: Plan, out: epath.Path, shardings: Mapping | None = None):
-    """Writes the model folder; ConfigError where `out` holds one. `shardings` {path: sharding} spread each parameter over devices and hosts."""
-    if (out / "params").exists() or (out / "config.json").exists():
-        raise ConfigError(f"--out: {out} holds a model already")
-    out.mkdir(parents=True, exist_ok=True)
-    origins = tuple(origin_of(found) for found in plan.found)
-    sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in plan.leaves.items()}
+def write(plan: Plan, out: epath.Path, allow_nonfinite: bool = False) -> dict[str, int]:
+    """Writes the model folder; {tensor: weights of it that are NaN or infinite}.
+
+    ConfigError where `out` holds something, or where weights are not finite unless that is allowed; nothing is at `out` then.
+    """
+    leaves, counts = finite.counted(plan.leaves)
+    sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in leaves.items()}
     progress = lambda groups: tqdm(groups, desc="writing", unit="group", disable=None)
-    where = shardings or {}
-    model_folder.save_leaves(out / "params", sizes, lambda path: assemble.place(plan.leaves[path], where.get(path)), progress)
-    if jax.process_index() == 0:
+    with output.written(out) as folder:
+        origins = tuple(origin_of(found) for found in plan.found)
+        model_folder.save_leaves(folder / "params", sizes, lambda path: assemble.place(leaves[path]), progress)
+        if counts and not allow_nonfinite:
+            raise ConfigError(f"--source: {finite.in_words(counts)}; --allow_nonfinite takes them as they are")
         if plan.tokenizer:
-            plan.tokenizer.save(out / "tokenizer")
-        for name, folder in ((name, folder) for found in plan.found for name, folder in found.clip_tokenizers.items()):
-            copy_clip_tokenizer(folder, out / "tokenizer" / name)
+            plan.tokenizer.save(folder / "tokenizer")
+        for name, source in ((name, source) for found in plan.found for name, source in found.clip_tokenizers.items()):
+            copy_clip_tokenizer(source, folder / "tokenizer" / name)
         card = ModelCard(plan.model, plan.template, origins, plan.fresh)
-        handover.write_import(out, card)
-        model_folder.write_card(out, card)  # last, so that a folder with a config.json is whole
+        handover.write_import(folder, card)
+        model_folder.write_card(folder, card)  # last, so that a folder with a config.json is whole
+    return counts
 
 
 def origin_of(found: Found) -> Origin:

@@ -31,6 +31,8 @@ class Leaf(NamedTuple):
     dtype: np.dtype
     read: Callable[[tuple[slice, ...]], np.ndarray]  # one slice per axis
     origin: str  # where from, in words
+    tensors: tuple[str, ...] = ()  # the foreign tensors that it is read from, by their names
+    stacked: bool = False  # one of them for each entry of axis 0
 
 
 def match(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str) -> dict[str, Leaf]:
@@ -92,7 +94,7 @@ def leaf_of(path: str, shape: tuple[int, ...], stacked: bool, tensors: tuple[Ten
             out[i] = _read_one(path, shape[1:], tensor, index[1:])
         return out
 
-    return Leaf(shape, tensors[0].dtype, read, str(tensors[0].file))
+    return Leaf(shape, tensors[0].dtype, read, str(tensors[0].file), tuple(tensor.name for tensor in tensors), stacked)
 
 
 def to_theirs(table: Table, path: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

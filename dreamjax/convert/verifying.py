@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from dreamjax.config import ModelConfig
-from dreamjax.convert import clip, exporting, llama, sources, tables
+from dreamjax.convert import clip, exporting, finite, llama, sources, tables
 from dreamjax.convert.assemble import Raw, materialise, shapes_of
 from dreamjax.convert.names import Table, renamed
 from dreamjax.convert.settings import Settings
@@ -34,9 +34,10 @@ TOKENS = 24  # of texts
 
 
 def verify(folder: epath.Path, given: list[str], seed: int = 0) -> list[dict[str, Any]]:
-    """One row for each part and output: part, output, float32, bfloat16, torch_bfloat16 (relative errors against torch in float32), ok.
+    """One row for each part and output: part, output, float32, bfloat16, torch_bfloat16 (relative errors against torch in float32), not_finite, ok.
 
-    float32 and bfloat16 are ours; ok: both within the limits above. ConfigError where the sources hold no part that the model has, or torch is missing.
+    float32 and bfloat16 are ours; not_finite: {parameter: weights of ours that are NaN or infinite}; ok: both within the limits above.
+    ConfigError where the sources hold no part that the model has, or torch is missing.
     """
     opened = exporting.open_model(folder)
     require_torch(epath.Path(given[0]))
@@ -58,6 +59,7 @@ def in_words(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         errors = "".join(f"{row[key]:12.2e}" for key in ("float32", "bfloat16", "torch_bfloat16"))
         lines.append(f"{row['part']:14s}{row['output']:18s}{errors}{'' if row['ok'] else '  differs'}")
+    lines += dict.fromkeys(f"{row['part']:14s}{finite.in_words(row['not_finite'])}" for row in rows if row["not_finite"])
     wrong = sum(not row["ok"] for row in rows)
     limits = f"the limits are {TOLERANCE:g} in float32, and in bfloat16 {TIMES} x torch's own + {MORE:g}"
     return "\n".join([*lines, f"{wrong} of {len(rows)} differ; {limits}" if wrong else f"all the same; {limits}"])
@@ -68,7 +70,8 @@ def compare(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rn
     inputs = _inputs(part, model, raw, rng)
     expected, rounded = (torch_llm if part == "llm" else _torch_outputs)(part, model, raw, inputs)
     gc.collect()
-    params = materialise(leaves, dtype=None)
+    watched, counts = finite.counted(leaves)
+    params = materialise(watched, dtype=None)
     ours = {dtype: jax.device_get(_our_program(part, _alone(part, model), dtype)(params, inputs)) for dtype in ("float32", "bfloat16")}
     jax.tree.map(lambda leaf: leaf.delete(), params)
     rows = []
@@ -78,7 +81,7 @@ def compare(part: str, model: ModelConfig, leaves: dict, raw: dict[str, Raw], rn
             errors = {name: other[..., : value.shape[-1]] for name, other in errors.items()}
         errors = {name: relative_error(other, value) for name, other in errors.items()}
         ok = errors["float32"] <= TOLERANCE and errors["bfloat16"] <= TIMES * errors["torch_bfloat16"] + MORE
-        rows.append({"part": part, "output": output, **errors, "ok": ok})
+        rows.append({"part": part, "output": output, **errors, "not_finite": counts, "ok": ok})
     return rows
 
 
