@@ -2,8 +2,9 @@
 
 Formats: webdataset (tars), pairs, mmc4, obelics, llava, instruct (JSON, with --images=FOLDER), parquet, tfds, array_record, storybook.
 PATH may be a folder, or hold stars and ranges such as shard-{00000..00099}.tar; it and DIR may be in a bucket (gs://). The result
-is read as the format array_record. Runs in parallel and may be interrupted: called again with the same flags it goes on. What
-is dropped is counted by reason and listed in DIR/dropped.jsonl. The last line of stdout is the statistics as JSON.
+is read as the format array_record. Runs in parallel and may be interrupted: called again with the same flags it goes on; after the
+source was mended, --overwrite begins anew. What is dropped is counted by reason and listed in DIR/dropped.jsonl. It ends with an
+error where more records are broken than --max_bad_share, or none can be used. The last line of stdout is the statistics as JSON.
 """
 
 import json
@@ -35,6 +36,8 @@ TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) t
 TEMPLATE = flags.DEFINE_string("template", "plain", "Chat template of the token counts.")
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
 PER_FILE = flags.DEFINE_integer("per_file", 1000, "Records of the source per file.")
+MAX_BAD_SHARE = flags.DEFINE_float("max_bad_share", 0.01, "Share of broken records above which it stops; those that a filter leaves out are not broken.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier run has written to --out and begin anew.")
 MIN_SIDE = flags.DEFINE_integer("min_side", 0, "Least shorter side of a picture, in pixels.")
 MAX_ASPECT = flags.DEFINE_float("max_aspect", 0.0, "Most that a picture's longer side may be of its shorter one; 0: any.")
 DECODE = flags.DEFINE_bool("decode", True, "Decode every picture, so that none that is broken is kept.")
@@ -55,6 +58,8 @@ def main() -> int:
         raise ConfigError(f"--source: {SOURCE.value!r} is not FORMAT:PATH with a format of {', '.join(FORMATS)}")
     if TEMPLATE.value not in TEMPLATES:
         raise ConfigError(f"--template: {TEMPLATE.value!r} is none of {', '.join(TEMPLATES)}")
+    if not 0 <= MAX_BAD_SHARE.value <= 1:
+        raise ConfigError(f"--max_bad_share: is a share between 0 and 1, is {MAX_BAD_SHARE.value}")
     for flag in (WORKERS, PER_FILE):
         if flag.value < 1:
             raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
@@ -68,8 +73,8 @@ def main() -> int:
             text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value,
         )  # fmt: skip
     )
-    job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value)
-    facts = writing.write(job, WORKERS.value)
+    job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value)
+    facts = writing.write(job, WORKERS.value, OVERWRITE.value)
     print(writing.in_words(facts))
     print(json.dumps(facts))
     return 0

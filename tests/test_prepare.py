@@ -27,7 +27,7 @@ def test_pairs_in_parallel_with_tokens(tmp_path, shapes_tokenizer):
     write_tar(tmp_path / "a.tar", [*pairs(range(9)), ("bad.jpg", b"x"), ("bad.txt", "bad"), *pairs([10])])
     shapes_tokenizer.save(tmp_path / "tokenizer")
     flags = (f"--source=webdataset:{tmp_path}/a.tar", f"--out={tmp_path}/out", f"--tokenizer={tmp_path}/tokenizer")
-    done = prepare(*flags, "--workers=2", "--per_file=6", "--max_characters=9")
+    done = prepare(*flags, "--workers=2", "--per_file=6", "--max_characters=9", "--max_bad_share=0.1")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["documents"] == 9 and facts["dropped"] == {"image in no known format": 1, "caption too long": 1}
@@ -42,7 +42,7 @@ def test_pairs_of_json_with_other_keys(tmp_path):
         (tmp_path / "pictures" / f"{i}.jpg").write_bytes(jpeg(i))
     write_jsonl(tmp_path / "pairs.jsonl", [{"file": f"{i}.jpg", "title": f"number {i}"} for i in range(4)])
     keys = ("--text_key=title", "--image_key=file", f"--images={tmp_path}/pictures")
-    done = prepare(f"--source=pairs:{tmp_path}/pairs.jsonl", *keys, f"--out={tmp_path}/out", "--workers=1")
+    done = prepare(f"--source=pairs:{tmp_path}/pairs.jsonl", *keys, f"--out={tmp_path}/out", "--workers=1", "--max_bad_share=0.3")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["documents"] == 3 and facts["dropped"] == {"image missing": 1}
@@ -68,7 +68,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
     large = encoded(PIL.Image.new("RGB", (1600, 1600), "red"), "PNG")  # few bytes, much to decode
     write_tar(tmp_path / "a.tar", [member for i in range(60) for member in ((f"{i}.png", large if i % 7 else b"broken"), (f"{i}.txt", f"number {i}"))])
     writing.write(writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "whole"), per_file=3), workers=1)
-    flags = (f"--source=webdataset:{tmp_path}/a.tar", f"--out={tmp_path}/out", "--workers=2", "--per_file=3")
+    flags = (f"--source=webdataset:{tmp_path}/a.tar", f"--out={tmp_path}/out", "--workers=2", "--per_file=3", "--max_bad_share=0.3")
     running = subprocess.Popen([sys.executable, "-m", "dreamjax.prepare", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     finished = lambda: list((tmp_path / "out").glob("documents-*.json"))
     wait_until(lambda: len(finished()) >= 2)
@@ -93,11 +93,15 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
         (("--source=tars:x", "--out=x"), "--source: 'tars:x' is not FORMAT:PATH"),
         (("--source=webdataset:nowhere.tar", "--out=x"), "nowhere.tar: there is no record to read: nowhere.tar: file missing"),
         (("--source=webdataset:nowhere.tar", "--out=x", "--max_aspect=0.5"), "max_aspect: is at least 1"),
+        (("--source=webdataset:nowhere.tar", "--out=x", "--max_bad_share=nan"), "--max_bad_share: is a share between 0 and 1"),
+        (("--source=pairs:PAIRS", "--out=OUT", "--workers=1"), "1 of 1 records are broken, more than --max_bad_share = 1.00%: 1 outside the folder; the first: "),
+        (("--source=pairs:PAIRS", "--out=OUT", "--workers=1", "--max_bad_share=1"), "none of 1 records can be used: 1 outside the folder; the first: "),
     ],
-    ids=["format", "path", "filter"],
+    ids=["format", "path", "filter", "share", "broken", "nothing"],
 )
-def test_what_is_wrong_ends_with_one_line(arguments, named):
-    done = prepare(*arguments)
+def test_what_is_wrong_ends_with_one_line(arguments, named, tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [{"image": "/etc/passwd", "caption": "x"}])
+    done = prepare(*(one.replace("PAIRS", f"{tmp_path}/pairs.jsonl").replace("OUT", f"{tmp_path}/out") for one in arguments))
     assert done.returncode == 2 and done.stderr.startswith("dreamjax.prepare: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
 
 

@@ -12,6 +12,11 @@ from dreamjax.data.sources.records import BOM, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.schema import require, require_positive
 
+# Why a record is left out that is not broken: the user's settings want others. A picture may be too small for these or for any use.
+WANTED_OTHERWISE = frozenset({
+    "low similarity", "image too small", "image too long", "too few pictures", "unwanted word",
+    "caption too short", "caption too long", "address in the caption", "caption not ASCII",
+})  # fmt: skip
 _URL = re.compile(r"(?i)\b(?:https?://|www\.)|\b[a-z0-9-]+\.(?:com|net|org)\b")
 _WORD = re.compile(r"\w+")
 

@@ -4,9 +4,11 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tqdm
@@ -14,10 +16,10 @@ from array_record.python import array_record_module
 
 from dreamjax import images
 from dreamjax.data import files, processes
-from dreamjax.data.filters import Filters, keep
+from dreamjax.data.filters import WANTED_OTHERWISE, Filters, keep
 from dreamjax.data.sources import BadRecord, Source
 from dreamjax.data.sources.array_record import LENGTHS, SUFFIX, WRITER_OPTIONS, encode
-from dreamjax.data.sources.records import bad_record
+from dreamjax.data.sources.records import Unusable, bad_record, parse_json
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Slots, build_row
 from dreamjax.schema import ConfigError, RunStopped
@@ -25,6 +27,8 @@ from dreamjax.tokenizer import Tokenizer
 
 SETTINGS = "prepare.json"
 DROPPED = "dropped.jsonl"
+NAMED = 3  # dropped records that a message names
+_OUR_NAME = re.compile(r"documents-\d+-of-\d+(\.array_record|\.json)(\..*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Job:
     tokenizer: Tokenizer | None = None  # to count tokens with
     template: str = "plain"
     per_file: int = 1000
+    max_bad_share: float = 1.0  # of broken records, above which writing stops
 
     def __len__(self) -> int:
         """Files."""
@@ -53,23 +58,69 @@ class Job:
         return json.loads(json.dumps(facts | {"filters": dataclasses.asdict(self.filters)}))
 
 
-def write(job: Job, workers: int) -> dict:
-    """Writes what is not there yet; returns statistics over all files.
+def write(job: Job, workers: int, overwrite: bool = False) -> dict:
+    """Writes what is not there yet; returns statistics over all files. `overwrite` begins anew, whatever an earlier run has written.
 
-    Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died.
+    Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died, too many records are
+    broken, or none can be used.
     """
     files.make_folder(job.out)
+    if overwrite:
+        _clear(job.out)
     _claim(job)
     there = set(files.names_in(job.out))
     for name in there:
         if name.endswith(".tmp"):  # of a run that was killed
             files.remove(files.join(job.out, name))
     missing = [number for number in range(len(job)) if os.path.basename(job.path(number)) + ".json" not in there]
-    done = len(job.source) - sum(len(_records(job, number)) for number in missing)
-    with tqdm.tqdm(total=len(job.source), initial=done, desc="preparing", unit="record", unit_scale=True, disable=None) as bar:
-        for number in _written(job, missing, workers):
+    done = sorted(set(range(len(job))) - set(missing))
+    dropped = Dropped()
+    dropped.add(job.source.skipped)
+    with tqdm.tqdm(total=len(job.source), desc="preparing", unit="record", unit_scale=True, disable=None) as bar:
+        for number in itertools.chain(done, _written(job, missing, workers)):
+            dropped.add(BadRecord(*record) for record in _facts(job, number)["dropped"])
+            if dropped.broken > job.max_bad_share * (len(job.source) + dropped.broken):  # as training counts them
+                share = f"{dropped.broken} of {len(job.source)} records are broken, more than --max_bad_share = {job.max_bad_share:.2%}"
+                raise RunStopped(f"{share}: {dropped.in_words()}; mend them and begin anew with --overwrite, or allow more")
             bar.update(len(_records(job, number)))
-    return _collect(job)
+    facts = _collect(job)
+    if not facts["documents"]:
+        raise RunStopped(f"none of {len(job.source)} records can be used: {dropped.in_words()}; mend them and begin anew with --overwrite")
+    return facts
+
+
+@dataclasses.dataclass
+class Dropped:
+    """The records that were left out so far."""
+
+    reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    first: list[BadRecord] = dataclasses.field(default_factory=list)
+
+    def add(self, records: Iterable[BadRecord]):
+        for record in records:
+            self.reasons[record.reason] += 1
+            if len(self.first) < NAMED:
+                self.first.append(record)
+
+    @property
+    def broken(self) -> int:
+        """How many are left out for more than the user's wishes."""
+        return sum(count for reason, count in self.reasons.items() if reason not in WANTED_OTHERWISE)
+
+    def in_words(self) -> str:
+        """How many for which reason, and the first of them."""
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        return f"{counts}; the first: {'; '.join(map(str, self.first))}"
+
+
+def _clear(folder: str):
+    """Removes what an earlier run has written, the settings last: they say whose the files are."""
+    names = files.names_in(folder)
+    if SETTINGS not in names and any(name.endswith(SUFFIX) for name in names):
+        raise ConfigError(f"--overwrite: {folder} holds ArrayRecord files that are not of this command; give another folder")
+    ours = [name for name in names if _OUR_NAME.fullmatch(name) or name in (DROPPED, LENGTHS)]
+    for name in (*ours, SETTINGS):
+        files.remove(files.join(folder, name))
 
 
 def _claim(job: Job):
@@ -77,15 +128,28 @@ def _claim(job: Job):
     path = files.join(job.out, SETTINGS)
     settings = job.settings()
     if files.exists(path):
-        begun = json.loads(files.read_bytes(path))
+        begun = _json(path)
         other = [key for key in settings if begun.get(key) != settings[key]]
         if other:
-            raise ConfigError(f"--out: {job.out} holds documents prepared with another {other[0]}; give another folder, or empty this one")
+            raise ConfigError(f"--out: {job.out} holds documents prepared with another {other[0]}; begin anew with --overwrite, or give another folder")
         return
     if any(name.endswith(SUFFIX) for name in files.names_in(job.out)):
         raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
     with files.atomic_file(path) as file:
         file.write(json.dumps(settings, indent=1).encode())
+
+
+def _json(path: str) -> dict:
+    """An object that this command has written."""
+    try:
+        return parse_json(files.read_bytes(path))
+    except Unusable as error:
+        raise ConfigError(f"{path}: is damaged ({error.args[0]}); begin anew with --overwrite") from None
+
+
+def _facts(job: Job, number: int) -> dict:
+    """The statistics of one file."""
+    return _json(job.path(number) + ".json")
 
 
 def _records(job: Job, number: int) -> range:
@@ -180,7 +244,7 @@ def _collect(job: Job) -> dict:
         for record in job.source.skipped:
             _log(log, dropped, record.name, record.reason, record.detail)
         for number in range(len(job)):
-            facts = json.loads(files.read_bytes(job.path(number) + ".json"))
+            facts = _facts(job, number)
             counts.update(facts["counts"])
             left_out.update(facts["left_out"])
             for record in facts["dropped"]:

@@ -21,7 +21,7 @@ from dreamjax.data.sources.records import Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.images import BadImage
 from dreamjax.rows import Limits, Slots, build_row
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, RunStopped
 
 
 def files_of(folder) -> dict[str, bytes]:
@@ -81,6 +81,55 @@ def test_interrupted_repeated_and_in_parallel(tmp_path):
     (tmp_path / "other" / "a.array_record").touch()
     with pytest.raises(ConfigError, match="something else"):
         writing.write(job("other"), 1)
+
+
+def test_a_run_stops_where_too_much_is_broken(tmp_path):
+    """At the file where it is certain; --max_bad_share as in training, and what filters leave out is not broken."""
+    write_jsonl(tmp_path / "a.jsonl", [{"image": f"{i}.jpg", "caption": "x" * (1 + i % 2)} for i in range(40)])
+    for i in range(4, 40):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    source = open_source(SourceConfig("pairs", str(tmp_path / "a.jsonl")))
+    job = lambda out, share, **others: writing.Job(source, str(tmp_path / out), per_file=2, max_bad_share=share, **others)
+    with pytest.raises(RunStopped, match=r"2 of 40 records are broken, more than --max_bad_share = 1.00%: 2 image missing; the first: .*a.jsonl:1: image missing"):
+        writing.write(job("out", 0.01), 1)
+    assert len(list((tmp_path / "out").glob("*.array_record"))) == 1
+    with pytest.raises(RunStopped, match="4 of 40 records.*begin anew with --overwrite, or allow more"):
+        writing.write(job("out", 0.09), 1)
+    assert writing.write(job("out", 0.1), 1)["documents"] == 36
+    assert writing.write(job("short", 0.1, filters=Filters(max_characters=1)), 1)["dropped"] == {"caption too long": 18, "image missing": 4}
+
+
+def test_nothing_that_can_be_used_is_an_error(tmp_path):
+    """It names the first; once the source is mended, by the same command with overwrite, whatever lies there."""
+    write_jsonl(tmp_path / "a.jsonl", [{"image": f"{i}.jpg", "caption": "x"} for i in range(5)])
+    job = lambda **others: writing.Job(open_source(SourceConfig("pairs", str(tmp_path / "a.jsonl"))), str(tmp_path / "out"), per_file=2, **others)
+    first = "; ".join(f"{tmp_path}/a.jsonl:{i + 1}: image missing: {tmp_path}/{i}.jpg: no such file" for i in range(3))
+    for _ in range(2):
+        with pytest.raises(RunStopped) as stopped:
+            writing.write(job(), 1)
+        assert str(stopped.value) == f"none of 5 records can be used: 5 image missing; the first: {first}; mend them and begin anew with --overwrite"
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    (tmp_path / "out" / "mine.txt").touch()
+    assert writing.write(job(), 1, overwrite=True)["documents"] == 5
+    write_jsonl(tmp_path / "a.jsonl", [{"image": "1.jpg", "caption": "y"}])
+    with pytest.raises(ConfigError, match="another source; begin anew with --overwrite, or give another folder"):
+        writing.write(job(), 1)
+    facts = writing.write(job(), 1, overwrite=True)
+    assert (facts["documents"], facts["files"], facts["dropped"]) == (1, 1, {}) and len(open_source(SourceConfig("array_record", str(tmp_path / "out")))) == 1
+    assert (tmp_path / "out" / "mine.txt").exists()
+    with pytest.raises(RunStopped, match="none of 1 records can be used: 1 too few pictures"):
+        writing.write(job(filters=Filters(min_pictures=2)), 1, overwrite=True)
+    for name in (writing.SETTINGS, "documents-00000-of-00001.json"):
+        (tmp_path / "out" / name).write_bytes(b"")
+        with pytest.raises(ConfigError, match=f"{name}: is damaged .*; begin anew with --overwrite"):
+            writing.write(job(), 1)
+        writing.write(job(), 1, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.array_record").touch()
+    with pytest.raises(ConfigError, match="--overwrite: .*other holds ArrayRecord files that are not of this command"):
+        writing.write(dataclasses.replace(job(), out=str(tmp_path / "other")), 1, overwrite=True)
+    assert (tmp_path / "other" / "a.array_record").exists()
 
 
 def test_to_a_bucket_and_back(tmp_path, shapes_tokenizer, monkeypatch):
