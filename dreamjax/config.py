@@ -66,6 +66,8 @@ class SourceConfig:
     drop_first_answer: bool = False  # leave out what an assistant says before any user, as LLaVA's code does
     min_similarity: float | None = None  # leave out pictures whose CLIP similarity to their text is lower; None: 0.25 for mmc4, else none
     cache: str = ""  # folder for indexes of the files, which the hosts of a run may share; empty: the user's cache, ~/.cache/dreamjax
+    max_growth: float = 200.0  # times its size that a compressed file may unpack to; more is taken for an attack
+    max_unpacked: float = 256.0  # GiB that it may unpack to
     encoded: str = ""  # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every step
     mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
     labels: str = "all"  # all | official: <dream_start> is not learned in conversations
@@ -77,6 +79,7 @@ class SourceConfig:
         require(self.mode in ("joint", "comprehension_only", "creation_only"), "mode", f"{self.mode!r} is none of joint, comprehension_only, creation_only")
         require(self.labels in ("all", "official"), "labels", f"{self.labels!r} is neither all nor official")
         require_positive(self, "size", "weight", or_zero=True)
+        require_positive(self, "max_growth", "max_unpacked")
         require(0 <= self.eval_share < 1, "eval_share", "is a share in [0, 1)")
         require(self.min_similarity is None or math.isfinite(self.min_similarity), "min_similarity", f"must be finite, is {self.min_similarity}")
 

@@ -32,6 +32,8 @@ IMAGE_KEY = flags.DEFINE_string("image_key", "", "Key or column of the picture, 
 SIMILARITY = flags.DEFINE_float("min_similarity", None, "Least CLIP similarity of a picture to its text; by default 0.25 for mmc4, else none.")
 DROP_FIRST_ANSWER = flags.DEFINE_bool("drop_first_answer", False, "Leave out what an assistant says before any user, as LLaVA's code does.")
 CACHE = flags.DEFINE_string("cache", "", "Folder for indexes of the files; by default the user's cache (~/.cache/dreamjax), never the files' own folder.")
+MAX_GROWTH = flags.DEFINE_float("max_growth", 200.0, "Times its size that a compressed file may unpack to; more is taken for an attack.")
+MAX_UNPACKED = flags.DEFINE_float("max_unpacked", 256.0, "GiB that a compressed file may unpack to.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing.")
 TEMPLATE = flags.DEFINE_string("template", "plain", "Chat template of the token counts.")
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
@@ -71,6 +73,7 @@ def main() -> int:
         SourceConfig(
             form, path, SPLIT.value, images=IMAGES.value, allow_outside=ALLOW_OUTSIDE.value, drop_first_answer=DROP_FIRST_ANSWER.value,
             text_key=TEXT_KEY.value, image_key=IMAGE_KEY.value, min_similarity=SIMILARITY.value, cache=CACHE.value,
+            max_growth=MAX_GROWTH.value, max_unpacked=MAX_UNPACKED.value,
         )  # fmt: skip
     )
     job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value)

@@ -2,10 +2,12 @@
 
 A record is one or several members, each a range of bytes in its file. What scanning one file found is kept under the file's
 stamp, so that an interrupted scan goes on where it was, and only files that changed are scanned again. All that together is
-one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through the page cache.
+one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through the page cache. It has
+checksums: what a failed disk or another program has damaged or deleted is said in one line, and made anew.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,6 +15,9 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -21,8 +26,11 @@ import tqdm
 from dreamjax import atomic
 from dreamjax.data import files, processes
 from dreamjax.data.sources import BadRecord, SourceError
+from dreamjax.data.unpack import Cache
 
-VERSION = 1  # of the layout on disk
+VERSION = 2  # of the layout on disk
+LONGEST = 2**30  # bytes of one member; a record is read as a whole
+CHECKSUMS = "checksums.json"
 PARALLEL = 64 * 2**20  # bytes of files from which on processes are worth their start
 
 
@@ -60,6 +68,8 @@ class Member:
 
     def read_bytes(self) -> bytes:
         """The bytes; raises files.Unreadable."""
+        if self.size > LONGEST:
+            raise files.Unreadable(f"{self.file}: {self.size:,d} bytes, a member may have {LONGEST:,d}", "record too large")
         return files.read_range(self.file, self.offset, self.size, self.stamp)
 
     def __str__(self) -> str:
@@ -131,6 +141,17 @@ def _map(path: str) -> np.ndarray:
         return np.load(path)
 
 
+def _checksums(folder: str) -> dict[str, int]:
+    """The checksum of each file of an index."""
+    found = {}
+    for name in ("index.json", *(f"{name}.npy" for name in ARRAYS)):
+        found[name] = 0
+        with open(os.path.join(folder, name), "rb") as file:
+            while block := file.read(2**22):
+                found[name] = zlib.crc32(block, found[name])
+    return found
+
+
 def _span(ends: np.ndarray, index: int) -> tuple[int, int]:
     return (int(ends[index - 1]) if index else 0), int(ends[index])
 
@@ -139,10 +160,10 @@ def _span(ends: np.ndarray, index: int) -> tuple[int, int]:
 # Building
 
 
-def open_index(paths: Sequence[str], scan: Callable[[str, str], Scan], cache: str = "", label: str = "records") -> Index:
+def open_index(paths: Sequence[str], scan: Callable[[str, Cache], Scan], cache: Cache = Cache(), label: str = "records") -> Index:
     """The index of the files, made where it is not kept already.
 
-    `scan(path, folder)` scans one file, a function of a module; it may unpack the file into the folder. Files that are
+    `scan(path, cache)` scans one file, a function of a module; it may unpack the file into the cache. Files that are
     missing or not readable at all are left out and listed in `skipped`; SourceError where no record is left.
     """
     stamps, skipped = {}, []
@@ -152,22 +173,42 @@ def open_index(paths: Sequence[str], scan: Callable[[str, str], Scan], cache: st
         except files.Unreadable as error:
             skipped.append((path, error.reason, ""))
     if not stamps:
-        raise _no_record(paths, skipped)
-    cache = cache_folder(cache)
-    settings = json.dumps([VERSION, f"{scan.__module__}.{scan.__qualname__}", list(stamps.items()), skipped])
-    folder = os.path.join(cache, hashlib.sha256(settings.encode()).hexdigest()[:32])
-    if not os.path.exists(os.path.join(folder, "index.json")):
+        raise _nothing(paths, BadRecord(*skipped[0]))
+    cache = dataclasses.replace(cache, folder=cache_folder(cache.folder))
+    settings = json.dumps([VERSION, f"{scan.__module__}.{scan.__qualname__}", list(stamps.items()), skipped, cache.max_growth, cache.max_unpacked])
+    folder = os.path.join(cache.folder, hashlib.sha256(settings.encode()).hexdigest()[:32])
+    index = _kept(folder) if os.path.exists(folder) else None
+    if index is None:
         pieces = _scan_all(stamps, scan, cache, label)
         _combine(stamps, pieces, skipped, folder)
-    index = Index(folder)
+        index = Index(folder)
     if not len(index):
-        raise _no_record(paths, index.skipped)
+        raise _nothing(paths, *index.skipped[:1])
     return index
 
 
-def _no_record(paths: Sequence[str], skipped: Sequence) -> SourceError:
-    reasons = f": {skipped[0] if isinstance(skipped[0], BadRecord) else BadRecord(*skipped[0])}" if skipped else ""
-    return SourceError(f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: there is no record to read{reasons}")
+def _nothing(paths: Sequence[str], *why: BadRecord) -> SourceError:
+    named = ", ".join(paths[:2]) + " ..." * (len(paths) > 2)
+    return SourceError(": ".join([f"{named}: there is no record to read", *map(str, why)]))
+
+
+def _kept(folder: str) -> Index | None:
+    """The index that lies in a folder; None, and the folder moved out of the way, where it is not what was written."""
+    try:
+        if _checksums(folder) != json.loads(pathlib.Path(folder, CHECKSUMS).read_bytes()):
+            raise ValueError("its files are not what was written")
+        index = Index(folder)
+        for file in index.files:
+            if file["stored"] != file["name"] and files.stamp(file["stored"]) != file["stamp"]:
+                raise ValueError(f"{file['stored']}, which was unpacked for it, has changed")
+        return index
+    except (OSError, ValueError) as error:
+        print(f"{folder}: the index is damaged ({' '.join(str(error).split())[:200]}); it is made anew", file=sys.stderr)
+    aside = atomic.temporary_name(folder)
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        os.rename(folder, aside)  # at once, so that nobody finds half of it
+    shutil.rmtree(aside, ignore_errors=True)
+    return None
 
 
 def cache_folder(wanted: str = "") -> str:
@@ -182,10 +223,12 @@ def cache_folder(wanted: str = "") -> str:
     return folder
 
 
-def _scan_all(stamps: dict[str, str], scan, cache: str, label: str) -> list[str]:
+def _scan_all(stamps: dict[str, str], scan, cache: Cache, label: str) -> list[str]:
     """The file of what each scan found."""
-    pieces = [os.path.join(cache, f"scan-{hashlib.sha256(json.dumps([VERSION, scan.__qualname__, *item]).encode()).hexdigest()[:32]}.npz") for item in stamps.items()]
-    missing = [(path, piece) for path, piece in zip(stamps, pieces) if not os.path.exists(piece)]
+    settings = [VERSION, scan.__qualname__, cache.max_growth, cache.max_unpacked]
+    names = [hashlib.sha256(json.dumps([*settings, *item]).encode()).hexdigest()[:32] for item in stamps.items()]
+    pieces = [os.path.join(cache.folder, f"scan-{name}.npz") for name in names]
+    missing = [(path, piece) for path, piece in zip(stamps, pieces) if not _is_whole(piece)]
     size = sum(int(stamps[path].partition("-")[0]) for path, _ in missing)
     workers = min(os.cpu_count() or 1, len(missing))
     task = functools.partial(_scan_one, scan=scan, cache=cache)
@@ -201,7 +244,25 @@ def _scan_all(stamps: dict[str, str], scan, cache: str, label: str) -> list[str]
     return pieces
 
 
-def _scan_one(item: tuple[str, str], scan, cache: str):
+def _is_whole(piece: str) -> bool:
+    """Whether what a scan found is there and can be read, with the file that it may have unpacked."""
+    if not os.path.exists(piece):
+        return False
+    try:
+        with np.load(piece) as scanned:
+            facts = json.loads(scanned["facts"].tobytes())
+            for name in ARRAYS:
+                scanned[name]  # whose checksum is looked at in reading it
+        if files.stamp(facts["stored"]) == facts["stamp"]:
+            return True
+        reason = f"{facts['stored']} has changed"
+    except Exception as error:  # numpy, zip and JSON raise almost anything for bytes that are not theirs
+        reason = " ".join(str(error).split())[:200]
+    print(f"{piece}: what a scan found is damaged ({reason}); its file is scanned again", file=sys.stderr)
+    return False
+
+
+def _scan_one(item: tuple[str, str], scan, cache: Cache):
     path, piece = item
     try:
         found = scan(path, cache)
@@ -210,7 +271,8 @@ def _scan_one(item: tuple[str, str], scan, cache: str):
     kinds = sorted(set(found.kinds))
     numbers = {kind: number for number, kind in enumerate(kinds)}
     names = [name.encode("utf-8", "surrogateescape") for name in found.names]
-    facts = {"kinds": kinds, "skipped": found.skipped, "stored": found.stored or path}
+    stored = found.stored or path
+    facts = {"kinds": kinds, "skipped": found.skipped, "stored": stored, "stamp": files.stamp(stored)}
     arrays = {
         "offsets": found.offsets, "sizes": found.sizes, "kinds": [numbers[kind] for kind in found.kinds], "member_ends": found.ends,
         "name_ends": np.cumsum([len(name) for name in names]), "names": np.frombuffer(b"".join(names), np.uint8), "file_ends": [len(found.ends)],
@@ -231,7 +293,7 @@ def _combine(stamps: dict[str, str], pieces: list[str], skipped: list, folder: s
         for kind in facts["kinds"]:
             kinds.setdefault(kind, len(kinds))
         skipped = skipped + facts["skipped"]
-        entries.append({"name": path, "stored": facts["stored"], "stamp": files.stamp(facts["stored"]) if facts["stored"] != path else stamp})
+        entries.append({"name": path, "stored": facts["stored"], "stamp": facts["stamp"] if facts["stored"] != path else stamp})
     with atomic.folder(folder) as building:
         arrays = {name: _empty(os.path.join(building, f"{name}.npy"), dtype, sizes[name]) for name, dtype in ARRAYS.items()}
         at = dict.fromkeys(ARRAYS, 0)
@@ -246,8 +308,10 @@ def _combine(stamps: dict[str, str], pieces: list[str], skipped: list, folder: s
                     part = common[part] if name == "kinds" else part + before.get(name, 0)
                     arrays[name][at[name] : at[name] + len(part)] = part
                     at[name] += len(part)
+        arrays.clear()  # which writes them
         facts = {"files": entries, "kinds": list(kinds), "skipped": skipped}
         pathlib.Path(building, "index.json").write_text(json.dumps(facts), encoding="utf-8")
+        pathlib.Path(building, CHECKSUMS).write_text(json.dumps(_checksums(building)), encoding="utf-8")
 
 
 def _empty(path: str, dtype: type, size: int) -> np.ndarray:

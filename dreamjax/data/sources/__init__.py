@@ -73,6 +73,9 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             f"data.split: {config.format} has no part that is held back; set eval_share, to the same share in both splits, or give other files as the split train"
         )
     # Imported by case: a format's libraries are needed only by those who read it.
+    from dreamjax.data.unpack import Cache
+
+    cache = Cache(config.cache, config.max_growth, config.max_unpacked)
     match config.format:
         case "shapes":
             from dreamjax.data.sources.shapes import LENGTHS, Shapes
@@ -89,27 +92,27 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "webdataset":
             from dreamjax.data.sources.webdataset import open_webdataset
 
-            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, config.cache, config.drop_first_answer)
+            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, cache, config.drop_first_answer)
         case "pairs":
             from dreamjax.data.sources.pairs import open_pairs
 
-            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.cache, config.allow_outside)
+            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, cache, config.allow_outside)
         case "mmc4":
             from dreamjax.data.sources.mmc4 import open_mmc4
 
-            return open_mmc4(config.path, config.images, config.min_similarity, config.cache, config.allow_outside)
+            return open_mmc4(config.path, config.images, config.min_similarity, cache, config.allow_outside)
         case "obelics":
             from dreamjax.data.sources.obelics import open_obelics
 
-            return open_obelics(config.path, config.images, config.cache, config.allow_outside)
+            return open_obelics(config.path, config.images, cache, config.allow_outside)
         case "llava":
             from dreamjax.data.sources.llava import open_llava
 
-            return open_llava(config.path, config.images, config.cache, config.allow_outside, config.drop_first_answer)
+            return open_llava(config.path, config.images, cache, config.allow_outside, config.drop_first_answer)
         case "instruct":
             from dreamjax.data.sources.instruct import open_instruct
 
-            return open_instruct(config.path, config.images, config.min_similarity, config.cache, config.allow_outside)
+            return open_instruct(config.path, config.images, config.min_similarity, cache, config.allow_outside)
         case "array_record":
             from dreamjax.data.sources.array_record import open_array_record
 

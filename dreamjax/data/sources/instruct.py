@@ -5,10 +5,11 @@ Files are one JSON list or JSON lines; `dreamjax.data.sources.conversations` des
 
 from dreamjax.data.sources.conversations import instruction
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
+from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_instruct(path: str, images: str = "", min_similarity: float | None = None, cache: str = "", allow_outside: bool = False) -> JsonRecords:
+def open_instruct(path: str, images: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
     """The documents of files of instructions. Raises SourceError."""
     return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
 

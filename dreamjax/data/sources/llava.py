@@ -6,10 +6,11 @@ record: without it the answers cannot be known.
 
 from dreamjax.data.sources.conversations import conversation, picture_names
 from dreamjax.data.sources.records import Folder, JsonRecords, Unusable, open_json
+from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_llava(path: str, images: str = "", cache: str = "", allow_outside: bool = False, drop_first_answer: bool = False) -> JsonRecords:
+def open_llava(path: str, images: str = "", cache: Cache = Cache(), allow_outside: bool = False, drop_first_answer: bool = False) -> JsonRecords:
     """The conversations of files in LLaVA's layout. Raises SourceError."""
     options = {"drop_first_answer": True} if drop_first_answer else {}
     return open_json(path, parse, images, cache, picture_of, allow_outside=allow_outside, **options)

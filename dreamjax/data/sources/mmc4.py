@@ -5,10 +5,11 @@ Pictures that are not there, or that are named by a URL, are left out, as are th
 
 from dreamjax.data.sources.interleaved import mmc4_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
+from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_mmc4(path: str, images: str = "", min_similarity: float | None = None, cache: str = "", allow_outside: bool = False) -> JsonRecords:
+def open_mmc4(path: str, images: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
     """The documents of MMC4's files. Raises SourceError."""
     return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
 

@@ -6,10 +6,11 @@ downloaded to. Pictures that are not there, or whose address still stands in the
 
 from dreamjax.data.sources.interleaved import obelics_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
+from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_obelics(path: str, images: str = "", cache: str = "", allow_outside: bool = False) -> JsonRecords:
+def open_obelics(path: str, images: str = "", cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
     """The documents of files in OBELICS's layout. Raises SourceError."""
     return open_json(path, parse, images, cache, allow_outside=allow_outside)
 

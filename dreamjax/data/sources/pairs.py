@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dreamjax.data import files
 from dreamjax.data.index import Scan
 from dreamjax.data.sources.records import CHUNK, Folder, JsonRecords, Unusable, is_similar, open_json, require, scan_json, text_at, value_end
-from dreamjax.data.unpack import unpacked
+from dreamjax.data.unpack import Cache, unpacked
 from dreamjax.document import Document, Image, Text
 
 TEXT_KEYS = ("caption", "text")
@@ -22,7 +22,7 @@ _GAP = re.compile(r"[ \t\r\n,:]*")  # between the values of an object or a list
 
 
 def open_pairs(
-    path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "", allow_outside: bool = False
+    path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False
 ) -> JsonRecords:
     """The pairs of JSON files; those of one picture have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError."""
     options = {"text_key": text_key, "image_key": image_key, "min_similarity": min_similarity}
@@ -58,7 +58,7 @@ def _key(record: dict, wanted: str, usual: tuple[str, ...]) -> str:
 # COCO's captions
 
 
-def scan_pairs(path: str, cache: str) -> Scan:
+def scan_pairs(path: str, cache: Cache) -> Scan:
     """The range of each record of one file; of a COCO file those of each annotation and of its picture. Such a file is held in memory meanwhile."""
     stored, problem = unpacked(path, cache)
     with files.opened(stored) as file:

@@ -16,7 +16,7 @@ from dreamjax import images
 from dreamjax.data import files
 from dreamjax.data.index import Index, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
-from dreamjax.data.unpack import unpacked
+from dreamjax.data.unpack import Cache, unpacked
 from dreamjax.document import Document, Text
 from dreamjax.paths import OutsideFolder, inside
 
@@ -214,9 +214,9 @@ def open_json(
     path: str,
     parse: Callable[..., Document],
     folder: str = "",
-    cache: str = "",
+    cache: Cache = Cache(),
     key_of: Callable[[dict], str] | None = None,
-    scan: Callable[[str, str], Scan] | None = None,
+    scan: Callable[[str, Cache], Scan] | None = None,
     allow_outside: bool = False,
     **options,
 ) -> JsonRecords:
@@ -229,7 +229,7 @@ def open_json(
     return JsonRecords(open_index(paths, scan or scan_json, cache), pictures, parse, options, key_of)
 
 
-def scan_json(path: str, cache: str) -> Scan:
+def scan_json(path: str, cache: Cache) -> Scan:
     """The range of each record of one file."""
     stored, problem = unpacked(path, cache)
     scan = Scan(stored=stored)

@@ -12,10 +12,8 @@ Members that end in .gz are unpacked when read. Compressed tars are unpacked int
 """
 
 import dataclasses
-import gzip
 import itertools
 import os
-import zlib
 from collections.abc import Callable, Iterable
 
 from dreamjax import images
@@ -25,7 +23,7 @@ from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import document_of, is_document
 from dreamjax.data.sources.records import Unusable, bad_record, is_similar, parse_json, read_text, text_at, texts_of, with_id
 from dreamjax.data.sources.tar_members import BehindTheEnd, Damaged, TarMember, places_of, resolve, walk
-from dreamjax.data.unpack import unpacked
+from dreamjax.data.unpack import Cache, unpacked, unzip
 from dreamjax.document import Document, Image, Text
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -42,6 +40,7 @@ class WebDataset:
     image_key: str = ""  # extension of the picture's member, where a record has several
     min_similarity: float | None = None  # of pairs whose JSON has `similarity`; and of MMC4's pictures
     drop_first_answer: bool = False  # of conversations
+    cache: Cache = Cache()  # says how far packed members may grow
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -60,7 +59,7 @@ class WebDataset:
     def __getitem__(self, index: int) -> Document:
         name = self.index.name(index)
         with bad_record(name):
-            return with_id(self._document(self.index.members(index)), name)
+            return with_id(self._document(_plain(self.index.members(index), self.cache)), name)
 
     def key(self, index: int) -> str:
         """The tar and the record's name in it."""
@@ -70,11 +69,11 @@ class WebDataset:
         """All text."""
         return texts_of(self)
 
-    def _document(self, members: dict[str, Member]) -> Document:
-        pictures = {kind: _Unzipped(member) if kind.endswith(".gz") else member for kind, member in members.items() if _is_picture(kind)}
+    def _document(self, members: dict[str, "Member | Unzipped"]) -> Document:
+        pictures = {kind: member for kind, member in members.items() if kind.rpartition(".")[2] in PICTURES}
         record = None
         if self._needs_json(members):
-            record = parse_json(_content(members, "json"))
+            record = parse_json(members["json"].read_bytes())
             if is_document(record):
                 return document_of(record, _finder(pictures, record), self.min_similarity, self.drop_first_answer)
         text = self._text(members, record)
@@ -87,13 +86,13 @@ class WebDataset:
         return Document((Image(self._picture(pictures)), Text(text)), kind="pair")
 
     def _needs_json(self, members) -> bool:
-        has_text = (self.text_key or "txt") in _bare(members)
-        return "json" in _bare(members) and (not has_text or self.min_similarity is not None)
+        has_text = (self.text_key or "txt") in members
+        return "json" in members and (not has_text or self.min_similarity is not None)
 
     def _text(self, members, record: dict | None) -> str:
         kind = self.text_key or "txt"
-        if kind in _bare(members):
-            return read_text(_content(members, kind)).strip()
+        if kind in members:
+            return read_text(members[kind].read_bytes()).strip()
         keys = (self.text_key,) if self.text_key else CAPTION_KEYS
         value = next((record[key] for key in keys if record.get(key) is not None), None) if record is not None else None
         if value is None:
@@ -111,35 +110,24 @@ class WebDataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Unzipped:
-    """A picture in a member that gzip has packed."""
+class Unzipped:
+    """A member that gzip has packed; has what images.Stored asks for."""
 
     member: Member
+    cache: Cache
 
     def read_bytes(self) -> bytes:
-        return _unzip(self.member.read_bytes())
+        """The bytes that were packed; raises files.Unreadable."""
+        return unzip(self.member.read_bytes(), str(self.member), self.cache)
 
     def __str__(self) -> str:
         return str(self.member)
 
 
-def _unzip(data: bytes) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error) as error:
-        raise OSError(f"gzip: {error}") from None
-
-
-def _bare(members: dict[str, Member]) -> set[str]:
-    return {kind.removesuffix(".gz") for kind in members}
-
-
-def _content(members: dict[str, Member], kind: str) -> bytes:
-    return members[kind].read_bytes() if kind in members else _unzip(members[f"{kind}.gz"].read_bytes())
-
-
-def _is_picture(kind: str) -> bool:
-    return kind.removesuffix(".gz").rpartition(".")[2] in PICTURES
+def _plain(members: dict[str, Member], cache: Cache) -> dict[str, Member | Unzipped]:
+    """The members by what they hold, whether gzip has packed it or not."""
+    packed = {kind.removesuffix(".gz"): Unzipped(member, cache) for kind, member in members.items() if kind.endswith(".gz")}
+    return packed | {kind: member for kind, member in members.items() if not kind.endswith(".gz")}
 
 
 def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source]:
@@ -168,7 +156,7 @@ def _base(name: str) -> str:
 
 
 def open_webdataset(
-    path: str, text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: str = "", drop_first_answer: bool = False
+    path: str, text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: Cache = Cache(), drop_first_answer: bool = False
 ) -> WebDataset:
     """The records of the tars that a path means. Raises SourceError where there is none."""
     try:
@@ -178,7 +166,7 @@ def open_webdataset(
     return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer)
 
 
-def scan_tar(path: str, cache: str) -> Scan:
+def scan_tar(path: str, cache: Cache) -> Scan:
     """The members of one tar, by record. Of a damaged tar it is all before the damage, without the record that it may have cut."""
     stored, problem = unpacked(path, cache)
     scan = Scan(stored=stored)
