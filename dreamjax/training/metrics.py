@@ -1,19 +1,17 @@
 """What a run says of itself while it goes: metrics.jsonl, TensorBoard events, a progress bar, and when to stop."""
 
 import collections
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from dreamjax import atomic, progress
 from dreamjax.config import RunConfig
@@ -53,19 +51,36 @@ class EventLog:
     """The same numbers for TensorBoard. It writes where it is called, without a thread: one that met a full disk would stop the run for ever."""
 
     def __init__(self, workdir: epath.Path, first_step: int):
-        self.writer = EventsWriter(str(workdir / "events"))
+        with _torch_hidden():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto.summary_pb2 import Summary
+        self.writer, self.event, self.summary = EventsWriter(str(workdir / "events")), Event, Summary
         self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard forgets what a killed run has said of this step and later ones
 
     def write(self, values: dict):
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if name != "step" and value is not None]
-        self._add(step=values["step"], summary=Summary(value=scalars))
+        scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items() if name != "step" and value is not None]
+        self._add(step=values["step"], summary=self.summary(value=scalars))
 
     def _add(self, **what):
-        self.writer.write_event(Event(wall_time=time.time(), **what))
+        self.writer.write_event(self.event(wall_time=time.time(), **what))
         self.writer.flush()
 
     def close(self):
         self.writer.close()
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Imports as if there were no torch: where there is, tensorboardX takes it in, longer than all else here takes, and scalars never use it."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 def read_metrics(workdir: epath.Path) -> list[dict]:

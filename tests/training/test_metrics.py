@@ -1,7 +1,9 @@
 """What a run says of itself: broken records named once and counted by reason, and how its losses fell."""
 
 import dataclasses
+import importlib
 import json
+import sys
 
 import pytest
 from etils import epath
@@ -11,7 +13,7 @@ from small_run import CONFIG
 
 from dreamjax.data.sources import BadRecord
 from dreamjax.schema import RunStopped
-from dreamjax.training.metrics import MetricsLog, Watch, losses_of, read_metrics, train_seconds
+from dreamjax.training.metrics import MetricsLog, Watch, _torch_hidden, losses_of, read_metrics, train_seconds
 
 
 def watch(tmp_path, share, records=100, broken=(), unnamed=0):
@@ -144,3 +146,19 @@ def test_tensorboard_reads_what_the_run_wrote(tmp_path):
         data = data[16 + size :]
     assert events[0].file_version == "brain.Event:2" and (events[1].step, events[1].session_log.status) == (7, 1)
     assert events[2].step == 7 and {value.tag: value.simple_value for value in events[2].summary.value} == {"elapsed": 1.0, "loss": 2.5}
+
+
+def test_events_are_written_without_torch(tmp_path, monkeypatch):
+    """Where it is installed tensorboardX would import it: for seconds, in every command."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with _torch_hidden(), pytest.raises(ImportError):
+        importlib.import_module("torch")
+    assert "torch" not in sys.modules
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with _torch_hidden():
+        assert importlib.import_module("torch") is sys
+    log = MetricsLog(epath.Path(tmp_path), 0)
+    log.write({"step": 1, "elapsed": 1.0, "loss": 2.0})
+    log.close()
+    events, = tmp_path.glob("events*")
+    assert b"loss" in events.read_bytes()
