@@ -47,6 +47,15 @@ def test_kills_that_missed_their_write_are_owed():
     assert campaign.next_round(("prepare",)).inside == 3 and campaign.next_round(("train",)).inside == 0
 
 
+def test_the_pace_is_that_of_the_rounds_so_far():
+    campaign = Campaign(seed=0)
+    for name in KILLED:
+        campaign.counts.update({f"seconds {name}": 60, f"kills {name}": 4})
+    campaign.counts.update({"seconds hosts": 90, "rounds hosts": 2})
+    assert "train 15 s a kill" in campaign.pace(2) and "hosts 45 s a round; 200 kills by themselves take 25 minutes in 2 lanes" in campaign.pace(2)
+    assert Campaign(seed=0).pace(2) == ""
+
+
 def test_rounds_add_up_over_calls(tmp_path):
     campaign = Campaign(seed=5)
     for name, number in (("kills train", 4), ("kills import", 3), ("inside train", 2)):

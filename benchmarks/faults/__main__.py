@@ -65,7 +65,7 @@ def main() -> int:
         run(campaign, made, out, given.minutes * 60, given.lanes, given.only)
     except KeyboardInterrupt:
         print("interrupted; --continue goes on", file=sys.stderr)
-    print("\n".join(campaign.faults))
+    print("\n".join([*campaign.faults, campaign.pace(given.lanes)]))
     print(json.dumps(campaign.facts()))
     return 1 if campaign.faults else 0
 

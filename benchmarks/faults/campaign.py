@@ -81,6 +81,15 @@ class Campaign:
             "rounds_of_others": {name: self.counts[f"rounds {name}"] for name in OTHERS}, "seed": self.seed,
         }  # fmt: skip
 
+    def pace(self, lanes: int) -> str:
+        """How long kills and rounds take, as measured, and what 200 kills would."""
+        done = {name: self.counts[f"seconds {name}"] / self.counts[f"kills {name}"] for name in KILLED if self.counts[f"kills {name}"]}
+        others = {name: self.counts[f"seconds {name}"] / self.counts[f"rounds {name}"] for name in OTHERS if self.counts[f"rounds {name}"]}
+        told = [f"{name} {seconds:.0f} s a kill" for name, seconds in done.items()] + [f"{name} {seconds:.0f} s a round" for name, seconds in others.items()]
+        if len(done) == len(KILLED):
+            told.append(f"200 kills by themselves take {200 / len(KILLED) * sum(done.values()) / lanes / 60:.0f} minutes in {lanes} lanes")
+        return "; ".join(told)
+
     def save(self, folder: pathlib.Path):
         atomic.write_text(folder / STATE, json.dumps(vars(self), indent=1) + "\n")
 

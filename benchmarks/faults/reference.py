@@ -1,6 +1,7 @@
 """What the campaign measures by: small made data, and the output of every command that nothing disturbed; of training the twin of all runs."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -31,34 +32,39 @@ class Reference:
     def environment(self) -> dict[str, str]:
         return commands.environment(self.made)
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """How long each command takes."""
-        return {name: seen.ends for name, seen in self.seen.items()}
-
 
 def make(made: pathlib.Path) -> Reference:
-    """Makes the data and runs every command to its end, twice: the first time it compiles."""
+    """Makes the data and runs every command to its end; those whose times are used twice, since the first time they compile."""
     shutil.rmtree(made, ignore_errors=True)
     write_stories(made / "stories")
     write_pairs(made / "pairs.tar")
     write_questions(made / "vqav2")
     seen = {}
     for command in tqdm(COMMANDS, unit="command", desc="undisturbed", disable=None):
-        undisturbed(command, made)
-        shutil.rmtree(command.home(made))
+        if command is not TRAIN:
+            undisturbed(command, made)
+            shutil.rmtree(command.home(made))
         seen[command.name] = undisturbed(command, made)
     seen[TWO_HOSTS.name] = undisturbed_hosts(made)
-    reference = Reference(made, seen)
-    atomic.write_text(made / READY, json.dumps({name: dataclasses.asdict(one) for name, one in seen.items()}, indent=1))
-    return reference
+    ready = {"code": code(), "seen": {name: dataclasses.asdict(one) for name, one in seen.items()}}
+    atomic.write_text(made / READY, json.dumps(ready, indent=1))
+    return Reference(made, seen)
 
 
 def opened(made: pathlib.Path) -> Reference:
-    """What an earlier call has made; made anew where that was interrupted."""
-    if not (made / READY).exists():
+    """What an earlier call has made; made anew where that was interrupted, or where the program is another by now."""
+    ready = json.loads((made / READY).read_text()) if (made / READY).exists() else {}
+    if ready.get("code") != code():
         return make(made)
-    return Reference(made, {name: watch.Watched(**values) for name, values in json.loads((made / READY).read_text()).items()})
+    return Reference(made, {name: watch.Watched(**values) for name, values in ready["seen"].items()})
+
+
+def code() -> str:
+    """A hash of the program's source."""
+    digest = hashlib.sha256()
+    for path in (*sorted((commands.ROOT / "dreamjax").rglob("*.py")), commands.EXPERIMENT, pathlib.Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def undisturbed(command: Command, made: pathlib.Path) -> watch.Watched:

@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 
+from absl import logging
 from benchmarks.faults import damage, full_disk, hostile, hosts, kills, training
 from benchmarks.faults.campaign import KILLED, Outcome, Round
 from benchmarks.faults.reference import Reference
@@ -26,6 +27,7 @@ def possible() -> tuple[str, ...]:
 def play(round_: Round, reference: Reference, out: pathlib.Path) -> Outcome:
     """Runs one round in a folder below `out`. A fault of the campaign itself is told as one, and ends no more than its round."""
     began = time.monotonic()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint that is not read through its manager
     name = f"{round_.number:05d}-{round_.kind.replace(' ', '-')}"
     running, lost = out / "running" / name, out / "lost" / name
     try:
