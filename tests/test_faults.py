@@ -92,8 +92,8 @@ def test_unfinished_names_are_seen_wherever_they_lie(tmp_path):
 
 
 def test_a_beginning_of_a_file_is_torn_and_whole_lines_are_not(tmp_path):
-    for home, contents in (("ours", {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n2", "f": "z"}),
-                           ("whole", {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x"})):  # fmt: skip
+    for home, contents in (("ours", {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n0", "f": "z", "h.jsonl": ""}),
+                           ("whole", {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x", "h.jsonl": "1\n"})):  # fmt: skip
         (tmp_path / home).mkdir()
         for name, text in contents.items():
             (tmp_path / home / name).write_text(text)

@@ -62,16 +62,16 @@ def unfinished(folder: str | os.PathLike) -> set[str]:
     """The files and folders below a folder, by their relative names, that bear the name of something unfinished; not what lies in these."""
     found = set()
 
-    def look(path: str, prefix: str):
+    def search(path: str, prefix: str):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:  # gone meanwhile
             for entry in entries:
                 name = prefix + entry.name
                 if UNFINISHED.search(entry.name):
                     found.add(name)
                 elif entry.is_dir(follow_symlinks=False) and not is_whole_checkpoint(prefix, entry.name):
-                    look(entry.path, f"{name}/")
+                    search(entry.path, f"{name}/")
 
-    look(os.fspath(folder), "")
+    search(os.fspath(folder), "")
     return found
 
 
@@ -81,25 +81,27 @@ def is_whole_checkpoint(prefix: str, name: str) -> bool:
 
 
 def torn(folder: pathlib.Path, whole: pathlib.Path) -> set[str]:
-    """The files below `folder` that hold a beginning of what they hold in `whole`; of files of lines, half a line."""
+    """The files below `folder` that hold a beginning of what they hold in `whole`; of files of lines, those that end with half a line."""
     found = set()
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if path.is_file() and (whole / name).is_file():
-            ours, all_of_it = path.read_bytes(), (whole / name).read_bytes()
-            if len(ours) < len(all_of_it) and all_of_it.startswith(ours) and not (path.suffix == ".jsonl" and ours.endswith(b"\n")):
-                found.add(name)
+            ours, theirs = path.read_bytes(), (whole / name).read_bytes()
+            half = ours[-1:] not in (b"", b"\n") if path.suffix == ".jsonl" else len(ours) < len(theirs) and theirs.startswith(ours)
+            found |= {name} if half else set()
     return found
 
 
-def look(folder: pathlib.Path) -> tuple:
-    """What changes when something is written into a folder, looked at as little as can be."""
-    names = []
+def look(folder: pathlib.Path) -> frozenset:
+    """What changes when something is written into a folder: names, and sizes of files."""
+    found = set()
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not UNFINISHED.search(name) and not is_whole_checkpoint(f"{path}/", name)]
-        names += [(path, name) for name in (*folders, *files)]
-        names += [(path, name, os.stat(os.path.join(path, name)).st_size) for name in files if os.path.exists(os.path.join(path, name))]
-    return tuple(sorted(map(str, names)))
+        found |= {(path, name) for name in folders}
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                found.add((path, name, os.lstat(os.path.join(path, name)).st_size))
+    return frozenset(found)
 
 
 def watched(process: subprocess.Popen, folder: pathlib.Path, began: float) -> Watched:
