@@ -81,7 +81,7 @@ def decoding(runs: int, batch: int) -> dict:
         keys = jax.vmap(jax.random.key)(jnp.zeros(batch, jnp.uint32))
         logits, present = jnp.zeros((batch, LLM.vocab_size)), jnp.zeros((batch, LLM.vocab_size), bool)
         cache = init_cache(LLM, batch, 256, jnp.float32)
-        state = State(cache, zeros, logits, present, jnp.zeros((batch, NEW), jnp.int32), zeros, zeros, zeros + WRITING, keys)
+        state = State(cache, zeros, logits, present, jnp.zeros((batch, NEW), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
         state, _ = text.extend(parts, params, state, dreamllm.embed(parts, params, prompt), limit(PROMPT))
         return text.write(parts, params, state, settings, Special(-1, -1, 1), NEW).tokens
 
@@ -140,7 +140,7 @@ def drawing(runs: int, batch: int) -> dict:
 
     def ours():
         progress = image.denoise(parts, params, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS))
-        return np.asarray(image.decode(parts, params, progress.x))
+        return np.asarray(image.decode(parts, params, progress.x).pictures)
 
     empty, conditional = torch.tensor(context)
     embeds = {"prompt_embeds": conditional, "negative_prompt_embeds": empty}

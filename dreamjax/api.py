@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from dreamjax import clip_tokenizer
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
-from dreamjax.sampling import attention_maps, image, interleave, pictures, ranking, scores, stream
+from dreamjax.sampling import attention_maps, finite, image, interleave, pictures, ranking, scores, stream
 from dreamjax.sampling.options import MANY, Options
 from dreamjax.schema import MAX_SEED, ConfigError, require, require_number, require_seed
 from dreamjax.sharding import parameter_shardings
@@ -78,7 +78,8 @@ class DreamLLM:
         """`generate` for many: `batch_size` at once, the last batch filled up with nothing, or all at once where it is 0.
 
         Seeds are 0, 1, 2 ... where none are given. A document is what it would be beside any others of a batch of the same
-        size. `watch` is called with the events of `interleave.run` on the way.
+        size. `watch` is called with the events of `interleave.run` on the way. Raises NotFinite, after the last one, where the
+        model's numbers were not finite for some: its `made` has all documents.
         """
         require_number("batch_size", batch_size, 0, MANY)
         prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
@@ -88,17 +89,20 @@ class DreamLLM:
         for start in range(0, len(prompts), batch_size or max(len(prompts), 1)):
             now = slice(start, start + (batch_size or len(prompts)))
             made += interleave.generate(self.parts, self.params, self.tokenizer, prompts[now], seeds[now], chosen, watch, batch_size)
+        finite.require_documents(made, self.parts, self.params)
         return made
 
     def stream(self, content, seed: int = 0, every: int = 1, preview_every: int = 0, **options) -> Iterator[stream.Event]:
         """The document that `generate` returns as it comes about: TextPiece, PictureStarted, Preview, PictureDone and at last Finished.
 
-        Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none).
+        Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). Raises NotFinite
+        behind Finished, where `generate` does.
         """
         require_seed("seed", seed)
         require_number("every", every, 1, MANY)
         require_number("preview_every", preview_every, 0, MANY)
-        return stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
+        events = stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
+        return _checked(events, self)
 
     def text_to_image(
         self, content, num_images: int = 1, seed: int = 0, rank: bool = False, candidates: int = 8, score: ranking.Scorer | None = None, **how
@@ -126,7 +130,8 @@ class DreamLLM:
 
         `negative` is what guidance leads away from, for all prompts or a list of one for each. `latents` [n, h, w, C] is the
         noise to begin from, `step_noise` [steps, n, h, w, C] that of each step. `preview` gets the step and the pictures of
-        the present batch, as guessed so far, after every `preview_every` steps. `batch_size` pictures are drawn at once.
+        the present batch, as guessed so far, after every `preview_every` steps. `batch_size` pictures are drawn at once. Raises
+        NotFinite, which has all latents in `made`, where some are not finite.
         """
         require_number("num_images", num_images, 1, MANY)
         require_number("batch_size", batch_size, 1, MANY)
@@ -140,14 +145,19 @@ class DreamLLM:
         require_number("preview_every", preview_every, 1, MANY)
         require_seed("seed", seed)
         require(seed + len(prompts) - 1 <= MAX_SEED, "seed", f"{seed} leaves no seeds for {len(prompts)} pictures below 2^32")
-        watch = (lambda moment: preview(moment.step, self.decode(moment.progress.estimate))) if preview else None
+        for name, given in (("latents", latents), ("step_noise", step_noise)):
+            require(given is None or bool(np.isfinite(np.asarray(given, np.float32)).all()), name, "has numbers that are not finite")
+        shown = lambda latents: [PIL.Image.fromarray(picture) for picture in np.asarray(image.decode(self.parts, self.params, latents).pictures)]
+        watch = (lambda moment: preview(moment.step, shown(moment.progress.estimate))) if preview else None
         drawn = []
         for start in range(0, len(prompts), batch_size):
             now = slice(start, start + batch_size)
             seeds = range(seed + start, seed + start + len(prompts[now]))
             noise = (latents if latents is None else latents[now], step_noise if step_noise is None else step_noise[:, now])
             drawn.append(pictures.draw_after(self.parts, self.params, self.tokenizer, prompts[now], seeds, chosen, negatives[now], *noise, watch, preview_every))
-        return np.concatenate(drawn)
+        drawn = np.concatenate(drawn)
+        finite.require_rows(drawn, "picture", self.parts, self.params, drawn)
+        return drawn
 
     def attention_maps(self, content, seed: int = 0, **options) -> attention_maps.Watched:
         """The picture that `text_to_image` draws after `content`, and where each dream query looked: `.maps`, `.save(FOLDER)`."""
@@ -156,22 +166,28 @@ class DreamLLM:
         negatives = [] if chosen.negative is None else [chosen.negative]
         hidden, empty = pictures.conditions(self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen)
         latents, maps = attention_maps.attention_maps(self.parts, self.params, hidden, empty, pictures.picture_keys([seed]), chosen)
+        finite.require_rows(np.asarray(latents), "picture", self.parts, self.params)
         return attention_maps.Watched(self.decode(latents)[0], {side: values[0] for side, values in maps.items()})
 
     def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
-        """Latents [n, h, w, C] as pictures, `batch_size` at once."""
-        groups = (jnp.asarray(latents[start : start + batch_size]) for start in range(0, len(latents), batch_size))
-        return [PIL.Image.fromarray(picture) for group in groups for picture in np.asarray(image.decode(self.parts, self.params, group))]
+        """Latents [n, h, w, C] as pictures, `batch_size` at once. Raises NotFinite where a picture would be of NaN, which is black."""
+        starts = range(0, len(latents), require_number("batch_size", batch_size, 1, MANY))
+        groups = [image.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size])) for start in starts]
+        drawn = [PIL.Image.fromarray(picture) for group in groups for picture in np.asarray(group.pictures)]
+        finite.require_flags([flag for group in groups for flag in np.asarray(group.finite)], "picture", self.parts, self.params, drawn)
+        return drawn
 
     def log_probabilities(self, pairs: Sequence[tuple], batch_size: int = 8, template: str | None = None) -> list[np.ndarray]:
         """For each (content, continuation) the log-probability of every token of the continuation, float32; their sum ranks answers.
 
-        A continuation is a text; after running text it usually begins with a space.
+        A continuation is a text; after running text it usually begins with a space. White space at the prompt's end counts to
+        it, as in lm-evaluation-harness: ("a ", "goat") is scored as ("a", " goat") is.
         """
         require_number("batch_size", batch_size, 1, MANY)
         pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
         for start in range(0, len(pairs), batch_size):
             found += scores.log_probabilities(self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template)
+        finite.require_rows(found, "pair", self.parts, self.params, found)
         return found
 
     def answer(self, images, question: str, seed: int = 0, **options) -> str:
@@ -199,6 +215,14 @@ def _ranking_tokenizer(folder) -> str | None:
     """The folder of CLIP's own tokenizer in a model folder, where it has one."""
     path = folder / "tokenizer" / "clip_text"
     return os.fspath(path) if path.exists() else None
+
+
+def _checked(events: Iterator[stream.Event], model: DreamLLM) -> Iterator[stream.Event]:
+    """The events, and behind the last one NotFinite, where the model's numbers were not finite."""
+    for event in events:
+        yield event
+        if isinstance(event, stream.Finished):
+            finite.require_documents([event.document], model.parts, model.params)
 
 
 def prompts_of(content) -> list[Document]:

@@ -25,7 +25,7 @@ from dreamjax import atomic, cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.paths import OutsideFolder
-from dreamjax.sampling import archive, image, stream
+from dreamjax.sampling import archive, finite, image, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.templates import TEMPLATES
@@ -85,6 +85,8 @@ def main() -> int:
     began = time.monotonic()
     facts = use(model, prompts, options, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
+    if facts["not_finite"]:
+        raise finite.NotFinite(f"documents {facts['not_finite']}: numbers were {finite.NOTE}{finite.cause(model.parts, model.params)}")
     return 0
 
 
@@ -161,8 +163,10 @@ def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options,
                     drawn += 1
         print(flush=True)
         parts, notes, turns = [*said.parts, *event.document.parts], event.document.notes, turns + 1
+        if finite.broken([notes]):  # and so would be whatever is said next
+            break
     archive.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
-    return {"html": str(out / "story.html"), "json": str(out / "story.json"), "turns": turns, "seed": prompts[0][1]}
+    return {"html": str(out / "story.html"), "json": str(out / "story.json"), "turns": turns, "seed": prompts[0][1], "not_finite": finite.broken([notes])}
 
 
 def lines_said() -> Iterator[str]:

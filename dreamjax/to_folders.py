@@ -12,7 +12,7 @@ from etils import epath
 from dreamjax import atomic, progress
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.sampling import archive, interleave, stream
+from dreamjax.sampling import archive, finite, interleave, stream
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of
 from dreamjax.sampling.prompts import check_row, prompt_row
@@ -42,7 +42,7 @@ def write_again(model: DreamLLM, prompts: list[tuple[Document, int]], options: O
 def files_of(out: epath.Path, record: dict) -> dict:
     """What the last line of stdout says of a document."""
     files = {"html": str(out / "story.html"), "json": str(out / "story.json"), "pictures": [str(out / name) for name in record["pictures"]]}
-    return files | {"seed": record["seed"], "notes": record["notes"]}
+    return files | {"seed": record["seed"], "notes": record["notes"], "not_finite": finite.broken([record["notes"]])}
 
 
 def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int) -> dict:
@@ -62,7 +62,8 @@ def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Op
                 bar.update()
     lines = [{"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]} for folder, record in zip(folders, records)]
     atomic.write_text(out / "index.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
+    facts = {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
+    return facts | {"not_finite": finite.broken([line["notes"] for line in lines])}
 
 
 def check_prompts(model: DreamLLM, asked: dict[int, Document], options: Options):

@@ -10,6 +10,7 @@ from dreamjax.document import Document, Text
 from dreamjax.evaluation.language import Ranking
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.progress import bar
+from dreamjax.sampling.finite import require_rows
 from dreamjax.sampling.prompts import prompt_tokens
 from dreamjax.sampling.scores import alternatives
 from dreamjax.schema import ConfigError
@@ -53,6 +54,7 @@ def _sums(model: DreamLLM, rankings: Sequence[Ranking], befores: Sequence[str], 
         pairs = [(Document((Text(before + ranking.contexts[0]),)), ranking.endings) for ranking, before in zip(rankings, befores)]
         found = alternatives(model.parts, model.params, model.tokenizer, pairs, size, model.template)
         if found is not None:
+            require_rows(found, "question", model.parts, model.params)
             return [shares.tolist() for shares in found]
     scored = []
     for ranking, before in zip(rankings, befores):

@@ -21,7 +21,7 @@ from dreamjax.document import Document
 from dreamjax.evaluation.runner import batched
 from dreamjax.progress import bar
 from dreamjax.rows import Row
-from dreamjax.sampling import scores
+from dreamjax.sampling import finite, scores
 from dreamjax.schema import ConfigError
 
 DEFAULT_TOKENS = 256  # written where a task sets no limit
@@ -55,15 +55,21 @@ class DreamJAX(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, whether greedy decoding writes it) of each (_, context, continuation), the latter two in tokens."""
+        for number, (pair, _, continuation) in enumerate(requests):
+            if not continuation:  # the sum of nothing, 0, would win
+                raise ConfigError(f"request {number}: the continuation has no token of its own: {pair!r:.200}")
         rows = [_row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # those of a length side by side
         found: list = [None] * len(rows)
+        shares: list = [None] * len(rows)
         with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
             for now in batched(order, self.batch_size):
                 made = scores.likelihoods(self.model.parts, self.model.params, [Document(())] * len(now), [rows[i] for i in now], self.batch_size)
                 for i, likelihood in zip(now, made):
+                    shares[i] = likelihood.log_probabilities
                     found[i] = (float(likelihood.log_probabilities.sum(dtype=np.float64)), bool(likelihood.likeliest.all()))
                 progress.update(len(now))
+        finite.require_rows(shares, "request", self.model.parts, self.model.params)
         return found
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:

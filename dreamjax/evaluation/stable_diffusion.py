@@ -16,7 +16,7 @@ from dreamjax.convert import assemble, importing
 from dreamjax.diffusion import samplers
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
-from dreamjax.sampling import image, pictures
+from dreamjax.sampling import finite, image, pictures
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
 from dreamjax.sharding import parameter_shardings
@@ -56,7 +56,9 @@ class StableDiffusion:
         progress = samplers.begin(image.first_noise(keys, image.latent_shape(config, options)))
         steps = np.int32(0), np.int32(options.num_steps)
         progress = image.denoise(self.parts, self.params, context, progress, image.drawing(config, options), keys, None, *steps)
-        return [PIL.Image.fromarray(picture) for picture in np.asarray(image.decode(self.parts, self.params, progress.x))]
+        drawn = image.decode(self.parts, self.params, progress.x)
+        finite.require_flags(np.asarray(drawn.finite), "picture", self.parts, self.params)
+        return [PIL.Image.fromarray(picture) for picture in np.asarray(drawn.pictures)]
 
 
 @functools.partial(jax.jit, static_argnames="parts")

@@ -230,7 +230,16 @@ def latent_moments(parts: Parts, params: dict, images: Array) -> Array:
 
 def decode_latents(parts: Parts, params: dict, latents: Array) -> Array:
     """The inverse: [B, S, S, channels] -> uint8 pictures [B, H, W, 3]."""
-    pixels = latents
-    if parts.vae is not None:
-        pixels = parts.vae.apply({"params": params["vae"]}, latents / parts.config.vae.scaling_factor, method="decode")
+    return to_uint8(decode_pixels(parts, params, latents))
+
+
+def decode_pixels(parts: Parts, params: dict, latents: Array) -> Array:
+    """Latents [B, S, S, channels] -> pixels [B, H, W, 3] around [-1, 1]."""
+    if parts.vae is None:
+        return latents
+    return parts.vae.apply({"params": params["vae"]}, latents / parts.config.vae.scaling_factor, method="decode")
+
+
+def to_uint8(pixels: Array) -> Array:
+    """Pixels in [-1, 1] as levels; what is beyond is black or white."""
     return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

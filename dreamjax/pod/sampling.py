@@ -65,7 +65,7 @@ def _state(config: RunConfig, documents: int) -> text.State:
     llm, zeros = config.model.llm, jnp.zeros(documents, jnp.int32)
     cache = init_cache(llm, documents, llm.max_positions, jnp.dtype(config.model.dtype))
     words = jnp.zeros((documents, llm.vocab_size))
-    return text.State(cache, zeros, words, words > 0, jnp.zeros((documents, 256), jnp.int32), zeros, zeros, zeros, _keys(documents))
+    return text.State(cache, zeros, words, words > 0, jnp.zeros((documents, 256), jnp.int32), zeros, zeros, zeros, _keys(documents), zeros == 0)
 
 
 def _settings(config: RunConfig, documents: int) -> text.Settings:

@@ -16,6 +16,7 @@ from etils import epath
 
 from dreamjax import atomic, images
 from dreamjax.document import Document, Image
+from dreamjax.sampling import finite
 from dreamjax.sampling.options import MANY, Options
 from dreamjax.schema import ConfigError, from_dict, require_number, require_seed
 
@@ -60,7 +61,7 @@ def _save(folder: epath.Path, name: str, document: Document) -> list[str]:
 
 
 def read(folder: epath.Path, prompt: Document, seed: int, options: Options) -> dict | None:
-    """What story.json holds, None where there is none; ConfigError where it is damaged or was made from something else."""
+    """What story.json holds, None where there is none, or one of numbers that were not finite; ConfigError where it is damaged or of something else."""
     path = folder / "story.json"
     if not path.exists():
         return None
@@ -70,7 +71,7 @@ def read(folder: epath.Path, prompt: Document, seed: int, options: Options) -> d
         raise ConfigError(f"--out: {error}; delete it, and it is written anew") from None
     if record.get("fingerprint") != fingerprint(prompt, seed, options):
         raise ConfigError(f"--out: {folder} holds what another prompt, seed or option made; use another folder")
-    return record
+    return None if finite.broken([record["notes"]]) else record
 
 
 def _record(path: epath.Path) -> dict:

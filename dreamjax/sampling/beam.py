@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
 from dreamjax.sampling import text
-from dreamjax.sampling.text import CONTEXT_LIMIT, ENDED, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling.text import CONTEXT_LIMIT, ENDED, NOT_FINITE, TOKEN_LIMIT, WRITING, Settings, Special, State
 
 Array = jax.Array
 
@@ -28,6 +28,7 @@ class Beams(NamedTuple):
     done_lengths: Array  # [B, K] int32; 0 where none has ended
     hopeful: Array  # [B] bool: something better may still come
     step: Array  # [] int32: tokens written
+    broken: Array  # [B] int32: the token, counted from 1, for which the logits of a beam were not finite; 0: none
 
 
 def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: float) -> State:
@@ -43,14 +44,16 @@ def _search_loop(parts: Parts, params: dict, state: State, settings: Settings, s
     nothing = jnp.full((count, beams), NEVER)
     found = Beams(
         spread, nothing.at[:, 0].set(0.0), jnp.zeros((count, beams, width), jnp.int32), nothing, jnp.zeros((count, beams), jnp.int32),
-        limits > 0, jnp.int32(0),
+        limits > 0, jnp.int32(0), jnp.zeros(count, jnp.int32),
     )
     step = lambda found: _step(parts, params, found, settings, special, limits, length_penalty)
     found = jax.lax.while_loop(lambda found: jnp.any(found.hopeful), step, found)
-    tokens, written = found.done[:, 0], found.done_lengths[:, 0]
+    broken = found.broken > 0  # the document has what a beam had written by then
+    tokens = jnp.where(broken[:, None], found.state.tokens.reshape(count, beams, width)[:, 0], found.done[:, 0])
+    written = jnp.where(broken, found.broken - 1, found.done_lengths[:, 0])
     last = jnp.take_along_axis(tokens, jnp.maximum(written - 1, 0)[:, None], axis=1)[:, 0]
     limit = jnp.where(settings.max_tokens <= settings.context - state.length, TOKEN_LIMIT, CONTEXT_LIMIT)
-    status = jnp.where((written > 0) & (last == special.eos), ENDED, limit)
+    status = jnp.where(broken, NOT_FINITE, jnp.where((written > 0) & (last == special.eos), ENDED, limit))
     return state._replace(tokens=tokens, written=written, status=jnp.where(state.status == WRITING, status, state.status))
 
 
@@ -84,8 +87,10 @@ def _step(parts: Parts, params: dict, found: Beams, settings: Settings, special:
     keep = lambda x: jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
     state = _go_on(parts, params, state, keep(parents), keep(tokens), keep(written))
     worst = jnp.where(jnp.all(done_lengths > 0, axis=1), all_scores[:, -1], NEVER)
-    hopeful = found.hopeful & (running[:, 0] / length**length_penalty > worst) & (found.step + 1 < limits)
-    return Beams(state, running, done, all_scores, done_lengths, hopeful, found.step + 1)
+    sound = jnp.all(found.state.finite.reshape(count, beams), axis=1)
+    broken = jnp.where(found.hopeful & ~sound & (found.broken == 0), found.step + 1, found.broken)
+    hopeful = found.hopeful & sound & (running[:, 0] / length**length_penalty > worst) & (found.step + 1 < limits)
+    return Beams(state, running, done, all_scores, done_lengths, hopeful, found.step + 1, broken)
 
 
 def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Array, written: Array) -> State:
@@ -95,6 +100,7 @@ def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Arr
     chosen = tokens.reshape(-1)
     state = state._replace(
         cache=jax.tree.map(lambda x: x[:, rows], state.cache),
+        finite=state.finite[rows],
         present=state.present[rows].at[jnp.arange(len(rows)), chosen].set(True),
         tokens=written.reshape(len(rows), -1),
     )

@@ -111,7 +111,18 @@ def denoise(
     return samplers.advance(parts.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=parts.vae is None)
 
 
-decode = jax.jit(dreamllm.decode_latents, static_argnames="parts")
+class Decoded(NamedTuple):
+    """uint8 pictures [B, H, W, 3], and whether the numbers that they were made of were finite, [B] bool: as levels NaN is black."""
+
+    pictures: Array
+    finite: Array
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def decode(parts: Parts, params: dict, latents: Array) -> Decoded:
+    """The pictures that latents [B, h, w, C] stand for."""
+    pixels = dreamllm.decode_pixels(parts, params, latents)
+    return Decoded(dreamllm.to_uint8(pixels), jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3)))
 
 
 def moments(

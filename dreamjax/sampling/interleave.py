@@ -21,11 +21,11 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
 from dreamjax.rows import Slots
-from dreamjax.sampling import beam, image, memory, text
+from dreamjax.sampling import beam, finite, image, memory, text
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
 from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
-from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, PICTURE_LIMIT, STOPPED, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, NOT_FINITE, PICTURE_LIMIT, STOPPED, TOKEN_LIMIT, WRITING, Settings, Special, State
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.tokenizer import Tokenizer
 
@@ -48,6 +48,12 @@ def _look(parts: Parts, params: dict, state: State, pictures, frame: tuple[int, 
     embeds = framed(parts, params, frame, dreamllm.see(parts, params, pictures))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
     return _write_on(text.extend(parts, params, state, embeds, counts)[0])
+
+
+@jax.jit
+def _without(state: State, sound: jax.Array) -> State:
+    """Ends the waiting documents whose pictures are not finite; `sound` [B] bool."""
+    return state._replace(status=jnp.where((state.status == DREAMING) & ~sound, NOT_FINITE, state.status))
 
 
 @jax.jit
@@ -173,11 +179,15 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
         empty = empty_condition(task.parts, task.params, task.tokenizer, options)
         for moment in image.moments(task.parts, task.params, hidden, empty, _picture_keys(state), options, every=steps):
             yield Drawing(waiting, moment)
-        drawn = np.asarray(image.decode(task.parts, task.params, moment.progress.x))
+        drawn, sound = map(np.asarray, image.decode(task.parts, task.params, moment.progress.x))
+        if not sound[waiting].all():
+            state = _without(state, sound)
+            waiting = waiting[sound[waiting]]
         for b in waiting:
             pictures[b].append(drawn[b])
-        yield Drawn(waiting, drawn)
-        state = look_at(task, state, drawn)
+        if len(waiting):
+            yield Drawn(waiting, drawn)
+            state = look_at(task, state, drawn)
     state = jax.device_get(state._replace(cache={}, logits=None, keys=None, present=None))
     yield Finished([document(task, state, b, pictures[b]) for b in range(len(task.prompts))])
 
@@ -211,6 +221,7 @@ def document(task: Task, state: State, b: int, pictures: Sequence[np.ndarray]) -
         PICTURE_LIMIT: f"stopped at the limit of {task.options.max_images} pictures",
     }
     stray = len([token for token in tokens if token in task.tokenizer.special_ids - {task.tokenizer.eos, task.tokenizer.dream_start}])
+    limits[NOT_FINITE] = finite.note(len(tokens), len(pictures), int(state.pictures[b]))
     notes = [limits[status]] if (status := int(state.status[b])) in limits else []
     return Document(tuple(parts), notes=(*notes, *([f"control tokens out of place: {stray}"] if stray else [])))
 

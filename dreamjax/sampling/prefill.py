@@ -47,7 +47,8 @@ def _fresh(parts: Parts, keys, slots: int, width: int) -> State:
     zeros = jnp.zeros(count, jnp.int32)
     cache = init_cache(parts.config.llm, count, slots, parts.llm.dtype)
     present = jnp.zeros((count, vocabulary), bool)
-    return State(cache, zeros, jnp.zeros((count, vocabulary)), present, jnp.zeros((count, width), jnp.int32), zeros, zeros, zeros + WRITING, keys)
+    tokens = jnp.zeros((count, width), jnp.int32)
+    return State(cache, zeros, jnp.zeros((count, vocabulary)), present, tokens, zeros, zeros, zeros + WRITING, keys, zeros == 0)
 
 
 @functools.partial(jax.jit, static_argnames=("parts", "dream_start"))

@@ -11,6 +11,7 @@ import PIL.Image
 from dreamjax import clip_tokenizer, images
 from dreamjax.models.clip import normalise
 from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling.finite import NOTE, NotFinite
 from dreamjax.schema import ConfigError
 
 BATCH = 8  # pictures that are scored at once
@@ -30,6 +31,8 @@ def rank(pictures: Sequence[PIL.Image.Image], texts: Sequence[str], score: Score
     """Orders len(pictures) / len(texts) candidates of each text, given text by text."""
     each = len(pictures) // len(texts)
     scores = np.asarray(score(pictures, [text for text in texts for _ in range(each)]), np.float32).reshape(len(texts), each)
+    if not np.isfinite(scores).all():
+        raise NotFinite(f"rank: {NOTE}the score of candidate {tuple(map(int, np.argwhere(~np.isfinite(scores))[0]))} (prompt, picture, from 0)")
     order = np.argsort(-scores, axis=1, kind="stable")
     return [Ranked([pictures[each * i + k] for k in order[i]], scores[i, order[i]]) for i in range(len(texts))]
 

@@ -33,15 +33,13 @@ def log_probabilities(
 ) -> list[np.ndarray]:
     """The log-probability of each token of each continuation after its prompt, float32 [tokens]; the sum is the continuation's.
 
-    Prompt and continuation are encoded as one running text, so a continuation usually begins with a space, but in a chat,
-    where the template sets it off. Raises ConfigError for an empty continuation and one beyond the context.
+    Prompt and continuation are encoded as one running text and parted as lm-evaluation-harness does: white space at the
+    prompt's end counts to the continuation, and so do the tokens beyond as many as the prompt alone has. In a chat the
+    template sets the continuation off. Raises ConfigError for a continuation without a token and one beyond the context.
     """
-    whole = [_joined(prompt, continuation) for prompt, continuation in pairs]
-    rows = [prompt_row(parts, tokenizer, document, template) for document in whole]
-    for row, (_, continuation) in zip(rows, pairs):
+    whole, rows = zip(*(_scored(parts, tokenizer, prompt, continuation, template) for prompt, continuation in pairs))
+    for row in rows:
         check_row(parts, row, parts.config.llm.max_positions, room=0)
-        if not row.learned.any():
-            raise ConfigError(f"continuation: {continuation!r} has no token of its own")
     return [found.log_probabilities for found in likelihoods(parts, params, whole, rows, bucket(len(pairs), 1))]
 
 
@@ -69,7 +67,7 @@ def alternatives(
     """
     documents, rows, wanted = [], [], []
     for prompt, continuations in pairs:
-        ways = [prompt_row(parts, tokenizer, _joined(prompt, continuation), template) for continuation in continuations]
+        ways = [_scored(parts, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
         if any(int(way.learned.sum()) != 1 or not way.learned[-1] or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1]) for way in ways):
             return None
         check_row(parts, ways[0], parts.config.llm.max_positions, room=0)
@@ -97,10 +95,28 @@ def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, toke
     return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
 
 
-def _joined(prompt: Document, continuation: str) -> Document:
-    """The prompt, of which nothing is learned, and the continuation, of which everything is."""
-    before = tuple(dataclasses.replace(part, learned=False) if isinstance(part, Text) else part for part in prompt.parts)
-    return Document((*before, Text(continuation, role=answering(prompt))))
+def _scored(parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str) -> tuple[Document, Row]:
+    """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
+    if not isinstance(continuation, str) or not continuation:
+        raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")
+    before, moved, role = list(prompt.parts), "", answering(prompt)
+    runs_on = False  # whether prompt and continuation are one running text
+    while before and not runs_on and isinstance(before[-1], Text) and before[-1].role == role:
+        last = before.pop()
+        bare = last.text.rstrip()
+        moved, runs_on = last.text[len(bare) :] + moved, bare != ""
+        if runs_on:
+            before.append(dataclasses.replace(last, text=bare))
+    silent = tuple(dataclasses.replace(part, learned=False) if isinstance(part, Text) else part for part in before)
+    whole = Document((*silent, Text(moved + continuation, role=role)))
+    row = prompt_row(parts, tokenizer, whole, template)
+    if runs_on:
+        own = np.arange(len(row.tokens)) >= len(prompt_row(parts, tokenizer, Document(silent), template).tokens)
+        row = dataclasses.replace(row, learned=own)
+    if not row.learned.any():
+        said = "has no token of its own: it only changes the last word of the prompt; begin it where a word begins"
+        raise ConfigError(f"continuation: {continuation!r:.80} {said}")
+    return whole, row
 
 
 @functools.partial(jax.jit, static_argnames="parts")

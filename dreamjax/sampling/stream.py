@@ -76,7 +76,7 @@ def stream(
                 if int(state.status[0]) == DREAMING:
                     yield PictureStarted(len(pictures))
             case interleave.Drawing(moment=moment) if moment.step < moment.steps:
-                guess = image.decode(parts, params, moment.progress.estimate)
+                guess = image.decode(parts, params, moment.progress.estimate).pictures
                 yield Preview(len(pictures), moment.step, moment.steps, PIL.Image.fromarray(np.asarray(guess)[0]))
             case interleave.Drawn(pictures=drawn):
                 pictures.append(drawn[0])

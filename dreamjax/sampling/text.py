@@ -15,7 +15,7 @@ from dreamjax.models.dreamllm import Parts
 
 Array = jax.Array
 
-WRITING, DREAMING, ENDED, TOKEN_LIMIT, CONTEXT_LIMIT, PICTURE_LIMIT, STOPPED = range(7)
+WRITING, DREAMING, ENDED, TOKEN_LIMIT, CONTEXT_LIMIT, PICTURE_LIMIT, STOPPED, NOT_FINITE = range(8)
 
 
 class State(NamedTuple):
@@ -30,6 +30,7 @@ class State(NamedTuple):
     pictures: Array  # [B] int32: pictures begun
     status: Array  # [B] int32: WRITING, DREAMING, or how it ended
     keys: Array  # [B] keys: one per document
+    finite: Array  # [B] bool: whether all its logits were so far
 
 
 class Settings(NamedTuple):
@@ -62,8 +63,9 @@ def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Arra
     hidden, cache = parts.llm.apply({"params": params["llm"]}, embeds, positions, cache=state.cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = parts.llm.apply({"params": params["llm"]}, last, method="logits")
+    finite = state.finite & ((counts == 0) | jnp.all(jnp.isfinite(logits), axis=-1))
     logits = jnp.where((counts > 0)[:, None], logits, state.logits)
-    return state._replace(cache=cache, length=state.length + counts, logits=logits), hidden
+    return state._replace(cache=cache, length=state.length + counts, logits=logits, finite=finite), hidden
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -141,13 +143,14 @@ def _next_token(state: State, settings: Settings, special: Special) -> Array:
 def _record(state: State, token: Array, settings: Settings, special: Special) -> State:
     """The state with the tokens [B] of the documents that are WRITING, and their new status.
 
-    A picture for which there is no room, in the context or by max_images, ends the document without its token.
+    A picture for which there is no room, in the context or by max_images, ends the document without its token, as do logits
+    that are not finite: of those any token would be chosen.
     """
     width = state.tokens.shape[1]
     rows, writing, dreams = jnp.arange(len(token)), state.status == WRITING, token == special.dream_start
     over = dreams & (state.pictures >= settings.max_images)
     crowded = dreams & (state.length + special.picture_room > settings.context)
-    taken = writing & ~over & ~crowded
+    taken = writing & ~over & ~crowded & state.finite
     tokens = state.tokens.at[rows, jnp.where(taken, state.written, width)].set(token, mode="drop")
     present = state.present.at[rows, jnp.where(taken & ~dreams, token, state.present.shape[1])].set(True, mode="drop")
     written = state.written + taken
@@ -157,6 +160,7 @@ def _record(state: State, token: Array, settings: Settings, special: Special) ->
     status = jnp.where(crowded, CONTEXT_LIMIT, status)
     status = jnp.where(over, PICTURE_LIMIT, status)
     status = jnp.where(token == special.eos, ENDED, status)
+    status = jnp.where(state.finite, status, NOT_FINITE)
     status = jnp.where(writing, status, state.status)
     pictures = state.pictures + (writing & (status == DREAMING))
     return state._replace(tokens=tokens, present=present, written=written, status=status, pictures=pictures)

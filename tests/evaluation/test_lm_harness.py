@@ -11,6 +11,7 @@ from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
 from dreamjax.models import dreamllm
+from dreamjax.schema import ConfigError
 
 pytest.importorskip("lm_eval", reason="needs lm-eval")
 
@@ -52,6 +53,20 @@ def test_continuations(harness):
         tokens = harness.tok_encode(context + continuation)
         shares = log_probabilities(harness, tokens)
         assert total == pytest.approx(sum(shares[i - 1, tokens[i]] for i in range(before, len(tokens))), abs=1e-3)
+
+
+def test_a_choice_after_a_space_is_scored_with_it_here_and_by_the_model(harness):
+    pairs = [("Once a red ", "circle jumps"), ("Once a red", " circle jumps"), ("Once a red\n", "circle"), ("Once a ", "zebra")]
+    found = [total for total, _ in harness.loglikelihood([Request(*pair) for pair in pairs], disable_tqdm=True)]
+    own = [float(shares.sum(dtype=np.float64)) for shares in harness.model.log_probabilities(pairs, batch_size=4)]
+    assert found[0] == pytest.approx(found[1], abs=1e-4) and found == pytest.approx(own, abs=1e-3)
+
+
+def test_a_choice_without_a_token_does_not_win(harness):
+    for pair in (("Once a red", ""), ("Once a red circ", "l")):
+        if not harness._encode_pair(*pair)[1]:
+            with pytest.raises(ConfigError, match="request 1: the continuation has no token of its own: .'Once a red"):
+                harness.loglikelihood([Request("Once", " a"), Request(*pair)], disable_tqdm=True)
 
 
 def test_what_greedy_decoding_writes_is_greedy(harness):

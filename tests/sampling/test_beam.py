@@ -61,7 +61,7 @@ def start(params, prompts) -> State:
     there = jnp.where(jnp.arange(prompts.shape[1]) < LENGTHS[:, None], prompts, LLM.vocab_size)
     present = jnp.zeros((count, LLM.vocab_size), bool).at[jnp.arange(count)[:, None], there].set(True, mode="drop")
     cache = init_cache(LLM, count, SLOTS, jnp.float32)
-    state = State(cache, zeros, jnp.zeros((count, LLM.vocab_size)), present, jnp.zeros((count, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys)
+    state = State(cache, zeros, jnp.zeros((count, LLM.vocab_size)), present, jnp.zeros((count, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
     return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, prompts), LENGTHS)[0]
 
 

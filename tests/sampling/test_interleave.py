@@ -267,7 +267,7 @@ def test_banned_are_control_tokens_and_rows_without_a_token(model):
 
 def draw(model, prompts, seeds, options=OPTIONS, **how):
     latents = pictures.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options, **how)
-    return np.asarray(image.decode(model.parts, model.params, latents))
+    return np.asarray(image.decode(model.parts, model.params, latents).pictures)
 
 
 def test_a_picture_on_demand_depends_on_its_seed_and_prompt_alone(model):

@@ -114,7 +114,7 @@ def start(params) -> State:
     keys = jax.vmap(jax.random.key)(jnp.arange(3, dtype=jnp.uint32))
     cache = init_cache(LLM, 3, SLOTS, jnp.float32)
     present = jnp.zeros((3, LLM.vocab_size), bool)
-    state = State(cache, zeros, jnp.zeros((3, LLM.vocab_size)), present, jnp.zeros((3, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys)
+    state = State(cache, zeros, jnp.zeros((3, LLM.vocab_size)), present, jnp.zeros((3, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
     return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, PROMPTS), LENGTHS)[0]
 
 
