@@ -163,6 +163,8 @@ class DreamLLM:
         """The picture that `text_to_image` draws after `content`, and where each dream query looked: `.maps`, `.save(FOLDER)`."""
         require_seed("seed", seed)
         chosen = self.options(options)
+        if self.parts.unet is not None:
+            image.check(self.parts.config, chosen, 1)
         negatives = [] if chosen.negative is None else [chosen.negative]
         hidden, empty = pictures.conditions(self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen)
         latents, maps = attention_maps.attention_maps(self.parts, self.params, hidden, empty, pictures.picture_keys([seed]), chosen)

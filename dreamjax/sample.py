@@ -25,7 +25,7 @@ from dreamjax import atomic, cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.paths import OutsideFolder
-from dreamjax.sampling import archive, finite, image, stream
+from dreamjax.sampling import archive, finite, image, memory, stream
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.templates import TEMPLATES
@@ -83,7 +83,8 @@ def main() -> int:
     if model.parts.unet is not None:
         image.check(model.parts.config, options, 1)  # sizes and steps that cannot be, before a word is written
     began = time.monotonic()
-    facts = use(model, prompts, options, epath.Path(OUT.value))
+    with memory.exhausted_is_said():
+        facts = use(model, prompts, options, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
     if facts["not_finite"]:
         raise finite.NotFinite(f"documents {facts['not_finite']}: numbers were {finite.NOTE}{finite.cause(model.parts, model.params)}")

@@ -3,7 +3,9 @@
 All are lower bounds, of the largest array alone; what they let pass may still be too much.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,18 @@ from dreamjax.schema import ConfigError
 
 GIB = 2**30
 WIDEST_HEAD = 256  # that a fused kernel takes; the VAE's one head has all channels
+
+
+@contextlib.contextmanager
+def exhausted_is_said() -> Iterator[None]:
+    """A ConfigError, in one line, where an array did not find room after all."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"memory: {said}; ask for smaller pictures, fewer tokens, or fewer documents at once (--batch_size)") from None
 
 
 def there_is() -> int:

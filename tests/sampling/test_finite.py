@@ -6,10 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from etils import epath
 from small_model import LATENT, boosted, parameters
 
-from dreamjax import to_folders
+from dreamjax import sample, to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.models import dreamllm
@@ -68,12 +69,23 @@ def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half,
     assert (facts["written"], facts["not_finite"]) == (1, []) and archive.read(out / "00001", *prompts[1], options)["notes"] != []
 
 
-def test_streams_end_with_the_error_behind_the_document(half):
-    events = []
+def test_the_command_ends_with_the_error_behind_its_json(half, tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.jsonl").write_text(f'"{GOOD}"\n"{BAD}"\n')
+    monkeypatch.setattr(sample.DreamLLM, "load", lambda *_: half)
+    sample.flags.FLAGS.mark_as_parsed()
+    asked = {"model": "m", "prompts": str(tmp_path / "prompts.jsonl"), "out": str(tmp_path / "out"), "batch_size": 2, "temperature": 0.0, **FAST}
+    with flagsaver.flagsaver(**asked), pytest.raises(NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"):
+        sample.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["not_finite"] == [1]
+
+
+def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
+    last = stream.Finished(Document((), notes=(finite.note(0, 0, 0),)))
+    monkeypatch.setattr(stream, "stream", lambda *_: iter([stream.TextPiece("a"), last]))
+    events = half.stream(BAD)
+    assert [next(events), next(events)] == [stream.TextPiece("a"), last]
     with pytest.raises(NotFinite, match="^document: not finite: the model's logits from token 1 on; the weights hold NaN"):
-        for event in half.stream(BAD, **FAST):
-            events.append(event)
-    assert isinstance(events[-1], stream.Finished) and events[-1].document.notes
+        next(events)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -81,7 +93,7 @@ def test_streams_end_with_the_error_behind_the_document(half):
 def test_no_picture_is_black_by_nan(model, path, value):
     broken = dataclasses.replace(model, params=with_value(model.params, path, value))
     with pytest.raises(NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/") as caught:
-        broken.generate(GOOD, **FAST)
+        broken.generate_batch([GOOD], batch_size=2, **FAST)
     assert not caught.value.made[0].images
     with pytest.raises(NotFinite, match=r"^picture 0, 1 of 2 \(from 0\): not finite: the weights hold"):
         broken.text_to_image([GOOD, BAD], num_steps=2, guidance_scale=2.0)
@@ -94,7 +106,7 @@ def test_a_token_in_the_middle(model, half):
     writes = dataclasses.replace(half, params=with_value(half.params, "llm/head/kernel", 9.5, (0, word)))
     for beams in (1, 2):
         with pytest.raises(NotFinite, match="not finite: the model's logits from token 2 on") as caught:
-            writes.generate(GOOD, max_tokens=5, max_images=0, beams=beams)
+            writes.generate_batch([GOOD], batch_size=2, max_tokens=5, max_images=0, beams=beams)
         assert tokenizer.encode(caught.value.made[0].text)[-1] == word
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -100,6 +101,14 @@ def test_room_for_pictures_and_documents(monkeypatch):
     memory.require_room_for_documents(SIZES, 8, 64)
     with pytest.raises(ConfigError, match="batch_size, max_tokens: 1048576 documents of up to 8,192 tokens"):
         memory.require_room_for_documents(SIZES, 2**20, 8192)
+
+
+def test_memory_that_does_not_suffice_after_all():
+    with pytest.raises(ConfigError, match="^memory: RESOURCE_EXHAUSTED: .*; ask for smaller pictures") as caught, memory.exhausted_is_said():
+        jax.block_until_ready(jax.numpy.zeros(2**44, np.uint8))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.exhausted_is_said():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault of the program")
 
 
 def test_a_size_far_from_the_training_size_is_said():
