@@ -1,6 +1,8 @@
 """What the commands share: flags that end in one clear line when they are wrong, and errors that do the same."""
 
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -12,6 +14,8 @@ from dreamjax.schema import ConfigError, RunStopped, printable
 
 
 MENDABLE = (ConfigError, RunStopped, SourceError, BadImage, OSError)  # what a user can mend; the rest are faults of the program
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, a limit, a disk that has failed
 
 
 def patience_for_fake_devices():
@@ -49,10 +53,18 @@ def run(name: str, main: Callable[[], int | None]):
         return rest
 
     def guarded(_):
+        logging.get_absl_handler().addFilter(lambda record: no_room(record.exc_info and record.exc_info[1]) is None)  # said once, at the end
         try:
             sys.exit(main())
-        except MENDABLE as error:
-            _stop(name, error)
+        except Exception as error:
+            full = no_room(error)
+            if full is None and not isinstance(error, MENDABLE):
+                raise
+            if full is not None and not isinstance(error, OSError):  # from threads of Orbax, which would print a traceback each on the way out
+                _print(name, full)
+                sys.stdout.flush()
+                os._exit(2)
+            _stop(name, full or error)
 
     app.run(guarded, flags_parser=parse)
 
@@ -74,6 +86,30 @@ def _raised(error: BaseException) -> str:
     return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
+def no_room(error: BaseException | None) -> str | None:
+    """The line that says that a disk is full, where that is what an error or one of its causes is about.
+
+    Libraries that write by threads of their own, as Orbax and tensorstore do, raise it as a ValueError in whose text the system's words stand.
+    """
+    known = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
+        if isinstance(error, OSError):
+            number, path = error.errno, error.filename
+        else:
+            number = next((number for number in NO_ROOM if os.strerror(number) in str(error)), None)
+            path = next(iter(re.findall(r'"(/[^"]*)"', str(error))), None)
+        if number in NO_ROOM:
+            place = f"{path}: " if path else ""
+            return f"{place}{os.strerror(number)}; what was whole stays whole, and when there is room the same command goes on from there"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _stop(name: str, error: Exception | str):
-    print(f"{name}: {printable(str(error))}", file=sys.stderr)
+    _print(name, error)
     sys.exit(2)
+
+
+def _print(name: str, error: Exception | str):
+    print(f"{name}: {printable(str(error))}", file=sys.stderr, flush=True)

@@ -200,7 +200,7 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
             return main()
         except BaseException as error:
             lost = jax.distributed.is_initialized() and not isinstance(error, cli.MENDABLE) and any(word in str(error) for word in LOST)
-            _leave_alone(2 if lost or isinstance(error, cli.MENDABLE) else 1)
+            _leave_alone(2 if lost or isinstance(error, cli.MENDABLE) or cli.no_room(error) else 1)
             if not lost:
                 raise
             raise RunStopped(
