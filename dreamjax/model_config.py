@@ -163,7 +163,8 @@ class DiffusionConfig:
         require(self.prediction in ("epsilon", "v_prediction"), "prediction", f"{self.prediction!r} is neither epsilon nor v_prediction")
         require_positive(self, "timesteps", "beta_start", "beta_end")
         require_positive(self, "steps_offset", or_zero=True)
-        require(self.beta_end < 1, "beta_end", f"is a share of variance below 1, not {self.beta_end}")
+        for name in ("beta_start", "beta_end"):
+            require(getattr(self, name) < 1, name, f"is a share of variance below 1, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

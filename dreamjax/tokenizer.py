@@ -306,7 +306,7 @@ def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor, 
     """(added tokens, legacy, pad token) of a folder written by transformers' slow LlamaTokenizer."""
     config = _read_json(folder / "tokenizer_config.json")
     names = _read_json(folder / "special_tokens_map.json")
-    listed = {entry["content"]: int(i) for i, entry in config.get("added_tokens_decoder", {}).items()}
+    listed = {entry["content"]: int(i) for i, entry in (config.get("added_tokens_decoder") or {}).items()}
     listed.update(_read_json(folder / "added_tokens.json"))
     pieces = processor.get_piece_size()
     added = {name: i for name, i in listed.items() if i >= pieces or processor.id_to_piece(i) != name}

@@ -4,7 +4,7 @@ import dataclasses
 
 from dreamjax.config import ClipConfig
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.settings import LARGEST, LAYERS, MOST, Settings
 from dreamjax.schema import ConfigError
 
 LAYER = {
@@ -51,9 +51,10 @@ def read_config(settings: Settings, select_layer: int | None = None) -> ClipConf
     try:
         return ClipConfig(
             image_size=settings.whole("image_size", 224), patch_size=settings.whole("patch_size", 32), width=settings.whole("hidden_size", 768),
-            layers=settings.whole("num_hidden_layers", 12), heads=settings.whole("num_attention_heads", 12),
+            layers=settings.whole("num_hidden_layers", 12, most=LAYERS), heads=settings.whole("num_attention_heads", 12),
             ffn_width=settings.whole("intermediate_size", 3072), layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
-            activation=settings.get("hidden_act", "quick_gelu"), select_layer=settings.whole("vision_feature_layer", -2) if select_layer is None else select_layer,
+            activation=settings.get("hidden_act", "quick_gelu"),
+            select_layer=settings.whole("vision_feature_layer", -2, least=-MOST) if select_layer is None else select_layer,
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
@@ -89,16 +90,20 @@ def read_processor(settings: Settings, config: ClipConfig) -> ClipConfig:
     settings.require({"resample": (3,), "rescale_factor": (1 / 255,)})
     for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
         value = settings.get(key, config.image_size)
-        sides = [value] if isinstance(value, int) else [value.get(name) for name in names] if isinstance(value, dict) else [value]
-        if set(sides) != {config.image_size}:
-            raise ConfigError(f"{settings.where}: {key}: {value!r} is not the encoder's image_size = {config.image_size}")
-    return dataclasses.replace(config, image_mean=_three(settings, "image_mean", config.image_mean), image_std=_three(settings, "image_std", config.image_std))
+        sides = [value.get(name) for name in names] if isinstance(value, dict) else [value]
+        if any(isinstance(side, bool) or side != config.image_size for side in sides):
+            raise ConfigError(f"{settings.where}: {key}: {value!r:.80} is not the encoder's image_size = {config.image_size}")
+    try:
+        return dataclasses.replace(config, image_mean=_three(settings, "image_mean", config.image_mean), image_std=_three(settings, "image_std", config.image_std))
+    except ConfigError as error:
+        raise ConfigError(f"{settings.where}: {error}") from None
 
 
 def _three(settings: Settings, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = settings.get(key, default)
-    if len(value) != 3:
-        raise ConfigError(f"{settings.where}: {key}: needs three numbers, not {value!r}")
+    fits = isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in value)
+    if not fits or (key == "image_std" and min(value) <= 0):
+        raise ConfigError(f"{key}: needs three numbers{', each above zero' if key == 'image_std' else ''}, not {value!r:.80}")
     return tuple(map(float, value))
 
 

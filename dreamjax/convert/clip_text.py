@@ -3,7 +3,7 @@
 from dreamjax.config import ClipTextConfig
 from dreamjax.convert.clip import LAYER, pairs, tower
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.settings import LAYERS, Settings
 from dreamjax.schema import ConfigError
 
 LEGACY_END = 2  # the eos_token_id of files from before it was right: the highest id is pooled instead
@@ -37,11 +37,11 @@ def read_config(settings: Settings) -> ClipTextConfig:
         projection, vision = settings.whole("projection_dim", 512), tower(settings, "vision_config").whole("hidden_size", 768)
         settings = text
     settings.require({"hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_text_model",)})
-    end = settings.whole("eos_token_id", 49407)
+    end = settings.whole("eos_token_id", 49407, least=0)
     try:
         return ClipTextConfig(
             vocab_size=settings.whole("vocab_size", 49408), positions=settings.whole("max_position_embeddings", 77),
-            width=settings.whole("hidden_size", 512), layers=settings.whole("num_hidden_layers", 12), heads=settings.whole("num_attention_heads", 8),
+            width=settings.whole("hidden_size", 512), layers=settings.whole("num_hidden_layers", 12, most=LAYERS), heads=settings.whole("num_attention_heads", 8),
             ffn_width=settings.whole("intermediate_size", 2048), layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
             activation=settings.get("hidden_act", "quick_gelu"), end_token=None if end == LEGACY_END else end,
             projection_width=projection, vision_width=vision,

@@ -132,8 +132,10 @@ def _read_joints(folder: pathlib.Path) -> Found:
     settings = Settings.of(folder / "config.json")
     tensors, files = open_weights(folder, TRANSFORMERS)
     leaves = {name.replace(".", "/"): Leaf(t.shape, t.dtype, t.read, str(folder), (name,)) for name, t in tensors.items()}
-    fields = {name: settings.values[name] for name in ("visual_projector", "dream_queries") if name in settings.values}
-    return Found("joints", str(folder), fields, leaves, files, template=settings.get("template"))
+    settings.require({"visual_projector": ("linear", "mlp")})
+    read = {"visual_projector": settings.text, "dream_queries": settings.whole}
+    fields = {name: read[name](name) for name in read if name in settings.values}
+    return Found("joints", str(folder), fields, leaves, files, template=settings.text("template") or None)
 
 
 def _with_vocabulary(folders: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:

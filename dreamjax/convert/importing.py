@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dreamjax.convert import assemble, finite, output, sources, vocabulary
 from dreamjax.convert.assemble import Found, Plan
 from dreamjax.convert.settings import Settings
-from dreamjax.convert.tensors import sha256
+from dreamjax.convert.tensors import require_content, sha256
 from dreamjax.schema import ConfigError
 from dreamjax.training import handover, model_folder
 from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
@@ -97,4 +97,5 @@ def copy_clip_tokenizer(source, target):
     target.mkdir(parents=True, exist_ok=True)
     for name in CLIP_TOKENIZER_FILES:
         if (source / name).exists():
+            require_content(source / name)
             shutil.copyfile(source / name, target / name)

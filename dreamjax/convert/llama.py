@@ -6,7 +6,7 @@ import numpy as np
 
 from dreamjax.config import LlamaConfig
 from dreamjax.convert.names import Table, renamed
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.settings import LAYERS, Settings
 from dreamjax.convert.tensors import Tensor, Tensors
 from dreamjax.schema import ConfigError
 
@@ -51,7 +51,7 @@ def read_config(settings: Settings) -> LlamaConfig:
         rope_theta = rope.number("rope_theta", rope_theta)
     try:
         return LlamaConfig(
-            vocab_size=settings.whole("vocab_size", 32000), width=width, layers=settings.whole("num_hidden_layers", 32), heads=heads,
+            vocab_size=settings.whole("vocab_size", 32000), width=width, layers=settings.whole("num_hidden_layers", 32, most=LAYERS), heads=heads,
             kv_heads=settings.whole("num_key_value_heads", heads), ffn_width=settings.whole("intermediate_size", 11008),
             max_positions=settings.whole("max_position_embeddings", 2048), rope_theta=rope_theta,
             rms_norm_eps=settings.number("rms_norm_eps", 1e-6), tie_embeddings=settings.flag("tie_word_embeddings", False),

@@ -16,7 +16,7 @@ from dreamjax.config import ClipConfig, DiffusionConfig, LlamaConfig, ModelConfi
 from dreamjax.convert import assemble, clip, llama, stable_diffusion, vocabulary
 from dreamjax.convert.assemble import Found, Raw
 from dreamjax.convert.names import Leaf, Table
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.settings import MOST, Settings
 from dreamjax.convert.tensors import Tensor, Tensors, open_file, open_weights
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ def _check_width(plugin: Settings, config: LlamaConfig):
 
 
 def _read_clip(folder: pathlib.Path, plugin: Settings) -> ClipConfig:
-    select_layer = plugin.whole("select_layer", -2)
+    select_layer = plugin.whole("select_layer", -2, least=-MOST)
     home = find_component(folder, plugin, "clip_vision_model_name_or_path", "config.json")
     if home is None:
         return dataclasses.replace(_known(plugin, "clip_vision_model_name_or_path", KNOWN_CLIP), select_layer=select_layer)
@@ -169,7 +169,7 @@ def _read_diffusion(folder: pathlib.Path, plugin: Settings) -> tuple[UNetConfig,
 
 def find_component(folder: pathlib.Path, plugin: Settings, key: str, file: str) -> pathlib.Path | None:
     """The folder of a component's configuration: its path as it stands, or from the release folder, or from the one above."""
-    name = plugin.get(key, "")
+    name = plugin.text(key)
     homes = [folder / name, folder.absolute().parent / name, pathlib.Path(name)] if name else []
     return next((home for home in homes if (home / file).is_file()), None)
 
@@ -189,7 +189,7 @@ def _component_config(folder: pathlib.Path, plugins: Settings, model: ModelConfi
 
 
 def _known(plugin: Settings, key: str, known: dict):
-    name = str(plugin.get(key, "")).rstrip("/")
+    name = plugin.text(key).rstrip("/")
     for hub_name, config in known.items():
         if name.split("/")[-1] == hub_name.split("/")[-1]:
             return config

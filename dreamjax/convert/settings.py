@@ -8,6 +8,12 @@ from typing import Any
 from dreamjax.convert.tensors import read_json
 from dreamjax.schema import ConfigError
 
+MOST = 2**24  # of any size: no model has more, and what is computed from sizes stays within 64 bits
+LAYERS = 1000  # of transformer layers
+BLOCKS = 32  # of a network that halves its resolution with each
+LAYERS_PER_BLOCK = 100
+LARGEST = 1e300
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -26,40 +32,70 @@ class Settings:
         value = self.values.get(key)
         return default if value is None else value
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """An integer; ConfigError where it is none, or missing without a default."""
-        value = self.get(key, default)
+    def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        """An integer from `least` to `most`; ConfigError where it is none, or missing without a default."""
+        return self._whole(key, self.get(key, default), least, most)
+
+    def _whole(self, key: str, value, least: int, most: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{self.where}: {key}: needs a whole number, not {value!r}")
+            raise ConfigError(f"{self.where}: {key}: needs a whole number, not {value!r:.80}")
+        if not least <= value <= most:
+            raise ConfigError(f"{self.where}: {key}: needs a whole number from {least} to {most}, not {value!r:.80}")
         return value
 
+    def wholes(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Integers, one per block of a network."""
+        return tuple(self._whole(key, value, 1, MOST) for value in self._list(key, default))
+
+    def names(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        """Strings, one per block of a network."""
+        values = self._list(key, default)
+        if not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"{self.where}: {key}: needs a list of names, not {values!r:.80}")
+        return tuple(values)
+
+    def _list(self, key: str, default: tuple) -> list | tuple:
+        values = self.get(key, default)
+        if not isinstance(values, list | tuple) or not 0 < len(values) <= BLOCKS:
+            raise ConfigError(f"{self.where}: {key}: needs a list of 1 to {BLOCKS} entries, not {values!r:.80}")
+        return values
+
     def number(self, key: str, default: float | None = None) -> float:
-        """A number; ConfigError where it is none, or missing without a default."""
+        """A finite number; ConfigError where it is none, or missing without a default."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{self.where}: {key}: needs a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+            raise ConfigError(f"{self.where}: {key}: needs a number, not {value!r:.80}")
         return float(value)
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"{self.where}: {key}: needs a string, not {value!r:.80}")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false; null, which is what Python's `if` takes for false, is false, and the default where the key is missing."""
         value = self.values.get(key, default)
         if value is not None and not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key}: needs true or false, not {value!r}")
+            raise ConfigError(f"{self.where}: {key}: needs true or false, not {value!r:.80}")
         return bool(value)
 
-    def per_block(self, key: str, default, count: int) -> tuple:
-        """A value for each of `count` blocks, from a list of that length or one value for all."""
+    def per_block(self, key: str, default: int | None, count: int, most: int = MOST) -> tuple[int, ...] | None:
+        """An integer for each of `count` blocks, from a list of that length or one value for all; None where it is missing without a default."""
         value = self.get(key, default)
+        if value is None:
+            return None
         values = tuple(value) if isinstance(value, list | tuple) else (value,) * count
         if len(values) != count:
-            raise ConfigError(f"{self.where}: {key}: needs {count} entries, one per block, not {value!r}")
-        return values
+            raise ConfigError(f"{self.where}: {key}: needs {count} entries, one per block, not {value!r:.80}")
+        return tuple(self._whole(key, one, 1, most) for one in values)
 
     def inner(self, key: str) -> "Settings":
         """The settings below a key."""
         value = self.values.get(key)
         if not isinstance(value, dict):
-            raise ConfigError(f"{self.where}: {key}: needs an object, not {value!r}")
+            raise ConfigError(f"{self.where}: {key}: needs an object, not {value!r:.80}")
         return Settings(value, f"{self.where}: {key}")
 
     def require(self, accepted: dict[str, Iterable]):
@@ -69,4 +105,4 @@ class Settings:
             value = tuple(value) if isinstance(value, list) else value
             if value is not None and value not in tuple(values):
                 known = " or ".join(repr(v) for v in values)
-                raise ConfigError(f"{self.where}: {key}: {value!r} is not supported, which would change the numbers; {known or 'null'} is")
+                raise ConfigError(f"{self.where}: {key}: {value!r:.200} is not supported, which would change the numbers; {known or 'null'} is")

@@ -7,8 +7,9 @@ import re
 from dreamjax.config import ModelConfig
 from dreamjax.convert import assemble, huggingface, llama, llama2c, official
 from dreamjax.convert.assemble import Found, Raw
+from dreamjax.convert.tensors import require_content
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer import MODEL_FILE, Tokenizer
 
 LAYOUTS = (
     "a LLaMA or CLIP folder of transformers (config.json), a Stable Diffusion folder of diffusers (unet/, vae/), the official DreamLLM release "
@@ -22,6 +23,7 @@ HUB_UNREAD = ["*.non_ema.*", "*-pruned*", "*emaonly*", "safety_checker/*", "open
 def read(source: str | os.PathLike) -> Found:
     """What a source holds; ConfigError where there is nothing, or nothing that is known."""
     path = locate(source)
+    require_content(path)
     if path.is_file():
         if not llama2c.recognises(path):
             raise ConfigError(f"{source}: is a file in no known layout; known are {LAYOUTS}")
@@ -62,6 +64,7 @@ def _read_llama2c(file: pathlib.Path) -> Found:
 
 def read_tokenizer(path: pathlib.Path, vocab_size: int, text_only: bool) -> Tokenizer:
     """The tokenizer of a folder, of a sentencepiece model or of a llama2.c vocabulary, with the added tokens unless it is `text_only`."""
+    require_content(path / MODEL_FILE if path.is_dir() else path)
     try:
         if path.is_dir():
             return Tokenizer.load(path, text_only)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from dreamjax.config import DiffusionConfig, UNetConfig, VaeConfig
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.settings import LAYERS_PER_BLOCK, Settings
 from dreamjax.schema import ConfigError
 
 # Attention layers of a VAE saved before diffusers 0.15.
@@ -69,17 +69,17 @@ def their_name(path: str) -> str:
 def read_unet(settings: Settings, sample_size: int | None = None) -> UNetConfig:
     """A unet/config.json; `sample_size` in latents stands in for the file's own."""
     settings.require(UNET_FIXED)
-    channels = tuple(settings.get("block_out_channels", (320, 640, 1280, 1280)))
+    channels = settings.wholes("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
-    down = tuple(settings.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)))
-    up = tuple(settings.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3))
+    down = settings.names("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
+    up = settings.names("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     if len(down) != levels or not set(down) <= set(known):
         raise ConfigError(f"{settings.where}: down_block_types: {list(down)} needs {levels} entries, each {' or '.join(known)}")
     mirrored = tuple(name.replace("Down", "Up") for name in reversed(down))
     if up != mirrored:
         raise ConfigError(f"{settings.where}: up_block_types: {list(up)} does not mirror down_block_types; {list(mirrored)} would")
-    layers = set(settings.per_block("layers_per_block", 2, levels))
+    layers = set(settings.per_block("layers_per_block", 2, levels, LAYERS_PER_BLOCK))
     if len(layers) > 1 or set(settings.per_block("transformer_layers_per_block", 1, levels)) != {1}:
         raise ConfigError(f"{settings.where}: layers_per_block and transformer_layers_per_block: need the same number for all blocks, and 1 transformer layer")
     contexts = set(settings.per_block("cross_attention_dim", 1280, levels))
@@ -87,7 +87,7 @@ def read_unet(settings: Settings, sample_size: int | None = None) -> UNetConfig:
         raise ConfigError(f"{settings.where}: cross_attention_dim: needs one width for all blocks, not {sorted(contexts)}")
     # What diffusers calls attention_head_dim is the number of heads, unless a file has the later key.
     heads = settings.per_block("num_attention_heads", None, levels)
-    heads = settings.per_block("attention_head_dim", 8, levels) if heads[0] is None else heads
+    heads = settings.per_block("attention_head_dim", 8, levels) if heads is None else heads
     try:
         return UNetConfig(
             sample_size=sample_size or settings.whole("sample_size"), in_channels=settings.whole("in_channels", 4),
@@ -115,14 +115,14 @@ def write_unet(config: UNetConfig) -> dict:
 def read_vae(settings: Settings) -> VaeConfig:
     """A vae/config.json."""
     settings.require(VAE_FIXED)
-    channels = tuple(settings.get("block_out_channels", (64,)))
+    channels = settings.wholes("block_out_channels", (64,))
     settings.require({"down_block_types": (("DownEncoderBlock2D",) * len(channels),), "up_block_types": (("UpDecoderBlock2D",) * len(channels),)})
     image_channels = settings.whole("in_channels", 3)
     settings.require({"out_channels": (image_channels,)})
     try:
         return VaeConfig(
             image_channels=image_channels, latent_channels=settings.whole("latent_channels", 4), block_channels=channels,
-            layers_per_block=settings.whole("layers_per_block", 1), norm_groups=settings.whole("norm_num_groups", 32),
+            layers_per_block=settings.whole("layers_per_block", 1, most=LAYERS_PER_BLOCK), norm_groups=settings.whole("norm_num_groups", 32),
             scaling_factor=settings.number("scaling_factor", 0.18215),
         )  # fmt: skip
     except ConfigError as error:
@@ -151,9 +151,9 @@ def read_schedule(settings: Settings) -> DiffusionConfig:
     try:
         return DiffusionConfig(
             timesteps=settings.whole("num_train_timesteps", defaults["num_train_timesteps"]),
-            beta_schedule=settings.get("beta_schedule", defaults["beta_schedule"]),
+            beta_schedule=settings.text("beta_schedule", defaults["beta_schedule"]),
             beta_start=settings.number("beta_start", defaults["beta_start"]), beta_end=settings.number("beta_end", defaults["beta_end"]),
-            prediction=settings.get("prediction_type", defaults["prediction_type"]), steps_offset=settings.whole("steps_offset", defaults["steps_offset"]),
+            prediction=settings.text("prediction_type", defaults["prediction_type"]), steps_offset=settings.whole("steps_offset", defaults["steps_offset"], least=0),
             set_alpha_to_one=settings.flag("set_alpha_to_one", defaults["set_alpha_to_one"]),
         )  # fmt: skip
     except ConfigError as error:

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from dreamjax import paths
 from dreamjax.schema import ConfigError
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
 SHARD = re.compile(r"-\d+-of-\d+\.")  # in the name of a file that an index names
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ALIGNMENT = 64  # bytes
 
 
@@ -39,6 +41,7 @@ Tensors = Mapping[str, Tensor]
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object that a JSON file holds; ConfigError where it is missing or is none."""
+    require_content(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -48,6 +51,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: needs an object, not {values!r:.80}")
     return values
+
+
+def require_content(path: pathlib.Path):
+    """ConfigError where a file is what Git LFS leaves in its place."""
+    if path.is_file():
+        with open(path, "rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ConfigError(f"{path}: is a Git LFS pointer, not the file itself: run git lfs pull in its folder")
 
 
 def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
@@ -71,11 +82,25 @@ def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, 
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    missing = [file.name for file in files if not file.exists()]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{index}: weight_map: needs the name of a file for each tensor")
+    files = [_shard(folder, name, index) for name in sorted(set(names.values()))]
+    missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise ConfigError(f"{index}: names the shards {', '.join(missing) or 'of nothing'}, which the folder lacks")
     return files
+
+
+def _shard(folder: pathlib.Path, name: str, index: pathlib.Path) -> pathlib.Path:
+    """A file of the folder, or one that the hub's cache has a link to there."""
+    try:
+        return pathlib.Path(paths.inside(folder, name))
+    except paths.OutsideFolder as error:
+        file = folder / name
+        if pathlib.PurePath(name).name == name and file.is_symlink() and file.resolve().parent.name == "blobs":
+            return file
+        raise ConfigError(f"{index}: weight_map: {error}") from None
 
 
 def _open_files(files: list[pathlib.Path]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
@@ -90,6 +115,7 @@ def _open_files(files: list[pathlib.Path]) -> tuple[dict[str, Tensor], tuple[pat
 
 def open_file(file: pathlib.Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file or torch pickle."""
+    require_content(file)
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
 
@@ -124,17 +150,23 @@ def _open_pickle(file: pathlib.Path) -> dict[str, Tensor]:
         except RuntimeError:  # the format before torch 1.6 cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in as many ways as there are files
-        raise ConfigError(f"{file}: is not a file of weights alone: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
-    odd = [name for name, value in state.items() if not torch.is_tensor(value)] if isinstance(state, dict) else [type(state).__name__]
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{file}: is not a file of weights alone: {type(error).__name__} {reason}") from error
+    odd = [name for name, value in state.items() if not isinstance(name, str) or not torch.is_tensor(value)] if isinstance(state, dict) else [type(state).__name__]
     if odd:
-        raise ConfigError(f"{file}: holds something else than tensors by name: {odd[0]}")
+        raise ConfigError(f"{file}: holds something else than tensors by name: {odd[0]!r:.80}")
     return {name: _torch_tensor(torch, name, value, file) for name, value in state.items()}
 
 
 def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
     value = value.detach()
-    is_half = value.dtype == torch.bfloat16  # which torch does not hand to numpy
-    array = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_half else value.numpy()
+    try:
+        is_half = value.dtype == torch.bfloat16  # which torch does not hand to numpy
+        array = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_half else value.numpy()
+    except (TypeError, RuntimeError):  # sparse, quantised, on no device
+        array = None
+    if array is None or array.dtype not in DTYPES.values():
+        raise ConfigError(f"{file}: {name} is a {value.layout} tensor of {value.dtype} on {value.device}, which is none of {', '.join(DTYPES)}")
     return from_array(name, array, file)
 
 

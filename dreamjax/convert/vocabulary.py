@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Mapping
 
 from dreamjax.convert.settings import Settings
-from dreamjax.convert.tensors import read_json
+from dreamjax.convert.tensors import read_json, require_content
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import SPECIAL_FILE, Tokenizer
+from dreamjax.tokenizer import MODEL_FILE, SPECIAL_FILE, Tokenizer
 
 MULTIPLES = (8, 16, 32, 64, 128, 256)  # to which vocabularies are padded
 NO_PAD = -1  # the pad_token_id of models without one
@@ -58,11 +58,11 @@ def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, r
         value = config.get(f"{name}_token_id")
         stated = value if isinstance(value, list) else [] if value is None else [value]
         if any(isinstance(one, bool) or not isinstance(one, int) for one in stated):
-            raise ConfigError(f"{config.where}: {name}_token_id: needs a whole number, not {value!r}")
+            raise ConfigError(f"{config.where}: {name}_token_id: needs a whole number, not {value!r:.80}")
         if stated and number not in stated:
-            raise ConfigError(f"{config.where}: {name}_token_id: is {value}, but {number} ({_piece(tokenizer, number)}) in the tokenizer of {path}")
-    pad = config.whole("pad_token_id", NO_PAD)
-    if not NO_PAD <= pad < rows:
+            raise ConfigError(f"{config.where}: {name}_token_id: is {value!r:.80}, but {number} ({_piece(tokenizer, number)}) in the tokenizer of {path}")
+    pad = config.whole("pad_token_id", NO_PAD, least=NO_PAD)
+    if pad >= rows:
         raise ConfigError(f"{config.where}: pad_token_id: is {pad}, and the model has {rows} rows")
     for file in (path / name for name in ("tokenizer_config.json", "special_tokens_map.json") if path.is_dir()):
         for name, number in own.items():
@@ -84,10 +84,12 @@ def listed(path: os.PathLike) -> dict[str, int]:
     path, found = pathlib.Path(path), {}
     if not path.is_dir():
         return found
+    require_content(path / MODEL_FILE)
+    _read(path / "special_tokens_map.json")  # which the tokenizer reads, with words of its own for what it cannot read
     file = path / "tokenizer.json"
     entries = _read(file).get("added_tokens") or []
     if not isinstance(entries, list):
-        raise ConfigError(f"{file}: added_tokens: needs a list, not {entries!r}")
+        raise ConfigError(f"{file}: added_tokens: needs a list, not {entries!r:.80}")
     for entry in entries:
         found |= _entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
     file = path / "tokenizer_config.json"
@@ -101,7 +103,7 @@ def listed(path: os.PathLike) -> dict[str, int]:
 def _entry(token, number, file: pathlib.Path) -> dict[str, int]:
     name = _content(token, file, "added token")
     if not name or isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(f"{file}: an added token needs a name and an id from 0 on, not {name!r} and {number!r}")
+        raise ConfigError(f"{file}: an added token needs a name and an id from 0 on, not {name!r:.80} and {number!r:.80}")
     return {name: number}
 
 
@@ -109,7 +111,7 @@ def _content(token, file: pathlib.Path, key: str) -> str | None:
     """The string of a token, which may stand in an object with its properties."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
-        raise ConfigError(f"{file}: {key}: needs a string, not {token!r}")
+        raise ConfigError(f"{file}: {key}: needs a string, not {token!r:.80}")
     return text
 
 
@@ -119,5 +121,5 @@ def _read(file: pathlib.Path) -> dict:
 
 def _object(value, file: pathlib.Path, key: str) -> dict:
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{file}: {key}: needs an object, not {value!r}")
+        raise ConfigError(f"{file}: {key}: needs an object, not {value!r:.80}")
     return value or {}
