@@ -92,33 +92,33 @@ def test_unfinished_names_are_seen_wherever_they_lie(tmp_path):
 
 
 def test_a_beginning_of_a_file_is_torn_and_whole_lines_are_not(tmp_path):
-    for home, contents in (("ours", {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n0", "f": "z", "h.jsonl": ""}),
-                           ("whole", {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x", "h.jsonl": "1\n"})):  # fmt: skip
+    ours = {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n0", "f": "z", "h.jsonl": ""}
+    theirs = {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x", "h.jsonl": "1\n"}
+    for home, contents in (("ours", ours), ("whole", theirs)):
         (tmp_path / home).mkdir()
         for name, text in contents.items():
             (tmp_path / home / name).write_text(text)
     assert watch.torn(tmp_path / "ours", tmp_path / "whole") == {"a.json", "b.json", "e.jsonl"}
 
 
-# A writer that replaces a file (beside: under a temporary name first; in place: as one must not), and says nothing else.
+# A writer that replaces a file again and again, beside it first or in place, as one must not, and then is long in the middle of a write.
 WRITER = """
 import os, sys, time
-path, beside = sys.argv[1], sys.argv[2] == "beside"
-for number in range(int(sys.argv[3])):
+path, beside, short = sys.argv[1], sys.argv[2] == "beside", int(sys.argv[3])
+for number in range(short + 1):
     name = f"{path}.{number:012x}.tmp" if beside else path
     with open(name, "w") as file:
         file.write("half, ")
         file.flush()
-        time.sleep(0.02)
+        time.sleep(0.2 if number < short else float(sys.argv[4]))
         file.write("whole")
     if beside:
         os.replace(name, path)
-    time.sleep(0.02)
 """
 
 
-def writer(folder: pathlib.Path, how: str, times: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(times)], start_new_session=True)
+def writer(folder: pathlib.Path, how: str, short: int, long: float = 60) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(short), str(long)], start_new_session=True)
 
 
 @pytest.fixture
@@ -129,33 +129,33 @@ def whole(tmp_path):
     return tmp_path / "whole"
 
 
-@pytest.mark.parametrize("passing", [0, 3])
+@pytest.mark.parametrize("passing", [0, 1])
 def test_a_writer_is_killed_inside_a_write(whole, tmp_path, passing):
-    killed = watch.kill(writer(tmp_path / "here", "beside", 1000), tmp_path / "here", Aim(True, 0.5, passing=passing), Watched(), whole)
+    killed = watch.kill(writer(tmp_path / "here", "beside", passing), tmp_path / "here", Aim(True, 0.5, passing=passing), Watched(), whole)
     assert killed.inside and killed.left == (f"out.{passing:012x}.tmp",)
     assert (tmp_path / "here" / "out").exists() == (passing > 0)
 
 
 def test_what_an_earlier_kill_left_is_not_counted_again(whole, tmp_path):
     (tmp_path / "here" / "out.ffffffffffff.tmp").write_text("old")
-    killed = watch.kill(writer(tmp_path / "here", "beside", 1000), tmp_path / "here", Aim(True), Watched(), whole)
+    killed = watch.kill(writer(tmp_path / "here", "beside", 0), tmp_path / "here", Aim(True), Watched(), whole)
     assert killed.left == ("out.000000000000.tmp",)
 
 
 def test_a_file_written_in_place_is_seen_to_be_torn(whole, tmp_path):
-    killed = watch.kill(writer(tmp_path / "here", "in place", 1000), tmp_path / "here", Aim(False), Watched(), whole)
+    killed = watch.kill(writer(tmp_path / "here", "in place", 0), tmp_path / "here", Aim(False), Watched(), whole)
     assert killed.left == ("out",) and (tmp_path / "here" / "out").read_text() in ("", "half, ")
 
 
 def test_a_command_that_ends_before_is_no_kill(whole, tmp_path):
-    assert watch.kill(writer(tmp_path / "here", "beside", 2), tmp_path / "here", Aim(True, passing=50), Watched(), whole) is None
-    assert watch.kill(writer(tmp_path / "here", "beside", 2), tmp_path / "here", Aim(False, seconds=60), Watched(), whole) is None
+    for at in (Aim(True, passing=50), Aim(False, seconds=60)):
+        assert watch.kill(writer(tmp_path / "here", "beside", 0, 0.01), tmp_path / "here", at, Watched(), whole) is None
 
 
 def test_an_undisturbed_writer_is_measured(tmp_path):
-    seen = watch.watched(writer(tmp_path, "beside", 5), tmp_path, time.monotonic())
-    assert seen.count == 5 and list(seen.writes) == ["out.#.tmp"] and seen.length("out.abcdefabcdef.tmp") >= 0.02
-    assert 0 < seen.begins < seen.ends and seen.ends - seen.begins >= 0.15
+    seen = watch.watched(writer(tmp_path, "beside", 1, 0.2), tmp_path, time.monotonic())
+    assert seen.count == 2 and list(seen.writes) == ["out.#.tmp"] and seen.length("out.abcdefabcdef.tmp") > 0.05
+    assert 0 < seen.begins < seen.ends and seen.ends - seen.begins > 0.2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
