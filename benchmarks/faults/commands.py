@@ -37,7 +37,10 @@ MODEL, FOLDERS, TWIN = "{made}/export-params/model", "{made}/export-huggingface/
 TRAIN = Command("train", "run", ("dreamjax.train", f"--config={EXPERIMENT}:{{made}}/stories", "--workdir=run"))
 PREPARE = Command(
     "prepare", "prepared",
-    ("dreamjax.prepare", "--source=webdataset:{made}/pairs.tar", "--out=prepared", f"--tokenizer={MODEL}/tokenizer", "--per_file=20", "--workers=2", "--cache=index", "--max_bad_share=0.5"),
+    (
+        "dreamjax.prepare", "--source=webdataset:{made}/pairs.tar", "--out=prepared", f"--tokenizer={MODEL}/tokenizer",
+        "--per_file=20", "--workers=2", "--cache=index", "--max_bad_share=0.5",
+    ),
 )  # fmt: skip
 EVALUATE = Command("evaluate", "evaluated", ("dreamjax.evaluate", f"--model={MODEL}", "--task=vqav2", "--data={made}/vqav2", "--out=evaluated", "--batch_size=4"))
 EXPORTED = tuple(f"{FOLDERS}/{name}" for name in ("llm", "clip", "joints"))  # a Hugging Face export of this model
