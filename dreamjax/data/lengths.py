@@ -35,6 +35,7 @@ class Measured:
     cut: bool = False
     apart: bool = False
     broken: BadRecord | None = None
+    left_out: int = 0  # images that its source could not give
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Found:
     apart: int = 0
     broken: int = 0
     named: tuple[BadRecord, ...] = ()  # the first NAMED of the broken
+    left_out: int = 0
 
     def __add__(self, other: "Found") -> "Found":
         sums = (getattr(self, name) + getattr(other, name) for name in ("tokens", "cut", "apart", "broken"))
-        return Found(*sums, (self.named + other.named)[:NAMED])
+        return Found(*sums, (self.named + other.named)[:NAMED], self.left_out + other.left_out)
 
     def to_json(self) -> dict:
         """A dict fit for JSON."""
@@ -216,7 +218,7 @@ def _measure_chunk(measure: Callable[[int], Measured], chunk: range) -> tuple[np
     entries = np.array([one.entry for one in measured], np.int32)
     broken = tuple(one.broken for one in measured if one.broken)
     tokens, cut, apart = int(entries[:, 0].sum()), sum(one.cut for one in measured), sum(one.apart for one in measured)
-    return entries, Found(tokens, cut, apart, len(broken), broken[:NAMED])
+    return entries, Found(tokens, cut, apart, len(broken), broken[:NAMED], sum(one.left_out for one in measured))
 
 
 def _keep(measure: Callable[[int], Measured]):

@@ -74,7 +74,7 @@ class Reader:
             (comprehended, *_), (created, *_) = (_entry(row, pair=True) for row in rows)
             return Measured((comprehended, PAIR, created) if comprehended or created else (0, 0, 0), rows[0].cut or rows[1].cut)
         row = self.row(view(document, self.config.mode, 0.0))
-        return Measured(_entry(row, document.kind == "pair"), row.cut)
+        return Measured(_entry(row, document.kind == "pair"), row.cut, left_out=len(document.left_out))
 
 
 def _entry(row: Row, pair: bool) -> tuple[int, int, int]:
@@ -139,8 +139,9 @@ class Loader:
     def in_words(self) -> str:
         """What there is to read, for a person."""
         share, broken = self.plan.fill(), len(self.skipped) + self.unnamed
+        left_out = f", {self.found.left_out:,d} images left out (missing, not downloaded, unlike their text)" if self.found.left_out else ""
         return (
-            f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; {self.found.cut} cut, {broken} broken\n"
+            f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; {self.found.cut} cut, {broken} broken{left_out}\n"
             f"packed        real: {share['tokens']:.1%} of tokens, {share['seen_slots']:.1%} of seen and {share['dreamed_slots']:.1%} of dreamed slots"
         )
 

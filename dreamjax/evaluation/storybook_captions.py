@@ -45,7 +45,7 @@ def collect(model: DreamLLM, stories: Storybook, count: int | None = None) -> tu
     pages, left_out, room = [], 0, model.parts.config.llm.max_positions - WRITING["max_tokens"]
     fits = lambda document: prompt_tokens(model.parts, model.tokenizer, document, model.template) <= room
     for story in stories.stories:
-        whole = [page for page in story.pages if all(page)]
+        whole = [page for page in story.pages if all(page) and stories.may_show(page[1])]
         for number in range(max(CONTEXTS), len(whole)):
             found = [_page(stories, story, whole, number, shots) for shots in CONTEXTS]
             if all(fits(Document((*page.before.parts, Text(page.text)))) and fits(page.examples) for page in found):
@@ -58,7 +58,7 @@ def collect(model: DreamLLM, stories: Storybook, count: int | None = None) -> tu
 
 
 def _page(stories: Storybook, story: Story, whole: Sequence[tuple[str, str]], number: int, shots: int) -> Page:
-    shown = [(Text(text), epath.Path(stories.path) / image) for text, image in whole[number - shots : number + 1]]
+    shown = [(Text(text), epath.Path(stories.place(image))) for text, image in whole[number - shots : number + 1]]
     before = [part for text, image in shown[:-1] for part in (text, Image(image))]
     examples = [part for text, image in shown for part in (Image(image, dreamed=False), text)]
     return Page(f"{story.id}/{number}", shots, whole[number][0], Document(tuple(before)), Document(tuple(examples[:-1])))

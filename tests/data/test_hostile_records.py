@@ -19,6 +19,7 @@ from dreamjax.data.filters import Filters, keep
 from dreamjax.data.sources import BadRecord, array_record, conversations, interleaved, json_documents, open_source, pairs, records, storybook, tfds
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, parse_json
 from dreamjax.document import Document, Image, Text
+from dreamjax.evaluation.questions import Pictures
 from dreamjax.images import BadImage
 from dreamjax.schema import ConfigError
 
@@ -104,6 +105,9 @@ def test_coco_storybook_and_tables_neither(folder):
         pages = open_source(SourceConfig("storybook_pages", str(folder / "images"), split))
         assert all_reasons(pages) == [("outside the folder",)] * len(book)
     assert told(open_source(SourceConfig("storybook_pages", str(folder / "images"), allow_outside=True))[0]) == ["Page.", 9]
+    assert not any(book.may_show(name) for name in names) and book.may_show("1.jpg")
+    listed = Pictures(str(folder / "secret"))  # of a benchmark: what is listed below the folder is found by name, nothing else
+    assert listed.find("9.jpg") is not None and all(listed.find(name) is None for name in [*names, "../images/1.jpg", "1.jpg"])
 
     columns = {"a": names, "b": [{"bytes": None, "path": name} for name in names], "c": [[name] for name in names]}
     for name, column in columns.items():
@@ -298,6 +302,9 @@ def test_one_entry_of_coco_costs_no_other(folder):
         (folder / "coco.json").write_bytes(text.encode().replace(b'"BAD"', bad))
         source = open_source(SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache")))
         assert [told(document) for document in source] == [[1, "a"]] and [one.reason for one in source.skipped] == ["missing key"] * 2
+        (folder / "coco.json").write_bytes(b'{"info": %s, ' % bad + text.encode()[1:])
+        source = open_source(SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache")))
+        assert [told(document) for document in source] == [[1, "a"]]
 
 
 def test_what_stands_behind_a_list_is_told(folder):

@@ -21,6 +21,7 @@ from dreamjax.data.modes import MODES
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
+from dreamjax.images import BadImage
 
 COUNT = 50  # documents of the small sources here: three batches and a bit
 
@@ -161,6 +162,13 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
 def shown(batch, g):
     """The numbers of a group's dreamed pictures."""
     return sorted(batch.dreamed_images[g][batch.dreamed_valid[g]][:, 0, 0, 0].tolist())
+
+
+def test_images_that_a_source_left_out_are_told(make):
+    documents = numbered(4)
+    assert "left out" not in make(documents).in_words()
+    documents[1] = dataclasses.replace(documents[1], left_out=(BadImage("x", "not downloaded"), BadImage("y", "image missing")))
+    assert "1 broken, 2 images left out (missing, " in make(documents).in_words()
 
 
 def test_a_broken_picture_costs_itself_alone(make):

@@ -84,7 +84,7 @@ def scan_pairs(path: str, cache: Cache) -> Scan:
 
 def _is_coco(start: str) -> bool:
     """Whether a file that starts so is one object, one of whose lists of COCO's comes before anything large."""
-    decode, at = json.JSONDecoder().raw_decode, _GAP.match(start.removeprefix("\xef\xbb\xbf")).end() + 3 * start.startswith("\xef\xbb\xbf")
+    decode, at = json.JSONDecoder(parse_int=str).raw_decode, _GAP.match(start.removeprefix("\xef\xbb\xbf")).end() + 3 * start.startswith("\xef\xbb\xbf")
     if start[at : at + 1] != "{":
         return False
     try:
@@ -93,7 +93,7 @@ def _is_coco(start: str) -> bool:
             at = _GAP.match(start, at).end()
             if key in ("images", "annotations") and re.compile(r"\[\s*\{").match(start, at):
                 return True
-            at = decode(start, at)[1]
+            at = _item(decode, start, at)[1]
     except (ValueError, IndexError, RecursionError):
         return False
 
@@ -107,7 +107,7 @@ def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str | None, st
             key, at = decode(text, at)
             at = _GAP.match(text, at).end()
             if key not in lists or text[at] != "[":
-                at = decode(text, at)[1]
+                at = _item(decode, text, at)[1]
                 continue
             at += 1
             while text[at := _GAP.match(text, at).end()] != "]":
@@ -121,7 +121,7 @@ def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str | None, st
 
 
 def _item(decode: Callable, text: str, at: int) -> tuple[object, int]:
-    """A list's item, None where it is no JSON, and where it ends."""
+    """A value, None where it is no JSON, and where it ends."""
     try:
         return decode(text, at)
     except (ValueError, RecursionError):

@@ -86,6 +86,13 @@ class Storybook:
                     left_out.append(error)
         return Document(tuple(parts), id=story.id, left_out=tuple(left_out))
 
+    def may_show(self, image: str) -> bool:
+        """Whether a picture lies in the folder, or anywhere else that it may."""
+        try:
+            return bool(self.place(image))
+        except images.BadImage:
+            return False
+
     def place(self, image: str) -> str | pathlib.Path:
         """Where a picture would lie. Raises BadImage for one that may not be read."""
         path = Folder(os.fspath(self.path), self.allow_outside).place(image)
