@@ -9,6 +9,9 @@ import types
 import typing
 
 
+LINE = 2000  # characters of a message
+
+
 class ConfigError(ValueError):
     """A setting that cannot be right; the message begins with its key."""
 
@@ -18,8 +21,9 @@ class RunStopped(RuntimeError):
 
 
 def printable(text: str) -> str:
-    """The text as one line for a terminal or a log: other people's names may hold line ends, escapes of terminals and half characters."""
-    line = " ".join(text.split())
+    """The text as one line for a terminal or a log: other people's names may be endless, or hold line ends, escapes of terminals and half characters."""
+    line = " ".join(text[: 2 * LINE].split())
+    line = line if len(line) <= LINE else f"{line[:LINE]} ..."
     return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

@@ -48,7 +48,7 @@ SHAPES = {
 }
 RUN = {
     "model": {"llm": {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "ffn_width": 48, "max_positions": 128}},
-    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64},
+    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64, "seen_slots": 0, "dreamed_slots": 0},
     "total_steps": 5,
     "batch_size": 2,
     "optim": {"trainable": ["^llm/"], "learning_rate": 1e-3},
@@ -58,8 +58,8 @@ RUN = {
 def story(rng: random.Random, world: World) -> Case:
     """A folder that sample wrote, its story.json mutated."""
     picture = PIL.Image.new("RGB", (16, 16), (10, 20, 30))
-    prompt = Document.of("Once", Image(picture), "a goat")
-    archive.write(epath.Path(world.case), prompt, Document.of("went home.", Image(picture)), 3, Options())
+    prompt = Document.of(["Once", Image(picture), "a goat"])
+    archive.write(epath.Path(world.case), prompt, Document.of(["went home.", Image(picture)]), 3, Options())
     path = world.case / "story.json"
     record = json.loads(path.read_text())
     for _ in range(rng.choice([1, 1, 2, 4])):

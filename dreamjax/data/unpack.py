@@ -23,7 +23,7 @@ from dreamjax.data import files
 
 _OPENERS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"PK\x03\x04": zipfile.ZipFile}
 _UNREAD = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"PK\x05\x06": "empty zip", b"\x1f\x9d": "compress"}
-_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, struct.error)
+_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, IndexError, struct.error)
 _BAD_CONTENT = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, MemoryError)  # the last where xz asks for a dictionary of gigabytes
 UNCHECKED = 2**24  # bytes that any file may unpack to, however small it is
 MEMBER = 2**30  # bytes at most of what is unpacked in memory

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -135,8 +136,16 @@ class ArrayRecords:
     def lengths(self) -> np.ndarray | None:
         """[n, 3] int32 that `prepare` stored: tokens without the slots' own, seen and dreamed pictures; None where the files are not just those."""
         file = files.join(os.path.dirname(self.names[0]), LENGTHS)
-        found = np.load(io.BytesIO(files.read_bytes(file))) if files.exists(file) else None
-        return found if found is not None and len(found) == len(self) else None
+        if not files.exists(file):
+            return None
+        try:
+            found = np.load(io.BytesIO(files.read_bytes(file)))
+            if found.dtype != np.int32 or found.ndim != 2 or found.shape[1] != 3 or found.min(initial=0) < 0:
+                raise ValueError(f"{found.dtype} {list(found.shape)}, not int32 [n, 3] of counts")
+        except Exception as error:  # numpy's reader of headers raises almost anything
+            print(f"{file}: is damaged ({' '.join(str(error).split())[:200]}); the lengths are measured anew", file=sys.stderr)
+            return None
+        return found if len(found) == len(self) else None
 
 
 def open_array_record(path: str, cache: str = "") -> ArrayRecords:

@@ -32,6 +32,8 @@ SUFFIX = ".parquet"
 TEXT_COLUMNS = ("text", "caption")
 IMAGE_COLUMNS = ("image", "jpg", "images")
 CACHED = 4  # columns of row groups per process
+LARGEST = 2**32  # bytes of one of them
+ROWS = 2**16  # read at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Cell:
 
     def read_bytes(self) -> bytes:
         """The encoded picture; raises BadImage and OSError."""
-        value = _read_column(self.file, self.stamp, self.group, self.column)[self.row].as_py()
+        value = _column(self.file, self.stamp, self.group, self.column)[self.row].as_py()
         value = value[self.item] if self.item >= 0 else value
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
@@ -75,16 +77,41 @@ def _is_read_at_once(kind: pyarrow.DataType) -> bool:
     return any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_list, types.is_large_list, types.is_fixed_size_list))
 
 
+def _column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray:
+    """One column of a row group; Unreadable where the file is damaged or not what it was."""
+    found = _read_column(file, stamp, group, column)
+    if isinstance(found, files.Unreadable):
+        raise files.Unreadable(*found.args)
+    return found
+
+
 @functools.lru_cache(maxsize=CACHED)
-def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray:
-    """One column of a row group; OSError where the file is not what it was."""
-    if files.stamp(file) != stamp:
-        raise files.Unreadable(f"{file}: has changed since it was opened", "file changed")
+def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray | files.Unreadable:
+    """The same, with what is wrong as a value: it is kept too, else each row of a bad group would read all of it again."""
     try:
+        if files.stamp(file) != stamp:
+            return files.Unreadable(f"{file}: has changed since it was opened", "file changed")
         with _open(file) as parquet:
-            return parquet.read_row_group(group, [column]).column(column)
+            return _read_bounded(parquet, group, column, file)
+    except files.Unreadable as error:
+        return error
     except pyarrow.ArrowException as error:
-        raise files.Unreadable(f"{file}: {error}", "file damaged") from None
+        return files.Unreadable(f"{file}: {error}", "file damaged")
+
+
+def _read_bounded(parquet: pyarrow.parquet.ParquetFile, group: int, column: str, file: str) -> pyarrow.ChunkedArray:
+    """The column, in parts that cannot be larger than LARGEST: a value that is stored once may stand in a thousand million rows."""
+    facts = parquet.metadata.row_group(group)
+    stored = sum(chunk.total_uncompressed_size for chunk in map(facts.column, range(facts.num_columns)) if chunk.path_in_schema.partition(".")[0] == column)
+    parts, size = [], 0
+    for batch in parquet.iter_batches(min(max(LARGEST // max(stored, 1), 1), ROWS), [group], [column]):
+        parts.append(batch.column(0))
+        size += parts[-1].nbytes
+        if size > LARGEST:
+            raise files.Unreadable(f"{file}: the column {column} of group {group} takes more than {LARGEST:,d} bytes", "unpacks to too much")
+    if sum(map(len, parts)) != facts.num_rows:
+        raise files.Unreadable(f"{file}: group {group} has {sum(map(len, parts)):,d} rows of {column}, not {facts.num_rows:,d}", "file damaged")
+    return pyarrow.chunked_array(parts)
 
 
 def _open(file: str) -> pyarrow.parquet.ParquetFile:
@@ -197,7 +224,7 @@ class Parquet:
 def _value(path: str, stamp: str, group: int, row: int, column: str):
     """What stands in a row; raises Unusable and OSError."""
     try:
-        return _read_column(path, stamp, group, column)[row].as_py()
+        return _column(path, stamp, group, column)[row].as_py()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python has none for
         raise Unusable("bad value", f"{column}: {error}") from None
 
