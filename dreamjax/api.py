@@ -38,12 +38,13 @@ class DreamLLM:
     clip_tokenizer: str | None = None  # folder of the tokenizer of CLIP's text tower, for ranking
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, which: str = "last", mesh: Mesh | None = None) -> "DreamLLM":
+    def load(cls, folder: str | os.PathLike, which: str = "last", mesh: Mesh | None = None, verify: bool = True) -> "DreamLLM":
         """Opens a training workdir, a model folder or an official release; `which` checkpoint of a workdir is last or best.
 
         Other folders that `convert import` knows open too, if they hold an LLM with its tokenizer. With a `mesh` the
-        parameters are spread over it, and `jax.set_mesh(mesh)` has to hold where the model is used. Raises ConfigError, in
-        one line, where the folder holds no model.
+        parameters are spread over it, and `jax.set_mesh(mesh)` has to hold where the model is used. `verify` compares
+        each array with its checksum, for which it passes through the host's memory once more. Raises ConfigError, in one line,
+        where the folder holds no model, or one that cannot be read or is not as it was written.
         """
         folder = checkpoint.open_folder(folder)
         if not model_folder.is_ours(folder):
@@ -53,7 +54,7 @@ class DreamLLM:
         if card.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
         shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(card.model), mesh)
-        params = checkpoint.load_params(folder, which, shardings)
+        params = checkpoint.load_params(folder, which, shardings, verify)
         return cls(dreamllm.build(card.model), params, Tokenizer.load(folder / "tokenizer"), card.template, _ranking_tokenizer(folder))
 
     @classmethod

@@ -5,30 +5,39 @@
       tokenizer/            tokenizer.model, special_tokens.json
       lengths/              how long each document is, found once (data/lengths.py)
       frozen/               parameters that the run does not train, written once (Orbax)
-      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where
+      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where;
+                            checksums: of the state's arrays and of meta; metrics: the held-back loss
+      checkpoints/STEP.set_aside/   a damaged one that the run goes on without, see `set_aside`
       metrics.jsonl, samples/, TensorBoard events
 
 A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
 
+import contextlib
+import hashlib
 import json
+import math
 import os
+from collections.abc import Iterator, Mapping
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
+from dreamjax import atomic
 from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, from_dict, to_dict
 from dreamjax.sharding import path_of
-from dreamjax.training import model_folder, optim
+from dreamjax.training import integrity, model_folder, optim
+from dreamjax.training.integrity import checksums as checksums_of
+from dreamjax.training.integrity import reading
 from dreamjax.training.state import State
 
 BEST = "held_back_loss"
+NAMES = ocp.path.step.standard_name_format()
 
 
 def open_folder(path: str | os.PathLike) -> epath.Path:
@@ -37,29 +46,175 @@ def open_folder(path: str | os.PathLike) -> epath.Path:
     return folder if "://" in os.fspath(path) else folder.absolute()
 
 
+def checkpoint_path(workdir: epath.Path, step: int) -> epath.Path:
+    """The folder of a workdir's checkpoint."""
+    return workdir / "checkpoints" / str(step)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which checkpoints there are
+
+
+class _FinishedSteps(ocp.path.step.NameFormat):
+    """The checkpoints that Orbax has finished, by its own marks.
+
+    On a disk Orbax renames a checkpoint when it is whole, in a bucket it writes in place and leaves a mark at the end. A copy of
+    a bucket's folder on a disk has the name of a whole one from the start, so the mark, or the time of the end in Orbax's
+    metadata, has to be there too.
+    """
+
+    def build_name(self, step: int) -> str:
+        return NAMES.build_name(step)
+
+    def find_all(self, base_path) -> Iterator[ocp.path.step.Metadata]:
+        return filter(self._is_finished, NAMES.find_all(base_path))
+
+    def find_step(self, base_path, step: int) -> ocp.path.step.Metadata:
+        found = NAMES.find_step(base_path, step)
+        if not self._is_finished(found):
+            raise ValueError(f"{found.path}: is not whole")
+        return found
+
+    def _is_finished(self, found: ocp.path.step.Metadata) -> bool:
+        return (found.path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists() or found.commit_timestamp_nsecs is not None
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps of a workdir's whole checkpoints, in order; what is being written, or was left half written, is none."""
+    with reading(folder / "checkpoints"):
+        return sorted(found.step for found in _FinishedSteps().find_all(folder / "checkpoints"))
+
+
+def last_step(folder: epath.Path) -> int:
+    """The newest checkpoint of a workdir."""
+    found = steps(folder)
+    if not found:
+        raise ConfigError(f"{folder}: has no checkpoint yet")
+    return found[-1]
+
+
+def best_step(folder: epath.Path) -> int:
+    """The step whose held-back loss is lowest among the checkpoints that a workdir keeps; of equal ones the newest."""
+    losses = {step: loss for step in steps(folder) if (loss := held_back_loss(folder, step)) is not None and math.isfinite(loss)}
+    if not losses:
+        raise ConfigError(f"{folder}: no checkpoint has a held-back loss that is a number (set eval_every)")
+    return min(losses, key=lambda step: (losses[step], -step))
+
+
+def step_of(folder: epath.Path, which: str) -> int:
+    """The step of a workdir's last or best checkpoint."""
+    return best_step(folder) if which == "best" else last_step(folder)
+
+
+def held_back_loss(folder: epath.Path, step: int) -> float | None:
+    """The held-back loss of a workdir's checkpoint, where it has one."""
+    path = checkpoint_path(folder, step)
+    with reading(path):
+        loss = float(ocp.JsonCheckpointHandler("metrics").restore(path / "metrics")[BEST]) if (path / "metrics").exists() else None
+        if _record(path).get(BEST, repr(loss)) != repr(loss):
+            raise ConfigError(f"{path}: its held-back loss is damaged")
+    return loss
+
+
+def set_aside(workdir: epath.Path, step: int):
+    """Gives a damaged checkpoint a name by which no run looks for it, once: the run may come to that step again, and be started with the same words."""
+    source, target = checkpoint_path(workdir, step), _aside(workdir, step)
+    if target.exists():
+        return
+    if not source.exists():
+        raise ConfigError(f"--set_aside: {workdir} has no checkpoint {step}; it has {', '.join(map(str, steps(workdir))) or 'none'}")
+    source.rename(target)
+
+
+def _aside(workdir: epath.Path, step: int) -> epath.Path:
+    return workdir / "checkpoints" / f"{step}.set_aside"
+
+
+@contextlib.contextmanager
+def _resuming(workdir: epath.Path, step: int) -> Iterator[None]:
+    """Adds to what is said of a checkpoint that cannot be read how its run goes on without it."""
+    try:
+        yield
+    except ConfigError as error:
+        others = [other for other in steps(workdir) if other != step]
+        goes_on = f"goes on from step {others[-1]}" if others else "begins anew, as there is no other checkpoint"
+        flag = f"the same command with --set_aside={step} renames that folder to {_aside(workdir, step).name} and {goes_on}"
+        by_hand = f"once that folder is moved away, the same command {goes_on}"
+        raise ConfigError(f"{error}; {by_hand if _aside(workdir, step).exists() else flag}") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A run's state
+
+
 def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
     """Keeps the newest `kept` checkpoints and the one with the lowest held-back loss; saves in the background, atomically."""
-    negative = lambda metrics: -metrics[BEST]
-    best = policies.BestN(get_metric_fn=negative, n=1, keep_checkpoints_without_metrics=False)
+
+    def goodness(metrics: dict) -> float:  # a loss that is no number is never the best
+        return -metrics[BEST] if math.isfinite(metrics[BEST]) else -math.inf
+
+    for step in steps(workdir):
+        with _resuming(workdir, step):
+            held_back_loss(workdir, step)  # the manager reads them all, and would not name one that is damaged
+    best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=kept), best]),
-        best_fn=negative,  # the policy alone decides what is kept; without this no metric is written
+        best_fn=goodness,  # the policy alone decides what is kept; without this no metric is written
+        step_name_format=_FinishedSteps(),
     )
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    with reading(workdir / "checkpoints"):
+        return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: State, meta: dict, held_back_loss: float | None):
     """Starts writing the state after its last step; `manager.wait_until_finished` waits for it."""
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()), meta=ocp.args.JsonSave(meta))
+    tree = state._asdict()
+    record = {"arrays": checksums_of(tree), "meta": _digest(meta), BEST: repr(held_back_loss)}  # of all by which a checkpoint is chosen and read
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta), checksums=ocp.args.JsonSave(record))
     manager.save(int(state.step), args=args, metrics=None if held_back_loss is None else {BEST: held_back_loss})
 
 
-def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, dict]:
-    """The newest checkpoint as (state, meta); `state` gives shapes and shardings."""
-    target = state._asdict()
+def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -> tuple[State, dict]:
+    """The newest checkpoint as (state, meta); `state` gives shapes and shardings.
+
+    ConfigError, with the command that goes on without it, where it cannot be read or is not what was written; `verify` compares checksums.
+    """
+    workdir, step, target = manager.directory.parent, manager.latest_step(), state._asdict()
     args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
-    restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore()))
-    return State(**restored["state"]), restored["meta"]
+    with _resuming(workdir, step):
+        meta = read_meta(workdir, step)
+        with reading(checkpoint_path(workdir, step)):
+            restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            if verify:
+                integrity.check(restored, checksums(workdir, step), checkpoint_path(workdir, step))
+            if jax.tree.structure(restored) != jax.tree.structure(target):
+                raise ConfigError(f"{checkpoint_path(workdir, step)}: holds other arrays than it should")
+    return State(**restored), meta
+
+
+def read_meta(folder: epath.Path, step: int) -> dict:
+    """What a workdir's checkpoint says of itself besides its arrays."""
+    path = checkpoint_path(folder, step)
+    with reading(path):
+        meta = ocp.JsonCheckpointHandler().restore(path / "meta")
+        if _record(path).get("meta", _digest(meta)) != _digest(meta):
+            raise ConfigError(f"{path}: what it says of itself (meta) is damaged (its checksum differs)")
+    return meta
+
+
+def checksums(folder: epath.Path, step: int) -> dict[str, str]:
+    """{path: dtype and checksum} of the state's arrays in a workdir's checkpoint, as they were written; empty for one from before they were kept."""
+    path = checkpoint_path(folder, step)
+    with reading(path):
+        return integrity.as_checksums(_record(path).get("arrays", {}))
+
+
+def _record(path: epath.Path) -> dict:
+    return ocp.JsonCheckpointHandler().restore(path / "checksums") if (path / "checksums").exists() else {}
+
+
+def _digest(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -72,40 +227,43 @@ def save_tree(path: epath.Path, params: dict, overwrite: bool = False):
         checkpointer.save(path, args=ocp.args.PyTreeSave(params), force=overwrite)
 
 
-def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = ()) -> dict:
-    """Reads the leaves of `wanted` (shapes, with shardings where they matter) from an Orbax checkpoint; `keys` lead to their tree."""
+def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Mapping[str, str] | None = None) -> dict:
+    """Reads the leaves of `wanted` (shapes, with shardings where they matter) from an Orbax checkpoint; `keys` lead to their tree.
+
+    Arrays with `expected` checksums are read in the dtype that they were written in, compared, and only then cast.
+    """
     for key in reversed(keys):
         wanted = {key: wanted}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
-        tree = checkpointer.restore(path, args=args)
+    stored = {name: integrity.dtype_of(checksum) for name, checksum in (expected or {}).items()}
+    as_stored = lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, stored[path_of(name)], sharding=leaf.sharding) if path_of(name) in stored else leaf
+    target = jax.tree_util.tree_map_with_path(as_stored, wanted)
+    with reading(path):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
+            tree = checkpointer.restore(path, args=args)
+        leaves, structure = jax.tree.flatten(tree)
+        if expected:
+            integrity.check(tree, expected, path)
+            del tree
+            for number, leaf in enumerate(jax.tree.leaves(wanted)):  # one after the other: both dtypes of all would be too much
+                leaves[number] = leaves[number].astype(leaf.dtype)
+        if structure != jax.tree.structure(wanted):
+            raise ConfigError(f"{path}: holds other arrays than it should")
+    tree = jax.tree.unflatten(structure, leaves)
     for key in keys:
         tree = tree[key]
     return tree
 
 
 def checksum(params: dict) -> str:
-    """16 hex digits over the bytes and paths of a tree's leaves, computed where they lie; does not depend on the sharding."""
-
-    @jax.jit
-    def words(leaf):
-        bits = jax.lax.bitcast_convert_type(leaf.reshape(-1), f"uint{leaf.dtype.itemsize * 8}").astype(np.uint32)
-        word = bits ^ jax.lax.iota(np.uint32, bits.size) * np.uint32(2654435761)
-        # Murmur3's finaliser: a plain weighted sum would miss changes that cancel, such as an even number of signs.
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-            word = (word ^ (word >> shift)) * np.uint32(factor)
-        return word.sum(dtype=np.uint32)
-
-    total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        total = (total * 1000003 + sum(path_of(path).encode()) + int(words(leaf))) % 2**64
-    return f"{total:016x}"
+    """16 hex digits over the bits and paths of a tree's leaves; does not depend on the sharding."""
+    return integrity.fold(checksums_of(params))
 
 
 def write_config(folder: epath.Path, config: RunConfig):
     """config.json: all that was set, defaults included."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    atomic.write_text(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def read_config(folder: epath.Path) -> RunConfig:
@@ -118,60 +276,31 @@ def parameter_shapes(model: ModelConfig) -> dict:
     return jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
 
 
-def load_params(folder: epath.Path, which: str = "last", shardings=None) -> dict:
+def load_params(folder: epath.Path, which: str = "last", shardings=None, verify: bool = True) -> dict:
     """All parameters of a workdir (its averaged weights where it keeps an average) or of a model folder.
 
     which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
-    they go whole to the default device.
+    they go whole to the default device. `verify` compares each array with its checksum.
     """
     shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
-    return read_params(folder, target, which)
+    return read_params(folder, target, which, verify)
 
 
-def read_params(folder: epath.Path, wanted: dict, which: str = "last") -> dict:
+def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: bool = True) -> dict:
     """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
     if (folder / "params").exists():
-        return load_tree(model_folder.params_path(folder), wanted)
+        return load_tree(model_folder.params_path(folder), wanted, expected=model_folder.read_checksums(folder) if verify else None)
     config = read_config(folder)
     trainable, frozen = optim.split(config.optim, wanted)
-    state = folder / "checkpoints" / str(step_of(folder, which)) / "state"
-    trained = load_tree(state, trainable, ("average" if config.optim.ema_decay else "trainable",)) if trainable else {}
-    return optim.merge(trained, load_tree(folder / "frozen", frozen) if frozen else {})
-
-
-def read_meta(folder: epath.Path, step: int) -> dict:
-    """What a workdir's checkpoint says of itself besides its arrays."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder / "checkpoints" / str(step) / "meta")
-
-
-def step_of(folder: epath.Path, which: str) -> int:
-    """The step of a workdir's last or best checkpoint."""
-    return best_step(folder) if which == "best" else last_step(folder)
-
-
-def last_step(folder: epath.Path) -> int:
-    """The newest checkpoint of a workdir."""
-    if not steps(folder):
-        raise ConfigError(f"{folder}: has no checkpoint yet")
-    return max(steps(folder))
-
-
-def steps(folder: epath.Path) -> list[int]:
-    """The steps whose checkpoints a workdir holds; one that is being written has another name until it is whole."""
-    return [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-
-
-def best_step(folder: epath.Path) -> int:
-    """The step whose held-back loss is lowest among the checkpoints that a workdir keeps."""
-    losses = {}
-    for metrics in (folder / "checkpoints").glob("*/metrics/metrics"):
-        losses[int(metrics.parent.parent.name)] = json.loads(metrics.read_text())[BEST]
-    if not losses:
-        raise ConfigError(f"{folder}: no checkpoint has a held-back loss (set eval_every)")
-    return min(losses, key=losses.get)
+    step, trained, kept = step_of(folder, which), {}, {}
+    if trainable:
+        keys = ("average" if config.optim.ema_decay else "trainable",)
+        trained = load_tree(checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None)
+    if frozen:
+        kept = load_tree(folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None)
+    return optim.merge(trained, kept)
 
 
 def flatten(params: dict) -> dict:

@@ -73,11 +73,12 @@ class _Unit(NamedTuple):
         return f"{self.path}/{self.rows}" if self.rows else self.path
 
 
-def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None) -> tuple[dict, dict]:
+def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None, verify: bool = True) -> tuple[dict, dict]:
     """(parameters, record): those that `init_from` names are replaced; arrays keep their sharding and dtype.
 
     The record lists the origins, each with the parameters that it gave, and what came from none (see `origins_of`). Raises
-    ConfigError where two origins name the same parameter, a pattern names none, or an origin does not fit.
+    ConfigError where two origins name the same parameter, a pattern names none, an origin does not fit, or (with `verify`) its arrays
+    are not those that their checksums tell of.
     """
     mine = checkpoint.flatten(params)
     origins = [_open(f"config.init_from[{number}]", given, tokenizer) for number, given in enumerate(config.init_from)]
@@ -87,7 +88,7 @@ def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None) -> t
         given = [unit for unit in units if unit.origin is origin]
         if not given:
             raise ConfigError(f"{origin.key}.pattern: {origin.given.pattern!r} matches no parameter")
-        theirs = _read(origin, {unit.path: mine[unit.path] for unit in given})
+        theirs = _read(origin, {unit.path: mine[unit.path] for unit in given}, verify)
         for unit in given:
             mine[unit.path] = _put(mine[unit.path], theirs[unit.path], unit)
         entries.append(_entry(origin, _names(given, units), theirs))
@@ -181,10 +182,10 @@ def _names(some: list[_Unit], units: list[_Unit]) -> list[str]:
 # Moving arrays
 
 
-def _read(origin: _Origin, wanted: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _read(origin: _Origin, wanted: dict[str, jax.Array], verify: bool) -> dict[str, jax.Array]:
     """The origin's parameters {path: array}, with the dtype and the sharding of the run's own, alone in memory."""
     target = {path: jax.ShapeDtypeStruct(origin.shapes[path], leaf.dtype, sharding=leaf.sharding) for path, leaf in wanted.items()}
-    return checkpoint.flatten(checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.given.which))
+    return checkpoint.flatten(checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.given.which, verify))
 
 
 def _put(mine: jax.Array, theirs: jax.Array, unit: _Unit) -> jax.Array:

@@ -4,6 +4,7 @@
       config.json     the ModelCard: the model, its chat template, where its weights come from
       tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below it
       params/         the parameters (Orbax), in the dtype that they came in
+      checksums.json  the dtype and the checksum of each parameter (integrity.py)
       origins.json    of an exported model: the run that it was, and where that came from; of an imported one, what its sources say (handover.py)
 
 Parameters are written group by group, so that a model larger than the host's memory passes through.
@@ -23,9 +24,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.experimental import v1
 
+from dreamjax import atomic
 from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.schema import ConfigError, from_dict, to_dict
+from dreamjax.training import integrity
+from dreamjax.training.integrity import reading
 
+CHECKSUMS = "checksums.json"
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
 CHUNK_BYTES = 2**22  # of a parameter on disk: whole chunks are read, so at real sizes a host of many reads little more than its devices hold
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
@@ -63,7 +68,7 @@ class ModelCard:
 def write_card(folder: epath.Path, card: ModelCard):
     """Writes config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(card), indent=1) + "\n")
+    atomic.write_text(folder / "config.json", json.dumps(to_dict(card), indent=1) + "\n")
 
 
 def is_ours(folder: epath.Path) -> bool:
@@ -73,7 +78,7 @@ def is_ours(folder: epath.Path) -> bool:
         return not any((folder / name).exists() for name in ("unet", "vae"))
     try:
         values = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # `read_card` says so
     return isinstance(values, dict) and "model" in values
 
@@ -93,9 +98,12 @@ def read_settings(folder: epath.Path) -> tuple[dict, str]:
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
     try:
-        return json.loads(path.read_text()), str(path)
-    except ValueError as error:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings")
+    return values, str(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,14 +113,20 @@ def read_settings(folder: epath.Path) -> tuple[dict, str]:
 def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str], jax.Array], progress: Callable = iter):
     """Writes the parameters {path: bytes} that `make` puts on devices, a few at a time; each is freed when it is written.
 
-    `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`.
+    `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`. Their checksums go beside it.
     """
+    checksums: dict[str, str] = {}
     context = v1.Context()
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with context:
         for group in progress(groups(sizes)):
-            _save_group(path, {name: make(name) for name in group})
+            leaves = {name: make(name) for name in group}
+            checksums |= integrity.checksums(leaves)
+            _save_group(path, leaves)
+            del leaves
             _give_back()
+        if jax.process_index() == 0:  # before the parameters get their name: where they are, the checksums are
+            atomic.write_text(path.parent / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
         v1.partial.finalize(path)
     described = path / CHECKPOINT_METADATA
     if jax.process_index() == 0 and described.exists():  # without it beside the arrays every later reading warns
@@ -157,9 +171,16 @@ def params_path(folder: epath.Path) -> epath.Path:
     return path / "state" if (path / "state").exists() else path
 
 
+def read_checksums(folder: epath.Path) -> dict[str, str]:
+    """{path: dtype and checksum} of a model folder's parameters as they were written; empty for one from before they were kept."""
+    file = folder / CHECKSUMS
+    with reading(file):
+        return integrity.as_checksums(json.loads(file.read_text())) if file.exists() else {}
+
+
 def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """{path: shape and dtype} of the parameters that a model folder holds."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with reading(folder / "params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(params_path(folder)).item_metadata.tree
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: not isinstance(node, dict))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves}
@@ -167,6 +188,7 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
     """A function from the path of a parameter to its array; it holds the last group that it read, so ask in the order of `wanted`."""
+    checksums = read_checksums(folder)
     together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
     group_of = {path: number for number, group in enumerate(together) for path in group}
 
@@ -176,8 +198,10 @@ def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Ca
         for path in together[number]:
             put(tree, path, wanted[path])
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
+        with reading(folder / "params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
+        integrity.check(tree, checksums, folder / "params")
+        return tree
 
     return lambda path: get(read(group_of[path]), path)
 

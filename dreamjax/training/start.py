@@ -9,7 +9,7 @@ from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError, to_dict
 from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, optim
+from dreamjax.training import checkpoint, handover, integrity, optim
 from dreamjax.training.state import State, init
 
 SAME_ON_RESUME = ("model", "data", "optim", "loss", "seed", "batch_size", "accumulate", "init_from")  # and total_steps, which may grow
@@ -89,31 +89,43 @@ def with_steps(meta: dict, config: RunConfig, done: int) -> tuple[dict, dict]:
     return meta | {"total_steps": config.total_steps}, note
 
 
-def begin(config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager: ocp.CheckpointManager, shapes, shardings) -> tuple[State, dict, dict]:
+def begin(
+    config: RunConfig, parts: dreamllm.Parts, workdir: epath.Path, manager: ocp.CheckpointManager, shapes, shardings, verify: bool = True
+) -> tuple[State, dict, dict]:
     """(state, frozen, meta) to go on from: restored, or fresh with what `init_from` hands over; `frozen` is written once.
 
-    meta goes into every checkpoint: where frozen lies, and the record of what came from where (`handover.origins_of`).
+    meta goes into every checkpoint: where frozen lies, and the record of what came from where (`handover.origins_of`). `verify`
+    compares what is read with its checksums.
     """
     to_target = lambda tree, where: jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, where)
     state_target, frozen_target = map(to_target, shapes, shardings)
     if manager.latest_step() is not None:
-        state, meta = checkpoint.restore(manager, state_target)
-        frozen = checkpoint.load_tree(workdir / "frozen", frozen_target) if frozen_target else {}
-        if frozen and checkpoint.checksum(frozen) != meta["frozen"]["checksum"]:
-            raise ConfigError(f"{workdir / 'frozen'}: is not what this run began with (its checksum differs)")
+        state, meta = checkpoint.restore(manager, state_target, verify)
+        frozen = _read_frozen(workdir / "frozen", frozen_target, meta["frozen"], verify) if frozen_target else {}
         return state, frozen, meta
     state, frozen = jax.jit(lambda: init(config, parts), out_shardings=shardings)()
     meta = {"frozen": None, "origins": [], "fresh": list(checkpoint.flatten(optim.merge(state.trainable, frozen)))}
     if config.init_from:
         tokenizer = Tokenizer.load(workdir / "tokenizer") if (workdir / "tokenizer").exists() else None
-        params, record = handover.take_over(config, optim.merge(state.trainable, frozen), tokenizer)
+        params, record = handover.take_over(config, optim.merge(state.trainable, frozen), tokenizer, verify)
         trainable, frozen = optim.split(config.optim, params)
         average = jax.tree.map(jnp.copy, trainable) if state.average is not None else None
         state, meta = state._replace(trainable=trainable, average=average), meta | record
     if frozen:
         checkpoint.save_tree(workdir / "frozen", frozen, overwrite=True)  # of a start that failed
-        meta["frozen"] = {"path": "../../frozen", "checksum": checkpoint.checksum(frozen)}
+        arrays = integrity.checksums(frozen)
+        meta["frozen"] = {"path": "../../frozen", "checksum": integrity.fold(arrays), "checksums": arrays}
     return state, frozen, meta
+
+
+def _read_frozen(path: epath.Path, target: dict, written: dict, verify: bool) -> dict:
+    """The frozen parameters; ConfigError where they are not those that the run began with."""
+    if not verify or "checksums" in written:
+        return checkpoint.load_tree(path, target, expected=written["checksums"] if verify else None)
+    frozen = checkpoint.load_tree(path, target)  # of a run that began before each array had a checksum
+    if checkpoint.checksum(frozen) != written["checksum"]:
+        raise ConfigError(f"{path}: is not what this run began with (its checksum differs)")
+    return frozen
 
 
 def with_data(meta: dict, fingerprint: str, config: RunConfig, workdir: epath.Path) -> dict:

@@ -78,7 +78,7 @@ def test_frozen_parameters_are_written_once_and_checked(run, tmp_path):
     changed = jax.tree.map(lambda leaf: leaf + 0, run.frozen)
     changed["clip"]["layers"]["mlp"]["fc1"]["bias"] = changed["clip"]["layers"]["mlp"]["fc1"]["bias"].at[1, 5].add(1e-3)
     checkpoint.save_tree(copy / "frozen", changed)
-    with pytest.raises(ConfigError, match="copy/frozen: is not what this run began with"):
+    with pytest.raises(ConfigError, match="copy/frozen: array clip/layers/mlp/fc1/bias is damaged"):
         Run(run.config, copy, run.mesh)
 
 
