@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from dreamjax import atomic
 from dreamjax.config import InitFrom, RunConfig
 from dreamjax.schema import ConfigError, to_dict
 from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
+from dreamjax.training.integrity import reading
 
 VOCABULARY = {"llm/embed/embedding": 0, "llm/head/kernel": 1}  # the parameters with a row per token, and its axis
 TRAINED_BEHIND = {
@@ -230,11 +232,20 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
     """
     if (folder / "params").exists():
         file = folder / ORIGINS_FILE
-        record, step = json.loads(file.read_text()) if file.exists() else _of_card(model_folder.read_card(folder)), None
+        record, step = _read_record(file) if file.exists() else _of_card(model_folder.read_card(folder)), None
     else:
         step = checkpoint.step_of(folder, which)
         record = checkpoint.read_meta(folder, step)
     return {"path": str(folder), "step": step, "origins": record.get("origins"), "fresh": record.get("fresh")}
+
+
+def _read_record(file: epath.Path) -> dict:
+    """The record of a model folder, which may be anybody's; ConfigError where it is none. Its paths are told, and never opened."""
+    with reading(file):
+        record = json.loads(file.read_text())
+        record = {"origins": record["origins"], "fresh": record["fresh"]}
+        in_words(record)  # what cannot be told is no record
+    return record
 
 
 def _of_card(card: model_folder.ModelCard) -> dict:
@@ -253,17 +264,18 @@ def write_import(folder: epath.Path, card: model_folder.ModelCard):
     for entry in record.get("origins", ()):
         file = epath.Path(entry["path"]) / ORIGINS_FILE
         if file.exists():
-            entry |= {key: json.loads(file.read_text())[key] for key in ("origins", "fresh")}
+            entry |= _read_record(file)
             known = True
     if known:
-        (folder / ORIGINS_FILE).write_text(json.dumps(record, indent=1) + "\n")
+        atomic.write_text(folder / ORIGINS_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def write_origins(folder: epath.Path, source: epath.Path, which: str):
     """Says in a model folder, or beside an export, that all its parameters are those of a workdir or model folder."""
     before = origins_of(source, which)
     entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": None}
-    (folder / ORIGINS_FILE).write_text(json.dumps({"origins": [entry | {"origins": before["origins"], "fresh": before["fresh"]}], "fresh": []}, indent=1) + "\n")
+    record = {"origins": [entry | {"origins": before["origins"], "fresh": before["fresh"]}], "fresh": []}
+    atomic.write_text(folder / ORIGINS_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def in_words(record: dict) -> str:

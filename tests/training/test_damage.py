@@ -272,6 +272,31 @@ def test_a_config_that_is_none_is_named(tmp_path, text):
         model_folder.read_card(epath.Path(tmp_path))
 
 
+ENTRY = {"path": "../../../etc", "step": 3, "pattern": ".", "parameters": ["llm/norm/scale"], "checksum": None, "origins": [], "fresh": []}
+
+
+def test_paths_in_a_record_of_origins_are_told_and_not_opened(tmp_path):
+    folder = epath.Path(tmp_path / "model")
+    (folder / "params").mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / handover.ORIGINS_FILE).write_text("opened")
+    for path in ("../elsewhere", str(elsewhere), "/dev/zero", "https://example.org/model"):
+        (folder / handover.ORIGINS_FILE).write_text(json.dumps({"origins": [ENTRY | {"path": path}], "fresh": []}))
+        assert handover.in_words(handover.origins_of(folder)).startswith(f"from {path} at step 3: llm (1 parameter)")
+
+
+RECORDS = [[], 3, None, {}, *({"origins": origins, "fresh": []} for origins in (3, [3], [{}], [ENTRY | {"parameters": 3}]))]
+
+
+@pytest.mark.parametrize("text", ["", "\x00", "[" * 10**5, *map(json.dumps, RECORDS)])
+def test_a_record_of_origins_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "params").mkdir()
+    (tmp_path / handover.ORIGINS_FILE).write_text(text)
+    with pytest.raises(ConfigError, match="origins.json: cannot be read"):
+        handover.origins_of(epath.Path(tmp_path))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The checksum of an array
 
