@@ -13,6 +13,7 @@ from dreamjax.images import BadImage
 from dreamjax.schema import ConfigError, RunStopped, printable
 
 
+VERIFY = flags.DEFINE_bool("verify_checksums", True, "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time with a huge one.")
 MENDABLE = (ConfigError, RunStopped, SourceError, BadImage, OSError)  # what a user can mend; the rest are faults of the program
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, a limit, a disk that has failed

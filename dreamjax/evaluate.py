@@ -42,7 +42,7 @@ DATA = flags.DEFINE_string("data", "", "Folder (or file) of the task's data, whe
 OUT = flags.DEFINE_string("out", None, "Folder for predictions, pictures and the page; of score: for the server's file.")
 COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category); of shapes documents, of storybook captions.", lower_bound=1)
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
-VERIFY = flags.DEFINE_bool("verify_checksums", True, "Compare each array that is read with its checksum; --noverify_checksums saves the time with a huge model.")
+flags.declare_key_flag("verify_checksums")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Of score: file of predictions.")
 PROFILE = flags.DEFINE_string("profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation).")
 SHOTS = flags.DEFINE_integer("shots", 0, "Examples with their answers before each question.", lower_bound=0)
@@ -72,7 +72,7 @@ def main() -> int:
     with _mesh() as mesh:
         from dreamjax.api import DreamLLM  # scoring needs no model
 
-        model = DreamLLM.load(MODEL.value, WHICH.value, mesh, VERIFY.value)
+        model = DreamLLM.load(MODEL.value, WHICH.value, mesh, cli.VERIFY.value)
         out.mkdir(parents=True, exist_ok=True)
         found = run_tasks(model, names, own, out)
     print(json.dumps(found[names[0]] if len(names) == 1 else {"tasks": found}))

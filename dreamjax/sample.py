@@ -34,7 +34,7 @@ from dreamjax.to_folders import write_again, write_many, write_one
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
-VERIFY = flags.DEFINE_bool("verify_checksums", True, "Compare each array that is read with its checksum; --noverify_checksums saves the time with a huge model.")
+flags.declare_key_flag("verify_checksums")
 PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empty: the model begins by itself.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture that the model sees before the prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped.")
@@ -78,7 +78,7 @@ def main() -> int:
     else:
         prompts = read_prompts(epath.Path(PROMPTS.value)) if PROMPTS.value else [(read_prompt(), SEED.value)]
         options, use = read_options(), chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one
-    model = DreamLLM.load(MODEL.value, WHICH.value, verify=VERIFY.value)
+    model = DreamLLM.load(MODEL.value, WHICH.value, verify=cli.VERIFY.value)
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
     if model.parts.unet is not None:

@@ -37,7 +37,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perha
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would do, the last line as JSON, and stop; needs no data and allocates no weight.")
 SET_ASIDE = flags.DEFINE_integer("set_aside", None, "Step of a damaged checkpoint, renamed to STEP.set_aside, once; the run goes on from the newest of the others.")
-VERIFY = flags.DEFINE_bool("verify_checksums", True, "Compare what is read with its checksums; --noverify_checksums saves the time at the start of a huge model.")
+flags.declare_key_flag("verify_checksums")
 STOPPED = flags.DEFINE_integer("stopped_status", 0, "Exit status of a run that a signal stopped before its last step; for a scheduler that restarts what failed, not 0.")
 
 
@@ -87,7 +87,7 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
-        state, frozen, meta = begin(config, parts, workdir, manager, shapes, where, VERIFY.value)
+        state, frozen, meta = begin(config, parts, workdir, manager, shapes, where, cli.VERIFY.value)
         meta = with_data(meta, loader.fingerprint, config, workdir)
         meta, longer = with_steps(meta, config, int(state.step))
         if longer:
