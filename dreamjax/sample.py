@@ -27,7 +27,7 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.paths import OutsideFolder
 from dreamjax.sampling import archive, finite, image, memory, stream
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError, require_seed
+from dreamjax.schema import ConfigError, printable, require_seed
 from dreamjax.templates import TEMPLATES
 from dreamjax.to_folders import write_again, write_many, write_one
 
@@ -133,7 +133,7 @@ def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
             seed = require_seed("seed", SEED.value + number if isinstance(record, str) else record.get("seed", SEED.value + number))
         except (ValueError, RecursionError) as error:
             hint = "; --allow_outside takes it" if isinstance(error.__cause__, OutsideFolder) else ""
-            raise ConfigError(f"--prompts: line {number + 1} of {path}: {error}{hint}") from None
+            raise ConfigError(f"--prompts: line {number + 1} of {path}: {printable(str(error)):.300}{hint}") from None
         prompts.append((document, seed))
     if not prompts:
         raise ConfigError(f"--prompts: {path} has no line")

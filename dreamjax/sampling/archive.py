@@ -18,7 +18,7 @@ from dreamjax import atomic, images
 from dreamjax.document import Document, Image
 from dreamjax.sampling import finite
 from dreamjax.sampling.options import MANY, Options
-from dreamjax.schema import ConfigError, from_dict, require_number, require_seed
+from dreamjax.schema import ConfigError, from_dict, printable, require_number, require_seed
 
 LARGEST = 2**28  # bytes of a story.json; a picture that pictures are led away from lies in it
 KEYS = ("parts", "id", "notes", "seed", "batch_size", "prompt_parts", "options", "pictures", "fingerprint")
@@ -81,7 +81,7 @@ def _record(path: epath.Path) -> dict:
     try:
         record = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is no JSON: {error}") from None
+        raise ConfigError(f"{path}: is no JSON: {printable(str(error)):.300}") from None
     missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else KEYS
     if missing:
         raise ConfigError(f"{path}: does not say what its document was made of: {missing[0]} is missing")
@@ -118,4 +118,4 @@ def asked(folder: epath.Path) -> Asked:
             prompt, require_seed("seed", record["seed"]), from_dict(Options, settings, "options"), require_number("batch_size", record["batch_size"], 1, MANY)
         )
     except ValueError as error:
-        raise ConfigError(f"{path}: does not say what its document was made of: {error}") from None
+        raise ConfigError(f"{path}: does not say what its document was made of: {printable(str(error)):.300}") from None
