@@ -109,9 +109,11 @@ def parse_json(data: bytes) -> dict:
 
 
 def _object(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # which of its values is meant nobody can tell
-        raise Unusable("repeated key", next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])))
+    found = {}
+    for key, value in pairs:
+        if key in found:  # which of its values is meant nobody can tell
+            raise Unusable("repeated key", key)
+        found[key] = value
     return found
 
 
