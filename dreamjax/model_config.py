@@ -1,10 +1,32 @@
 """Every setting of a model, part by part, as frozen dataclasses, and two presets of sizes."""
 
 import dataclasses
+import math
 
 from dreamjax.schema import require, require_positive
 
 ATTENTION = ("auto", "xla", "splash", "cudnn")
+
+
+MOST = 2**24  # of any size: no model has more, and what is computed from sizes stays within 64 bits
+LAYERS = 1000  # of transformer layers
+BLOCKS = 32  # of a network that halves its resolution with each
+LAYERS_PER_BLOCK = 100
+
+
+def require_sizes(config, *names: str, most: int = MOST, or_zero: bool = False):
+    """Requires that the named fields are positive, or zero where that is allowed, and no larger than any model has them."""
+    require_positive(config, *names, or_zero=or_zero)
+    for name in names:
+        require(getattr(config, name) <= most, name, f"is above {most}, which no model has")
+
+
+def require_blocks(config):
+    """Requires `block_channels` of a network that `norm_groups` divides."""
+    require(0 < len(config.block_channels) <= BLOCKS, "block_channels", f"needs 1 to {BLOCKS} blocks, not {len(config.block_channels)}")
+    for channels in config.block_channels:
+        require(0 < channels <= MOST, "block_channels", f"needs positive numbers up to {MOST}")
+        require(channels % config.norm_groups == 0, "norm_groups", f"{config.norm_groups} does not divide {channels} channels")
 
 
 def require_attention(config):
@@ -30,7 +52,9 @@ class LlamaConfig:
     attention: str = "auto"  # auto (by platform and shape) | xla | splash | cudnn: forced wherever it can be used, see models/attention.py
 
     def __post_init__(self):
-        require_positive(self, "vocab_size", "width", "layers", "heads", "kv_heads", "ffn_width", "max_positions", "rope_theta", "rms_norm_eps")
+        require_sizes(self, "vocab_size", "width", "heads", "kv_heads", "ffn_width", "max_positions")
+        require_sizes(self, "layers", most=LAYERS)
+        require_positive(self, "rope_theta", "rms_norm_eps")
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.heads % self.kv_heads == 0, "kv_heads", f"{self.kv_heads} does not divide heads = {self.heads}")
         require((self.width // self.heads) % 2 == 0, "heads", "RoPE rotates pairs: width / heads must be even")
@@ -55,12 +79,15 @@ class ClipConfig:
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
-        require_positive(self, "image_size", "patch_size", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
+        require_sizes(self, "image_size", "patch_size", "width", "heads", "ffn_width")
+        require_sizes(self, "layers", most=LAYERS)
+        require_positive(self, "layer_norm_eps")
         require(self.image_size % self.patch_size == 0, "patch_size", f"{self.patch_size} does not divide image_size = {self.image_size}")
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
         for name in ("image_mean", "image_std"):
-            require(len(getattr(self, name)) == 3, name, "needs three numbers: red, green, blue")
+            require(len(getattr(self, name)) == 3 and all(map(math.isfinite, getattr(self, name))), name, "needs three numbers: red, green, blue")
+        require(min(self.image_std) > 0, "image_std", f"needs numbers above zero, not {self.image_std}")
         within = -self.layers - 1 <= self.select_layer <= self.layers
         require(within, "select_layer", f"{self.select_layer} is outside the {self.layers + 1} hidden states")
 
@@ -87,8 +114,10 @@ class ClipTextConfig:
     vision_width: int = 0  # of the picture encoder that is projected into it
 
     def __post_init__(self):
-        require_positive(self, "vocab_size", "positions", "width", "layers", "heads", "ffn_width", "layer_norm_eps")
-        require_positive(self, "projection_width", "vision_width", or_zero=True)
+        require_sizes(self, "vocab_size", "positions", "width", "heads", "ffn_width")
+        require_sizes(self, "layers", most=LAYERS)
+        require_positive(self, "layer_norm_eps")
+        require_sizes(self, "projection_width", "vision_width", or_zero=True)
         require(self.width % self.heads == 0, "width", f"{self.width} is not a multiple of heads = {self.heads}")
         require(self.activation in ("quick_gelu", "gelu"), "activation", f"{self.activation!r} is neither quick_gelu nor gelu")
         require((self.projection_width == 0) == (self.vision_width == 0), "vision_width", "and projection_width belong together")
@@ -111,13 +140,13 @@ class UNetConfig:
     attention: str = "auto"  # of positions among each other, as in LlamaConfig
 
     def __post_init__(self):
-        require_positive(self, "sample_size", "in_channels", "out_channels", "layers_per_block", "context_width", "norm_groups")
+        require_sizes(self, "sample_size", "in_channels", "out_channels", "context_width", "norm_groups")
+        require_sizes(self, "layers_per_block", most=LAYERS_PER_BLOCK)
         require_attention(self)
-        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
+        require_blocks(self)
         for name in ("cross_attention", "heads"):
             require(len(getattr(self, name)) == len(self.block_channels), name, f"needs one entry per block, {len(self.block_channels)}")
         for channels, heads in zip(self.block_channels, self.heads):
-            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
             require(heads > 0 and channels % heads == 0, "heads", f"{heads} does not divide {channels} channels")
         require(self.sample_size % 2 ** (len(self.block_channels) - 1) == 0, "sample_size", f"{self.sample_size} cannot be halved {len(self.block_channels) - 1} times")
 
@@ -134,10 +163,10 @@ class VaeConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self):
-        require_positive(self, "image_channels", "latent_channels", "layers_per_block", "norm_groups", "scaling_factor")
-        require(len(self.block_channels) > 0, "block_channels", "needs at least one block")
-        for channels in self.block_channels:
-            require(channels % self.norm_groups == 0, "norm_groups", f"{self.norm_groups} does not divide {channels} channels")
+        require_sizes(self, "image_channels", "latent_channels", "norm_groups")
+        require_sizes(self, "layers_per_block", most=LAYERS_PER_BLOCK)
+        require_positive(self, "scaling_factor")
+        require_blocks(self)
 
     @property
     def downsampling(self) -> int:
@@ -161,8 +190,9 @@ class DiffusionConfig:
         known = ("linear", "scaled_linear", "squaredcos_cap_v2")
         require(self.beta_schedule in known, "beta_schedule", f"{self.beta_schedule!r} is none of {', '.join(known)}")
         require(self.prediction in ("epsilon", "v_prediction"), "prediction", f"{self.prediction!r} is neither epsilon nor v_prediction")
-        require_positive(self, "timesteps", "beta_start", "beta_end")
-        require_positive(self, "steps_offset", or_zero=True)
+        require_sizes(self, "timesteps")
+        require_positive(self, "beta_start", "beta_end")
+        require_sizes(self, "steps_offset", or_zero=True)
         for name in ("beta_start", "beta_end"):
             require(getattr(self, name) < 1, name, f"is a share of variance below 1, not {getattr(self, name)}")
 
@@ -185,7 +215,7 @@ class ModelConfig:
     def __post_init__(self):
         require(self.visual_projector in ("linear", "mlp"), "visual_projector", f"{self.visual_projector!r} is neither linear nor mlp")
         require(self.dtype in ("float32", "bfloat16"), "dtype", f"{self.dtype!r} is neither float32 nor bfloat16")
-        require_positive(self, "dream_queries")
+        require_sizes(self, "dream_queries")
         require(self.vae is None or self.unet is not None, "vae", "a VAE without a U-Net draws nothing")
         require(self.clip_text is None or self.clip_text.projection_width > 0, "clip_text.projection_width", "ranking needs the projections")
         if self.unet and self.vae:

@@ -96,17 +96,17 @@ def _convert(hint, value, path: str):
         if isinstance(value, hint):
             return value
         if not hasattr(value, "items"):
-            raise ConfigError(f"{path}: needs the keys of {hint.__name__}, not {value!r}")
+            raise ConfigError(f"{path}: needs the keys of {hint.__name__}, not {value!r:.200}")
         return from_dict(hint, dict(value.items()), path)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{path}: needs a list, not {value!r}")
+            raise ConfigError(f"{path}: needs a list, not {value!r:.200}")
         return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**1000:  # which a float holds
         require(abs(value) <= sys.float_info.max, path, "is larger than any float")
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{path}: needs {hint.__name__}, not {value!r}")
+        raise ConfigError(f"{path}: needs {hint.__name__}, not {value!r:.200}")
     return value
 
 

@@ -4,7 +4,8 @@ import dataclasses
 
 from dreamjax.config import ClipConfig
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import LARGEST, LAYERS, MOST, Settings
+from dreamjax.convert.settings import LARGEST, Settings
+from dreamjax.model_config import LAYERS, MOST
 from dreamjax.schema import ConfigError
 
 LAYER = {

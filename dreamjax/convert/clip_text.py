@@ -3,7 +3,8 @@
 from dreamjax.config import ClipTextConfig
 from dreamjax.convert.clip import LAYER, pairs, tower
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import LAYERS, Settings
+from dreamjax.convert.settings import Settings
+from dreamjax.model_config import LAYERS
 from dreamjax.schema import ConfigError
 
 LEGACY_END = 2  # the eos_token_id of files from before it was right: the highest id is pooled instead

@@ -49,6 +49,9 @@ def open_model(folder: epath.Path, which: str = "last") -> Opened:
     lost = sorted(set(shapes) ^ set(wanted))
     if lost:
         raise ConfigError(f"{folder}: config.json and the parameters do not belong together: {lost[0]}")
+    for path, shape in shapes.items():
+        if tuple(wanted[path].shape) != shape:
+            raise ConfigError(f"{folder}: config.json and the parameters do not belong together: {path} is {tuple(wanted[path].shape)}, must be {shape}")
     ordered = [path for path in wanted if path in shapes]
     leaf = lambda path: Leaf(tuple(wanted[path].shape), np.dtype(wanted[path].dtype), lambda index: read(path)[index], str(folder))
     return Opened(card, {path: leaf(path) for path in ordered}, folder / "tokenizer")

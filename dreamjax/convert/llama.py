@@ -6,8 +6,9 @@ import numpy as np
 
 from dreamjax.config import LlamaConfig
 from dreamjax.convert.names import Table, renamed
-from dreamjax.convert.settings import LAYERS, Settings
+from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import Tensor, Tensors
+from dreamjax.model_config import LAYERS
 from dreamjax.schema import ConfigError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

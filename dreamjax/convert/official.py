@@ -16,8 +16,9 @@ from dreamjax.config import ClipConfig, DiffusionConfig, LlamaConfig, ModelConfi
 from dreamjax.convert import assemble, clip, llama, stable_diffusion, vocabulary
 from dreamjax.convert.assemble import Found, Raw
 from dreamjax.convert.names import Leaf, Table
-from dreamjax.convert.settings import MOST, Settings
+from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import Tensor, Tensors, open_file, open_weights
+from dreamjax.model_config import MOST
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer
 

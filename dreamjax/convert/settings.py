@@ -6,12 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from dreamjax.convert.tensors import read_json
+from dreamjax.model_config import BLOCKS, MOST
 from dreamjax.schema import ConfigError
 
-MOST = 2**24  # of any size: no model has more, and what is computed from sizes stays within 64 bits
-LAYERS = 1000  # of transformer layers
-BLOCKS = 32  # of a network that halves its resolution with each
-LAYERS_PER_BLOCK = 100
 LARGEST = 1e300
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from dreamjax.config import DiffusionConfig, UNetConfig, VaeConfig
 from dreamjax.convert.names import Table
-from dreamjax.convert.settings import LAYERS_PER_BLOCK, Settings
+from dreamjax.convert.settings import Settings
+from dreamjax.model_config import LAYERS_PER_BLOCK
 from dreamjax.schema import ConfigError
 
 # Attention layers of a VAE saved before diffusers 0.15.

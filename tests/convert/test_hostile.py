@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hostile_values import POINTER, VALUES, mutations, one_line
 from safetensors.numpy import save
 from small_model import CLIP, LLM, UNET, VAE
 
@@ -20,11 +21,6 @@ from dreamjax.convert.settings import Settings
 from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import Tokenizer, train_tokenizer
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-VALUES = [
-    None, True, False, 0, -1, 1, 1.5, 2**31, 10**12, 10**400, float("nan"), float("inf"), "", "32", "\0", "\ud800", [], [1], [None], ["a"], [[1], [2]], [1] * 1000,
-    {}, {"a": 1}, [{}], {"content": 5},
-]  # fmt: skip
 TEXT = ClipTextConfig(vocab_size=20, positions=6, width=16, layers=2, heads=2, ffn_width=24)
 PLUGINS = {
     "clip_vision_embedding": {"clip_vision_model_name_or_path": "openai/clip-vit-large-patch14", "embed_hidden_size": LLM.width, "select_layer": -2},
@@ -41,20 +37,6 @@ CONFIGS: dict[str, tuple[dict, Callable]] = {
     "scheduler": (stable_diffusion.write_schedule(DiffusionConfig()), stable_diffusion.read_schedule),
     "official": (LLAMA | {"model_type": "dreamllm", "plugins_init_kwargs": PLUGINS}, lambda settings: official.read_model(pathlib.Path("release"), settings)),
 }  # fmt: skip
-
-
-def mutations(values: dict):
-    """The values with each key, two levels deep, missing or with each of VALUES."""
-    for key, value in values.items():
-        yield {name: other for name, other in values.items() if name != key}
-        yield from ({**values, key: wrong} for wrong in VALUES)
-        if isinstance(value, dict):
-            yield from ({**values, key: inner} for inner in mutations(value))
-
-
-def one_line(error: ConfigError, *named: str):
-    text = str(error)
-    assert "\n" not in text and len(text) < 1000 and all(name in text for name in named), text
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
