@@ -15,7 +15,7 @@ from etils import epath
 from dreamjax import atomic, lock
 from dreamjax.schema import ConfigError
 
-WRITTEN = ("params", "tokenizer", "origins.json")  # what a writer that was killed in a bucket may have left
+WRITTEN = ("params", "tokenizer", "origins.json", "checksums.json")  # what a writer that was killed in a bucket may have left
 
 
 @contextlib.contextmanager
