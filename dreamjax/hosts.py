@@ -17,7 +17,9 @@ import glob
 import importlib.util
 import os
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -29,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import multihost
 
-from dreamjax import cli
+from dreamjax import cli, relay
 from dreamjax.schema import ConfigError, RunStopped
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address HOST:PORT of host 0, where a run of several hosts is not found by itself.")
@@ -40,6 +42,7 @@ CONNECT = flags.DEFINE_integer("connect_timeout", 300, "Seconds that the hosts w
 
 # What the runtime's errors say where another host does not answer; JAX raises them under several types.
 LOST = ("Gloo", "NCCL", "CoordinationService", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_at_exit: list[Callable[[], None]] = []  # what has to be done also where the process ends at once
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -111,6 +114,7 @@ def join():
     print(f"{who}: meets the others{where}, within {CONNECT.value} s", file=sys.stderr, flush=True)
     if place.coordinator and place.host:
         _reach(place.coordinator, who)
+    _relay_stderr(who)
     # It would take SIGTERM for itself, from here on, and miss one that comes while a resumed run compiles; see `agreement`.
     jax.config.update("jax_enable_preemption_service", False)
     times = {"heartbeat_timeout_seconds": HEARTBEAT.value, "initialization_timeout": CONNECT.value, "shutdown_timeout_seconds": HEARTBEAT.value}
@@ -137,6 +141,41 @@ def _reach(address: str, who: str):
             if time.monotonic() > limit:
                 raise RunStopped(f"{who}: nobody answers at {address} within {CONNECT.value} s ({error}); does host 0 run there, and is the port open?") from None
             time.sleep(0.2)
+
+
+def _relay_stderr(who: str):
+    """Sends what this process says on stderr through dreamjax/relay.py, for one clear line where the runtime ends it because of another host.
+
+    Where that program ends first, stderr is as before.
+    """
+    reader, writer = os.pipe()
+    stderr = os.dup(2)
+    # In a session of its own: what is sent to this process and its group, as Ctrl-C is, must not end it before its time.
+    copying = subprocess.Popen([sys.executable, "-I", relay.__file__, who], stdin=reader, start_new_session=True)
+    sys.stderr.flush()
+    os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
+
+    finished = threading.Event()
+
+    def restore():
+        copying.wait()
+        if not finished.is_set():
+            os.dup2(stderr, 2)
+
+    waiting = threading.Thread(target=restore, daemon=True, name="relay")
+    waiting.start()
+
+    def finish():
+        finished.set()
+        sys.stderr.flush()
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)  # which ends what is copied; the runtime may have a word to say even now
+        waiting.join(10)
+
+    _at_exit.append(finish)
+    atexit.register(finish)
 
 
 def _first_line(error: Exception) -> str:
@@ -204,8 +243,7 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
             if not lost:
                 raise
             raise RunStopped(
-                f"host {jax.process_index()} of {jax.process_count()}: lost another host, or cannot reach it ({_first_line(error)}); "
-                "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
+                f"host {jax.process_index()} of {jax.process_count()}: {relay.LOST}, or cannot reach it ({_first_line(error)}); {relay.ADVICE}"
             ) from None
 
     return run
@@ -220,4 +258,6 @@ def _leave_alone(status: int):
 def _exit_now(status: int):
     sys.stdout.flush()
     sys.stderr.flush()
+    for finish in _at_exit:
+        finish()
     os._exit(status)

@@ -34,7 +34,7 @@ ALLOWED = {
     "convert": MODELS | {"training"},
     "api": PRODUCT,
     "evaluation": PRODUCT | {"data"},
-    "cli": DOCUMENTS | {"data"}, "hosts": {"schema", "cli"}, "clip_tokenizer": set(),
+    "cli": DOCUMENTS | {"data"}, "relay": set(), "hosts": {"schema", "cli", "relay"}, "clip_tokenizer": set(),
 }
 ALLOWED["to_folders"] = PRODUCT
 ALLOWED["encoding"] = MODELS | {"training", "data"}

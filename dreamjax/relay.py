@@ -1,0 +1,71 @@
+"""What stands between one process of several and its stderr: where the runtime ends it because another has died, one line instead of a stack.
+
+JAX's coordination service ends a process from a thread of its own, without asking Python: by a fatal log message with a stack, to
+which Python adds the stacks of its threads. `hosts.join` starts this file as a program of its own, which needs only the standard
+library: it copies all that the process says, and is still there when the process is not.
+"""
+
+import os
+import re
+import select
+import sys
+
+FIRST = re.compile(rb"[EF]\d{4} .*(coordination_service|Terminating process because the JAX distributed service)")
+FATAL = re.compile(rb"F\d{4} .*Terminating process because the JAX distributed service")
+PATIENCE = 5.0  # seconds for which what may be the beginning of the end is held back
+LOST = "lost another host"
+ADVICE = "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
+
+
+class Relay:
+    """`feed` gives what is to be shown now of the bytes that have come."""
+
+    def __init__(self, who: str):
+        self.last_words = f"{who}: {LOST}, which died, fell silent or cannot be reached; {ADVICE}\n".encode()
+        self.line = b""  # what has come of a line whose beginning may be that of a log message
+        self.held = b""  # lines from the first that may be the beginning of the end
+        self.told = self.over = False  # whether the process itself has said it; whether the runtime has
+
+    def feed(self, data: bytes) -> bytes:
+        shown = b""
+        for piece in data.splitlines(keepends=True):
+            self.line += piece
+            if self.line[:1] in b"EF" and not self.line.endswith(b"\n"):
+                continue
+            shown += self._show(self.line)
+            self.line = b""
+        return shown
+
+    def _show(self, line: bytes) -> bytes:
+        self.told |= LOST.encode() in line
+        if self.over:
+            return b""
+        if FATAL.match(line):
+            self.over = True
+            return b"" if self.told else self.last_words
+        if self.held or FIRST.match(line):
+            self.held += line
+            return b""
+        return line
+
+    def release(self) -> bytes:
+        """What was held back and turned out not to be the end."""
+        shown, self.line, self.held = (b"" if self.over else self.held + self.line), b"", b""
+        return shown
+
+
+def main():
+    """Copies stdin to stderr until it ends; the argument says whose it is."""
+    relay = Relay(sys.argv[1])
+    while True:
+        ready, _, _ = select.select([0], [], [], PATIENCE)
+        data = os.read(0, 65536) if ready else None
+        shown = relay.feed(data) if data else relay.release()
+        while shown:
+            shown = shown[os.write(2, shown) :]
+        if data == b"":
+            return
+
+
+if __name__ == "__main__":
+    main()
