@@ -119,7 +119,7 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         "name of dots": record("path", b"." * 60_000 + b"/x.txt"),
         "sparse 1.0": record("GNU.sparse.major", b"1")
         + record("GNU.sparse.minor", b"0")
-        + record("GNU.sparse.name", b"y.jpg")
+        + record("GNU.sparse.name", b"x.jpg")
         + record("GNU.sparse.realsize", b"99999999999"),
         "sparse 0.1": record("GNU.sparse.map", b"0,5,x,9") + record("GNU.sparse.size", b"many"),
         "sparse 0.0": record("GNU.sparse.size", b"9") + record("GNU.sparse.numblocks", b"9" * 30),
@@ -140,8 +140,13 @@ def attacks(world: World) -> dict[str, list[bytes]]:
     for kind, title in ((b"1", "hard link"), (b"2", "symbolic link")):
         found |= {f"{title} to {name}": [header("x.jpg", kind=kind, link=target), text] for name, target in links.items()}
         found[f"{title} with a size"] = [header("x.jpg", 700, kind=kind, link="0000.jpg"), text]
-    found["links in a ring"] = [header(f"{i}.jpg", kind=b"2", link=f"{(i + 1) % 50}.jpg") for i in range(50)] + [text]
-    found["links to links"] = [header(f"r{i}.jpg", kind=b"2", link=f"r{i + 1}.jpg") for i in range(3000)] + [text]
+    found["links in a ring"] = [
+        *(header(f"{i}.jpg", kind=b"2", link=f"{i + 1}.jpg") for i in range(50)),
+        header("50.jpg", kind=b"2", link="x.jpg"),
+        header("x.jpg", kind=b"2", link="0.jpg"),
+        text,
+    ]
+    found["links to links"] = [*(header(f"{i}.jpg", kind=b"2", link=f"{i + 1}.jpg") for i in range(3000)), header("x.jpg", kind=b"2", link="0.jpg"), text]
     found |= {f"picture of type {kind!r}": [header("x.jpg", kind=kind), text] for kind in (b"3", b"4", b"6", b"7", b"S", b"V", b"M", b"D", b"N", b"Z", b"\0", b"\xff")}
     sparse = bytearray(header("x.jpg", 512, kind=b"S"))
     sparse[482], sparse[483:495] = 1, b"17777777777\0"
