@@ -8,9 +8,9 @@ projectors, the dream queries and a U-Net that draws 16-pixel pictures without a
 
 import ml_collections
 
+from dreamjax import arguments
 from dreamjax import config as c
 from dreamjax.schema import to_dict
-from experiments.common import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -5,10 +5,10 @@ python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quicksta
 The argument is the run whose encoder and U-Net are taken over, runs/quickstart if there is none; LLM, projectors and dream queries begin anew and train.
 """
 
+from dreamjax import arguments
 from dreamjax import config as c
 from dreamjax.schema import to_dict
 from experiments import quickstart
-from experiments.common import arguments
 
 
 def get_config(arg: str = ""):

@@ -9,9 +9,9 @@ pictures follow each other; single pages, shown twice as often, teach what a tex
 
 import ml_collections
 
+from dreamjax import arguments
 from dreamjax import config as c
 from dreamjax.schema import to_dict
-from experiments.common import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

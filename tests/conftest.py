@@ -5,6 +5,8 @@ import os
 import pathlib
 import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import goldens
@@ -75,3 +77,24 @@ def quickstart():
 
     experiment = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "experiments" / "quickstart.py"))
     return from_dict(RunConfig, experiment["get_config"]())
+
+
+@pytest.fixture()
+def training(capsys, monkeypatch):
+    """`python -m dreamjax.train` with arguments in this process, each time as if for the first time: a new one takes seconds for its imports."""
+    from absl import flags
+
+    from dreamjax import train
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["dreamjax.train", *arguments])
+        flags.FLAGS.unparse_flags()
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:  # which an argument defined
+            delattr(flags.FLAGS, name)
+        for flag in flags.FLAGS.get_key_flags_for_module(train):
+            flag.unparse()
+        with pytest.raises(SystemExit) as ended:
+            cli.run("dreamjax.train", train.main)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    return run

@@ -27,11 +27,16 @@ def train(*arguments) -> subprocess.CompletedProcess:
     ],
     ids=["unknown_key", "no_such_source", "bad_value", "missing_config", "missing_workdir", "missing_data"],
 )
-def test_what_is_wrong_ends_with_one_line_that_names_it(arguments, named, tmp_path):
+def test_what_is_wrong_ends_with_one_line_that_names_it(arguments, named, tmp_path, training):
     workdir = [] if named.startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
-    done = train(*arguments, *workdir)
+    done = training(*arguments, *workdir)
     assert done.returncode == 2
     assert done.stderr.startswith("dreamjax.train: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+
+
+def test_a_process_ends_with_it_too():
+    done = train("--config=nowhere.py", "--dry_run")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr == "dreamjax.train: --config: [Errno 2] No such file or directory: 'nowhere.py'\n"
 
 
 def test_a_dry_run_ends_in_json():

@@ -1,12 +1,9 @@
 """The experiments at the paper's sizes: every stage on every named machine, from shapes alone."""
 
 import itertools
-import sys
 
 import pytest
-from absl import flags
 
-from dreamjax import cli, train
 from dreamjax.config import RunConfig
 from dreamjax.schema import ConfigError, from_dict
 from experiments import quickstart, quickstart_frozen, stage1_align, stage2_igpt, stage3_sft, storybook
@@ -81,12 +78,9 @@ def test_a_word_that_means_nothing_is_named_in_one_line(module, word, tmp_path, 
     "argument, named",
     [("stage2_igpt.py:creation,joint", "'joint' contradicts 'creation': an argument has one mode"), ("quickstart.py:x", "'x': this experiment takes no argument")],
 )
-def test_the_command_says_so_in_one_line(argument, named, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dreamjax.train", f"--config=experiments/{argument}"])
-    flags.FLAGS.unparse_flags()
-    with pytest.raises(SystemExit) as ended:
-        cli.run("dreamjax.train", train.main)
-    assert ended.value.code == 2 and capsys.readouterr().err == f"dreamjax.train: --config: {named}\n"
+def test_the_command_says_so_in_one_line(argument, named, training):
+    done = training(f"--config=experiments/{argument}")
+    assert done.returncode == 2 and done.stderr == f"dreamjax.train: --config: {named}\n"
 
 
 def test_paths_of_arguments(tmp_path, monkeypatch):

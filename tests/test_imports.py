@@ -20,6 +20,7 @@ PRODUCT = MODELS | {"clip_tokenizer", "training", "sampling", "convert", "api"}
 # Files and folders right below dreamjax, and the others of these that they may import; a new one needs its place here.
 ALLOWED = {
     "__init__": {"document", "api"},  # api only when asked for, see below
+    "arguments": {"schema"},
     "atomic": set(), "paths": set(), "progress": set(), "schema": set(), "model_config": {"schema"}, "config": {"schema", "model_config"}, "images": set(),
     "lock": {"schema"},
     "tokenizer": {"atomic"}, "document": {"atomic", "paths", "images"},

@@ -17,10 +17,10 @@ import dataclasses
 
 import ml_collections
 
+from dreamjax import arguments
 from dreamjax import config as c
 from dreamjax.pod.topology import PICTURE_TILE
 from dreamjax.schema import to_dict
-from experiments.common import arguments
 
 
 @dataclasses.dataclass(frozen=True)
