@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -80,7 +81,8 @@ class Started:
 
 
 def start(line: list[str], home: pathlib.Path, printed: pathlib.Path, environ: dict[str, str]) -> Started:
-    """Starts a command in a folder, in a group of processes of its own."""
+    """Starts a command in a folder, in a group of processes of its own; where Linux's setpriv is there, it ends with the campaign."""
+    line = ["setpriv", "--pdeathsig", "KILL", *line] if shutil.which("setpriv") else line
     home.mkdir(parents=True, exist_ok=True)
     printed.parent.mkdir(parents=True, exist_ok=True)
     with open(printed.with_suffix(".stdout"), "wb") as stdout, open(printed.with_suffix(".stderr"), "wb") as stderr:
