@@ -48,7 +48,7 @@ EXPORTED = tuple(f"{FOLDERS}/{name}" for name in ("llm", "clip", "joints"))  # a
 IMPORT = Command("import", "imported", ("dreamjax.convert", "import", *(f"--source={folder}" for folder in EXPORTED), "--out=imported"))
 EXPORT_MODEL = Command("export params", "model", ("dreamjax.convert", "export", f"--model={TWIN}", "--out=model"))
 EXPORT_FOLDERS = Command("export huggingface", "folders", ("dreamjax.convert", "export", f"--model={TWIN}", "--format=huggingface", "--out=folders"))
-TWO_HOSTS = Command("hosts", "run", (*TRAIN.arguments, "--heartbeat=5"))  # each of them runs it
+TWO_HOSTS = Command("hosts", "run", (*TRAIN.arguments, "--config.total_steps=60", "--heartbeat=5"))  # each of them runs it
 COMMANDS = (TRAIN, EXPORT_MODEL, EXPORT_FOLDERS, PREPARE, EVALUATE, IMPORT)  # each needs only what those before it have made
 
 
