@@ -54,3 +54,15 @@ def test_snippets_of_python_parse():
             compile(snippet, str(page), "exec")
 
 
+def test_each_fault_names_tests_that_are_there():
+    """A row of a table of faults ends with its tests: tests/FILE.py::NAME, or ::NAME for another one of that file."""
+    tables = re.findall(r"^\| fault \| what happens \| test \|\n\|-.*\n((?:\|.*\n)+)", (ROOT / "docs" / "reliability.md").read_text(), re.M)
+    rows = [row for table in tables for row in table.splitlines()]
+    assert len(rows) > 80
+    for row in rows:
+        file = ""
+        for test in row.removesuffix("|").rpartition("|")[2].strip().split(", "):
+            other, _, name = test.partition("::")
+            file = other or file
+            assert file and (ROOT / file).is_file(), f"{test!r} is no test: {row}"
+            assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"{file} has no {name}: {row}"
