@@ -81,8 +81,9 @@ def unzip(data: bytes, name: str, cache: Cache) -> bytes:
             found = file.read(most + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise files.Unreadable(f"{name}: gzip: {error}", "file damaged") from None
-    if len(found) > most:
-        raise files.Unreadable(f"{name}: {len(data):,d} bytes unpack to more than {most:,d}", "unpacks to too much")
+    cache.check(name, len(data), len(found))
+    if len(found) > MEMBER:
+        raise files.Unreadable(f"{name}: {len(data):,d} bytes unpack to more than {MEMBER:,d}, which is the most of a member", "unpacks to too much")
     return found
 
 

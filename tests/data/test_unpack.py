@@ -82,6 +82,7 @@ def test_packed_members_of_tars_do_not_grow_either(tmp_path):
     assert reasons(source) == ["unpacks to too much", "", "file damaged", ""] and told(source[1]) == ["words"]
     with pytest.raises(ValueError, match="unpack to more than"):
         source[3].parts[0].pil()
+    assert reasons(opened(tmp_path / "a.tar", "webdataset", max_growth=1100.0))[0] == ""  # the limit is the user's
 
 
 def test_the_limits_are_the_users(tmp_path):

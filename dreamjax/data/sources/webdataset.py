@@ -163,7 +163,7 @@ def open_webdataset(
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer)
+    return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer, cache)
 
 
 def scan_tar(path: str, cache: Cache) -> Scan:
