@@ -9,25 +9,31 @@ import os
 import re
 import select
 import sys
+import time
 
 FIRST = re.compile(rb"[EF]\d{4} .*(coordination_service|Terminating process because the JAX distributed service)")
 FATAL = re.compile(rb"F\d{4} .*Terminating process because the JAX distributed service")
-PATIENCE = 5.0  # seconds for which what may be the beginning of the end is held back
+PATIENCE = 5.0  # seconds for which what may be the beginning of the end is held back, whatever else comes meanwhile
 LOST = "lost another host"
 ADVICE = "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
 
 
 class Relay:
-    """`feed` gives what is to be shown now of the bytes that have come."""
+    """`feed` gives what is to be shown now, at a time in seconds, of the bytes that have come."""
 
     def __init__(self, who: str):
         self.last_words = f"{who}: {LOST}, which died, fell silent or cannot be reached; {ADVICE}\n".encode()
         self.line = b""  # what has come of a line whose beginning may be that of a log message
         self.held = b""  # lines from the first that may be the beginning of the end
+        self.since = 0.0  # when the first of what is held back came
         self.told = self.over = False  # whether the process itself has said it; whether the runtime has
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, now: float) -> bytes:
         shown = b""
+        if not (self.held or self.line):
+            self.since = now
+        elif now > self.since + PATIENCE:
+            shown, self.since = self.release(), now
         for piece in data.splitlines(keepends=True):
             self.line += piece
             if self.line[:1] in b"EF" and not self.line.endswith(b"\n"):
@@ -60,7 +66,7 @@ def main():
     while True:
         ready, _, _ = select.select([0], [], [], PATIENCE)
         data = os.read(0, 65536) if ready else None
-        shown = relay.feed(data) if data else relay.release()
+        shown = relay.feed(data, time.monotonic()) if data else relay.release()
         while shown:
             shown = shown[os.write(2, shown) :]
         if data == b"":

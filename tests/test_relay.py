@@ -23,7 +23,7 @@ LINE = b"host 1 of 2: lost another host, which died, fell silent or cannot be re
 
 def passed(*chunks: bytes) -> bytes:
     through = relay.Relay("host 1 of 2")
-    return b"".join(map(through.feed, chunks)) + through.release()
+    return b"".join(through.feed(chunk, 0.0) for chunk in chunks) + through.release()
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
@@ -47,8 +47,15 @@ def test_all_else_stays(text):
 
 def test_what_comes_is_shown_at_once():
     through = relay.Relay("host 0 of 2")
-    assert through.feed(b"\rtraining: 10%") == b"\rtraining: 10%"
-    assert through.feed(b"E1130 half of a mess") == b"" and through.release() == b"E1130 half of a mess"
+    assert through.feed(b"\rtraining: 10%", 0.0) == b"\rtraining: 10%"
+    assert through.feed(b"E1130 half of a mess", 0.0) == b"" and through.release() == b"E1130 half of a mess"
+
+
+def test_what_goes_on_is_shown_again():
+    """An error that was not the end holds nothing back for long, though a bar that moves leaves no silence behind it."""
+    through = relay.Relay("host 0 of 2")
+    shown = [through.feed(b"\rtraining: 10%" if second else ERROR, float(second)) for second in range(9)]
+    assert not any(shown[:6]) and shown[6].startswith(ERROR) and b"".join(shown) == ERROR + b"\rtraining: 10%" * 8
 
 
 def test_it_outlives_what_it_copies():
