@@ -174,10 +174,12 @@ class DreamLLM:
 
     def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
         """Latents [n, h, w, C] as pictures, `batch_size` at once. Raises NotFinite where a picture would be of NaN, which is black."""
-        starts = range(0, len(latents), require_number("batch_size", batch_size, 1, MANY))
-        groups = [image.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size])) for start in starts]
-        drawn = [PIL.Image.fromarray(picture) for group in groups for picture in np.asarray(group.pictures)]
-        finite.require_flags([flag for group in groups for flag in np.asarray(group.finite)], "picture", self.parts, self.params, drawn)
+        drawn, sound = [], []
+        for start in range(0, len(latents), require_number("batch_size", batch_size, 1, MANY)):
+            decoded = image.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size]))
+            drawn += map(PIL.Image.fromarray, np.asarray(decoded.pictures))
+            sound += np.asarray(decoded.finite).tolist()
+        finite.require_flags(sound, "picture", self.parts, self.params, drawn)
         return drawn
 
     def log_probabilities(self, pairs: Sequence[tuple], batch_size: int = 8, template: str | None = None) -> list[np.ndarray]:
