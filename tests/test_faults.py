@@ -121,35 +121,37 @@ def writer(folder: pathlib.Path, how: str, short: int, long: float = 60) -> subp
     return subprocess.Popen([sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(short), str(long)], start_new_session=True)
 
 
-@pytest.fixture
-def whole(tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "out").write_text("half, whole")
-    (tmp_path / "here").mkdir()
-    return tmp_path / "whole"
+def kill_writer(folder: pathlib.Path, at: Aim, how: str, short: int, long: float = 60) -> watch.Kill | None:
+    """Kills a writer in the folder `here`, whose file is whole in the folder `whole`."""
+    for name in ("here", "whole"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "whole" / "out").write_text("half, whole")
+    writes = watch.Writes(folder / "here")
+    return watch.kill(writer(folder / "here", how, short, long), writes, at, Watched(), folder / "whole", limit=120)
 
 
 @pytest.mark.parametrize("passing", [0, 1])
-def test_a_writer_is_killed_inside_a_write(whole, tmp_path, passing):
-    killed = watch.kill(writer(tmp_path / "here", "beside", passing), tmp_path / "here", Aim(True, 0.5, passing=passing), Watched(), whole)
+def test_a_writer_is_killed_inside_a_write(tmp_path, passing):
+    killed = kill_writer(tmp_path, Aim(True, 0.5, passing=passing), "beside", passing)
     assert killed.inside and killed.left == (f"out.{passing:012x}.tmp",)
     assert (tmp_path / "here" / "out").exists() == (passing > 0)
 
 
-def test_what_an_earlier_kill_left_is_not_counted_again(whole, tmp_path):
+def test_what_an_earlier_kill_left_is_not_counted_again(tmp_path):
+    (tmp_path / "here").mkdir()
     (tmp_path / "here" / "out.ffffffffffff.tmp").write_text("old")
-    killed = watch.kill(writer(tmp_path / "here", "beside", 0), tmp_path / "here", Aim(True), Watched(), whole)
+    killed = kill_writer(tmp_path, Aim(True), "beside", 0)
     assert killed.left == ("out.000000000000.tmp",)
 
 
-def test_a_file_written_in_place_is_seen_to_be_torn(whole, tmp_path):
-    killed = watch.kill(writer(tmp_path / "here", "in place", 0), tmp_path / "here", Aim(False), Watched(), whole)
+def test_a_file_written_in_place_is_seen_to_be_torn(tmp_path):
+    killed = kill_writer(tmp_path, Aim(False), "in place", 0)
     assert killed.left == ("out",) and (tmp_path / "here" / "out").read_text() in ("", "half, ")
 
 
-def test_a_command_that_ends_before_is_no_kill(whole, tmp_path):
-    for at in (Aim(True, passing=50), Aim(False, seconds=60)):
-        assert watch.kill(writer(tmp_path / "here", "beside", 0, 0.01), tmp_path / "here", at, Watched(), whole) is None
+def test_a_command_that_ends_before_is_no_kill(tmp_path):
+    for at in (Aim(True, passing=50), Aim(False, seconds=0.5), Aim(False, passing=50)):
+        assert kill_writer(tmp_path, at, "beside", 0, 0.01) is None
 
 
 def test_an_undisturbed_writer_is_measured(tmp_path):

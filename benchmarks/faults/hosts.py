@@ -36,8 +36,9 @@ def launch(run: Run) -> list[commands.Started]:
 
 def lose(run: Run, victim: int, at: Aim):
     """Kills a host; what the other does then, and what both have left."""
+    writes = watch.Writes(run.home)
     hosts = launch(run)
-    killed = watch.kill(hosts[victim].process, run.home, at, run.reference.seen[TWO_HOSTS.name], TWO_HOSTS.home(run.reference.made))
+    killed = watch.kill(hosts[victim].process, writes, at, run.reference.seen[TWO_HOSTS.name], TWO_HOSTS.home(run.reference.made))
     other = hosts[1 - victim]
     if killed is None:
         run.outcome.counts["missed"] += 1

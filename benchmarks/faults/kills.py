@@ -23,9 +23,12 @@ def aims(round_: Round) -> list[bool]:
 
 
 def aim(rng: random.Random, inside: bool, usual: watch.Watched) -> Aim:
-    """A moment of a command's work in its folder, or of one of its writes, each as likely as the others."""
-    passing = rng.randrange(max(usual.count, 1)) if inside else 0
-    return Aim(inside, rng.random(), rng.random() * (usual.ends - usual.begins), passing)
+    """A moment of one of a command's writes; or else one of its work in its folder, or right behind one of the changes that it makes there."""
+    if inside:
+        return Aim(True, share=rng.random(), passing=rng.randrange(max(usual.count, 1)))
+    if rng.random() < 0.5:
+        return Aim(False, seconds=rng.random() * (usual.ends - usual.begins))
+    return Aim(False, passing=rng.randrange(max(usual.changes, 1)))
 
 
 def count(outcome: Outcome, command: Command, killed: Kill, home: pathlib.Path):
@@ -51,8 +54,9 @@ def round_of_kills(round_: Round, reference: Reference, folder: pathlib.Path) ->
 
 def one_kill(command: Command, at: Aim, reference: Reference, home: pathlib.Path, outcome: Outcome) -> bool:
     """Kills a command, looks at what it left and runs it to its end; whether it could be killed."""
+    writes = watch.Writes(home)
     started = commands.start(command.line(reference.made), home, home.with_name(f"{home.name}-killed"), reference.environment)
-    killed = watch.kill(started.process, home, at, reference.seen[command.name], command.home(reference.made))
+    killed = watch.kill(started.process, writes, at, reference.seen[command.name], command.home(reference.made))
     if killed is None:
         outcome.counts["missed"] += 1
         check_end(command, started, home, False, reference, outcome)

@@ -116,12 +116,15 @@ def folders(folder: pathlib.Path) -> Contents:
 
 
 def results(folder: pathlib.Path) -> Contents:
-    """The JSON that an evaluation has written, and the whole lines of its predictions."""
-    found: Contents = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    """The JSON that an evaluation has written, entry by entry, since results.json grows in two steps; and the whole lines of its predictions."""
+    found: Contents = {}
+    for path in folder.rglob("*.json"):
+        name, values = path.relative_to(folder), json.loads(path.read_text())
+        entries = {f"{task}/{key}": value for task, facts in values.items() for key, value in facts.items()} if path.name == "results.json" else {"": values}
+        found |= {f"{name}:{entry}": value for entry, value in entries.items()}
     for path in folder.rglob("*.jsonl"):
-        for number, line in enumerate(path.read_text().rpartition("\n")[0].split("\n")):
-            if line:
-                found[f"{path.relative_to(folder)}:{number}"] = json.loads(line)
+        whole = path.read_text().rpartition("\n")[0].split("\n")
+        found |= {f"{path.relative_to(folder)}:{number}": json.loads(line) for number, line in enumerate(whole) if line}
     return found
 
 

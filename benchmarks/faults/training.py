@@ -22,7 +22,7 @@ def train_round(round_: Round, reference: Reference, folder: pathlib.Path) -> Ou
     run = Run(reference, folder / "0", outcome)
     for inside in aims(round_):
         for _ in range(TRIES):
-            if run.killed(Aim(inside, rng.random(), rng.random() * PAUSE, rng.randrange(WRITES))):
+            if run.killed(Aim(inside, rng.random(), rng.random() * PAUSE, rng.randrange(WRITES if inside else 3 * WRITES))):
                 break
     run.stopped()
     return outcome
@@ -53,8 +53,9 @@ class Run:
 
     def killed(self, at: Aim) -> bool:
         """Resumes the run and kills it; whether it could be killed."""
+        writes = watch.Writes(self.home)
         started = self.start()
-        killed = watch.kill(started.process, self.home, at, self.reference.seen[TRAIN.name], TRAIN.home(self.reference.made))
+        killed = watch.kill(started.process, writes, at, self.reference.seen[TRAIN.name], TRAIN.home(self.reference.made))
         if killed is None:
             self.outcome.counts["missed"] += 1
             self.ended(started)

@@ -6,6 +6,7 @@ machine. Whether it was in the middle of a write is read from what it left, not 
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -19,12 +20,12 @@ LOOK_EVERY = 0.001  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """When to kill: a share of a write after it began, or a time after the command began to change its folder; both once some writes have passed."""
+    """When to kill: a share of a write after it began, or a time after the folder was changed; both once some writes or changes have passed."""
 
     inside: bool  # a write
     share: float = 0.0  # of a write
     seconds: float = 0.0
-    passing: int = 0  # writes before
+    passing: int = 0  # writes, or changes of names and sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Watched:
 
     begins: float = 0.0  # seconds from its start to the first change in the folder
     ends: float = 0.0
-    writes: dict[str, float] = dataclasses.field(default_factory=dict)  # longest seconds by kind
+    writes: dict[str, float] = dataclasses.field(default_factory=dict)  # shortest seconds by kind
     count: int = 0
+    changes: int = 0  # of names and sizes
 
     def length(self, name: str) -> float:
         """Seconds that a write of this kind takes; a moment where none was seen."""
@@ -108,25 +110,27 @@ def watched(process: subprocess.Popen, folder: pathlib.Path, began: float) -> Wa
     """Follows a command to its end."""
     seen, before, since = Watched(), look(folder), {}
     while process.poll() is None:
-        now, names = time.monotonic() - began, unfinished(folder)
-        if not seen.begins and (names or look(folder) != before):
+        now, names, known = time.monotonic() - began, unfinished(folder), before
+        before = look(folder)
+        seen.changes += before != known
+        if not seen.begins and (names or seen.changes):
             seen.begins = now
         for name in names - since.keys():
             seen.count += 1
             since[name] = now
         for name in since.keys() - names:
             kind = kind_of(name)
-            seen.writes[kind] = max(seen.writes.get(kind, 0.0), now - since.pop(name))
+            seen.writes[kind] = min(seen.writes.get(kind, math.inf), now - since.pop(name))
         time.sleep(LOOK_EVERY)
     seen.ends = time.monotonic() - began
     return seen
 
 
 class Writes:
-    """The unfinished files and folders of a folder, as they come; what was there before, and stays, is of an earlier kill."""
+    """The unfinished files and folders of a folder, as they come; what was there before the process, and stays, is of an earlier kill."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder, self.known = folder, unfinished(folder)
+        self.folder, self.known, self.seen = folder, unfinished(folder), look(folder)
         self.stale = set(self.known)
 
     def new(self) -> set[str]:
@@ -136,37 +140,39 @@ class Writes:
         self.known, self.stale = names, self.stale & names
         return new
 
+    def changed(self) -> bool:
+        """Whether names or sizes are others than when it was last asked."""
+        before, self.seen = self.seen, look(self.folder)
+        return self.seen != before
+
     def left(self) -> set[str]:
         """Those of the process that has just ended."""
         self.new()
         return self.known - self.stale
 
 
-def kill(process: subprocess.Popen, folder: pathlib.Path, aim: Aim, usual: Watched, whole: pathlib.Path, limit: float = 300) -> Kill | None:
+def kill(process: subprocess.Popen, writes: Writes, aim: Aim, usual: Watched, whole: pathlib.Path, limit: float = 300) -> Kill | None:
     """Kills a command as aimed; None where it ended before.
 
-    `folder` holds what it writes and nothing else that changes, `whole` what an undisturbed command has written.
+    `writes` is of the folder with what it writes and nothing else that changes, from before its start; `whole` holds what an undisturbed
+    command has written.
     """
-    began, writes, before = time.monotonic(), Writes(folder), look(folder)
-    passed, until = 0, None
-    while process.poll() is None and time.monotonic() - began < limit:
-        if until is not None and time.monotonic() >= until:
+    began, passed = time.monotonic(), 0
+    until = began + limit
+    while process.poll() is None and time.monotonic() < until:
+        new = writes.new()
+        passed += len(new) if aim.inside else writes.changed()
+        if passed > aim.passing and (new or not aim.inside):
+            time.sleep(aim.share * usual.length(min(new)) if aim.inside else aim.seconds)
             process.send_signal(signal.SIGKILL)
             break
-        new = writes.new()
-        passed += len(new)
-        if until is None and aim.inside and new and passed > aim.passing:
-            until = time.monotonic() + aim.share * usual.length(min(new))
-        elif until is None and not aim.inside and passed >= aim.passing and (new or look(folder) != before):
-            until = time.monotonic() + aim.seconds
-        else:
-            time.sleep(LOOK_EVERY)
+        time.sleep(LOOK_EVERY)
     seconds = time.monotonic() - began
     process.wait(limit)
     end_group(process)
     if process.returncode != -signal.SIGKILL:
         return None
-    return Kill(seconds, tuple(sorted(writes.left() | torn(folder, whole))))
+    return Kill(seconds, tuple(sorted(writes.left() | torn(writes.folder, whole))))
 
 
 def end_group(process: subprocess.Popen, seconds: float = 10):
