@@ -9,6 +9,7 @@
                             checksums: of the state's arrays and of meta; metrics: the held-back loss
       checkpoints/STEP.set_aside/   a damaged one that the run goes on without, see `set_aside`
       metrics.jsonl, samples/, TensorBoard events
+      lock.json             which process trains here, while it does (lock.py)
 
 A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
 """
