@@ -24,10 +24,10 @@ from etils import epath
 from dreamjax import atomic, cli, images
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
-from dreamjax.paths import OutsideFolder
 from dreamjax.sampling import archive, finite, image, memory, stream
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError, printable, require_seed
+from dreamjax.sampling.prompt_file import read_prompts
+from dreamjax.schema import ConfigError, require_seed
 from dreamjax.templates import TEMPLATES
 from dreamjax.to_folders import write_again, write_many, write_one
 
@@ -76,7 +76,7 @@ def main() -> int:
         asked = archive.asked(epath.Path(AGAIN.value))
         prompts, options, use = [(asked.prompt, asked.seed)], asked.options, functools.partial(write_again, size=asked.batch_size)
     else:
-        prompts = read_prompts(epath.Path(PROMPTS.value)) if PROMPTS.value else [(read_prompt(), SEED.value)]
+        prompts = read_prompts(epath.Path(PROMPTS.value), SEED.value, OUTSIDE.value) if PROMPTS.value else [(read_prompt(), SEED.value)]
         options, use = read_options(), chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one
     model = DreamLLM.load(MODEL.value, WHICH.value, verify=cli.VERIFY.value)
     if not AGAIN.value and TEMPLATE.value == "none":
@@ -87,8 +87,7 @@ def main() -> int:
     with memory.exhausted_is_said():
         facts = use(model, prompts, options, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
-    if facts["not_finite"]:
-        raise finite.NotFinite(f"documents {facts['not_finite']}: numbers were {finite.NOTE}{finite.cause(model.parts, model.params)}")
+    finite.require_none(facts["not_finite"], model.parts, model.params)
     return 0
 
 
@@ -115,29 +114,6 @@ def read_prompt() -> Document:
     for picture in pictures:
         picture.pil()
     return Document((*pictures, *((Text(PROMPT.value, role=role),) if PROMPT.value else ())))
-
-
-def read_prompts(path: epath.Path) -> list[tuple[Document, int]]:
-    """(prompt, seed) of each line; ConfigError names the line that makes no sense."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold what else Python takes for the end of a line
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts: {path}: is no UTF-8: {error}") from None
-    prompts = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent, OUTSIDE.value)
-            seed = require_seed("seed", SEED.value + number if isinstance(record, str) else record.get("seed", SEED.value + number))
-        except (ValueError, RecursionError) as error:
-            hint = "; --allow_outside takes it" if isinstance(error.__cause__, OutsideFolder) else ""
-            raise ConfigError(f"--prompts: line {number + 1} of {path}: {printable(str(error)):.300}{hint}") from None
-        prompts.append((document, seed))
-    if not prompts:
-        raise ConfigError(f"--prompts: {path} has no line")
-    return prompts
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,12 @@ def require_documents(documents: Sequence[Document], parts: Parts, params: dict)
         raise NotFinite(f"{_which('document', numbers, len(documents))}{what}; {cause(parts, params)}", documents)
 
 
+def require_none(numbers: Sequence[int], parts: Parts, params: dict):
+    """Raises NotFinite where there are any: the numbers of documents, counted from 0, that have such a note."""
+    if numbers:
+        raise NotFinite(f"documents {list(numbers)}: numbers were {NOTE}{cause(parts, params)}")
+
+
 def require_rows(rows: Sequence[np.ndarray], what: str, parts: Parts, params: dict, made: Any = None):
     """Raises NotFinite, naming the rows, where one has a number that is not finite; `what` a row is."""
     require_flags([bool(np.isfinite(row).all()) for row in rows], what, parts, params, made)

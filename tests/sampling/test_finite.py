@@ -6,11 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from etils import epath
 from small_model import LATENT, boosted, parameters
 
-from dreamjax import sample, to_folders
+from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.models import dreamllm
@@ -69,14 +68,10 @@ def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half,
     assert (facts["written"], facts["not_finite"]) == (1, []) and archive.read(out / "00001", *prompts[1], options)["notes"] != []
 
 
-def test_the_command_ends_with_the_error_behind_its_json(half, tmp_path, monkeypatch, capsys):
-    (tmp_path / "prompts.jsonl").write_text(f'"{GOOD}"\n"{BAD}"\n')
-    monkeypatch.setattr(sample.DreamLLM, "load", lambda *_: half)
-    sample.flags.FLAGS.mark_as_parsed()
-    asked = {"model": "m", "prompts": str(tmp_path / "prompts.jsonl"), "out": str(tmp_path / "out"), "batch_size": 2, "temperature": 0.0, **FAST}
-    with flagsaver.flagsaver(**asked), pytest.raises(NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"):
-        sample.main()
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["not_finite"] == [1]
+def test_a_command_ends_with_the_numbers_of_the_documents(half):
+    finite.require_none([], half.parts, half.params)
+    with pytest.raises(NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"):
+        finite.require_none([1], half.parts, half.params)
 
 
 def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):

@@ -6,14 +6,14 @@ import json
 import hypothesis
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from etils import epath
 from hypothesis import strategies as st
 
-from dreamjax import images, sample
+from dreamjax import images
 from dreamjax.document import Document, Image, Text
 from dreamjax.sampling import archive
 from dreamjax.sampling.options import Options
+from dreamjax.sampling.prompt_file import read_prompts
 from dreamjax.schema import ConfigError
 
 PICTURE = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
@@ -146,19 +146,13 @@ def test_any_change_is_read_or_one_error(folder, data):
 # --prompts
 
 
-def prompts_of(path, *lines: str, **set_flags):
+def prompts_of(path, *lines: str, **how):
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-    with flagsaver.flagsaver(**set_flags):
-        return sample.read_prompts(epath.Path(path))
+    return read_prompts(epath.Path(path), **how)
 
 
 def line(image: str, **more) -> str:
     return json.dumps({"parts": [{"type": "image", "image": image}], **more})
-
-
-@pytest.fixture(autouse=True)
-def parsed_flags():
-    sample.flags.FLAGS.mark_as_parsed()
 
 
 def test_prompts_name_pictures_beside_them_or_anywhere_when_asked(tmp_path):
