@@ -10,6 +10,7 @@ import typing
 
 
 LINE = 2000  # characters of a message
+GIST = 200  # of a library's words within one
 
 
 class ConfigError(ValueError):
@@ -25,6 +26,12 @@ def printable(text: str) -> str:
     line = " ".join(text[: 2 * LINE].split())
     line = line if len(line) <= LINE else f"{line[:LINE]} ..."
     return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def gist(error: BaseException) -> str:
+    """What a library's error says, as part of a message: in one line, not long; its type where it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= GIST else f"{words[:GIST]}..."
 
 
 def require(condition: bool, key: str, reason: str):

@@ -8,7 +8,7 @@ from dreamjax.config import ModelConfig
 from dreamjax.convert import assemble, huggingface, llama, llama2c, official
 from dreamjax.convert.assemble import Found, Raw
 from dreamjax.convert.tensors import require_content
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, gist
 from dreamjax.tokenizer import MODEL_FILE, Tokenizer
 
 LAYOUTS = (
@@ -52,8 +52,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_UNREAD))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{source}: no such folder here, and the hub does not give it ({reason}); download it elsewhere and give the folder") from None
+        raise ConfigError(f"{source}: no such folder here, and the hub does not give it ({gist(error)}); download it elsewhere and give the folder") from None
 
 
 def _read_llama2c(file: pathlib.Path) -> Found:

@@ -27,6 +27,7 @@ from dreamjax import atomic
 from dreamjax.data import files, processes
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.unpack import Cache
+from dreamjax.schema import gist
 
 VERSION = 2  # of the layout on disk
 LONGEST = 2**30  # bytes of one member; a record is read as a whole
@@ -203,7 +204,7 @@ def _kept(folder: str) -> Index | None:
                 raise ValueError(f"{file['stored']}, which was unpacked for it, has changed")
         return index
     except (OSError, ValueError) as error:
-        print(f"{folder}: the index is damaged ({' '.join(str(error).split())[:200]}); it is made anew", file=sys.stderr)
+        print(f"{folder}: the index is damaged ({gist(error)}); it is made anew", file=sys.stderr)
     aside = atomic.temporary_name(folder)
     with contextlib.suppress(FileNotFoundError):  # another process was first
         os.rename(folder, aside)  # at once, so that nobody finds half of it
@@ -257,7 +258,7 @@ def _is_whole(piece: str) -> bool:
             return True
         reason = f"{facts['stored']} has changed"
     except Exception as error:  # numpy, zip and JSON raise almost anything for bytes that are not theirs
-        reason = " ".join(str(error).split())[:200]
+        reason = gist(error)
     print(f"{piece}: what a scan found is damaged ({reason}); its file is scanned again", file=sys.stderr)
     return False
 

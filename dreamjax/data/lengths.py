@@ -20,6 +20,7 @@ from etils import epath
 from dreamjax import atomic, progress
 from dreamjax.data import processes
 from dreamjax.data.sources import BadRecord
+from dreamjax.schema import gist
 
 PAIR = -1
 CHUNK = 1024  # documents between two writes
@@ -105,7 +106,7 @@ def measure_all(
         try:
             return _read(folder, key, count, local)
         except Exception as error:  # json and numpy have no error in common for what is damaged
-            print(f"{folder / key}.*: damaged ({_first_line(error)}), measured anew", file=sys.stderr, flush=True)
+            print(f"{folder / key}.*: damaged ({gist(error)}), measured anew", file=sys.stderr, flush=True)
     if local:
         found = _measure_to_disk(measure, count, folder / f"{key}.{host}.npy.partial", workers)
         os.replace(folder / f"{key}.{host}.npy.partial", folder / f"{key}.npy")
@@ -139,10 +140,6 @@ def checksum(entries: np.ndarray) -> int:
     for start in range(0, len(entries), 2**20):
         value = zlib.crc32(np.ascontiguousarray(entries[start : start + 2**20]), value)
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _measure_in_memory(measure: Callable[[int], Measured], count: int, workers: int) -> tuple[Lengths, Found]:

@@ -28,6 +28,7 @@ from dreamjax.data.plan import Member, Plan
 from dreamjax.data.sources import BadRecord, Source, SourceError, open_source
 from dreamjax.document import Document, Image
 from dreamjax.rows import Limits, Row, Slots, build_row
+from dreamjax.schema import gist
 from dreamjax.tokenizer import Tokenizer
 
 
@@ -207,7 +208,7 @@ class Loader:
                 with np.load(io.BytesIO(file.read_bytes())) as stored:
                     self.plan.ends = stored["ends"].astype(np.int64).tolist()
             except Exception as error:  # numpy and zip have no error in common for what is damaged
-                print(f"{file}: damaged ({error or type(error).__name__}), counted anew", file=sys.stderr, flush=True)
+                print(f"{file}: damaged ({gist(error)}), counted anew", file=sys.stderr, flush=True)
         known = len(self.plan.ends)
         with progress.bar(number, "group", "counting what was trained on", self.plan.counted, delay=3) as bar:
             while self.plan.count_block(number):

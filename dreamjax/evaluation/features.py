@@ -25,7 +25,7 @@ from dreamjax.models import dreamllm, inception
 from dreamjax.models.dreamllm import Parts
 from dreamjax.progress import bar
 from dreamjax.sampling import ranking
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, gist
 
 BATCH = 32
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -153,7 +153,7 @@ def load_statistics(path: epath.PathLike) -> frechet.Statistics:
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except (KeyError, ValueError, OSError, EOFError) as error:
-        raise SourceError(f"{path}: is no npz with mu and sigma: {' '.join(str(error).split())}") from None
+        raise SourceError(f"{path}: is no npz with mu and sigma: {gist(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise SourceError(f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [d] and [d, d]")
     return frechet.Statistics(mean, covariance)

@@ -18,6 +18,7 @@ from dreamjax import atomic
 from dreamjax.batch import empty_batch, shape_of
 from dreamjax.config import RunConfig
 from dreamjax.models import dreamllm
+from dreamjax.schema import gist
 from dreamjax.sharding import ROWS, TPU_OPTIONS
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
@@ -76,7 +77,7 @@ def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Com
         try:
             return Compiled(**json.loads(gzip.decompress(entry.read_bytes())))
         except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
-            print(f"{entry}: damaged ({error}), compiled anew", file=sys.stderr, flush=True)
+            print(f"{entry}: damaged ({gist(error)}), compiled anew", file=sys.stderr, flush=True)
     began = time.monotonic()
     program = lowered.compile()
     memory = program.memory_analysis()

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, gist
 from dreamjax.sharding import path_of
 
 BLOCK = 2**16  # words that are hashed at once: they stay in the processor's cache
-SHOWN = 200  # characters of a library's error
 
 
 @contextlib.contextmanager
@@ -39,8 +38,7 @@ def reading(location: str | os.PathLike) -> Iterator[None]:
             raise
         except Exception as error:
             echoes.pop_all()  # those that are still to come, too
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{location}: cannot be read ({type(error).__name__}: {reason[:SHOWN]}{'...' if len(reason) > SHOWN else ''})") from error
+            raise ConfigError(f"{location}: cannot be read ({type(error).__name__}: {gist(error)})") from error
 
 
 def _drop_echoes() -> contextlib.ExitStack:

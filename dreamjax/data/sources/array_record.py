@@ -27,6 +27,7 @@ from dreamjax.data.index import cache_folder
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.records import Unusable, bad_record, optional, parse_json, require, texts_of
 from dreamjax.document import Document, Image, Text
+from dreamjax.schema import gist
 
 VERSION = 1
 SUFFIX = ".array_record"
@@ -143,7 +144,7 @@ class ArrayRecords:
             if found.dtype != np.int32 or found.ndim != 2 or found.shape[1] != 3 or found.min(initial=0) < 0:
                 raise ValueError(f"{found.dtype} {list(found.shape)}, not int32 [n, 3] of counts")
         except Exception as error:  # numpy's reader of headers raises almost anything
-            print(f"{file}: is damaged ({' '.join(str(error).split())[:200]}); the lengths are measured anew", file=sys.stderr)
+            print(f"{file}: is damaged ({gist(error)}); the lengths are measured anew", file=sys.stderr)
             return None
         return found if len(found) == len(self) else None
 

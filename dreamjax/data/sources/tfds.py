@@ -20,6 +20,7 @@ from dreamjax.data.sources import BadRecord, Source, SourceError
 from dreamjax.data.sources.array_record import decode, encode, key_of
 from dreamjax.data.sources.records import BOM, Unusable, bad_record, texts_of
 from dreamjax.document import Document, Image, Text
+from dreamjax.schema import gist
 
 TEXT_KEYS = ("text", "caption", "captions/text")
 
@@ -46,7 +47,7 @@ class Tfds:
             decoders = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)}
             return builder.as_data_source(self.part, decoders=decoders)
         except Exception as error:  # whatever is wrong with the folder, its files or their format
-            raise SourceError(f"{self.path}: cannot be read as a dataset of tfds: {' '.join(str(error).split())[:300]}") from None
+            raise SourceError(f"{self.path}: cannot be read as a dataset of tfds: {gist(error)}") from None
 
     def __reduce__(self):
         return Tfds, (self.path, self.part, self.text_key, self.image_key)
