@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import forked
+
 ROOT = pathlib.Path(__file__).parents[1]
 WITHOUT_OPTIMIZATION = "--xla_backend_optimization_level=0"
 PLAIN_KERNELS = "--xla_cpu_use_fusion_emitters=false"  # the older emitter of fused loops compiles in about two thirds of the time
@@ -28,10 +30,10 @@ def environment(devices: int = 1, **changes: str) -> dict[str, str]:
 
 def command(module: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
     """`python -m dreamjax.MODULE` with arguments, run to its end, which must have the given status."""
-    started = [sys.executable, "-m", f"dreamjax.{module}", *map(str, arguments)]
-    done = subprocess.run(started, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+    process = forked.Process(f"dreamjax.{module}", list(map(str, arguments)), environment())
+    out, err = process.communicate()
+    assert process.returncode == expect, out + err
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @functools.cache

@@ -3,10 +3,9 @@
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import quick_xla
 
@@ -22,13 +21,13 @@ SMALL = (
 pytestmark = pytest.mark.slow
 
 
-def launch(workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
+def launch(workdir: pathlib.Path, *overrides: str) -> forked.Process:
     """Starts the command on a folder; its runs share what XLA has compiled (a program from the cache is the same to the bit)."""
-    command = [sys.executable, "-m", "dreamjax.train", "--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
-    return subprocess.Popen(command, cwd=ROOT, env=quick_xla.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = ["--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
+    return forked.Process("dreamjax.train", arguments, quick_xla.environment())
 
 
-def finish(process: subprocess.Popen, expect: int = 0) -> tuple[str, str]:
+def finish(process: forked.Process, expect: int = 0) -> tuple[str, str]:
     """(stdout, stderr) of a command that must end with the given status."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == expect, err
@@ -42,7 +41,7 @@ def lines(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line, parse_float=str) for line in whole if line]
 
 
-def interrupt(process: subprocess.Popen, workdir: pathlib.Path, step: int, number: int) -> int:
+def interrupt(process: forked.Process, workdir: pathlib.Path, step: int, number: int) -> int:
     """Sends a signal as soon as `step` is logged and a checkpoint is whole; the last step that was logged before."""
     while len(done := lines(workdir)) < step or not checkpoints(workdir):
         assert process.poll() is None, process.communicate()[1]
@@ -88,9 +87,8 @@ def test_a_run_killed_and_then_asked_to_stop_repeats_the_straight_one_to_the_las
 
 def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(straight):
     before = (straight / "metrics.jsonl").read_bytes()
-    again, other = launch(straight), launch(straight, "--config.model.llm.ffn_width=48")
-    assert f"complete at step {STEPS}, nothing to do" in finish(again)[0]
-    error = finish(other, expect=2)[1]
+    assert f"complete at step {STEPS}, nothing to do" in finish(launch(straight))[0]
+    error = finish(launch(straight, "--config.model.llm.ffn_width=48"), expect=2)[1]  # not beside the first, which has the folder's lock
     assert len(error.splitlines()) == 1 and "holds a run with other values of config.model.llm.ffn_width (64, now 48); bring the old values back" in error
     assert (straight / "metrics.jsonl").read_bytes() == before
 
