@@ -170,8 +170,10 @@ def _relay_stderr(who: str):
     def finish():
         finished.set()
         sys.stderr.flush()
+        if copying.poll() is None:
+            os.write(2, relay.END)
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)  # which ends what is copied; the runtime may have a word to say even now
+        os.dup2(nothing, 2)  # the runtime may have a word to say even now
         waiting.join(10)
 
     _at_exit.append(finish)

@@ -14,6 +14,7 @@ import time
 FIRST = re.compile(rb"[EF]\d{4} .*(coordination_service|Terminating process because the JAX distributed service)")
 FATAL = re.compile(rb"F\d{4} .*Terminating process because the JAX distributed service")
 PATIENCE = 5.0  # seconds for which what may be the beginning of the end is held back, whatever else comes meanwhile
+END = b"E\0\n"  # said last: what the process has started may still hold its stderr open, so that no end of file would come
 LOST = "lost another host"
 ADVICE = "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
 
@@ -27,6 +28,7 @@ class Relay:
         self.held = b""  # lines from the first that may be the beginning of the end
         self.since = 0.0  # when the first of what is held back came
         self.told = self.over = False  # whether the process itself has said it; whether the runtime has
+        self.ended = False  # whether END has come
 
     def feed(self, data: bytes, now: float) -> bytes:
         shown = b""
@@ -43,6 +45,8 @@ class Relay:
         return shown
 
     def _show(self, line: bytes) -> bytes:
+        if line.endswith(END):
+            self.ended, line = True, line.removesuffix(END)
         self.told |= LOST.encode() in line
         if self.over:
             return b""
@@ -61,15 +65,17 @@ class Relay:
 
 
 def main():
-    """Copies stdin to stderr until it ends; the argument says whose it is."""
+    """Copies stdin to stderr until it ends or END comes; the argument says whose it is."""
     relay = Relay(sys.argv[1])
     while True:
         ready, _, _ = select.select([0], [], [], PATIENCE)
         data = os.read(0, 65536) if ready else None
-        shown = relay.feed(data, time.monotonic()) if data else relay.release()
+        shown = relay.feed(data, time.monotonic()) if data else b""
+        if not data or relay.ended:
+            shown += relay.release()
         while shown:
             shown = shown[os.write(2, shown) :]
-        if data == b"":
+        if data == b"" or relay.ended:
             return
 
 

@@ -63,3 +63,10 @@ def test_it_outlives_what_it_copies():
     copying = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     os.write(copying.stdin.fileno(), b"step 1\n" + FATAL)
     assert copying.communicate(timeout=60)[1].startswith(b"step 1\n" + LINE)
+
+
+def test_it_ends_though_another_process_holds_stderr_open():
+    copying = subprocess.Popen([sys.executable, "-I", relay.__file__, "host 1 of 2"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.write(copying.stdin.fileno(), b"step 1\n" + ERROR + b"\rtraining: 10%" + relay.END)
+    assert copying.stderr.read() == b"step 1\n" + ERROR + b"\rtraining: 10%" and copying.wait(60) == 0
+    copying.stdin.close()
