@@ -143,7 +143,7 @@ def _open_encoded(data: bytes, name: str) -> PIL.Image.Image:
     try:
         return PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.ID])
     except PIL.UnidentifiedImageError:
-        what = next((kind for kind, at, begins in _SIGNATURES if data[at:].startswith(begins)), None)
+        what = next((kind for kind, at, begins in _SIGNATURES if data.startswith(begins, at)), None)
         known = ", ".join(FORMATS)
         said = f"is {what}, which is not read; the formats that are: {known}" if what else f"in no format that is read ({known}), or damaged at its beginning"
         raise BadImage(f"{name}: {said}", "image in no known format") from None
