@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.faults import watch
 from benchmarks.faults.campaign import KILLED, OTHERS, STATE, Campaign, Outcome
-from benchmarks.faults.compare import same
+from benchmarks.faults.compare import files, same
 from benchmarks.faults.watch import Aim, Watched
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -170,6 +170,13 @@ def test_every_difference_is_found():
     for other in ({"a": np.float32([1, 3])}, {"a": np.float32([[1, 2]])}, {"a": np.int32([1, 2])}, {"b": b"y"}, {"c": 1}):
         assert same(one, one | other), other
     assert same(one, {"a": one["a"]}) and same({"a": np.float32([0.0])}, {"a": np.float32([-0.0])})
+
+
+def test_what_a_killed_process_left_unfinished_is_no_output(tmp_path):
+    for name in ("a/b.json", "a/b.json.0123456789ab.tmp", "c.partial/d", "e.tmp.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert files(tmp_path) == {"a/b.json": b"a/b.json", "e.tmp.json": b"e.tmp.json"}
 
 
 def test_readers_refuse_an_empty_folder_in_one_line(tmp_path):

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.faults.watch import UNFINISHED
+
 Contents = dict[str, Any]  # by name: arrays, bytes, or anything that can be compared
 
 
@@ -23,5 +25,6 @@ def same(ours: Contents, theirs: Contents) -> str:
 
 
 def files(folder: pathlib.Path) -> Contents:
-    """{relative name: bytes} of all files."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """{relative name: bytes} of all files, but for unfinished ones that a killed process has left, which nothing reads."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not any(map(UNFINISHED.search, name.split("/")))}
