@@ -8,7 +8,7 @@ from benchmarks.faults import commands
 from benchmarks.faults.campaign import Outcome, Round
 from benchmarks.faults.reference import Reference
 
-RECORDS = 1000  # a round
+RECORDS = 4000  # a round
 
 
 def hostile_round(round_: Round, reference: Reference, folder: pathlib.Path) -> Outcome:
