@@ -9,6 +9,8 @@ error where more records are broken than --max_bad_share, or none can be used. T
 
 import json
 import os
+import shlex
+import sys
 
 from absl import flags
 from etils import epath
@@ -65,9 +67,10 @@ def main() -> int:
     for flag in (WORKERS, PER_FILE):
         if flag.value < 1:
             raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
+    _check_out(OUT.value, path)
     filters = Filters(
         MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
-        URLS.value, NON_ASCII.value, read_words(files.read_bytes(WORDS.value).decode()) if WORDS.value else (),
+        URLS.value, NON_ASCII.value, _words(),
     )  # fmt: skip
     source = open_source(
         SourceConfig(
@@ -76,11 +79,32 @@ def main() -> int:
             max_growth=MAX_GROWTH.value, max_unpacked=MAX_UNPACKED.value,
         )  # fmt: skip
     )
-    job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value)
+    command = shlex.join(["python", "-m", "dreamjax.prepare", *(flag for flag in sys.argv[1:] if not flag.lstrip("-").startswith("overwrite"))])
+    job = writing.Job(source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value, command)
     facts = writing.write(job, WORKERS.value, OVERWRITE.value)
     print(writing.in_words(facts))
     print(json.dumps(facts))
     return 0
+
+
+def _check_out(out: str, source: str):
+    """Raises ConfigError where the output would lie among the source's files: it would be read as one of them, or --overwrite would remove them."""
+    if not out.isprintable():
+        raise ConfigError(f"--out: {out!r} is no name for a folder: it has characters that do not print, or is not UTF-8")
+    if "://" not in out and os.path.exists(out) and not os.path.isdir(out):
+        raise ConfigError(f"--out: {out} is a file; give a folder")
+    one = lambda path: path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
+    if one(out) in (one(source), one(os.path.dirname(source))):
+        raise ConfigError(f"--out: {out} is the folder of --source; give another one")
+
+
+def _words() -> tuple[str, ...]:
+    if not WORDS.value:
+        return ()
+    try:
+        return read_words(files.read_bytes(WORDS.value).decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--words: {WORDS.value} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _tokenizer() -> Tokenizer | None:

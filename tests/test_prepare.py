@@ -12,9 +12,11 @@ import pytest
 import PIL.Image
 from made_data import encoded, jpeg, pairs, told, write_jsonl, write_tar
 
+from dreamjax import prepare as prepare_command
 from dreamjax.config import SourceConfig
 from dreamjax.data import writing
 from dreamjax.data.sources import open_source
+from dreamjax.schema import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,7 +85,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["documents"] == 51 and facts["dropped"] == {"image in no known format": 9}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    contents = lambda folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+    contents = lambda folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name != writing.SETTINGS}  # which has the command
     assert contents("out") == contents("whole")
 
 
@@ -103,6 +105,21 @@ def test_what_is_wrong_ends_with_one_line(arguments, named, tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", [{"image": "/etc/passwd", "caption": "x"}])
     done = prepare(*(one.replace("PAIRS", f"{tmp_path}/pairs.jsonl").replace("OUT", f"{tmp_path}/out") for one in arguments))
     assert done.returncode == 2 and done.stderr.startswith("dreamjax.prepare: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("source", ["data", "data/", "data/a.tar", "data/*.tar", "link", "."])
+def test_the_output_is_no_folder_of_the_source(source, tmp_path, monkeypatch):
+    """Its files would be read as the source's, and --overwrite would remove those."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path / "data" if source == "." else tmp_path)
+    with pytest.raises(ConfigError, match="is the folder of --source; give another one"):
+        prepare_command._check_out(str(tmp_path / "data"), source)
+    prepare_command._check_out(str(tmp_path / "data" / "out"), source)
+    (tmp_path / "file").touch()
+    for out, reason in ((tmp_path / "file", "is a file; give a folder"), ("\udce9", "is no name for a folder")):
+        with pytest.raises(ConfigError, match=reason):
+            prepare_command._check_out(str(out), source)
 
 
 def test_a_command_that_only_converts_is_light():

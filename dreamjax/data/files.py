@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 import tempfile
 import typing
 from collections.abc import Iterator, Sequence
@@ -70,9 +71,12 @@ def expand_braces(path: str) -> list[str]:
 def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     """The files that a path means, in a fixed order: itself, what its braces and stars match, or a folder's files with one of the suffixes.
 
-    Files that are named, not matched, need not exist. Raises OSError where nothing matches.
+    Files that are named, not matched, need not exist; one that is there with braces or stars in its name is meant by them.
+    Raises OSError where nothing matches.
     """
-    files = list(itertools.chain.from_iterable(_matches(one, tuple(suffixes)) for one in expand_braces(os.fspath(path))))
+    path = os.fspath(path)
+    choices = [path] if not is_remote(path) and os.path.exists(path) else expand_braces(path)
+    files = list(itertools.chain.from_iterable(_matches(one, tuple(suffixes)) for one in choices))
     if not files:
         raise OSError(f"{path}: there is no such file, and no folder with files that end in {' or '.join(suffixes)}")
     return files
@@ -80,8 +84,8 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
 
 def _matches(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if not is_remote(path):
-        path = os.path.expanduser(path)
-        if glob.has_magic(path):
+        path = path if os.path.exists(path) else os.path.expanduser(path)
+        if glob.has_magic(path) and not os.path.exists(path):
             return sorted(glob.glob(path, recursive=True))
         if os.path.isdir(path):
             return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(suffixes) and entry.is_file())
@@ -96,10 +100,16 @@ def _matches(path: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def stamp(path: str) -> str:
-    """What changes when the file does: its size and time on disk, its size and version in a bucket. Raises Unreadable where it is missing."""
+    """What changes when the file does: its size and time on disk, its size and version in a bucket.
+
+    Raises Unreadable where it is missing, or is a folder, a pipe or a device, which would be read for ever.
+    """
     try:
         if not is_remote(path):
-            return _local_stamp(os.stat(path))
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise Unreadable(f"{path}: is a folder, a pipe or a device", "no regular file")
+            return _local_stamp(found)
         info = _filesystem(path).info(path)
     except FileNotFoundError:
         raise Unreadable(f"{path}: no such file", "file missing") from None
@@ -117,8 +127,8 @@ def is_file(path: str) -> bool:
     return _filesystem(path).isfile(path) if is_remote(path) else os.path.isfile(path)
 
 
-def _local_stamp(stat: os.stat_result) -> str:
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+def _local_stamp(facts: os.stat_result) -> str:
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ class Cache:
     max_growth: float = 200.0  # times a file's size; text and JSON reach 2 to 17, a tar of tiny members 73, an attack 1,000
     max_unpacked: float = 256.0  # GiB of one file
 
-    def limit(self, packed: int) -> int:
-        """The most bytes that so many may become."""
-        return int(min(self.max_unpacked * 2**30, max(UNCHECKED, self.max_growth * packed)))
+    def limit(self, packed: int, of: int = 1) -> int:
+        """The most bytes that so many may become, where `of` files share what is free."""
+        return int(min(self.max_unpacked * 2**30, max(UNCHECKED // of, self.max_growth * packed)))
 
     def check(self, path: str, packed: int, unpacked: int):
         """Raises Unreadable where it has become more."""
@@ -73,9 +73,9 @@ def unpacked(path: str, cache: Cache) -> tuple[str, str]:
     return target, kept["problem"]
 
 
-def unzip(data: bytes, name: str, cache: Cache) -> bytes:
-    """What gzip has packed, in memory. Raises Unreadable."""
-    most = min(MEMBER, cache.limit(len(data)))
+def unzip(data: bytes, name: str, cache: Cache, of: int = 1) -> bytes:
+    """What gzip has packed, in memory, one of `of` that are there together. Raises Unreadable."""
+    most = min(MEMBER, cache.limit(len(data), of))
     try:
         with gzip.open(io.BytesIO(data)) as file:
             found = file.read(most + 1)

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tqdm
@@ -18,17 +18,16 @@ from dreamjax import images
 from dreamjax.data import files, processes
 from dreamjax.data.filters import WANTED_OTHERWISE, Filters, keep
 from dreamjax.data.sources import BadRecord, Source
-from dreamjax.data.sources.array_record import LENGTHS, SUFFIX, WRITER_OPTIONS, encode
-from dreamjax.data.sources.records import Unusable, bad_record, parse_json
+from dreamjax.data.sources.array_record import DROPPED, LENGTHS, SETTINGS, SUFFIX, WRITER_OPTIONS, encode
+from dreamjax.data.sources.records import Unusable, bad_record, parse_json, require
 from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Slots, build_row
 from dreamjax.schema import ConfigError, RunStopped
 from dreamjax.tokenizer import Tokenizer
 
-SETTINGS = "prepare.json"
-DROPPED = "dropped.jsonl"
 NAMED = 3  # dropped records that a message names
 _OUR_NAME = re.compile(r"documents-\d+-of-\d+(\.array_record|\.json)(\..*)?")
+_OUR_REMAINS = re.compile(rf"(documents-\d+-of-\d+\.(array_record|json)|{'|'.join(map(re.escape, (SETTINGS, DROPPED, LENGTHS)))})\.[0-9a-f]+\.tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Job:
     template: str = "plain"
     per_file: int = 1000
     max_bad_share: float = 1.0  # of broken records, above which writing stops
+    command: str = ""  # that does it, for whoever finds it unfinished
 
     def __len__(self) -> int:
         """Files."""
@@ -70,9 +70,9 @@ def write(job: Job, workers: int, overwrite: bool = False) -> dict:
     _claim(job)
     there = set(files.names_in(job.out))
     for name in there:
-        if name.endswith(".tmp"):  # of a run that was killed
+        if _OUR_REMAINS.fullmatch(name):  # of a run that was killed
             files.remove(files.join(job.out, name))
-    missing = [number for number in range(len(job)) if os.path.basename(job.path(number)) + ".json" not in there]
+    missing = [number for number in range(len(job)) if not {os.path.basename(job.path(number)) + end for end in (SUFFIX, ".json")} <= there]
     done = sorted(set(range(len(job))) - set(missing))
     dropped = Dropped()
     dropped.add(job.source.skipped)
@@ -118,8 +118,8 @@ def _clear(folder: str):
     names = files.names_in(folder)
     if SETTINGS not in names and any(name.endswith(SUFFIX) for name in names):
         raise ConfigError(f"--overwrite: {folder} holds ArrayRecord files that are not of this command; give another folder")
-    ours = [name for name in names if _OUR_NAME.fullmatch(name) or name in (DROPPED, LENGTHS)]
-    for name in (*ours, SETTINGS):
+    ours = [name for name in names if _OUR_NAME.fullmatch(name) or name == LENGTHS]
+    for name in (DROPPED, *ours, SETTINGS):  # without the first it counts as unfinished
         files.remove(files.join(folder, name))
 
 
@@ -136,20 +136,32 @@ def _claim(job: Job):
     if any(name.endswith(SUFFIX) for name in files.names_in(job.out)):
         raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
     with files.atomic_file(path) as file:
-        file.write(json.dumps(settings, indent=1).encode())
+        file.write(json.dumps(settings | {"command": job.command}, indent=1).encode())
 
 
-def _json(path: str) -> dict:
-    """An object that this command has written."""
+def _json(path: str, check: Callable[[dict], None] = lambda content: None) -> dict:
+    """An object that this command has written; `check` raises Unusable where it is another one."""
     try:
-        return parse_json(files.read_bytes(path))
+        content = parse_json(files.read_bytes(path))
+        check(content)
+        return content
     except Unusable as error:
-        raise ConfigError(f"{path}: is damaged ({error.args[0]}); begin anew with --overwrite") from None
+        raise ConfigError(f"{path}: is damaged ({': '.join(error.args)}); begin anew with --overwrite") from None
 
 
 def _facts(job: Job, number: int) -> dict:
     """The statistics of one file."""
-    return _json(job.path(number) + ".json")
+    return _json(job.path(number) + ".json", _check_facts)
+
+
+def _check_facts(facts: dict):
+    for name in ("counts", "left_out"):
+        for key in require(facts, name, dict):
+            require(facts[name], key, int, f"{name}.")
+    for name, kind in (("dropped", str), ("lengths", int)):
+        for row in require(facts, name, list, of=list):
+            if len(require({name: row}, name, list, of=kind)) != 3:
+                raise Unusable("wrong type", f"{name} has {len(row)} entries in a row, not 3")
 
 
 def _records(job: Job, number: int) -> range:

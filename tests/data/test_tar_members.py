@@ -1,5 +1,6 @@
 """Headers of tars that lie, links, and tars behind each other: bounded time and memory, and never a caption without its picture."""
 
+import gzip
 import io
 import tarfile
 import tracemalloc
@@ -8,8 +9,10 @@ import pytest
 from made_data import jpeg, pairs, told, write_tar
 
 from dreamjax.config import SourceConfig
+from dreamjax.data import unpack
+from dreamjax.data.filters import Filters, keep
 from dreamjax.data.sources import open_source
-from dreamjax.data.sources.tar_members import BLOCK
+from dreamjax.data.sources.tar_members import BLOCK, walk
 
 END = bytes(2 * BLOCK)
 TERABYTE = b"\x80" + (2**40).to_bytes(11, "big")
@@ -202,3 +205,56 @@ def test_what_is_no_tar_behind_the_end_is_said(tmp_path, garbage):
 def test_one_block_of_zeros_is_no_end(read):
     assert read(PICTURE, bytes(BLOCK), TEXT) == ([[5, "caption x"], [1, "caption 1"]], [])
     assert read(TEXT, bytes(BLOCK), b"\x93" * BLOCK) == ([], ["tar damaged"])
+
+
+def test_times_in_the_headers_of_gnu_are_no_part_of_a_name(tmp_path):
+    """`tar --incremental` writes them where POSIX has the beginning of a long name; the picture would be parted from its caption."""
+    write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.txt", "x")])
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    for number, at in enumerate(at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"):
+        data[at + 257 : at + 265] = tarfile.GNU_MAGIC
+        data[at + 345 : at + 357] = b"1475267345%d\0" % number
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    (tmp_path / "a.tar").write_bytes(data)
+    source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"), cache=str(tmp_path / "cache")))
+    assert [told(document) for document in source] == [[1, "x"]] and not source.skipped
+
+
+def test_one_zero_block_before_each_member_takes_no_longer(tmp_path):
+    """The bytes read stay those of the file: each zero block may stand alone."""
+    folder = tarfile.TarInfo("d")
+    folder.type = tarfile.DIRTYPE
+
+    class Counted(io.BytesIO):
+        count = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.count += len(data)
+            return data
+
+    file = Counted((bytes(512) + folder.tobuf()) * 500 + bytes(1024))
+    assert list(walk(file)) == [] and file.count < 5 * len(file.getvalue())
+
+
+def test_a_record_of_many_packed_members_grows_no_more_than_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "UNCHECKED", 2**22)
+    grows = gzip.compress(jpeg(1) + bytes(2**21))
+    infos = [{"image_name": f"{i}.jpg", "matched_text_index": 0, "matched_sim": 0.3} for i in range(9)]
+    for name, count in (("few", 1), ("many", 9)):
+        packed = [(f"1.{i}.jpg.gz", grows) for i in range(count)]
+        write_tar(tmp_path / f"{name}.tar", [*packed, ("1.json", {"text_list": ["a"], "image_info": infos[:count]})])
+    left_out = {}
+    for name in ("few", "many"):
+        source = open_source(SourceConfig("webdataset", str(tmp_path / f"{name}.tar"), cache=str(tmp_path / "cache")))
+        left_out[name] = [error.reason for error in keep(source[0], Filters())[1]]
+    assert left_out == {"few": [], "many": ["unpacks to too much"] * 9}
+
+
+def test_garbage_behind_packed_tars_costs_no_record(tmp_path):
+    write_tar(tmp_path / "a.tar", pairs([1]))
+    whole = gzip.compress((tmp_path / "a.tar").read_bytes())
+    (tmp_path / "a.tgz").write_bytes(whole * 3 + b"garbage")
+    source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tgz"), cache=str(tmp_path / "cache")))
+    assert [told(document)[0] for document in source] == [1] * 3 and [bad.reason for bad in source.skipped] == ["data behind the end"]

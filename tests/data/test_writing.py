@@ -16,7 +16,7 @@ from made_data import encoded, jpeg, mmc4, pairs, picture, told, write_jsonl, wr
 from dreamjax.config import SourceConfig
 from dreamjax.data import writing
 from dreamjax.data.filters import Filters, keep, read_words
-from dreamjax.data.sources import BadRecord, open_source
+from dreamjax.data.sources import BadRecord, SourceError, open_source
 from dreamjax.data.sources.records import Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.images import BadImage
@@ -67,7 +67,8 @@ def test_interrupted_repeated_and_in_parallel(tmp_path):
     facts = writing.write(job("whole"), 1)
     with interrupted_at("7"):
         writing.write(job("stopped"), 1)
-    assert len(open_source(SourceConfig("array_record", str(tmp_path / "stopped")))) == 6
+    with pytest.raises(SourceError, match="stopped: is an unfinished set of documents, 2 of 4 files are there; run python -m .* again"):
+        open_source(SourceConfig("array_record", str(tmp_path / "stopped")))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("documents-*")}
     assert writing.write(job("stopped"), 1) | {"out": ""} == facts | {"out": ""}
     assert len(times) == 4 and all(path.stat().st_mtime_ns == time for path, time in times.items())
@@ -81,6 +82,37 @@ def test_interrupted_repeated_and_in_parallel(tmp_path):
     (tmp_path / "other" / "a.array_record").touch()
     with pytest.raises(ConfigError, match="something else"):
         writing.write(job("other"), 1)
+
+
+def test_an_unfinished_set_is_named_with_the_command_that_finishes_it(tmp_path):
+    """However it came to be: killed at any file or at the end, stopped for broken records, begun anew, or copied in part."""
+    write_tar(tmp_path / "a.tar", pairs(range(4)))
+    out, source = tmp_path / "out", open_source(SourceConfig("webdataset", str(tmp_path / "a.tar")))
+    job = writing.Job(source, str(out), per_file=1, command="python -m dreamjax.prepare --out=X")
+    opened = lambda path=out: open_source(SourceConfig("array_record", str(path)))
+    whole = writing.write(job, 1)
+    assert len(opened()) == 4
+    for name, there in ((writing.DROPPED, 4), ("documents-00001-of-00004.array_record", 3)):
+        for path in (out, out / "*.array_record", out / "documents-00000-of-00004.array_record") if name == writing.DROPPED else (out,):
+            (out / name).unlink(missing_ok=True)
+            with pytest.raises(SourceError, match=f"out: is an unfinished set .* {there} of 4 files .*; run python -m dreamjax.prepare --out=X again"):
+                opened(path)
+        assert writing.write(job, 1) == whole and len(opened()) == 4
+    (out / "documents-00003-of-00004.array_record").unlink()
+    (out / writing.SETTINGS).unlink()
+    with pytest.raises(SourceError, match="3 of 4 files are there; run python -m dreamjax.prepare with the same flags again"):
+        opened()
+    assert len(opened(out / "documents-0000[01]*.array_record")) == 2
+
+
+def test_files_of_others_stay(tmp_path):
+    """Such as an editor's, which may end as ours do; what a killed run left goes."""
+    write_tar(tmp_path / "a.tar", pairs(range(2)))
+    (tmp_path / "out").mkdir()
+    for name in ("mine.tmp", "documents-00000-of-00001.json.0123456789ab.tmp", "prepare.json.0123456789ab.tmp"):
+        (tmp_path / "out" / name).touch()
+    writing.write(writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "out")), 1)
+    assert [path.name for path in (tmp_path / "out").glob("*.tmp")] == ["mine.tmp"]
 
 
 def test_a_run_stops_where_too_much_is_broken(tmp_path):
@@ -125,6 +157,12 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
         with pytest.raises(ConfigError, match=f"{name}: is damaged .*; begin anew with --overwrite"):
             writing.write(job(), 1)
         writing.write(job(), 1, overwrite=True)
+    whole = json.loads((tmp_path / "out" / "documents-00000-of-00001.json").read_bytes())
+    for change in ({"counts": 5}, {"counts": {"documents": "1"}}, {"lengths": [[1, 2]]}, {"lengths": [7]}, {"dropped": [["a"]]}, {"dropped": None}, {"left_out": []}):
+        (tmp_path / "out" / "documents-00000-of-00001.json").write_text(json.dumps(whole | change))
+        with pytest.raises(ConfigError, match="documents-00000-of-00001.json: is damaged .*; begin anew with --overwrite"):
+            writing.write(job(), 1)
+    writing.write(job(), 1, overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.array_record").touch()
     with pytest.raises(ConfigError, match="--overwrite: .*other holds ArrayRecord files that are not of this command"):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterable
@@ -33,7 +34,10 @@ VERSION = 1
 SUFFIX = ".array_record"
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record at a time is read, and pictures are compressed already
 LENGTHS = "lengths.npy"
+SETTINGS = "prepare.json"  # of `prepare`, written first
+DROPPED = "dropped.jsonl"  # of `prepare`, written when all documents are
 _HEAD = struct.Struct("<I")
+_OF = re.compile(r"documents-\d+-of-(\d+)" + re.escape(SUFFIX))  # a file as `prepare` names it
 
 
 def encode(document: Document, key: str = "") -> bytes:
@@ -158,6 +162,8 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
+    for folder in sorted({os.path.dirname(name) for name in paths}):
+        _check_finished(folder, is_all=files.is_folder(path))
     cache = cache_folder(cache) if files.is_remote(path) else ""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         counted = list(pool.map(functools.partial(_count, cache=cache), paths))
@@ -169,6 +175,21 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
     instructions = [_WholeFile(local, 0, count, count) for _, local, count in whole]  # counted already
     ends = np.cumsum([count for _, _, count in whole])
     return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _, _ in whole), ends, f"array_record-{stamps}", skipped)
+
+
+def _check_finished(folder: str, is_all: bool):
+    """Raises SourceError where `prepare` was stopped in the folder or, of one that is read as a whole, where files of it are missing."""
+    names = files.names_in(folder)
+    of = [found for found in map(_OF.fullmatch, names) if found]
+    most = max((int(found[1]) for found in of), default=0)
+    if (SETTINGS not in names or DROPPED in names) and (len(of) >= most or not is_all):
+        return
+    try:
+        command = optional(parse_json(files.read_bytes(files.join(folder, SETTINGS))), "command", str, "")
+    except (Unusable, OSError):
+        command = ""
+    what = f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or copy what is missing"
+    raise SourceError(f"{folder}: is an unfinished set of documents, {len(of)} of {most} files are there; {what}")
 
 
 class _WholeFile(NamedTuple):
@@ -183,12 +204,16 @@ class _WholeFile(NamedTuple):
 def _count(path: str, cache: str) -> tuple[str, int] | BadRecord:
     """The file's name on this machine and how many records it has."""
     try:
-        if not files.exists(path):
-            return BadRecord(path, "file missing")
+        files.stamp(path)  # Unreadable where it is no file
+        path.encode()  # as the reader does
         local = files.fetched(path, cache)
         reader = array_record_module.ArrayRecordReader(local)
         count = reader.num_records()
         reader.close()
         return local, count
+    except files.Unreadable as error:
+        return BadRecord(path, error.reason)
+    except UnicodeEncodeError:
+        return BadRecord(path, "file cannot be read", "its name is not UTF-8; rename it")
     except (RuntimeError, OSError) as error:
         return BadRecord(path, "file damaged", str(error))

@@ -115,7 +115,7 @@ def _read_bounded(parquet: pyarrow.parquet.ParquetFile, group: int, column: str,
 
 
 def _open(file: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open() if files.is_remote(file) else file)
+    return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open() if files.is_remote(file) else os.path.abspath(file))  # else it takes "~" for the home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,5 +266,7 @@ def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...
             return (path, stamp, tuple(schema.names), tuple(field.name for field in schema if _is_read_at_once(field.type))), rows
     except files.Unreadable as error:
         return BadRecord(path, error.reason)
+    except UnicodeEncodeError:
+        return BadRecord(path, "file cannot be read", "its name is not UTF-8; rename it")
     except (pyarrow.ArrowException, OSError) as error:
         return BadRecord(path, "file damaged", str(error))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from dreamjax import images
 from dreamjax.data import files
-from dreamjax.data.index import Index, Scan, open_index
+from dreamjax.data.index import LONGEST, Index, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.unpack import Cache, unpacked
 from dreamjax.document import Document, Text
@@ -245,11 +245,16 @@ def scan_json(path: str, cache: Cache) -> Scan:
 
 
 def _scan_lines(file, scan: Scan, path: str):
-    at = 0
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            scan.add(str(number), [(at, len(line), "")])
-        at += len(line)
+    at, number = 0, 0
+    while piece := file.readline(CHUNK):
+        number, size, is_blank = number + 1, len(piece), not piece.strip()
+        while not piece.endswith(b"\n") and (piece := file.readline(CHUNK)):  # a line may be as long as the file
+            size, is_blank = size + len(piece), is_blank and not piece.strip()
+        if size > LONGEST and not is_blank:
+            scan.skipped.append((f"{path}:{number}", "record too large", f"{size:,d} bytes, a record may have {LONGEST:,d}"))
+        elif not is_blank:
+            scan.add(str(number), [(at, size, "")])
+        at += size
 
 
 def _scan_list(file, scan: Scan, path: str):
@@ -274,6 +279,10 @@ def _scan_list(file, scan: Scan, path: str):
             at = end
         elif not more:
             scan.skipped.append((f"{path}:{len(scan.ends)}", "bad JSON", f"at byte {before + at:,d}: it has no end; the rest of the file is left out"))
+            return
+        elif len(window) - at > LONGEST:
+            where = f"at byte {before + at:,d}: it has no end within {LONGEST:,d} bytes; the rest of the file is left out"
+            scan.skipped.append((f"{path}:{len(scan.ends)}", "record too large", where))
             return
         else:
             more_text = file.read(max(CHUNK, len(window) - at)).decode("latin-1")

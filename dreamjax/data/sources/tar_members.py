@@ -133,9 +133,12 @@ def _read(file: typing.BinaryIO, at: int, count: int, size: int, what: str) -> b
 def _header(file: typing.BinaryIO, at: int, size: int) -> tarfile.TarInfo:
     block = _read(file, at, BLOCK, size, f"the header at byte {at:,d}")
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except tarfile.HeaderError:
         raise Damaged(f"no header at byte {at:,d}") from None
+    if block[257:265] == tarfile.GNU_MAGIC and info.type != tarfile.DIRTYPE:
+        info.name = _text(block[:100].partition(b"\0")[0])  # GNU's headers have times where POSIX's have the beginning of a long name
+    return info
 
 
 def _extended(file: typing.BinaryIO, at: int, length: int, size: int) -> bytes:
@@ -171,11 +174,13 @@ def _behind_sparse_map(file: typing.BinaryIO, at: int, size: int) -> int:
 def _behind_zeros(file: typing.BinaryIO, at: int, size: int) -> int:
     """The first block from `at` on that is not all zeros; the file's size where there is none."""
     file.seek(at)
-    while chunk := file.read(2048 * BLOCK):
+    blocks = 1
+    while chunk := file.read(blocks * BLOCK):
         zeros = len(chunk) - len(chunk.lstrip(b"\0"))
         if zeros < len(chunk):
             return at + zeros // BLOCK * BLOCK
         at += zeros
+        blocks = min(2 * blocks, 2048)  # from one on, since each of many zero blocks may stand alone
     return size
 
 

@@ -115,10 +115,11 @@ class Unzipped:
 
     member: Member
     cache: Cache
+    of: int = 1  # packed members of the record, which share what any file may grow to: all of them lie in memory at once
 
     def read_bytes(self) -> bytes:
         """The bytes that were packed; raises files.Unreadable."""
-        return unzip(self.member.read_bytes(), str(self.member), self.cache)
+        return unzip(self.member.read_bytes(), str(self.member), self.cache, self.of)
 
     def __str__(self) -> str:
         return str(self.member)
@@ -126,7 +127,8 @@ class Unzipped:
 
 def _plain(members: dict[str, Member], cache: Cache) -> dict[str, Member | Unzipped]:
     """The members by what they hold, whether gzip has packed it or not."""
-    packed = {kind.removesuffix(".gz"): Unzipped(member, cache) for kind, member in members.items() if kind.endswith(".gz")}
+    kinds = [kind for kind in members if kind.endswith(".gz")]
+    packed = {kind.removesuffix(".gz"): Unzipped(members[kind], cache, len(kinds)) for kind in kinds}
     return packed | {kind: member for kind, member in members.items() if not kind.endswith(".gz")}
 
 
@@ -173,12 +175,12 @@ def scan_tar(path: str, cache: Cache) -> Scan:
     with files.opened(stored) as file:
         members, damage = _read_members(file)
     records = [(name, list(group)) for (_, name), group in itertools.groupby(filter(_is_of_record, members), _record_of)]
-    if problem or (damage and not isinstance(damage, BehindTheEnd)):
+    if damage and not isinstance(damage, BehindTheEnd):
         name, _ = records.pop() if records else ("", [])
         where = f" after {name}" if name else ""
         scan.skipped.append((path, "tar damaged", f"{problem or damage}{where}; that record and what follows it are left out"))
-    elif damage:
-        scan.skipped.append((path, "data behind the end", str(damage)))
+    elif problem or damage:  # behind a mark of the end: no record is cut
+        scan.skipped.append((path, "data behind the end", problem or str(damage)))
     places = places_of(members) if any(member.target for member in members) else {}
     for name, group in records:
         _add(scan, path, name, group, places)
