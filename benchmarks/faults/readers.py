@@ -96,8 +96,8 @@ CONTENTS = {PREPARE.name: files, EVALUATE.name: files, IMPORT.name: model_folder
 
 
 def documents(folder: pathlib.Path) -> Contents:
-    """Every document of a prepared set by its id: its texts and the bytes of its pictures."""
-    source = open_source(SourceConfig("array_record", str(folder)))
+    """Every document of a prepared set, finished or not, by its id: its texts and the bytes of its pictures."""
+    source = open_source(SourceConfig("array_record", str(folder / "*.array_record")))
     return {document.id: [part.text if isinstance(part, Text) else part.source for part in document.parts] for document in _usable(source)}
 
 

@@ -41,10 +41,10 @@ class Cache:
         """The most bytes that so many may become, where `of` files share what is free."""
         return int(min(self.max_unpacked * 2**30, max(UNCHECKED // of, self.max_growth * packed)))
 
-    def check(self, path: str, packed: int, unpacked: int):
+    def check(self, path: str, packed: int, unpacked: int, of: int = 1):
         """Raises Unreadable where it has become more."""
-        if unpacked > self.limit(packed):
-            message = f"{path}: {packed:,d} bytes unpack to more than {self.limit(packed):,d}; if they are meant to, raise max_growth ({self.max_growth:g} times) or "
+        if unpacked > self.limit(packed, of):
+            message = f"{path}: {packed:,d} bytes unpack to more than {self.limit(packed, of):,d}; if they are meant to, raise max_growth ({self.max_growth:g} times) or "
             raise files.Unreadable(f"{message}max_unpacked ({self.max_unpacked:g} GiB)", "unpacks to too much")
 
 
@@ -81,7 +81,7 @@ def unzip(data: bytes, name: str, cache: Cache, of: int = 1) -> bytes:
             found = file.read(most + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise files.Unreadable(f"{name}: gzip: {error}", "file damaged") from None
-    cache.check(name, len(data), len(found))
+    cache.check(name, len(data), len(found), of)
     if len(found) > MEMBER:
         raise files.Unreadable(f"{name}: {len(data):,d} bytes unpack to more than {MEMBER:,d}, which is the most of a member", "unpacks to too much")
     return found

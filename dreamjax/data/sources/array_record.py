@@ -162,8 +162,8 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
-    for folder in sorted({os.path.dirname(name) for name in paths}):
-        _check_finished(folder, is_all=files.is_folder(path))
+    if files.is_folder(path):
+        _check_finished(path)
     cache = cache_folder(cache) if files.is_remote(path) else ""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         counted = list(pool.map(functools.partial(_count, cache=cache), paths))
@@ -177,18 +177,18 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
     return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _, _ in whole), ends, f"array_record-{stamps}", skipped)
 
 
-def _check_finished(folder: str, is_all: bool):
-    """Raises SourceError where `prepare` was stopped in the folder or, of one that is read as a whole, where files of it are missing."""
+def _check_finished(folder: str):
+    """Raises SourceError where `prepare` was stopped in the folder, or files of it are missing: what is there would be taken for everything."""
     names = files.names_in(folder)
     of = [found for found in map(_OF.fullmatch, names) if found]
     most = max((int(found[1]) for found in of), default=0)
-    if (SETTINGS not in names or DROPPED in names) and (len(of) >= most or not is_all):
+    if (SETTINGS not in names or DROPPED in names) and len(of) >= most:
         return
     try:
         command = optional(parse_json(files.read_bytes(files.join(folder, SETTINGS))), "command", str, "")
     except (Unusable, OSError):
         command = ""
-    what = f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or copy what is missing"
+    what = f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or give {files.join(folder, '*' + SUFFIX)} to read those alone"
     raise SourceError(f"{folder}: is an unfinished set of documents, {len(of)} of {most} files are there; {what}")
 
 
