@@ -7,7 +7,7 @@
 
 A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a llama2.c
 .bin, or a name on the Hugging Face hub; several make one model, and what joins them is made afresh. Its layout is recognised
-from what it holds; .bin files of torch need torch (pip install 'dreamjax[convert]'). The last line of stdout is JSON.
+from what it holds; .bin files of torch need torch (pip install torch). The last line of stdout is JSON.
 
 verify needs torch, transformers and diffusers, and memory for the largest part: 14 GB for an LLM of 7 billion parameters in half
 precision. It ends with status 1 where a part gives other numbers than torch: by more than 1e-4 in float32 (norm of the difference over

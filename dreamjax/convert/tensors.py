@@ -189,7 +189,7 @@ def require_torch(file: pathlib.Path):
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{file}: is a torch pickle, and torch is not installed; pip install 'dreamjax[convert]', or use safetensors") from None
+        raise ConfigError(f"{file}: is a torch pickle, and torch is not installed; pip install torch, or use safetensors") from None
     return torch
 
 
