@@ -82,7 +82,7 @@ class DreamLLM:
         size. `watch` is called with the events of `interleave.run` on the way. Raises NotFinite, after the last one, where the
         model's numbers were not finite for some: its `made` has all documents.
         """
-        require_number("batch_size", batch_size, 0, MANY)
+        batch_size = require_number("batch_size", batch_size, 0, MANY)
         prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
         seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(range(len(prompts)) if seeds is None else seeds)]
         require(len(seeds) == len(prompts), "seeds", f"{len(seeds)} seeds for {len(prompts)} prompts")
@@ -99,9 +99,7 @@ class DreamLLM:
         Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). Raises NotFinite
         behind Finished, where `generate` does.
         """
-        require_seed("seed", seed)
-        require_number("every", every, 1, MANY)
-        require_number("preview_every", preview_every, 0, MANY)
+        seed, every, preview_every = require_seed("seed", seed), require_number("every", every, 1, MANY), require_number("preview_every", preview_every, 0, MANY)
         events = stream.stream(self.parts, self.params, self.tokenizer, as_prompt(content), seed, self.options(options), every, preview_every)
         return _checked(events, self)
 
@@ -117,8 +115,7 @@ class DreamLLM:
         """
         if not rank:
             return self.decode(self.text_to_latents(content, num_images, seed, **how))
-        require_number("num_images", num_images, 1, MANY)
-        require_number("candidates", candidates, 1, MANY)
+        num_images, candidates = require_number("num_images", num_images, 1, MANY), require_number("candidates", candidates, 1, MANY)
         score = score or ranking.clip_scorer(self.parts, self.params, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer))
         drawn = self.decode(self.text_to_latents(content, max(candidates, num_images), seed, **how))
         return ranking.marked(ranking.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
@@ -134,8 +131,7 @@ class DreamLLM:
         the present batch, as guessed so far, after every `preview_every` steps. `batch_size` pictures are drawn at once. Raises
         NotFinite, which has all latents in `made`, where some are not finite.
         """
-        require_number("num_images", num_images, 1, MANY)
-        require_number("batch_size", batch_size, 1, MANY)
+        num_images, batch_size = require_number("num_images", num_images, 1, MANY), require_number("batch_size", batch_size, 1, MANY)
         repeat = lambda documents: [document for document in documents for _ in range(num_images)]
         prompts, chosen = prompts_of(content), self.options(options)
         negatives = [] if negative is None else prompts_of(negative)
@@ -143,8 +139,7 @@ class DreamLLM:
         if negatives and len(negatives) != len(prompts):
             raise ConfigError(f"negative: {len(negatives)} negative prompts for {len(prompts)} prompts")
         prompts, negatives = repeat(prompts), repeat(negatives)
-        require_number("preview_every", preview_every, 1, MANY)
-        require_seed("seed", seed)
+        seed, preview_every = require_seed("seed", seed), require_number("preview_every", preview_every, 1, MANY)  # plain ints: sums of NumPy's own wrap around
         require(seed + len(prompts) - 1 <= MAX_SEED, "seed", f"{seed} leaves no seeds for {len(prompts)} pictures below 2^32")
         for name, given in (("latents", latents), ("step_noise", step_noise)):
             require(given is None or bool(np.isfinite(np.asarray(given, np.float32)).all()), name, "has numbers that are not finite")
@@ -162,8 +157,7 @@ class DreamLLM:
 
     def attention_maps(self, content, seed: int = 0, **options) -> attention_maps.Watched:
         """The picture that `text_to_image` draws after `content`, and where each dream query looked: `.maps`, `.save(FOLDER)`."""
-        require_seed("seed", seed)
-        chosen = self.options(options)
+        seed, chosen = require_seed("seed", seed), self.options(options)
         if self.parts.unet is not None:
             image.check(self.parts.config, chosen, 1)
         negatives = [] if chosen.negative is None else [chosen.negative]
@@ -174,8 +168,8 @@ class DreamLLM:
 
     def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
         """Latents [n, h, w, C] as pictures, `batch_size` at once. Raises NotFinite where a picture would be of NaN, which is black."""
-        drawn, sound = [], []
-        for start in range(0, len(latents), require_number("batch_size", batch_size, 1, MANY)):
+        drawn, sound, batch_size = [], [], require_number("batch_size", batch_size, 1, MANY)
+        for start in range(0, len(latents), batch_size):
             decoded = image.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size]))
             drawn += map(PIL.Image.fromarray, np.asarray(decoded.pictures))
             sound += np.asarray(decoded.finite).tolist()
@@ -188,7 +182,7 @@ class DreamLLM:
         A continuation is a text; after running text it usually begins with a space. White space at the prompt's end counts to
         it, as in lm-evaluation-harness: ("a ", "goat") is scored as ("a", " goat") is.
         """
-        require_number("batch_size", batch_size, 1, MANY)
+        batch_size = require_number("batch_size", batch_size, 1, MANY)
         pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
         for start in range(0, len(pairs), batch_size):
             found += scores.log_probabilities(self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template)

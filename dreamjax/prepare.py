@@ -113,7 +113,7 @@ def _tokenizer() -> Tokenizer | None:
     path = epath.Path(TOKENIZER.value)
     if not path.exists():
         raise ConfigError(f"--tokenizer: there is no {path}")
-    return Tokenizer.load(path) if path.is_dir() else Tokenizer.from_model(path.read_bytes())
+    return Tokenizer.load(path) if path.is_dir() else Tokenizer.from_model(path)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import re
 import sentencepiece
 
 from dreamjax import atomic
+from dreamjax.schema import ConfigError
 
 SPACE = "\u2581"  # what a space is in a piece
 PAD_TOKEN = "[PAD]"
@@ -59,9 +60,12 @@ class Tokenizer:
     def from_model(
         cls, model: bytes | str | os.PathLike, added: dict[str, int] | None = None, legacy: bool = True, pad_token: str = PAD_TOKEN
     ) -> "Tokenizer":
-        """From a sentencepiece model or its file. Without `added`, ADDED_TOKENS follow its pieces in their order."""
+        """From a sentencepiece model or its file. Without `added`, ADDED_TOKENS follow its pieces in their order. ConfigError where a file is none."""
         if not isinstance(model, bytes):
-            model = _path(model).read_bytes()
+            try:
+                return cls.from_model(_path(model).read_bytes(), added, legacy, pad_token)
+            except ValueError as error:
+                raise ConfigError(f"{model}: {error}") from None
         if added is None:
             added = _complete({}, _processor(model).get_piece_size(), ADDED_TOKENS)
         return cls(model, tuple(sorted(added.items(), key=lambda item: item[1])), legacy, pad_token)
@@ -71,7 +75,7 @@ class Tokenizer:
         """From a folder that `save` wrote, or one in the official release's layout.
 
         A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has, or nothing where it is `text_only`. Raises FileNotFoundError without a
-        tokenizer.model, ValueError where a file makes no sense.
+        tokenizer.model, ConfigError where a file makes no sense.
         """
         folder = _path(folder)
         if not (folder / MODEL_FILE).exists():
@@ -79,11 +83,10 @@ class Tokenizer:
         try:
             model = (folder / MODEL_FILE).read_bytes()
             if (folder / SPECIAL_FILE).exists():
-                special = _read_json(folder / SPECIAL_FILE)
-                return cls.from_model(model, special["added"], special["legacy"], special["pad"])
+                return cls.from_model(model, *_own_settings(_read_json(folder / SPECIAL_FILE)))
             return cls.from_model(model, *_official_settings(folder, _processor(model), text_only))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}") from error
+            raise ConfigError(f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}") from error
 
     def save(self, folder: str | os.PathLike):
         """Writes tokenizer.model and special_tokens.json."""
@@ -300,6 +303,16 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     if min(processor.bos_id(), processor.eos_id(), processor.unk_id()) < 0:
         raise ValueError(f"{MODEL_FILE}: lacks one of <s>, </s>, <unk>")
     return processor
+
+
+def _own_settings(values: dict) -> tuple[dict[str, int], bool, str]:
+    """(added tokens, legacy, pad token) of a special_tokens.json; ValueError where a value is of another type, which would only show in a row."""
+    added, legacy, pad = values["added"], values["legacy"], values["pad"]
+    if not isinstance(added, dict) or not all(type(i) is int and 0 <= i < NO_TOKEN for i in added.values()):
+        raise ValueError(f"{SPECIAL_FILE}: added: needs an id for each token, a whole number from 0 to {NO_TOKEN - 1}")
+    if not isinstance(legacy, bool) or not isinstance(pad, str):
+        raise ValueError(f"{SPECIAL_FILE}: needs true or false for legacy and a token for pad")
+    return added, legacy, pad
 
 
 def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor, text_only: bool) -> tuple[dict[str, int], bool, str]:

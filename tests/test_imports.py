@@ -23,7 +23,7 @@ ALLOWED = {
     "arguments": {"schema"},
     "atomic": set(), "paths": set(), "progress": set(), "schema": set(), "model_config": {"schema"}, "config": {"schema", "model_config"}, "images": set(),
     "lock": {"schema"},
-    "tokenizer": {"atomic"}, "document": {"atomic", "paths", "images"},
+    "tokenizer": {"atomic", "schema"}, "document": {"atomic", "paths", "images"},
     "templates": {"schema", "document"},
     "rows": {"config", "document", "templates", "tokenizer"},
     "rows_official": {"schema", "document", "rows", "templates", "tokenizer"},

@@ -190,6 +190,20 @@ def test_training_errors():
         train_tokenizer(["abc"], 100)
 
 
+@pytest.mark.parametrize("damage", [
+    {"added": []}, {"added": None}, {"added": {"<a>": 900.5}}, {"added": {"<a>": True}}, {"added": {"<a>": 2**31}}, {"added": {"<a>": "9"}}, {"legacy": "no"},
+    {"legacy": None}, {"pad": 5}, {"pad": []},
+])  # fmt: skip
+def test_special_tokens_of_other_types_are_named(tmp_path, shapes_tokenizer, damage):
+    shapes_tokenizer.save(tmp_path)
+    file = tmp_path / "special_tokens.json"
+    whole = json.loads(file.read_text())
+    changed = {key: whole[key] | value if key == "added" and isinstance(value, dict) else value for key, value in damage.items()}
+    file.write_text(json.dumps(whole | changed))
+    with pytest.raises(ConfigError, match=f"{tmp_path}: special_tokens.json: "):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "special_tokens.json"])
 @pytest.mark.parametrize("damage", [b"", b"hello", b"[1]", b"[" * 100_000, b"\0" * 500, b"\xff\xfe", b"{}"])
 def test_a_damaged_file_is_named(tmp_path, quickstart, shapes_tokenizer, name, damage):

@@ -15,6 +15,7 @@ from dreamjax.schema import ConfigError
 from dreamjax.tokenizer import MODEL_FILE, SPECIAL_FILE, Tokenizer
 
 MULTIPLES = (8, 16, 32, 64, 128, 256)  # to which vocabularies are padded
+DIGITS = 18  # of an id that stands there as a text
 NO_PAD = -1  # the pad_token_id of models without one
 
 
@@ -94,7 +95,7 @@ def listed(path: os.PathLike) -> dict[str, int]:
         found |= _entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
     file = path / "tokenizer_config.json"
     for number, entry in _object(_read(file).get("added_tokens_decoder"), file, "added_tokens_decoder").items():
-        found |= _entry(entry, int(number) if number.isdecimal() else number, file)
+        found |= _entry(entry, int(number) if number.isdecimal() and len(number) <= DIGITS else number, file)
     for name, number in _read(path / "added_tokens.json").items():
         found |= _entry(name, number, path / "added_tokens.json")
     return found

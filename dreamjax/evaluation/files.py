@@ -226,7 +226,9 @@ def _write_xlsx(path: epath.Path, rows: list[Sequence]) -> tuple[str, ...]:
 
 
 # What XML 1.0 has no character for, a carriage return (which XML reads as a line feed), and what looks like an escape itself.
-_UNWRITABLE = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
+# An underscore begins one also where it comes to stand before one.
+_NO_XML = "[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]"
+_UNWRITABLE = re.compile(f"{_NO_XML}|_(?=x[0-9A-Fa-f]{{4}}(?:_|{_NO_XML}))")
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
 
 

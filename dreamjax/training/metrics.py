@@ -108,7 +108,7 @@ def _line(text: bytes) -> dict | None:
     except (ValueError, RecursionError):
         return None
     is_one = isinstance(values, dict) and type(values.get("step")) is int and type(values.get("elapsed")) in (int, float)
-    return values if is_one and math.isfinite(values["elapsed"]) else None
+    return values if is_one and abs(values["elapsed"]) <= sys.float_info.max else None  # not isfinite, which fails on longer ints
 
 
 class Broken(Protocol):

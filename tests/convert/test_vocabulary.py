@@ -76,6 +76,11 @@ def test_an_added_token_without_a_row_is_refused(tmp_path, number, message):
         check(folder_of(tmp_path, added_tokens={"<a>": number}), PIECES)
 
 
+def test_an_id_of_thousands_of_digits_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="needs a name and an id from 0 on, not '<a>' and '999"):
+        vocabulary.listed(folder_of(tmp_path, tokenizer_config={"added_tokens_decoder": {"9" * 5000: {"content": "<a>"}}}))
+
+
 def test_a_token_right_behind_the_rows_gets_one_or_is_left_out(tmp_path):
     """As folders of Alpaca's kind have [PAD]."""
     assert check(folder_of(tmp_path, added_tokens={"[PAD]": PIECES}), PIECES) == ()

@@ -27,7 +27,7 @@ def test_tables(tmp_path, ending):
 
 ODD = [
     "=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "#N/A", "007", "TRUE", "\x00\x08\x1f", "\r",
-    "a\r\nb", " \t", "\ud800", "\ufffe\uffff", "_x0041_", "_x005F_x0041_", "__x0_",
+    "a\r\nb", " \t", "\ud800", "\ufffe\uffff", "_x0041_", "_x005F_x0041_", "__x0_", "_x0041\r_", "_x0041\0_x0042\ud800",
 ]  # fmt: skip
 TEXTS = st.text(st.characters(exclude_categories=()) | st.sampled_from("_x0F5\r\n\t\"=\x00\ud800"), max_size=12)
 

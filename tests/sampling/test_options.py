@@ -77,6 +77,9 @@ def test_seeds_that_count_up_stay_seeds():
     model = DreamLLM(dreamllm.build(PIXEL), {}, None)
     with pytest.raises(ConfigError, match="seed: 4294967295 leaves no seeds for 2 pictures"):
         model.text_to_image("a", 2, seed=2**32 - 1)
+    for last in (np.uint32(2**32 - 1), np.array(2**32 - 1, np.uint32)[()]):  # whose own sums wrap around
+        with pytest.raises(ConfigError, match="seed: 4294967295 leaves no seeds for 3 pictures"):
+            model.text_to_latents("a", np.uint8(3), seed=last)
     with pytest.raises(ConfigError, match="seeds: 1 seeds for 2 prompts"):
         model.generate_batch(["a", "b"], [0])
 

@@ -92,7 +92,7 @@ def line_of(step):
 DAMAGE = {
     "half": line_of(3)[:20], "nul": b"\0" * 40, "nul_before": b"\0\0" + line_of(3), "not_utf8": b"\xff\xfe{", "empty": b"", "no_object": b"[3]", "number": b"3",
     "no_step": b'{"elapsed": 1.0}', "no_elapsed": b'{"step": 3}', "other_types": b'{"step": "3", "elapsed": 1.0}', "nan": b'{"step": 3, "elapsed": NaN}',
-    "deep": b"[" * 100_000, "long": b"9" * 5000,
+    "huge": b'{"step": 3, "elapsed": 1' + b"0" * 400 + b"}", "deep": b"[" * 100_000, "long": b"9" * 5000,
 }  # fmt: skip
 
 
