@@ -31,7 +31,7 @@ VAE_FIXED = {
     "act_fn": ("silu",), "use_quant_conv": (True,), "use_post_quant_conv": (True,), "mid_block_add_attention": (True,), "shift_factor": (0, 0.0),
     "latents_mean": (), "latents_std": (),
 }  # fmt: skip
-SCHEDULE_FIXED = {"trained_betas": (), "rescale_betas_zero_snr": (False,), "thresholding": (False,)}
+SCHEDULE_FIXED = {"trained_betas": (), "rescale_betas_zero_snr": (False,), "thresholding": (False,), "use_flow_sigmas": (False,)}
 
 # What diffusers' classes take for keys that a file leaves out: what most of them do, and by class what differs. Classes of other
 # processes than this one (flow matching, EDM) are not among them. What a class has no key for is as if the file said nothing of it.

@@ -113,7 +113,7 @@ def _words(row: dict, keys: Sequence[str], what: str, where: str, otherwise: str
     value = next((row[key] for key in keys if row.get(key) is not None), otherwise)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:  # isfinite fails on longer ints
         raise SourceError(f"{where}: {shown(value)} is no {what}")
     return str(int(value) if isinstance(value, float) and what == "id" and value.is_integer() else value)  # tables know no whole numbers
 

@@ -36,8 +36,8 @@ class DreamJAX(TemplateLM):
 
     def __init__(self, model: str | os.PathLike | DreamLLM, batch_size: int | str = 8, which: str = "last", max_batch_size=None, device=None):
         super().__init__()
-        if not str(batch_size).isdecimal():
-            raise ConfigError(f"batch_size: {batch_size!r} is no number")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ConfigError(f"batch_size: {batch_size!r} is no number from 1 on")
         self.model = model if isinstance(model, DreamLLM) else DreamLLM.load(model, which)
         self.batch_size = int(batch_size)
         self.context = self.model.parts.config.llm.max_positions

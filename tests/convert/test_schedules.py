@@ -72,3 +72,10 @@ def test_null_is_false_where_diffusers_asks_if():
 def test_other_processes_are_refused_by_their_class(name):
     with pytest.raises(ConfigError, match=f"_class_name: '{name}' is not supported, which would change the numbers; 'DDIMScheduler' or"):
         ours(name, WHOLE)
+
+
+def test_sigmas_of_flow_matching_are_refused():
+    """Several classes take them in place of their betas, which the file still names."""
+    with pytest.raises(ConfigError, match="use_flow_sigmas: True is not supported"):
+        ours("EulerDiscreteScheduler", WHOLE | {"use_flow_sigmas": True})
+    assert ours("EulerDiscreteScheduler", WHOLE | {"use_flow_sigmas": False}) == ours("EulerDiscreteScheduler", WHOLE)

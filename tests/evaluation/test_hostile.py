@@ -13,7 +13,7 @@ from dreamjax.evaluation.files import write_table
 from dreamjax.evaluation.tasks import TASKS
 
 TEXTS = st.sampled_from(["A", "yes", "0", "red", "=1+1", "\x00", "\ud800", "", "_x0001_", "a\nb\tc\r", "9" * 5000, "x" * 40_000])
-ODD = st.sampled_from([None, True, 0, -1, 1e400, float("nan"), 10**30, 0.5, [], {}, ["A"], {"a": "A"}, "9" * 5000, "\ud800", "../../x.png", "http://127.0.0.1/x"])
+ODD = st.sampled_from([None, True, 0, -1, 1e400, float("nan"), 10**30, 10**400, 0.5, [], {}, ["A"], {"a": "A"}, "9" * 5000, "\ud800", "../../x.png", "http://127.0.0.1/x"])
 FIELDS = ("question_id", "prompt", "category", "text", "image", "score")
 CHANGES = st.dictionaries(st.sampled_from(FIELDS), ODD | TEXTS, max_size=2)
 OTHER = st.binary(max_size=40) | st.sampled_from(["[" * 100_000, '{"a":' * 100_000, '{"1": "a", "1": "b"}', "9" * 5000]) | ODD | st.dictionaries(TEXTS, ODD, max_size=2)
@@ -51,6 +51,17 @@ def valid(name, data):
         return [{"question_id": ranking.id, "prompt": "?", "text": "0"} for ranking in language.load(name, data)]
     asked = TASKS["coco" if name == "captions" else name].questions(data)
     return [{"question_id": question.id, "prompt": question.text, "category": question.category, "text": "yes", "score": 0.5} for question in asked]
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_numbers_of_hundreds_of_digits(name, field, data, no_java):
+    rows = valid(name, data / name)
+    path = written(data / "predictions.jsonl", [rows[0] | {field: 10**400}, *rows[1:]])
+    try:
+        TASKS[name].score(path, data / name)
+    except SourceError as error:
+        assert str(error).isprintable() and len(str(error)) < 1000
 
 
 @pytest.mark.parametrize("name", TASKS)

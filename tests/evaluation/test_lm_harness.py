@@ -103,3 +103,9 @@ def test_writing_until(harness):
     )
     assert found[0] == whole[: whole.index(stop)] and len(whole) > 5
     assert harness.model.generate("Once a red", max_tokens=8, max_images=0).text == whole
+
+
+@pytest.mark.parametrize("size", [0, "0", "auto", -1, None])
+def test_a_batch_of_nothing_is_refused(size):
+    with pytest.raises(ConfigError, match="batch_size: .* is no number from 1 on"):
+        DreamJAX("no such folder", batch_size=size)
