@@ -107,5 +107,7 @@ def test_writing_until(harness):
 
 @pytest.mark.parametrize("size", [0, "0", "auto", -1, None])
 def test_a_batch_of_nothing_is_refused(size):
+    from dreamjax.evaluation.lm_harness import DreamJAX
+
     with pytest.raises(ConfigError, match="batch_size: .* is no number from 1 on"):
         DreamJAX("no such folder", batch_size=size)
