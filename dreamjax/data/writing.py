@@ -81,7 +81,7 @@ def write(job: Job, workers: int, overwrite: bool = False) -> dict:
             dropped.add(BadRecord(*record) for record in _facts(job, number)["dropped"])
             if dropped.broken > job.max_bad_share * (len(job.source) + dropped.broken):  # as training counts them
                 share = f"{dropped.broken} of {len(job.source)} records are broken, more than --max_bad_share = {job.max_bad_share:.2%}"
-                raise RunStopped(f"{share}: {dropped.in_words()}; mend them and begin anew with --overwrite, or allow more")
+                raise RunStopped(f"{share}: {dropped.in_words()}; mend them and begin anew with --overwrite, or raise --max_bad_share")
             bar.update(len(_records(job, number)))
     facts = _collect(job)
     if not facts["documents"]:

@@ -289,6 +289,17 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None, verify:
     return read_params(folder, target, which, verify)
 
 
+@contextlib.contextmanager
+def _reading_another(workdir: epath.Path, step: int) -> Iterator[None]:
+    """Adds to what is said of a checkpoint that cannot be read which one is read without it."""
+    try:
+        yield
+    except ConfigError as error:
+        others = [str(other) for other in steps(workdir) if other != step]
+        advice = f"; once {checkpoint_path(workdir, step)} is moved out of {workdir / 'checkpoints'}, another one is read ({', '.join(others)})"
+        raise ConfigError(f"{error}{advice if others else ''}") from error
+
+
 def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: bool = True) -> dict:
     """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
     if (folder / "params").exists():
@@ -298,7 +309,8 @@ def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: b
     step, trained, kept = step_of(folder, which), {}, {}
     if trainable:
         keys = ("average" if config.optim.ema_decay else "trainable",)
-        trained = load_tree(checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None)
+        with _reading_another(folder, step):
+            trained = load_tree(checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None)
     if frozen:
         kept = load_tree(folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None)
     return optim.merge(trained, kept)

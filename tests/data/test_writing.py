@@ -124,7 +124,7 @@ def test_a_run_stops_where_too_much_is_broken(tmp_path):
     with pytest.raises(RunStopped, match=r"2 of 40 records are broken, more than --max_bad_share = 1.00%: 2 image missing; the first: .*a.jsonl:1: image missing"):
         writing.write(job("out", 0.01), 1)
     assert len(list((tmp_path / "out").glob("*.array_record"))) == 1
-    with pytest.raises(RunStopped, match="4 of 40 records.*begin anew with --overwrite, or allow more"):
+    with pytest.raises(RunStopped, match="4 of 40 records.*begin anew with --overwrite, or raise --max_bad_share"):
         writing.write(job("out", 0.09), 1)
     assert writing.write(job("out", 0.1), 1)["documents"] == 36
     assert writing.write(job("short", 0.1, filters=Filters(max_characters=1)), 1)["dropped"] == {"caption too long": 18, "image missing": 4}

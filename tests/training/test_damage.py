@@ -199,6 +199,15 @@ def test_checksums_can_be_left_out(run, copy):
     assert not same_bytes(checkpoint.load_params(copy, verify=False), checkpoint.load_params(run.folder))
 
 
+def test_what_is_read_without_a_damaged_checkpoint_is_named(run, copy):
+    change_one_bit(copy / "checkpoints" / "2" / "state", run.state._asdict(), "average/llm/norm/scale")
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.load_params(copy)
+    assert str(caught.value).endswith(f"; once {copy}/checkpoints/2 is moved out of {copy}/checkpoints, another one is read (1)")
+    (copy / "checkpoints" / "2").rename(copy / "2")
+    assert same_bytes(checkpoint.load_params(copy)["llm"]["norm"], run.first.average["llm"]["norm"])
+
+
 def test_a_checkpoint_from_before_checksums_loads(run, copy):
     for step in (1, 2):
         shutil.rmtree(copy / "checkpoints" / str(step) / "checksums")
