@@ -67,7 +67,7 @@ def main() -> int:
     for flag in (WORKERS, PER_FILE):
         if flag.value < 1:
             raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
-    _check_out(OUT.value, path)
+    writing.check_out(OUT.value, path)
     filters = Filters(
         MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
         URLS.value, NON_ASCII.value, _words(),
@@ -85,17 +85,6 @@ def main() -> int:
     print(writing.in_words(facts))
     print(json.dumps(facts))
     return 0
-
-
-def _check_out(out: str, source: str):
-    """Raises ConfigError where the output would lie among the source's files: it would be read as one of them, or --overwrite would remove them."""
-    if not out.isprintable():
-        raise ConfigError(f"--out: {out!r} is no name for a folder: it has characters that do not print, or is not UTF-8")
-    if "://" not in out and os.path.exists(out) and not os.path.isdir(out):
-        raise ConfigError(f"--out: {out} is a file; give a folder")
-    one = lambda path: path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
-    if one(out) in (one(source), one(os.path.dirname(source))):
-        raise ConfigError(f"--out: {out} is the folder of --source; give another one")
 
 
 def _words() -> tuple[str, ...]:

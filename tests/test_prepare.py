@@ -12,7 +12,6 @@ import pytest
 import PIL.Image
 from made_data import encoded, jpeg, pairs, told, write_jsonl, write_tar
 
-from dreamjax import prepare as prepare_command
 from dreamjax.config import SourceConfig
 from dreamjax.data import writing
 from dreamjax.data.sources import open_source
@@ -114,12 +113,12 @@ def test_the_output_is_no_folder_of_the_source(source, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("data")
     monkeypatch.chdir(tmp_path / "data" if source == "." else tmp_path)
     with pytest.raises(ConfigError, match="is the folder of --source; give another one"):
-        prepare_command._check_out(str(tmp_path / "data"), source)
-    prepare_command._check_out(str(tmp_path / "data" / "out"), source)
+        writing.check_out(str(tmp_path / "data"), source)
+    writing.check_out(str(tmp_path / "data" / "out"), source)
     (tmp_path / "file").touch()
     for out, reason in ((tmp_path / "file", "is a file; give a folder"), ("\udce9", "is no name for a folder")):
         with pytest.raises(ConfigError, match=reason):
-            prepare_command._check_out(str(out), source)
+            writing.check_out(str(out), source)
 
 
 def test_a_command_that_only_converts_is_light():

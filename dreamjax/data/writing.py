@@ -30,6 +30,17 @@ _OUR_NAME = re.compile(r"documents-\d+-of-\d+(\.array_record|\.json)(\..*)?")
 _OUR_REMAINS = re.compile(rf"(documents-\d+-of-\d+\.(array_record|json)|{'|'.join(map(re.escape, (SETTINGS, DROPPED, LENGTHS)))})\.[0-9a-f]+\.tmp")
 
 
+def check_out(out: str, source: str):
+    """Raises ConfigError where the output would lie among the source's files: it would be read as one of them, or --overwrite would remove them."""
+    if not out.isprintable():
+        raise ConfigError(f"--out: {out!r} is no name for a folder: it has characters that do not print, or is not UTF-8")
+    if "://" not in out and os.path.exists(out) and not os.path.isdir(out):
+        raise ConfigError(f"--out: {out} is a file; give a folder")
+    one = lambda path: path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
+    if one(out) in (one(source), one(os.path.dirname(source))):
+        raise ConfigError(f"--out: {out} is the folder of --source; give another one")
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What to write. `per_file` records of the source go to one file, in order."""
