@@ -203,7 +203,7 @@ def _kept(folder: str) -> Index | None:
             if file["stored"] != file["name"] and files.stamp(file["stored"]) != file["stamp"]:
                 raise ValueError(f"{file['stored']}, which was unpacked for it, has changed")
         return index
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(f"{folder}: the index is damaged ({gist(error)}); it is made anew", file=sys.stderr)
     aside = atomic.temporary_name(folder)
     with contextlib.suppress(FileNotFoundError):  # another process was first

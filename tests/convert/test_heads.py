@@ -78,6 +78,8 @@ def test_an_official_release_likewise(tmp_path):
     home = tied_folder(tmp_path, change=lambda _: dict(llm.llama(added=8).state_dict()))
     settings = json.loads((home / "config.json").read_text()) | {"model_type": "dreamllm", "plugins_init_kwargs": {}, "vocab_size": processor().get_piece_size() + 8}
     write_json(home / "config.json", settings)
+    names = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>", "<dream_start>", "<dream_end>", "<image>", "<dream>")
+    write_json(home / "added_tokens.json", {name: row for row, name in enumerate(names, processor().get_piece_size())})
     found = sources.read(home)
     assert found.format == "official" and not found.settings["llm"].tie_embeddings and found.notes == (DIFFERS,) and "llm/head/kernel" in found.leaves
 

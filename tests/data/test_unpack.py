@@ -180,6 +180,7 @@ DAMAGE = {
     "gone": lambda path, data: path.unlink(),
     "cut": lambda path, data: path.write_bytes(data[: len(data) // 2]),
     "a bit": lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 1])),
+    "nested": lambda path, data: path.write_bytes(b"[" * 100_000),
 }
 
 
