@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import glob
 import importlib.util
+import logging
 import os
 import socket
 import subprocess
@@ -254,6 +255,7 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
 def _leave_alone(status: int):
     """Ends this process, when Python does, without waiting for the others: they would not come."""
     if jax.distributed.is_initialized():
+        logging.disable()  # a save in the background fails on the way out, and would log stacks behind the line that says why
         atexit.register(_exit_now, status)
 
 

@@ -1,5 +1,6 @@
 """Where a process stands among its hosts, as flags and environment say it; and which groups of a batch are whose."""
 
+import logging
 import os
 import pathlib
 import subprocess
@@ -9,9 +10,10 @@ import jax
 import pytest
 from jax.sharding import NamedSharding
 
+from dreamjax import hosts
 from dreamjax.config import MeshConfig
 from dreamjax.hosts import Place, find_place, own_groups
-from dreamjax.schema import ConfigError
+from dreamjax.schema import ConfigError, RunStopped
 from dreamjax.sharding import ROWS, make_mesh
 
 PLAIN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
@@ -49,6 +51,21 @@ def test_who_takes_part(environ, flags, place):
 def test_what_is_wrong_is_named(environ, flags, named):
     with pytest.raises(ConfigError, match=named):
         find_place(environ, **flags)
+
+
+def test_what_background_threads_log_comes_not_behind_the_last_line(monkeypatch, caplog):
+    def main():
+        raise RuntimeError("Gloo all-reduce failed: Connection reset by peer")
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+    try:
+        with pytest.raises(RunStopped, match="host 0 of 1: lost another host"):
+            hosts.together(main)()
+        logging.getLogger("absl").error("cannot schedule new futures after shutdown")
+        assert not caplog.records
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_the_groups_of_a_host_are_those_on_its_devices():
