@@ -53,9 +53,12 @@ class DreamLLM:
         card = model_folder.read_card(folder)
         if card.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        if tokenizer.size > card.model.llm.vocab_size:  # their ids would read other rows
+            raise ConfigError(f"{folder / 'tokenizer'}: has {tokenizer.size} ids, and the LLM beside it {card.model.llm.vocab_size} rows: it is another model's")
         shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(card.model), mesh)
         params = checkpoint.load_params(folder, which, shardings, verify)
-        return cls(dreamllm.build(card.model), params, Tokenizer.load(folder / "tokenizer"), card.template, _ranking_tokenizer(folder))
+        return cls(dreamllm.build(card.model), params, tokenizer, card.template, _ranking_tokenizer(folder))
 
     @classmethod
     def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":

@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import multihost
 
 from dreamjax import cli, relay
-from dreamjax.schema import ConfigError, RunStopped
+from dreamjax.schema import ConfigError, RunStopped, gist
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address HOST:PORT of host 0, where a run of several hosts is not found by itself.")
 HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts (processes) of the run, with --coordinator.")
@@ -125,9 +125,9 @@ def join():
     except (ValueError, OSError) as error:
         if place.cluster is not None:
             raise ConfigError(f"hosts: {error}") from None
-        print(f"this machine has TPU chips and says of no other hosts ({_first_line(error)}): it runs by itself", file=sys.stderr)
+        print(f"this machine has TPU chips and says of no other hosts ({gist(error)}): it runs by itself", file=sys.stderr)
     except RuntimeError as error:
-        raise RunStopped(f"{who}: did not find the others{where} ({_first_line(error)}); does each of them run?") from None
+        raise RunStopped(f"{who}: did not find the others{where} ({gist(error)}); does each of them run?") from None
 
 
 def _reach(address: str, who: str):
@@ -179,10 +179,6 @@ def _relay_stderr(who: str):
 
     _at_exit.append(finish)
     atexit.register(finish)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -246,7 +242,7 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
             if not lost:
                 raise
             raise RunStopped(
-                f"host {jax.process_index()} of {jax.process_count()}: {relay.LOST}, or cannot reach it ({_first_line(error)}); {relay.ADVICE}"
+                f"host {jax.process_index()} of {jax.process_count()}: {relay.LOST}, or cannot reach it ({gist(error)}); {relay.ADVICE}"
             ) from None
 
     return run

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 from small_model import LATENT, boosted, parameters
 
 from dreamjax.api import DreamLLM, prompts_of
@@ -13,6 +14,7 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
 from dreamjax.sampling import ranking
 from dreamjax.schema import ConfigError
+from dreamjax.training import model_folder
 
 FAST = {"num_steps": 2, "guidance_scale": 2.0}
 
@@ -24,6 +26,13 @@ def model(shapes_tokenizer) -> DreamLLM:
     config = dataclasses.replace(LATENT, llm=llm)
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
     return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+
+
+def test_a_tokenizer_of_more_ids_than_rows_is_another_models(shapes_tokenizer, tmp_path):
+    model_folder.write_card(epath.Path(tmp_path), model_folder.ModelCard(LATENT))
+    shapes_tokenizer.save(tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=rf"tokenizer: has {shapes_tokenizer.size} ids, and the LLM beside it {LATENT.llm.vocab_size} rows"):
+        DreamLLM.load(tmp_path)
 
 
 def test_one_prompt_or_several():

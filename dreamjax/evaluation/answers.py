@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.files import printable, read_json, read_table, shown, without_repeats
+from dreamjax.evaluation.files import shown_name, read_json, read_table, shown, without_repeats
 
 ID_KEYS = ("question_id", "questionId", "index", "image_id", "image", "id")
 TEXT_KEYS = ("text", "prediction", "caption", "answer")  # before `answer`, which tables of MMBench use for the right one
@@ -93,7 +93,7 @@ def rows_of(content: list | dict) -> list[tuple[str, dict]]:
         content = [content]
     if isinstance(content, dict):
         rows = ((key, value if isinstance(value, dict) else {"text": value}) for key, value in content.items())
-        return [(f"key {printable(key)}", {"question_id": key, **row}) for key, row in rows]
+        return [(f"key {shown_name(key)}", {"question_id": key, **row}) for key, row in rows]
     return [(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
@@ -188,4 +188,4 @@ def percent_by(groups: Mapping[Hashable, float], group_of: Callable[[Hashable], 
 
 
 def _named(key: Hashable) -> str:
-    return "question " + printable(" ".join(str(part) for part in key) if isinstance(key, tuple) else str(key))
+    return "question " + shown_name(" ".join(str(part) for part in key) if isinstance(key, tuple) else str(key))

@@ -48,7 +48,7 @@ def expected_form(path: epath.PathLike, what: str) -> Iterator[None]:
     except SourceError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RecursionError) as error:
-        raise SourceError(f"{path}: is no {what} ({type(error).__name__}: {printable(str(error), 300)})") from None
+        raise SourceError(f"{path}: is no {what} ({type(error).__name__}: {shown_name(str(error), 300)})") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def without_repeats(pairs: list) -> dict:
 
 
 def shown(value, most: int = 80) -> str:
-    """A value as a message shows it: in one line, printable, not long."""
+    """A value as a message shows it: in one line, shown_name, not long."""
     try:
         words = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits
@@ -132,7 +132,7 @@ def shown(value, most: int = 80) -> str:
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
 
-def printable(text: str, most: int = 80) -> str:
+def shown_name(text: str, most: int = 80) -> str:
     """A name as a message has it: as it is, or `shown` where it is long or cannot be printed."""
     return text if text.isprintable() and len(text) <= most else shown(text, most)
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation.answers import Answer, Score, first, match, percent, percent_by, read_answers
-from dreamjax.evaluation.files import printable, read_text, shown
+from dreamjax.evaluation.files import shown_name, read_text, shown
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -73,10 +73,10 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
         raise SourceError(f"{root}: holds neither CATEGORY.txt nor CATEGORY/*.txt of MME, such as existence.txt")
     for question in questions:
         if question.answer not in ("yes", "no"):
-            raise SourceError(f"{root}: {question.category}, {printable(question.picture)}: the answer {shown(question.answer)} is neither Yes nor No")
+            raise SourceError(f"{root}: {question.category}, {shown_name(question.picture)}: the answer {shown(question.answer)} is neither Yes nor No")
     for (category, picture), asked in collections.Counter(question.key[:2] for question in questions).items():
         if asked % 2:
-            raise SourceError(f"{root}: {category}, {printable(picture)}: has {asked} questions; they come in pairs")
+            raise SourceError(f"{root}: {category}, {shown_name(picture)}: has {asked} questions; they come in pairs")
     return first(questions, count and count + count % 2, lambda question: question.category)
 
 

@@ -28,7 +28,7 @@ from dreamjax.data.sources.records import Folder, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import features, runner, study_page
 from dreamjax.evaluation.answers import Score, first, percent
-from dreamjax.evaluation.files import expected_form, find_file, printable, read_json, shown as in_message, without_repeats
+from dreamjax.evaluation.files import expected_form, find_file, shown_name, read_json, shown as in_message, without_repeats
 from dreamjax.evaluation.features import Extractor, Towers
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
@@ -234,7 +234,7 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
             raise SourceError(f"{file}: is of judge {in_message(judge)}, whose file was counted already")
         strange = [code for code in said if code not in key]
         if strange:
-            raise SourceError(f"{file}: judges document {printable(strange[0])}, which {data} does not have: is it of another kit?")
+            raise SourceError(f"{file}: judges document {shown_name(strange[0])}, which {data} does not have: is it of another kit?")
         by_judge[judge] = said
     votes = collections.defaultdict(list)
     for said in by_judge.values():
