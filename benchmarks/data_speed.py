@@ -1,9 +1,11 @@
-"""How fast documents become rows, beside the webdataset package: nice -n 19 python benchmarks/data_speed.py [--pairs=N] [--records=N]
+"""How fast documents become rows, beside the webdataset package: nice -n 19 python benchmarks/data_speed.py [--pairs=N]
+[--records=N]
 
-On one core and in one process, from the same pictures: each path reads a pair, decodes the JPEG and resizes it for the encoder
-(224) and the decoder (512); the paths of DreamJAX read in random order and make the token row as well, while webdataset reads
-in the order of the tar and leaves the caption a string. Rounds alternate, and the best of each path counts. Then the time to
-index a tar and the memory while its records are read once each. Prints one table, and JSON on the last line.
+On one core and in one process, from the same pictures: each path reads a pair, decodes the JPEG and resizes it for the
+encoder (224) and the decoder (512); the paths of DreamJAX read in random order and make the token row as well, while
+webdataset reads in the order of the tar and leaves the caption a string. Rounds alternate, and the best of each path
+counts. Then the time to index a tar and the memory while its records are read once each. Prints one table, and JSON on
+the last line.
 """
 
 import argparse
@@ -32,16 +34,22 @@ from dreamjax.data.filters import Filters  # noqa: E402
 from dreamjax.data.sources import Source, open_source  # noqa: E402
 from dreamjax.document import Image  # noqa: E402
 from dreamjax.rows import Slots, build_row  # noqa: E402
-from dreamjax.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
+from dreamjax.tokenizer import Tokenizer  # noqa: E402
+from dreamjax.tokenizer_training import train_tokenizer  # noqa: E402
 
 ENCODER, DECODER = 224, 512
 SLOTS = Slots(64, 256)
-WORDS = "a photo of the red green blue small large cat dog house river boat child with under near on some old new bright dark".split()
+WORDS = (
+    "a photo of the red green blue small large cat dog house river boat child with under near on some old "
+    "new bright dark".split()
+)
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> bytes:
     """A JPEG with as many bytes per pixel as a photograph has: coarse and fine noise over each other."""
-    coarse = PIL.Image.fromarray(rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    coarse = PIL.Image.fromarray(rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)).resize(
+        (width, height), PIL.Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
     file = io.BytesIO()
     PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
@@ -54,7 +62,11 @@ def write_tar(path: pathlib.Path, count: int, photographs: list[bytes]):
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             caption = " ".join(rng.choice(WORDS, 12))
-            for kind, data in (("jpg", photographs[number % len(photographs)]), ("json", json.dumps({"caption": caption}).encode()), ("txt", caption.encode())):
+            for kind, data in (
+                ("jpg", photographs[number % len(photographs)]),
+                ("json", json.dumps({"caption": caption}).encode()),
+                ("txt", caption.encode()),
+            ):
                 info = tarfile.TarInfo(f"{number:09d}.{kind}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -65,7 +77,9 @@ def write_tar(path: pathlib.Path, count: int, photographs: list[bytes]):
 
 
 def with_webdataset(path: pathlib.Path) -> Iterator:
-    pipeline = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "txt")
+    pipeline = (
+        webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "txt")
+    )
     for image, caption in pipeline:
         yield images.for_encoder(image, ENCODER), images.for_decoder(image, DECODER), caption
 
@@ -101,7 +115,10 @@ def own_memory() -> float:
 
 
 def index_and_memory(folder: pathlib.Path, records: int, tokenizer: Tokenizer) -> dict:
-    """Of a tar with small pictures: seconds to index it, and memory while every record becomes a row once, in random order."""
+    """Of a tar with small pictures.
+
+    Seconds to index it, and memory while every record becomes a row once, in random order.
+    """
     write_tar(folder / "many.tar", records, [picture(np.random.default_rng(0), 64, 64)])
     start, wall = time.process_time(), time.perf_counter()
     source = open_source(SourceConfig("webdataset", str(folder / "many.tar"), cache=str(folder / "many")))
@@ -111,7 +128,11 @@ def index_and_memory(folder: pathlib.Path, records: int, tokenizer: Tokenizer) -
         if done % (records // 10) == 0:
             memory.append(round(own_memory(), 1))
     per = 100_000 / records
-    return {"index_cpu_seconds_per_100k": round(seconds[0] * per, 2), "index_seconds_per_100k": round(seconds[1] * per, 2), "memory_mib_by_tenths": memory}
+    return {
+        "index_cpu_seconds_per_100k": round(seconds[0] * per, 2),
+        "index_seconds_per_100k": round(seconds[1] * per, 2),
+        "memory_mib_by_tenths": memory,
+    }
 
 
 def with_rows(source: Source, tokenizer: Tokenizer) -> Iterator:
@@ -123,9 +144,13 @@ def with_rows(source: Source, tokenizer: Tokenizer) -> Iterator:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=400, help="pairs of the timed paths")
-    parser.add_argument("--width", type=int, default=768, help="pixels of their pictures; the height is three quarters of it")
+    parser.add_argument(
+        "--width", type=int, default=768, help="pixels of their pictures; the height is three quarters of it"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--records", type=int, default=100_000, help="records of the tar that is indexed and read for memory")
+    parser.add_argument(
+        "--records", type=int, default=100_000, help="records of the tar that is indexed and read for memory"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -145,22 +170,37 @@ def main():
         times = best_times(paths, args.rounds)
         facts = {"documents_per_second": {name: round(args.pairs / seconds, 1) for name, seconds in times.items()}}
         facts |= index_and_memory(folder, args.records, tokenizer)
-    facts |= {"date": str(datetime.date.today()), "python": platform.python_version(), "cpu": cpu(), "pairs": args.pairs, "records": args.records}
-    facts["jpeg"] = f"{args.width} x {args.width * 3 // 4}, {np.mean([len(data) for data in photographs]) / 1024:.0f} KiB"
+    facts |= {
+        "date": str(datetime.date.today()),
+        "python": platform.python_version(),
+        "cpu": cpu(),
+        "pairs": args.pairs,
+        "records": args.records,
+    }
+    facts["jpeg"] = (
+        f"{args.width} x {args.width * 3 // 4}, {np.mean([len(data) for data in photographs]) / 1024:.0f} KiB"
+    )
     print(f"{args.pairs} pairs, {facts['jpeg']}; one core of {facts['cpu']}, {facts['date']}")
     print(f"{'path':16s} {'documents/s':>12s} {'images/s':>12s} {'of webdataset':>14s}")
     for name, speed in facts["documents_per_second"].items():
         print(f"{name:16s} {speed:12.1f} {2 * speed:12.1f} {speed / facts['documents_per_second']['webdataset']:14.2f}")
     print(f"index            {facts['index_cpu_seconds_per_100k']:.2f} s CPU per 100,000 records of three members")
     memory = facts["memory_mib_by_tenths"]
-    print(f"memory           {memory[0]:.1f} MiB after a tenth of {args.records:,d} records, {memory[-1]:.1f} MiB after all")
+    print(
+        f"memory           {memory[0]:.1f} MiB after a tenth of {args.records:,d} records, "
+        f"{memory[-1]:.1f} MiB after all"
+    )
     print(json.dumps(facts))
 
 
 def cpu() -> str:
     """The processor's name."""
     info = pathlib.Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{(names or [platform.processor() or 'an unknown processor'])[0]} ({os.cpu_count()} cores)"
 
 

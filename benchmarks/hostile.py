@@ -1,10 +1,11 @@
 """Hostile inputs for every reader: python -m benchmarks.hostile [--seed=0] [--count=1000] [--minutes=0] [--only=TEXT]
 
-Makes small valid inputs hostile, by known attacks and by mutation from a seed (benchmarks/attacks), and reads them as a run
-would: each record is opened, its pictures are read, and the document is written as `prepare` writes it. Counted are records
-that were refused with a name and a reason, crashes (any other exception, more than 20 s of CPU time or 3 GiB, or a valid
-record beside hostile ones that was not read), and escapes: a byte from outside the given folders in a document. What went
-wrong is printed with the --seed and --round that repeat it. The last line of stdout is JSON; ends with 1 where anything went wrong.
+Makes small valid inputs hostile, by known attacks and by mutation from a seed (benchmarks/attacks), and reads them as a
+run would: each record is opened, its pictures are read, and the document is written as `prepare` writes it. Counted are
+records that were refused with a name and a reason, crashes (any other exception, more than 20 s of CPU time or 3 GiB,
+or a valid record beside hostile ones that was not read), and escapes: a byte from outside the given folders in a
+document. What went wrong is printed with the --seed and --round that repeat it. The last line of stdout is JSON; ends
+with 1 where anything went wrong.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from collections.abc import Iterator
 from benchmarks.attacks import archives, json_records, models, tables
 from benchmarks.attacks.case import Case
 from benchmarks.attacks.world import CANARY, CANARY_COLOUR, World, make_world
-
 from dreamjax import images
 from dreamjax.cli import MENDABLE
 from dreamjax.data.filters import Filters, keep
@@ -71,11 +71,19 @@ class Counts:
 
     def to_json(self) -> dict:
         """The last line."""
-        return {"hostile_records": self.hostile_records, "refused": self.refused.total(), "crashes": len(self.crashes), "escapes": len(self.escapes)}
+        return {
+            "hostile_records": self.hostile_records,
+            "refused": self.refused.total(),
+            "crashes": len(self.crashes),
+            "escapes": len(self.escapes),
+        }
 
 
 def run(seed: int, count: int, minutes: float = 0, only: str = "", first: int = 0, last: int | None = None) -> Counts:
-    """Reads hostile inputs until `count` records were read or `minutes` have passed (0: no limit), the rounds from `first` on."""
+    """Reads hostile inputs until `count` records were read or `minutes` have passed (0.
+
+    No limit), the rounds from `first` on.
+    """
     counts, until = Counts(), time.monotonic() + 60 * minutes if minutes else float("inf")
     with tempfile.TemporaryDirectory(prefix="hostile-") as root:
         world, number = make_world(pathlib.Path(root)), first
@@ -89,7 +97,9 @@ def one_round(world: World, seed: int, number: int, only: str, counts: Counts):
     """Makes one input and reads it."""
     rng = random.Random(f"{seed}-{number}")
     world.clear()
-    make = [maker for maker in MAKERS if only in f"{maker.__module__}.{maker.__name__}"][number % sum(only in f"{m.__module__}.{m.__name__}" for m in MAKERS)]
+    make = [maker for maker in MAKERS if only in f"{maker.__module__}.{maker.__name__}"][
+        number % sum(only in f"{m.__module__}.{m.__name__}" for m in MAKERS)
+    ]
     case = make(rng, world)
     where = f"{case.name} (--seed={seed} --round={number}{f' --only={only}' if only else ''})"
     before = counts.hostile_records
@@ -110,7 +120,9 @@ def _read_source(case: Case, counts: Counts, where: str):
         counts.refused[record.reason] += 1
         _check_message(record, counts, where)
     survivors = {number % len(source) for number in case.survivors}
-    for number in range(len(source)) if len(source) <= MOST else (*range(MOST // 2), *range(len(source) - MOST // 2, len(source))):
+    for number in (
+        range(len(source)) if len(source) <= MOST else (*range(MOST // 2), *range(len(source) - MOST // 2, len(source)))
+    ):
         counts.hostile_records += 1
         try:
             source.key(number)
@@ -178,7 +190,7 @@ def limited() -> Iterator[None]:
             signal.setitimer(timer, seconds)
         yield
     finally:
-        for (timer, name, _), handler in zip(timers, handlers):
+        for (timer, name, _), handler in zip(timers, handlers, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(name, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -187,7 +199,9 @@ def limited() -> Iterator[None]:
 def _gist(error: BaseException) -> str:
     """The error, and the last place in the package that it came through."""
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if "/dreamjax/" in frame.filename]
-    where = f" at {places[-1].filename.rpartition('/dreamjax/')[2]}:{places[-1].lineno} {places[-1].name}" if places else ""
+    where = (
+        f" at {places[-1].filename.rpartition('/dreamjax/')[2]}:{places[-1].lineno} {places[-1].name}" if places else ""
+    )
     return f"{type(error).__name__}: {ascii(' '.join(str(error).split())[:200])}{where}"
 
 

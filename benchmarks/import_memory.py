@@ -1,9 +1,11 @@
-"""How much memory an import takes, and loading it onto a mesh: python -m benchmarks.import_memory [--gigabytes=6] [--folder=DIR]
+"""How much memory an import takes, and loading it onto a mesh: python -m benchmarks.import_memory [--gigabytes=6]
+[--folder=DIR]
 
-Writes a LLaMA of noise in bfloat16, in shards of about 2 GB, imports it by the real command and samples the anonymous memory
-of that process (pages of mapped files may leave at any time and do not count). The limit is two of the largest stacked
-parameter and 2 GiB. Then loads the result onto a mesh of eight fake CPU devices, whose memory is the host's: beside the
-parameters there is room for as little again. --load=False leaves that out, since loaded parameters are float32.
+Writes a LLaMA of noise in bfloat16, in shards of about 2 GB, imports it by the real command and samples the anonymous
+memory of that process (pages of mapped files may leave at any time and do not count). The limit is two of the largest
+stacked parameter and 2 GiB. Then loads the result onto a mesh of eight fake CPU devices, whose memory is the host's:
+beside the parameters there is room for as little again. --load=False leaves that out, since loaded parameters are
+float32.
 """
 
 import datetime
@@ -26,10 +28,15 @@ from dreamjax.config import LlamaConfig, ModelConfig
 from dreamjax.convert import assemble, llama
 from dreamjax.convert.names import names_of, their_shape
 from dreamjax.convert.tables import of
-from dreamjax.tokenizer import Tokenizer, train_tokenizer
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 6.0, "Size of the checkpoint in bfloat16, in 10^9 bytes.", lower_bound=0.1)
-FOLDER = flags.DEFINE_string("folder", None, "Where checkpoint and model are written, and removed again; a temporary folder where it is left out.")
+FOLDER = flags.DEFINE_string(
+    "folder",
+    None,
+    "Where checkpoint and model are written, and removed again; a temporary folder where it is left out.",
+)
 LOAD = flags.DEFINE_bool("load", True, "Also load the model onto a mesh.")
 
 GIB = 2**30
@@ -58,7 +65,14 @@ def llama_of(gigabytes: float) -> LlamaConfig:
     """A LLaMA of about that many 10^9 bytes in bfloat16: as wide as 32 layers of it can be."""
     # A layer has 4 D^2 + 3 D 8/3 D = 12 D^2 parameters.
     width = max(round((gigabytes * 1e9 / 2 / (32 * 12)) ** 0.5 / 128), 1) * 128
-    return LlamaConfig(vocab_size=2000, width=width, layers=32, heads=width // 128, kv_heads=width // 128, ffn_width=width * 8 // 3 // 128 * 128)
+    return LlamaConfig(
+        vocab_size=2000,
+        width=width,
+        layers=32,
+        heads=width // 128,
+        kv_heads=width // 128,
+        ffn_width=width * 8 // 3 // 128 * 128,
+    )
 
 
 def generate(folder: pathlib.Path, config: LlamaConfig, shard_bytes: int = SHARD_BYTES):
@@ -70,11 +84,15 @@ def generate(folder: pathlib.Path, config: LlamaConfig, shard_bytes: int = SHARD
         one = shape[1:] if "{i}" in table.names[path] else shape
         wanted |= {name: their_shape(path, one) for name in names_of(table, path)}
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(llama.write_config(config, "bfloat16", {"bos": 1, "eos": 2, "pad": 0})))
+    (folder / "config.json").write_text(
+        json.dumps(llama.write_config(config, "bfloat16", {"bos": 1, "eos": 2, "pad": 0}))
+    )
     pieces = train_tokenizer(["a red circle"], 300)
     (folder / "tokenizer.model").write_bytes(pieces)
     first = Tokenizer.from_model(pieces).piece_count
-    (folder / "added_tokens.json").write_text(json.dumps({f"<extra_{row}>": row for row in range(first, config.vocab_size)}))  # a token for every row
+    (folder / "added_tokens.json").write_text(
+        json.dumps({f"<extra_{row}>": row for row in range(first, config.vocab_size)})
+    )  # a token for every row
     shards, size = [[]], 0
     for name, shape in wanted.items():
         if size > shard_bytes:
@@ -103,10 +121,14 @@ def generate(folder: pathlib.Path, config: LlamaConfig, shard_bytes: int = SHARD
 
 def measure(command: Sequence[str], **environment: str) -> Measured:
     """Runs a command of this project's Python and samples its anonymous memory; RuntimeError where it fails."""
-    variables = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | environment
+    variables = (
+        {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | environment
+    )
     start, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=ROOT
+        )
         while process.poll() is None:
             peak = max(peak, anonymous(process.pid))
             time.sleep(0.005)
@@ -138,7 +160,13 @@ def import_command(source: pathlib.Path, out: pathlib.Path) -> list[str]:
 def main(_):
     config = llama_of(GIGABYTES.value)
     total, largest = sum(sizes(config)), max(sizes(config))
-    row = lambda what, limit, found: f"| {what} | {total / GIB:.2f} | {largest / GIB:.2f} | {limit / GIB:.2f} | {found.peak / GIB:.2f} | {found.seconds:.0f} |"
+
+    def row(what, limit, found):
+        return (
+            f"| {what} | {total / GIB:.2f} | {largest / GIB:.2f} | {limit / GIB:.2f} | {found.peak / GIB:.2f} "
+            f"| {found.seconds:.0f} |"
+        )
+
     with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
         source, out = pathlib.Path(folder) / "source", pathlib.Path(folder) / "model"
         generate(source, config)

@@ -1,10 +1,11 @@
-"""How full packed rows are, beside a row for each document: python -m benchmarks.packing_fill [--stories=FOLDER] [--tokenizer=FILE]
+"""How full packed rows are, beside a row for each document: python -m benchmarks.packing_fill [--stories=FOLDER]
+[--tokenizer=FILE]
 
-Real picture stories with their pages as experiments/storybook.py trains on them, and in rows of the 7B model (2,048 tokens,
-64 dream queries, 256 patches): the stories, a simulated MMC4 and pairs. The rows of a group and its slots are chosen for
-the documents, see `suited`; the last lines are the groups of the experiments at the paper's sizes, see `of_the_paper`. The
-simulation draws from MMC4-core's published totals (Zhu et al. 2023, table 1: 7.3M documents, 29.9M pictures, 2.4B tokens):
-pictures per document geometric, tokens log-normal, cut into chunks at random.
+Real picture stories with their pages as experiments/storybook.py trains on them, and in rows of the 7B model (2,048
+tokens, 64 dream queries, 256 patches): the stories, a simulated MMC4 and pairs. The rows of a group and its slots are
+chosen for the documents, see `suited`; the last lines are the groups of the experiments at the paper's sizes, see
+`of_the_paper`. The simulation draws from MMC4-core's published totals (Zhu et al. 2023, table 1: 7.3M documents, 29.9M
+pictures, 2.4B tokens): pictures per document geometric, tokens log-normal, cut into chunks at random.
 """
 
 import time
@@ -27,14 +28,19 @@ from dreamjax.tokenizer import Tokenizer
 from experiments import stage1_align, stage2_igpt
 
 STORIES = flags.DEFINE_string("stories", "../shared/data/storybook", "Folder of picture stories.")
-TOKENIZER = flags.DEFINE_string("tokenizer", "../shared/data/tokenizers/llama_tokenizer.model", "A sentencepiece model.")
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "../shared/data/tokenizers/llama_tokenizer.model", "A sentencepiece model."
+)
 
 LENGTH, SLOTS = 2048, Slots(queries=64, patches=256)
 PICTURE = SLOTS.queries + SLOTS.patches + 4  # of one that is dreamed and seen
 
 
 class Case(NamedTuple):
-    """Documents, and the groups that suit them: R rows, and slots for so many more pictures than full rows hold on average."""
+    """Documents, and the groups that suit them.
+
+    R rows, and slots for so many more pictures than full rows hold on average.
+    """
 
     name: str
     lengths: list[np.ndarray]  # [n, 3] of each source
@@ -85,7 +91,9 @@ def mmc4_lengths(count: int, seed: int = 0, pictures: float = 29.9 / 7.3, tokens
 def pair_lengths(count: int, seed: int = 0, tokens: float = 20.0) -> np.ndarray:
     """[count, 3] entries of simulated pairs whose captions have so many tokens on average."""
     caption = 1 + np.random.default_rng(seed).poisson(tokens - 1, count)
-    return np.stack([caption + SLOTS.patches + 4, np.full(count, PAIR), caption + SLOTS.queries + 4], axis=1).astype(np.int32)
+    return np.stack([caption + SLOTS.patches + 4, np.full(count, PAIR), caption + SLOTS.queries + 4], axis=1).astype(
+        np.int32
+    )
 
 
 def created(pairs: np.ndarray) -> np.ndarray:
@@ -100,9 +108,11 @@ def seen(pairs: np.ndarray) -> np.ndarray:
 
 def suited(case: Case) -> Shape:
     """Rows and slots of a group; there are slots for the most pictures of one document at least."""
-    shown_ = np.concatenate([shown(entries, coins(0, np.zeros(len(entries)), np.arange(len(entries)))) for entries in case.lengths])
+    shown_ = np.concatenate(
+        [shown(entries, coins(0, np.zeros(len(entries)), np.arange(len(entries)))) for entries in case.lengths]
+    )
     share = shown_.sum(axis=0) / shown_[:, 0].sum() * case.length * case.rows * (1 + case.spare)
-    seen, dreamed = (int(max(np.ceil(one), most)) for one, most in zip(share[1:], shown_.max(axis=0)[1:]))
+    seen, dreamed = (int(max(np.ceil(one), most)) for one, most in zip(share[1:], shown_.max(axis=0)[1:], strict=True))
     return Shape(1, case.rows, case.length, seen, dreamed, 1, 1)
 
 
@@ -125,8 +135,10 @@ def simulated(count: int) -> list[Case]:
     """The cases that need no data."""
     mmc4, pairs = mmc4_lengths(count), pair_lengths(count)
     return [
-        Case("MMC4", [mmc4], 4, 0.05), Case("MMC4 and pairs", [mmc4, pairs], 8, 0.08),
-        Case("pairs, joint", [pairs], 8, 0.18), Case("pairs, created", [created(pairs)], 4, 0.05),
+        Case("MMC4", [mmc4], 4, 0.05),
+        Case("MMC4 and pairs", [mmc4, pairs], 8, 0.08),
+        Case("pairs, joint", [pairs], 8, 0.18),
+        Case("pairs, created", [created(pairs)], 4, 0.05),
     ]
 
 
@@ -134,19 +146,28 @@ def of_the_paper(count: int) -> list[tuple[Case, Shape]]:
     """Simulated documents in the groups of experiments/stage1_align.py and stage2_igpt.py on v4 chips."""
     mmc4, pairs = mmc4_lengths(count), pair_lengths(count)
     groups = [
-        ("I comprehension", [seen(pairs)], stage1_align.get_config("comprehension")), ("I creation", [created(pairs)], stage1_align.get_config("creation")),
-        ("I joint", [pairs], stage1_align.get_config("joint")), ("II", [mmc4, pairs], stage2_igpt.get_config()),
-    ]  # fmt: skip
+        ("I comprehension", [seen(pairs)], stage1_align.get_config("comprehension")),
+        ("I creation", [created(pairs)], stage1_align.get_config("creation")),
+        ("I joint", [pairs], stage1_align.get_config("joint")),
+        ("II", [mmc4, pairs], stage2_igpt.get_config()),
+    ]
     shapes = [shape_of(from_dict(RunConfig, config))._replace(groups=1) for *_, config in groups]
-    return [(Case(name, lengths, shape.rows, 0), shape) for (name, lengths, _), shape in zip(groups, shapes)]
+    return [
+        (Case(name, lengths, shape.rows, 0), shape) for (name, lengths, _), shape in zip(groups, shapes, strict=True)
+    ]
 
 
 def real(stories: str, tokenizer: Tokenizer) -> list[Case]:
     """The cases of real stories: in the rows of experiments/storybook.py, and in those of the 7B model."""
     cases = []
     for name, slots, length in (("small", Slots(queries=8, patches=16), 1024), ("7B", SLOTS, LENGTH)):
-        books, pages = (real_lengths(source(stories), tokenizer, slots, length) for source in (Storybook, StorybookPages))
-        cases += [Case(f"stories, {name}", [books], 4, 0.05, length), Case(f"and pages, {name}", [books, pages], 4, 0.15, length)]
+        books, pages = (
+            real_lengths(source(stories), tokenizer, slots, length) for source in (Storybook, StorybookPages)
+        )
+        cases += [
+            Case(f"stories, {name}", [books], 4, 0.05, length),
+            Case(f"and pages, {name}", [books, pages], 4, 0.15, length),
+        ]
     return cases
 
 
@@ -158,8 +179,13 @@ def in_words(case: Case, shape: Shape, filled: Filled) -> str:
 
 
 def main(_):
-    print(f"{'real share of':18s} {'group':18s} {'tokens    seen dreamed, packed':>24s}   {'a row for each document':>24s}   documents/s")
-    suitable = [(case, suited(case)) for case in real(STORIES.value, Tokenizer.from_model(TOKENIZER.value)) + simulated(40_000)]
+    print(
+        f"{'real share of':18s} {'group':18s} {'tokens    seen dreamed, packed':>24s}   "
+        f"{'a row for each document':>24s}   documents/s"
+    )
+    suitable = [
+        (case, suited(case)) for case in real(STORIES.value, Tokenizer.from_model(TOKENIZER.value)) + simulated(40_000)
+    ]
     for case, shape in suitable + of_the_paper(40_000):
         print(in_words(case, shape, measure(case, shape)), flush=True)
 

@@ -1,9 +1,10 @@
-"""The U-Net's part of a step, by itself, compiled for a TPU that is not at hand: python -m benchmarks.pod_unet [--topology=v4:2x2x1]
+"""The U-Net's part of a step, by itself, compiled for a TPU that is not at hand: python -m benchmarks.pod_unet
+[--topology=v4:2x2x1]
 
-Stable Diffusion 2.1's U-Net at 512 pixels on the pictures of one chip, forward and backward to its condition, in bfloat16 and
-without recomputation: once with the attention that the package takes there, once with plain attention, which writes 4,096 x 4,096
-scores of each head. Each row takes some minutes and 10 GiB; what is compiled is kept. Times are estimates from the compiler's
-schedule. The last line of stdout is JSON.
+Stable Diffusion 2.1's U-Net at 512 pixels on the pictures of one chip, forward and backward to its condition, in
+bfloat16 and without recomputation: once with the attention that the package takes there, once with plain attention,
+which writes 4,096 x 4,096 scores of each head. Each row takes some minutes and 10 GiB; what is compiled is kept. Times
+are estimates from the compiler's schedule. The last line of stdout is JSON.
 """
 
 import dataclasses
@@ -35,13 +36,22 @@ def lowered(attention: str, mesh) -> jax.stages.Lowered:
     parts, count, side = dreamllm.build(model), PICTURES * mesh.size, model.unet.sample_size
 
     def run(params, latents, timesteps, context):
-        error = lambda context: jnp.mean(jnp.square(dreamllm.denoise(parts, params, latents, timesteps, context)))
+        def error(context):
+            return jnp.mean(jnp.square(dreamllm.denoise(parts, params, latents, timesteps, context)))
+
         return jax.value_and_grad(error)(context)
 
-    by_rows = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, sharding.ROWS))
-    whole = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
+    def by_rows(dtype, *shape):
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, sharding.ROWS))
+
+    def whole(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
+
     params = {"unet": jax.tree.map(whole, checkpoint.parameter_shapes(model)["unet"])}
-    latents, context = by_rows(jnp.float32, side, side, model.unet.in_channels), by_rows(jnp.bfloat16, model.dream_queries, model.unet.context_width)
+    latents, context = (
+        by_rows(jnp.float32, side, side, model.unet.in_channels),
+        by_rows(jnp.bfloat16, model.dream_queries, model.unet.context_width),
+    )
     with jax.set_mesh(mesh):
         return jax.jit(run, compiler_options=sharding.TPU_OPTIONS).lower(params, latents, by_rows(jnp.int32), context)
 
@@ -51,12 +61,21 @@ def measured(attention: str, slice_: topology.Topology, mesh, cache: epath.Path)
     try:
         compiled = program.compile_cached(lowered(attention, mesh), cache)
     except jax.errors.JaxRuntimeError as error:
-        return {"attention": attention, "pictures": PICTURES, "hbm_gib": program.too_large(error), "fits": False, "ms_per_picture": None}
+        return {
+            "attention": attention,
+            "pictures": PICTURES,
+            "hbm_gib": program.too_large(error),
+            "fits": False,
+            "ms_per_picture": None,
+        }
     _, facts = report.measured(compiled, slice_, report.coordinates(mesh))
     return {
-        "attention": attention, "pictures": PICTURES, "hbm_gib": compiled.peak / report.GIB, "fits": compiled.peak / report.GIB <= slice_.chip.hbm_gib,
+        "attention": attention,
+        "pictures": PICTURES,
+        "hbm_gib": compiled.peak / report.GIB,
+        "fits": compiled.peak / report.GIB <= slice_.chip.hbm_gib,
         "ms_per_picture": 1e3 * facts["step_seconds_estimate"] / PICTURES,
-    }  # fmt: skip
+    }
 
 
 def main(_):
@@ -69,7 +88,11 @@ def main(_):
     for attention in ("auto", "xla"):
         rows.append(measured(attention, slice_, mesh, cache))
         time = f"{rows[-1]['ms_per_picture']:.1f}" if rows[-1]["ms_per_picture"] else ""
-        print(f"| {attention} | {PICTURES} | {rows[-1]['hbm_gib']:.1f} | {'yes' if rows[-1]['fits'] else 'no'} | {time} |", flush=True)
+        print(
+            f"| {attention} | {PICTURES} | {rows[-1]['hbm_gib']:.1f} | "
+            f"{'yes' if rows[-1]['fits'] else 'no'} | {time} |",
+            flush=True,
+        )
     print(json.dumps(rows))
 
 

@@ -3,10 +3,11 @@
     python benchmarks/sampling_speed.py [--runs=7] [--threads=2] [--batch=1]
 
 * decoding: this package's writing loop against transformers' generate, greedy, with a cache; tokens per second
-* drawing: this package's denoising and VAE against diffusers' StableDiffusionPipeline, DDIM with guidance; pictures per second
+* drawing: this package's denoising and VAE against diffusers' StableDiffusionPipeline, DDIM with guidance; pictures per
+  second
 
-Everything is float32 on the CPU. Runs alternate between the two, so that both suffer alike from what else the machine does;
-medians are reported, and compilation apart. The last line of stdout is JSON.
+Everything is float32 on the CPU. Runs alternate between the two, so that both suffer alike from what else the machine
+does; medians are reported, and compilation apart. The last line of stdout is JSON.
 """
 
 import argparse
@@ -31,7 +32,12 @@ from dreamjax.sampling.text import WRITING, Settings, Special, State
 
 LLM = c.LlamaConfig(vocab_size=8000, width=384, layers=8, heads=6, kv_heads=6, ffn_width=1024, max_positions=512)
 UNET = c.UNetConfig(
-    sample_size=32, block_channels=(64, 128, 256, 256), cross_attention=(True, True, True, False), heads=(2, 4, 8, 8), layers_per_block=1, context_width=256,
+    sample_size=32,
+    block_channels=(64, 128, 256, 256),
+    cross_attention=(True, True, True, False),
+    heads=(2, 4, 8, 8),
+    layers_per_block=1,
+    context_width=256,
 )
 VAE = c.VaeConfig(block_channels=(32, 64, 128, 128), layers_per_block=1)
 PROMPT, NEW, STEPS, GUIDANCE, QUERIES = 64, 128, 10, 5.0, 16
@@ -51,7 +57,10 @@ def compare(ours, theirs, work: float, unit: str, runs: int) -> dict:
             times[name].append(time.monotonic() - began)
     medians = {name: statistics.median(values) for name, values in times.items()}
     facts = {f"{name}_{unit}": round(work / median, 3) for name, median in medians.items()}
-    return facts | {"ratio": round(medians["torch"] / medians["dreamjax"], 2), "compile_seconds": round(first - medians["dreamjax"], 1)}
+    return facts | {
+        "ratio": round(medians["torch"] / medians["dreamjax"], 2),
+        "compile_seconds": round(first - medians["dreamjax"], 1),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -64,16 +73,37 @@ def decoding(runs: int, batch: int) -> dict:
 
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=LLM.vocab_size, hidden_size=LLM.width, num_hidden_layers=LLM.layers, num_attention_heads=LLM.heads, num_key_value_heads=LLM.kv_heads,
-            intermediate_size=LLM.ffn_width, max_position_embeddings=LLM.max_positions, rms_norm_eps=LLM.rms_norm_eps,
-            bos_token_id=None, eos_token_id=None, pad_token_id=0,
+            vocab_size=LLM.vocab_size,
+            hidden_size=LLM.width,
+            num_hidden_layers=LLM.layers,
+            num_attention_heads=LLM.heads,
+            num_key_value_heads=LLM.kv_heads,
+            intermediate_size=LLM.ffn_width,
+            max_position_embeddings=LLM.max_positions,
+            rms_norm_eps=LLM.rms_norm_eps,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
         )
     ).eval()
     parts = dreamllm.build(c.ModelConfig(llm=LLM))
     params = {"llm": llama_params(theirs.state_dict())}
     prompt = np.random.default_rng(0).integers(3, LLM.vocab_size, (batch, PROMPT)).astype(np.int32)
-    limit = lambda value: np.full(batch, value, np.int32)
-    settings = Settings(np.float32(0), np.int32(0), np.float32(1), np.float32(1), limit(NEW), limit(0), limit(0), np.zeros(LLM.vocab_size, bool), np.int32(512))
+
+    def limit(value):
+        return np.full(batch, value, np.int32)
+
+    settings = Settings(
+        np.float32(0),
+        np.int32(0),
+        np.float32(1),
+        np.float32(1),
+        limit(NEW),
+        limit(0),
+        limit(0),
+        np.zeros(LLM.vocab_size, bool),
+        np.int32(512),
+    )
 
     @jax.jit
     def write(params, prompt):
@@ -81,26 +111,56 @@ def decoding(runs: int, batch: int) -> dict:
         keys = jax.vmap(jax.random.key)(jnp.zeros(batch, jnp.uint32))
         logits, present = jnp.zeros((batch, LLM.vocab_size)), jnp.zeros((batch, LLM.vocab_size), bool)
         cache = init_cache(LLM, batch, 256, jnp.float32)
-        state = State(cache, zeros, logits, present, jnp.zeros((batch, NEW), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
+        state = State(
+            cache,
+            zeros,
+            logits,
+            present,
+            jnp.zeros((batch, NEW), jnp.int32),
+            zeros,
+            zeros,
+            zeros + WRITING,
+            keys,
+            zeros == 0,
+        )
         state, _ = text.extend(parts, params, state, dreamllm.embed(parts, params, prompt), limit(PROMPT))
         return text.write(parts, params, state, settings, Special(-1, -1, 1), NEW).tokens
 
     ids = torch.tensor(prompt).long()
     options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False}
-    generate = lambda: theirs.generate(ids, **options)[:, PROMPT:].numpy()
+
+    def generate():
+        return theirs.generate(ids, **options)[:, PROMPT:].numpy()
+
     np.testing.assert_array_equal(write(params, prompt), generate())
     write.clear_cache()
-    return compare(lambda: jax.block_until_ready(write(params, prompt)), generate, batch * NEW, "tokens_per_second", runs)
+    return compare(
+        lambda: jax.block_until_ready(write(params, prompt)), generate, batch * NEW, "tokens_per_second", runs
+    )
 
 
 def llama_params(state: dict) -> dict:
     """Our tree from LlamaForCausalLM's tensors; layers are stacked."""
-    take = lambda name: state[name].numpy()
-    stack = lambda name: np.stack([take(f"model.layers.{i}.{name}.weight") for i in range(LLM.layers)])
-    matrices = {f"attention/{n}": f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp/{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")}
+
+    def take(name):
+        return state[name].numpy()
+
+    def stack(name):
+        return np.stack([take(f"model.layers.{i}.{name}.weight") for i in range(LLM.layers)])
+
+    matrices = {f"attention/{n}": f"self_attn.{n}_proj" for n in "qkvo"} | {
+        f"mlp/{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")
+    }
     flat = {f"layers/{ours}/kernel": stack(theirs).transpose(0, 2, 1) for ours, theirs in matrices.items()}
-    flat |= {"layers/attention_norm/scale": stack("input_layernorm"), "layers/mlp_norm/scale": stack("post_attention_layernorm")}
-    flat |= {"embed/embedding": take("model.embed_tokens.weight"), "norm/scale": take("model.norm.weight"), "head/kernel": take("lm_head.weight").T}
+    flat |= {
+        "layers/attention_norm/scale": stack("input_layernorm"),
+        "layers/mlp_norm/scale": stack("post_attention_layernorm"),
+    }
+    flat |= {
+        "embed/embedding": take("model.embed_tokens.weight"),
+        "norm/scale": take("model.norm.weight"),
+        "head/kernel": take("lm_head.weight").T,
+    }
     return jax.tree.map(jnp.array, unflatten_dict(flat, sep="/"))
 
 
@@ -115,31 +175,55 @@ def drawing(runs: int, batch: int) -> dict:
     diffusion = c.DiffusionConfig()
     sd, cross = UNET, ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in UNET.cross_attention]
     unet = diffusers.UNet2DConditionModel(
-        sample_size=sd.sample_size, block_out_channels=sd.block_channels, layers_per_block=sd.layers_per_block, down_block_types=cross,
-        up_block_types=[name.replace("Down", "Up") for name in reversed(cross)], attention_head_dim=sd.heads, cross_attention_dim=sd.context_width,
-        norm_num_groups=sd.norm_groups, use_linear_projection=True,
-    )  # fmt: skip
+        sample_size=sd.sample_size,
+        block_out_channels=sd.block_channels,
+        layers_per_block=sd.layers_per_block,
+        down_block_types=cross,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(cross)],
+        attention_head_dim=sd.heads,
+        cross_attention_dim=sd.context_width,
+        norm_num_groups=sd.norm_groups,
+        use_linear_projection=True,
+    )
     levels = len(VAE.block_channels)
     vae = diffusers.AutoencoderKL(
-        block_out_channels=VAE.block_channels, layers_per_block=VAE.layers_per_block, down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels, scaling_factor=VAE.scaling_factor,
-    )  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(
-        diffusion.timesteps, diffusion.beta_start, diffusion.beta_end, diffusion.beta_schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        block_out_channels=VAE.block_channels,
+        layers_per_block=VAE.layers_per_block,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        scaling_factor=VAE.scaling_factor,
     )
-    pipeline = diffusers.StableDiffusionPipeline(vae, None, None, unet.eval(), scheduler, None, None, requires_safety_checker=False)
+    scheduler = diffusers.DDIMScheduler(
+        diffusion.timesteps,
+        diffusion.beta_start,
+        diffusion.beta_end,
+        diffusion.beta_schedule,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, None, None, unet.eval(), scheduler, None, None, requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
-    parts = dreamllm.build(c.ModelConfig(unet=UNET, vae=VAE, llm=c.LlamaConfig(width=256, heads=4, kv_heads=4), dream_queries=QUERIES))
+    parts = dreamllm.build(
+        c.ModelConfig(unet=UNET, vae=VAE, llm=c.LlamaConfig(width=256, heads=4, kv_heads=4), dream_queries=QUERIES)
+    )
     params = {"unet": diffusers_params(unet.state_dict()), "vae": diffusers_params(vae.state_dict())}
 
     rng = np.random.default_rng(0)
-    noise, keys = rng.normal(size=(batch, 32, 32, 4)).astype(np.float32), jax.vmap(jax.random.key)(jnp.zeros(batch, jnp.uint32))
+    noise, keys = (
+        rng.normal(size=(batch, 32, 32, 4)).astype(np.float32),
+        jax.vmap(jax.random.key)(jnp.zeros(batch, jnp.uint32)),
+    )
     context = rng.normal(size=(2, batch, QUERIES, UNET.context_width)).astype(np.float32)
     plan = samplers.padded(samplers.ddim(diffusion, STEPS, "leading"), diffusion.timesteps)
     how = Drawing(plan, np.float32(GUIDANCE), np.float32(0))
 
     def ours():
-        progress = image.denoise(parts, params, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS))
+        progress = image.denoise(
+            parts, params, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS)
+        )
         return np.asarray(image.decode(parts, params, progress.x).pictures)
 
     empty, conditional = torch.tensor(context)
@@ -147,7 +231,9 @@ def drawing(runs: int, batch: int) -> dict:
     latents = torch.tensor(noise.transpose(0, 3, 1, 2))
 
     def theirs():
-        made = pipeline(**embeds, latents=latents.clone(), num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np")
+        made = pipeline(
+            **embeds, latents=latents.clone(), num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np"
+        )
         return made.images
 
     assert np.max(np.abs(ours() / 255 - theirs())) < 2 / 255
@@ -177,7 +263,9 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     with torch.inference_mode():
-        results = {name: task(arguments.runs, arguments.batch) for name, task in (("decoding", decoding), ("drawing", drawing))}
+        results = {
+            name: task(arguments.runs, arguments.batch) for name, task in (("decoding", decoding), ("drawing", drawing))
+        }
     for name, facts in results.items():
         print(f"{name:10s} {facts}")
     print(json.dumps(results | {"runs": arguments.runs, "threads": arguments.threads, "batch": arguments.batch}))

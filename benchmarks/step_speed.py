@@ -1,11 +1,12 @@
-"""How fast the train step is on the devices that are here: python -m benchmarks.step_speed [--size=NAME] [--steps=10] [--peak_tflops=N]
+"""How fast the train step is on the devices that are here: python -m benchmarks.step_speed [--size=NAME] [--steps=10]
+[--peak_tflops=N]
 
-Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, U-Net and VAE frozen), on rows of random tokens
-with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until one fits; a
-CPU gets the toy. Prints a dated line of a Markdown table, and JSON on the last line.
+Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, U-Net and VAE frozen), on rows of random
+tokens with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until
+one fits; a CPU gets the toy. Prints a dated line of a Markdown table, and JSON on the last line.
 
-Model FLOPs are the formula's (dreamjax/pod/flops.py), every row full and every slot used, without what the backward pass computes
-again; the rows here are full. MFU is these over time and the chip's dense bf16 peak.
+Model FLOPs are the formula's (dreamjax/pod/flops.py), every row full and every slot used, without what the backward
+pass computes again; the rows here are full. MFU is these over time and the chip's dense bf16 peak.
 """
 
 import argparse
@@ -37,12 +38,17 @@ FULL = c.dreamllm_7b()
 IDS = SpecialIds(bos=1, dream_start=2, im_patch=2)
 # Dense bf16 peak of a device in TFLOP/s, from the vendors' data sheets, by a part of its name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312}
-PEAKS |= {f"TPU {name}": CHIPS[chip].tflops for name, chip in {"v4": "v4", "v5p": "v5p", "v5 lite": "v5e", "v6 lite": "v6e"}.items()}
+PEAKS |= {
+    f"TPU {name}": CHIPS[chip].tflops
+    for name, chip in {"v4": "v4", "v5p": "v5p", "v5 lite": "v5e", "v6 lite": "v6e"}.items()
+}
 
 
 def llm(layers: int, width: int = 4096, heads: int = 32, ffn: int = 11008) -> c.ModelConfig:
     """The real model around another LLM."""
-    return dataclasses.replace(FULL, llm=dataclasses.replace(FULL.llm, layers=layers, width=width, heads=heads, kv_heads=heads, ffn_width=ffn))
+    return dataclasses.replace(
+        FULL, llm=dataclasses.replace(FULL.llm, layers=layers, width=width, heads=heads, kv_heads=heads, ffn_width=ffn)
+    )
 
 
 # Model, tokens per row, pictures seen and dreamed per row; the largest first.
@@ -55,12 +61,28 @@ SIZES = {
 
 
 def run_config(size: str, rows: int, chunks: int = 1, attention: str = "auto") -> c.RunConfig:
-    """Stage II at one of SIZES, so many rows on each device; `chunks` and `attention` as loss.picture_chunks and model.llm.attention."""
+    """Stage II at one of SIZES, so many rows on each device.
+
+    `chunks` and `attention` as loss.picture_chunks and model.llm.attention.
+    """
     model, length, pictures = SIZES[size]
-    model = dataclasses.replace(model, llm=dataclasses.replace(model.llm, attention=attention), unet=dataclasses.replace(model.unet, attention=attention))
+    model = dataclasses.replace(
+        model,
+        llm=dataclasses.replace(model.llm, attention=attention),
+        unet=dataclasses.replace(model.unet, attention=attention),
+    )
     data = c.DataConfig(train=(c.SourceConfig("shapes"),), length=length, seen_slots=pictures, dreamed_slots=pictures)
-    optim = c.OptimConfig(trainable=(r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"), frozen=(r"^(clip|unet|vae)/",))
-    return c.RunConfig(model=model, data=data, optim=optim, loss=c.LossConfig(picture_chunks=chunks), mesh=c.MeshConfig(1, -1, 1), batch_size=rows * jax.device_count())
+    optim = c.OptimConfig(
+        trainable=(r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"), frozen=(r"^(clip|unet|vae)/",)
+    )
+    return c.RunConfig(
+        model=model,
+        data=data,
+        optim=optim,
+        loss=c.LossConfig(picture_chunks=chunks),
+        mesh=c.MeshConfig(1, -1, 1),
+        batch_size=rows * jax.device_count(),
+    )
 
 
 def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> dict:
@@ -91,8 +113,15 @@ def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> d
     facts = {"date": str(datetime.date.today()), "machine": machine(), "devices": jax.device_count(), "size": size}
     facts |= {"rows": config.batch_size, "length": config.data.length, "attention": config.model.llm.attention}
     facts |= {"step_seconds": seconds, "model_tflops_per_device": tflops, "loss": loss, "compile_seconds": compiled}
-    facts |= {"tokens_per_second": int(metrics["tokens"]) / seconds, "images_per_second": int(metrics["pictures"]) / seconds}
-    return facts | {"memory_gib": used / 2**30, "tflops_per_second": tflops / seconds, "mfu": tflops / seconds / peak if peak else None}
+    facts |= {
+        "tokens_per_second": int(metrics["tokens"]) / seconds,
+        "images_per_second": int(metrics["pictures"]) / seconds,
+    }
+    return facts | {
+        "memory_gib": used / 2**30,
+        "tflops_per_second": tflops / seconds,
+        "mfu": tflops / seconds / peak if peak else None,
+    }
 
 
 def median_seconds(run, repeats: int) -> float:
@@ -109,25 +138,41 @@ def memory(step) -> int:
     """Most bytes that a device has held; where it does not say, what the compiled step needs."""
     told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     needs = step.memory_analysis()
-    return told or needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    return (
+        told
+        or needs.argument_size_in_bytes
+        + needs.temp_size_in_bytes
+        + needs.output_size_in_bytes
+        - needs.alias_size_in_bytes
+    )
 
 
 def machine() -> str:
     """The devices' name; of a CPU, the processor's."""
     kind, info = jax.devices()[0].device_kind, pathlib.Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return kind if kind != "cpu" else f"{(names or [platform.processor() or 'an unknown processor'])[0]}, {len(names)} cores"
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return (
+        kind
+        if kind != "cpu"
+        else f"{(names or [platform.processor() or 'an unknown processor'])[0]}, {len(names)} cores"
+    )
 
 
 def in_words(facts: dict) -> str:
     """A line of a Markdown table, below its head."""
     mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
     return (
-        "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s | images dreamed/s |\n"
+        "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s "
+        "| images dreamed/s |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
         f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['attention']} | "
         f"{facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
-        f"{mfu} | {facts['memory_gib']:.2f} GiB | {facts['tokens_per_second']:,.0f} | {facts['images_per_second']:.2f} |"
+        f"{mfu} | {facts['memory_gib']:.2f} GiB | {facts['tokens_per_second']:,.0f} | "
+        f"{facts['images_per_second']:.2f} |"
     )
 
 
@@ -135,13 +180,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, help="this size alone, instead of the largest that fits")
     parser.add_argument("--rows", type=int, default=1, help="rows per device")
-    parser.add_argument("--picture_chunks", type=int, default=1, help="parts in which pictures are denoised, one behind the other")
-    parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"), help="the kernel of LLM and U-Net")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, behind two to warm up; the median counts")
+    parser.add_argument(
+        "--picture_chunks", type=int, default=1, help="parts in which pictures are denoised, one behind the other"
+    )
+    parser.add_argument(
+        "--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"), help="the kernel of LLM and U-Net"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=10, help="steps that are timed, behind two to warm up; the median counts"
+    )
     parser.add_argument("--peak_tflops", type=float, help="the device's dense bf16 peak, where it is not known here")
     args = parser.parse_args()
     if args.size:
-        facts = measure(args.size, run_config(args.size, args.rows, args.picture_chunks, args.attention), args.steps, args.peak_tflops)
+        facts = measure(
+            args.size,
+            run_config(args.size, args.rows, args.picture_chunks, args.attention),
+            args.steps,
+            args.peak_tflops,
+        )
         print(in_words(facts))
         print(json.dumps(facts))
         return 0

@@ -2,8 +2,10 @@
 
     python benchmarks/trained_model.py --model=runs/quickstart [--count=256] [--documents=64]
 
-* samplers: share of pictures, drawn right after a first sentence, that show what it names, by the judge of the shapes task
-* documents: share that is well-formed (every picture placed, no control token astray), also with nothing masked; documents per
+* samplers: share of pictures, drawn right after a first sentence, that show what it names, by the judge of the shapes
+  task
+* documents: share that is well-formed (every picture placed, no control token astray), also with nothing masked;
+  documents per
   minute one by one and in batches of eight; whether a second call gives the same bytes
 
 The last line of stdout is JSON.
@@ -21,7 +23,15 @@ from dreamjax.document import Document
 from dreamjax.evaluation.shapes import is_well_placed
 from dreamjax.evaluation.shapes_judge import judge
 
-PLANS = (("ddpm", 100), ("ddim", 50), ("ddim", 25), ("ddim", 10), ("dpm_solver", 20), ("dpm_solver", 15), ("dpm_solver", 10))
+PLANS = (
+    ("ddpm", 100),
+    ("ddim", 50),
+    ("ddim", 25),
+    ("ddim", 10),
+    ("dpm_solver", 20),
+    ("dpm_solver", 15),
+    ("dpm_solver", 10),
+)
 STORY = {"max_tokens": 64, "max_images": 4, "temperature": 1.0}
 
 
@@ -34,7 +44,7 @@ def samplers(model: DreamLLM, count: int) -> dict:
         began = time.monotonic()
         pictures = model.text_to_image([prompt for prompt, _ in asked], sampler=sampler, num_steps=steps, batch_size=64)
         judged = judge(np.stack([np.asarray(picture) for picture in pictures]))
-        right = np.mean([(j.colour, j.shape) == name for j, name in zip(judged, named)])
+        right = np.mean([(j.colour, j.shape) == name for j, name in zip(judged, named, strict=True)])
         found[f"{sampler}_{steps}"] = round(float(right), 4)
         print(f"{sampler:12s} {steps:4d} steps  {right:6.1%} right  {time.monotonic() - began:6.1f} s", flush=True)
     return found
@@ -46,23 +56,29 @@ def documents(model: DreamLLM, count: int) -> dict:
     made = {}
     for name, options in (("masked", {}), ("unmasked", {"unmasked": True})):
         written = model.generate_batch(prompts, seeds, batch_size=8, **STORY, **options)
-        whole = [Document(prompt.parts + document.parts) for prompt, document in zip(prompts, written)]
+        whole = [Document(prompt.parts + document.parts) for prompt, document in zip(prompts, written, strict=True)]
         astray = [any(note.startswith("control") for note in document.notes) for document in written]
         made[name] = written
-        made[f"well_formed_{name}"] = float(np.mean([is_well_placed(story) and not bad for story, bad in zip(whole, astray)]))
+        made[f"well_formed_{name}"] = float(
+            np.mean([is_well_placed(story) and not bad for story, bad in zip(whole, astray, strict=True)])
+        )
         made[f"control_tokens_astray_{name}"] = float(np.mean(astray))
     began = time.monotonic()
     again = model.generate_batch(prompts, seeds, batch_size=8, **STORY)
     eight = time.monotonic() - began
-    same = all(one.to_json() == two.to_json() for one, two in zip(made.pop("masked"), again))
+    same = all(one.to_json() == two.to_json() for one, two in zip(made.pop("masked"), again, strict=True))
     made.pop("unmasked")
     some = min(count, 16)
-    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:2], seeds)]  # compiles
+    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:2], seeds, strict=True)]  # compiles
     began = time.monotonic()
-    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:some], seeds)]
+    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:some], seeds, strict=True)]
     single = (time.monotonic() - began) / some
-    agree = np.mean([one.text == two.text for one, two in zip(alone, again)])
-    rates = {"per_minute_alone": round(60 / single, 1), "per_minute_in_eights": round(60 * count / eight, 1), "times": round(single * count / eight, 2)}
+    agree = np.mean([one.text == two.text for one, two in zip(alone, again, strict=True)])
+    rates = {
+        "per_minute_alone": round(60 / single, 1),
+        "per_minute_in_eights": round(60 * count / eight, 1),
+        "times": round(single * count / eight, 2),
+    }
     return made | rates | {"second_call_same_bytes": same, "texts_alone_as_in_eights": float(agree)}
 
 

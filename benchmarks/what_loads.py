@@ -1,9 +1,10 @@
 """Which layouts load, and how exactly: python -m benchmarks.what_loads [--only=TEXT] [--folder=DIR]
 
-For every layout of benchmarks/layouts: writes a small model in it with the libraries' own writers, imports it, compares the
-numbers of each part with torch's as `convert verify` does, in float32 and in bfloat16, and compares what was read, bit by bit,
-with what was read from the first layout of the same weights. Then what export writes is imported again, and one folder goes
-through the real commands. Prints a table in Markdown; the last line of stdout is JSON. Ends with 1 where anything differs.
+For every layout of benchmarks/layouts: writes a small model in it with the libraries' own writers, imports it, compares
+the numbers of each part with torch's as `convert verify` does, in float32 and in bfloat16, and compares what was read,
+bit by bit, with what was read from the first layout of the same weights. Then what export writes is imported again, and
+one folder goes through the real commands. Prints a table in Markdown; the last line of stdout is JSON. Ends with 1
+where anything differs.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from benchmarks.layouts import clip, llm, official, stable_diffusion
-from benchmarks.layouts.common import Layout, Written
 from etils import epath
 from tqdm import tqdm
 
+from benchmarks.layouts import clip, llm, official, stable_diffusion
+from benchmarks.layouts.common import Layout, Written
 from dreamjax.convert import assemble, exporting, importing, verifying
 from dreamjax.convert.assemble import Plan
 
@@ -36,12 +37,18 @@ Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 def plan_of(layout: Layout, written: Written) -> Plan:
     """What `import` makes of it."""
-    return importing.make_plan([str(source) for source in written.sources], written.tokenizer and str(written.tokenizer), layout.parts)
+    return importing.make_plan(
+        [str(source) for source in written.sources], written.tokenizer and str(written.tokenizer), layout.parts
+    )
 
 
 def bits_of(plan: Plan) -> Bits:
     """{path: dtype, shape and bytes} of all that the sources bring."""
-    arrays = {path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape))) for path, leaf in plan.leaves.items() if path not in plan.fresh}
+    arrays = {
+        path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+        for path, leaf in plan.leaves.items()
+        if path not in plan.fresh
+    }
     return {path: (str(array.dtype), array.shape, array.tobytes()) for path, array in arrays.items()}
 
 
@@ -61,19 +68,29 @@ def compare(layout: Layout, written: Written, plan: Plan, folder: pathlib.Path) 
 def row(family: str, name: str, rows: list[dict]) -> dict[str, Any]:
     """The largest errors of what `verify` compared."""
     largest = {key: max(one[key] for one in rows) for key in ("float32", "bfloat16", "torch_bfloat16")}
-    return {"family": family, "layout": name, "parts": list(dict.fromkeys(one["part"] for one in rows)), **largest, "ok": all(one["ok"] for one in rows)}
+    return {
+        "family": family,
+        "layout": name,
+        "parts": list(dict.fromkeys(one["part"] for one in rows)),
+        **largest,
+        "ok": all(one["ok"] for one in rows),
+    }
 
 
 def layouts(only: str, home: pathlib.Path) -> Iterator[dict[str, Any]]:
     """A row for each layout."""
     first: dict[str, Bits] = {}
-    for number, layout in enumerate(tqdm([one for one in LAYOUTS if only in f"{one.family}, {one.name}"], unit="layout", disable=None)):
+    for number, layout in enumerate(
+        tqdm([one for one in LAYOUTS if only in f"{one.family}, {one.name}"], unit="layout", disable=None)
+    ):
         written = layout.write(home / str(number))
         plan = plan_of(layout, written)
         found = compare(layout, written, plan, home / f"{number}-model")
         bits = bits_of(plan)
         same = bits == first.setdefault(layout.weights, bits)
-        wrong = wrong_facts(layout, plan) + ([] if same else ["what was read is not what the first layout of these weights gives"])
+        wrong = wrong_facts(layout, plan) + (
+            [] if same else ["what was read is not what the first layout of these weights gives"]
+        )
         yield {**found, "wrong": wrong, "ok": found["ok"] and not wrong}
 
 
@@ -87,23 +104,48 @@ def stories(home: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def round_trips(home: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Three folders make a DreamLLM, which is exported in every format and read again."""
-    written = [llm.as_today(home / "trip"), clip.both_today(home / "trip"), stable_diffusion.as_today(home / "trip", "2.1", "pndm")]
+    written = [
+        llm.as_today(home / "trip"),
+        clip.both_today(home / "trip"),
+        stable_diffusion.as_today(home / "trip", "2.1", "pndm"),
+    ]
     sources = [str(source) for one in written for source in one.sources]
     importing.write(importing.make_plan(sources), epath.Path(home) / "joined")
-    yield row("LLaMA + CLIP + SD", "three folders, with fresh joints and rows for added tokens", verifying.verify(epath.Path(home) / "joined", sources))
-    before = {path: np.asarray(leaf.read((slice(None),) * len(leaf.shape))) for path, leaf in exporting.open_model(epath.Path(home) / "joined").leaves.items()}
+    yield row(
+        "LLaMA + CLIP + SD",
+        "three folders, with fresh joints and rows for added tokens",
+        verifying.verify(epath.Path(home) / "joined", sources),
+    )
+    before = {
+        path: np.asarray(leaf.read((slice(None),) * len(leaf.shape)))
+        for path, leaf in exporting.open_model(epath.Path(home) / "joined").leaves.items()
+    }
     for kind in exporting.FORMATS:
         out = home / f"as-{kind}"
         left = exporting.export(epath.Path(home) / "joined", kind, epath.Path(out))
         if kind == "params":
             leaves = exporting.open_model(epath.Path(out)).leaves
         else:
-            leaves = importing.make_plan([str(out)] if kind == "official" else [str(out / name) for name in exporting.HUGGINGFACE]).leaves
-        after = {path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape))) for path, leaf in leaves.items()}
+            leaves = importing.make_plan(
+                [str(out)] if kind == "official" else [str(out / name) for name in exporting.HUGGINGFACE]
+            ).leaves
+        after = {
+            path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+            for path, leaf in leaves.items()
+        }
         kept = {path: value for path, value in before.items() if path.split("/")[0] not in left}
-        same = kept.keys() == after.keys() and all(value.dtype == after[path].dtype and value.tobytes() == after[path].tobytes() for path, value in kept.items())
+        same = kept.keys() == after.keys() and all(
+            value.dtype == after[path].dtype and value.tobytes() == after[path].tobytes()
+            for path, value in kept.items()
+        )
         parts = list(dict.fromkeys(path.split("/")[0] for path in kept))
-        yield {"family": "Round trip", "layout": f"export --format={kind}, then import", "parts": parts, "bits": same, "ok": same}
+        yield {
+            "family": "Round trip",
+            "layout": f"export --format={kind}, then import",
+            "parts": parts,
+            "bits": same,
+            "ok": same,
+        }
 
 
 def commands(home: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -112,9 +154,17 @@ def commands(home: pathlib.Path) -> Iterator[dict[str, Any]]:
 
     def call(*arguments: str) -> dict:
         environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([sys.executable, "-m", "dreamjax.convert", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "dreamjax.convert", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            raise RuntimeError(f"{arguments[0]} ended with {done.returncode}: {done.stderr[-1000:]}{done.stdout[-1000:]}")
+            raise RuntimeError(
+                f"{arguments[0]} ended with {done.returncode}: {done.stderr[-1000:]}{done.stdout[-1000:]}"
+            )
         return json.loads(done.stdout.splitlines()[-1])
 
     call("import", f"--source={source}", f"--out={home / 'by-command'}")
@@ -124,9 +174,16 @@ def commands(home: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def table(rows: list[Mapping[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| model | layout | compared with torch | float32 | bfloat16 | torch in bfloat16 |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | layout | compared with torch | float32 | bfloat16 | torch in bfloat16 |",
+        "|---|---|---|---|---|---|",
+    ]
     for one in rows:
-        errors = [f"{one[key]:.1e}" for key in ("float32", "bfloat16", "torch_bfloat16")] if "float32" in one else ["0, every bit" if one["bits"] else "differs", "", ""]
+        errors = (
+            [f"{one[key]:.1e}" for key in ("float32", "bfloat16", "torch_bfloat16")]
+            if "float32" in one
+            else ["0, every bit" if one["bits"] else "differs", "", ""]
+        )
         wrong = "" if one["ok"] else f" WRONG {'; '.join(one.get('wrong', []))}"
         lines.append(f"| {' | '.join([one['family'], one['layout'], ', '.join(one['parts']), *errors])} |{wrong}")
     return "\n".join(lines)
@@ -135,7 +192,9 @@ def table(rows: list[Mapping[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="layouts whose model and name hold this text")
-    parser.add_argument("--folder", help="where models are written, and removed again; a temporary folder where it is left out")
+    parser.add_argument(
+        "--folder", help="where models are written, and removed again; a temporary folder where it is left out"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         home = pathlib.Path(folder)

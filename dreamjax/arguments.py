@@ -1,4 +1,7 @@
-"""The argument of an experiment, `--config=experiments/X.py:WORD,WORD,..`: every word acts, or is an error that says which are known."""
+"""The argument of an experiment, `--config=experiments/X.py:WORD,WORD,..`.
+
+Every word acts, or is an error that says which are known.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,8 +12,9 @@ from dreamjax.schema import ConfigError
 def read(arg: str, choices: Mapping[str, Sequence[str]] | None = None, paths: Sequence[str] = ()) -> dict[str, str]:
     """{what: value} of an argument's words, each `what` at most once. Raises ConfigError, in one line.
 
-    A word is one of `choices` (its group is what it sets), or NAME=PATH for one of `paths`, or a path alone, which is the
-    first one's: it has a slash or a full stop, or is there. A word that is neither would otherwise be taken for a folder.
+    A word is one of `choices` (its group is what it sets), or NAME=PATH for one of `paths`, or a path alone, which is
+    the first one's: it has a slash or a full stop, or is there. A word that is neither would otherwise be taken for a
+    folder.
     """
     choices = choices or {}
     values: dict[str, str] = {}
@@ -37,4 +41,6 @@ def _meaning(word: str, choices: Mapping[str, Sequence[str]], paths: Sequence[st
     if paths and not is_key and (set(word) & set("/.") or os.path.exists(word)):
         return paths[0], word
     known = [*(word for group in choices.values() for word in group), *(f"{path}=FOLDER" for path in paths)]
-    raise ConfigError(f"{word!r} is none of {', '.join(known)}" if known else f"{word!r}: this experiment takes no argument")
+    raise ConfigError(
+        f"{word!r} is none of {', '.join(known)}" if known else f"{word!r}: this experiment takes no argument"
+    )

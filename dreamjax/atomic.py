@@ -1,4 +1,5 @@
-"""Files that are replaced whole: a reader, and a program that was killed at any moment, finds the old contents or the new, never a part.
+"""Files that are replaced whole: a reader, and a program that was killed at any moment, finds the old contents or the
+new, never a part.
 
 What is written goes beside the file first, is forced to the disk, and is then renamed over it. In a bucket an object is
 replaced as a whole by itself.
@@ -38,7 +39,10 @@ def replaced(path: str | os.PathLike) -> Iterator[str]:
 
 @contextlib.contextmanager
 def folder(path: str | os.PathLike) -> Iterator[str]:
-    """A folder on this machine to write files to; it gets its name when the block ends without an error, unless another process was first."""
+    """A folder on this machine to write files to.
+
+    It gets its name when the block ends without an error, unless another process was first.
+    """
     target = os.fspath(path)
     temporary = temporary_name(target)
     os.makedirs(temporary)
@@ -54,7 +58,10 @@ def folder(path: str | os.PathLike) -> Iterator[str]:
 
 
 def name_folder(temporary: str | os.PathLike, target: str | os.PathLike):
-    """Gives a finished folder its name, when it is on the disk; OSError where a folder that is not empty has that name."""
+    """Gives a finished folder its name, when it is on the disk.
+
+    OSError where a folder that is not empty has that name.
+    """
     for name in sorted(pathlib.Path(temporary).rglob("*")):
         _sync(name)
     _sync(temporary)

@@ -12,11 +12,26 @@ from dreamjax.data.sources import SourceError
 from dreamjax.images import BadImage
 from dreamjax.schema import ConfigError, RunStopped, printable
 
+VERIFY = flags.DEFINE_bool(
+    "verify_checksums",
+    True,
+    "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time "
+    "with a huge one.",
+)
+MENDABLE = (
+    ConfigError,
+    RunStopped,
+    SourceError,
+    BadImage,
+    OSError,
+)  # what a user can mend; the rest are faults of the program
 
-VERIFY = flags.DEFINE_bool("verify_checksums", True, "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time with a huge one.")
-MENDABLE = (ConfigError, RunStopped, SourceError, BadImage, OSError)  # what a user can mend; the rest are faults of the program
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, a limit, a disk that has failed
+NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+)  # a full disk, a quota, a limit, a disk that has failed
 
 
 def patience_for_fake_devices():
@@ -47,21 +62,27 @@ def run(name: str, main: Callable[[], int | None]):
             sys.exit(0)
         except flags.Error as error:
             _stop(name, f"--config: {_raised(error)}" if "Error whilst parsing config file" in str(error) else error)
-        except Exception as error:  # raised by a config file, which is the user's program, or by an override that fits it not
+        except (
+            Exception
+        ) as error:  # raised by a config file, which is the user's program, or by an override that fits it not
             _stop(name, f"--config: {_reason(error)}")
         if len(rest) > 1:
             _stop(name, f"{rest[1]!r} is not a flag; see --help")
         return rest
 
     def guarded(_):
-        logging.get_absl_handler().addFilter(lambda record: no_room(record.exc_info and record.exc_info[1]) is None)  # said once, at the end
+        logging.get_absl_handler().addFilter(
+            lambda record: no_room(record.exc_info and record.exc_info[1]) is None
+        )  # said once, at the end
         try:
             sys.exit(main())
         except Exception as error:
             full = no_room(error)
             if full is None and not isinstance(error, MENDABLE):
                 raise
-            if full is not None and not isinstance(error, OSError):  # from threads of Orbax, which would print a traceback each on the way out
+            if full is not None and not isinstance(
+                error, OSError
+            ):  # from threads of Orbax, which would print a traceback each on the way out
                 _print(name, full)
                 sys.stdout.flush()
                 os._exit(2)
@@ -71,7 +92,10 @@ def run(name: str, main: Callable[[], int | None]):
 
 
 def _reason(error: Exception) -> str:
-    """The gist of what ml_collections raises: it wraps errors in each other and tells of a file's failure on the last line."""
+    """The gist of what ml_collections raises.
+
+    It wraps errors in each other and tells of a file's failure on the last line.
+    """
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error.args[0]) if error.args else type(error).__name__
@@ -90,7 +114,8 @@ def _raised(error: BaseException) -> str:
 def no_room(error: BaseException | None) -> str | None:
     """The line that says that a disk is full, where that is what an error or one of its causes is about.
 
-    Libraries that write by threads of their own, as Orbax and tensorstore do, raise it as a ValueError in whose text the system's words stand.
+    Libraries that write by threads of their own, as Orbax and tensorstore do, raise it as a ValueError in whose text
+    the system's words stand.
     """
     known = set()
     while error is not None and id(error) not in known:
@@ -102,7 +127,10 @@ def no_room(error: BaseException | None) -> str | None:
             path = next(iter(re.findall(r'"(/[^"]*)"', str(error))), None)
         if number in NO_ROOM:
             place = f"{path}: " if path else ""
-            return f"{place}{os.strerror(number)}; what was whole stays whole, and when there is room the same command goes on from there"
+            return (
+                f"{place}{os.strerror(number)}; what was whole stays whole, and when there is room the same "
+                "command goes on from there"
+            )
         error = error.__cause__ or error.__context__
     return None
 

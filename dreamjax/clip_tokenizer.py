@@ -1,4 +1,7 @@
-"""CLIP's own byte-pair tokenizer, of Stable Diffusion's text encoder and of the text tower for ranking: transformers', without torch."""
+"""CLIP's own byte-pair tokenizer, of Stable Diffusion's text encoder and of the text tower for ranking.
+
+Transformers', without torch.
+"""
 
 import os
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
-"""Compiles a training step for a TPU slice that is not at hand: python -m dreamjax.compile --config=experiments/X.py[:arg] --topology=v4:4x4x8
+"""Compiles a training step for a TPU slice that is not at hand: python -m dreamjax.compile
+--config=experiments/X.py[:arg] --topology=v4:4x4x8
 
-Reports the memory of a chip, FLOPs, collectives and an estimate of the time, from the program that the trainer would run; the
-last line is JSON. Ends with status 1 where the step does not fit, or does what costs a sharded program most (see `checks` in
-the report). Needs the compiler for TPUs, pip install "jax[tpu]", but no TPU. At the paper's sizes it takes minutes and about
-14 GiB; what the compiler gave is kept in --cache.
+Reports the memory of a chip, FLOPs, collectives and an estimate of the time, from the program that the trainer would
+run; the last line is JSON. Ends with status 1 where the step does not fit, or does what costs a sharded program most
+(see `checks` in the report). Needs the compiler for TPUs, pip install "jax[tpu]", but no TPU. At the paper's sizes it
+takes minutes and about 14 GiB; what the compiler gave is kept in --cache.
 """
 
 import json
@@ -23,12 +24,20 @@ from dreamjax.schema import ConfigError, from_dict
 from dreamjax.training import report as training_report
 from dreamjax.training.state import init, shardings
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and sides of the slice: v4:4x4x8, v5p:4x4x4, v5e:16x16, v6e:8x16.")
-SLICES = flags.DEFINE_integer("slices", 1, "Slices of that shape, joined by the data axis over the data centre's network.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides."
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chip and sides of the slice: v4:4x4x8, v5p:4x4x4, v5e:16x16, v6e:8x16."
+)
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "Slices of that shape, joined by the data axis over the data centre's network."
+)
 SAMPLING = flags.DEFINE_bool("sampling", True, "Compile the steps of sampling too: writing a token and denoising.")
 CACHE = flags.DEFINE_string("cache", "~/.cache/dreamjax/compiled", "Folder that keeps what was compiled; empty: none.")
-PRINT_FLAGS = flags.DEFINE_bool("print_flags", False, "Print the compiler's options as a value for LIBTPU_INIT_ARGS, and stop.")
+PRINT_FLAGS = flags.DEFINE_bool(
+    "print_flags", False, "Print the compiler's options as a value for LIBTPU_INIT_ARGS, and stop."
+)
 
 
 def main() -> int:
@@ -36,7 +45,10 @@ def main() -> int:
         print(" ".join(f"--{name}={value}" for name, value in sharding.TPU_OPTIONS.items()))
         return 0
     if CONFIG.value is None or TOPOLOGY.value is None:
-        raise ConfigError("--config and --topology: both are needed, for example --config=experiments/stage2_igpt.py --topology=v4:4x4x8")
+        raise ConfigError(
+            "--config and --topology: both are needed, for example --config=experiments/stage2_igpt.py "
+            "--topology=v4:4x4x8"
+        )
     config = from_dict(RunConfig, CONFIG.value)
     slice_ = topology.parse(TOPOLOGY.value, SLICES.value)
     jax.config.update("jax_platforms", "cpu")  # no device is used, and one that is there need not be taken
@@ -52,7 +64,9 @@ def main() -> int:
     began = time.monotonic()
     try:
         compiled = program.compile_cached(program.lower_train_step(config, parts, shapes, where, mesh), cache)
-        result = report.of_step(config, slice_, mesh, compiled, facts, summary["bytes_per_device"], (state.trainable, frozen))
+        result = report.of_step(
+            config, slice_, mesh, compiled, facts, summary["bytes_per_device"], (state.trainable, frozen)
+        )
         if SAMPLING.value:
             result["sampling"] = sampling.reports(config, slice_, mesh, cache)
     except jax.errors.JaxRuntimeError as error:

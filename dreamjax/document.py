@@ -1,8 +1,8 @@
 """The one type of the whole house: a document is a tuple of parts, each text or a picture.
 
 Sources yield documents, training packs them into rows, `DreamLLM.generate` takes one and returns one, evaluation builds
-and reads them. Parts carry marks (what is learned, seen, dreamed) and, in conversations, the role of who speaks. Here are
-also a document's two faces: JSON for programs and a self-contained HTML page for people.
+and reads them. Parts carry marks (what is learned, seen, dreamed) and, in conversations, the role of who speaks. Here
+are also a document's two faces: JSON for programs and a self-contained HTML page for people.
 """
 
 import base64
@@ -41,7 +41,8 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or what is images.Stored.
+    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or what is
+    images.Stored.
 
     Nothing is opened before `pil` is called, and nothing is kept: a document of a thousand files is small.
     """
@@ -76,7 +77,9 @@ class Document:
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
     kind: str = ""  # one of KINDS
-    left_out: tuple[images.BadImage, ...] = dataclasses.field(default=(), compare=False, repr=False)  # pictures that its source could not give, and why
+    left_out: tuple[images.BadImage, ...] = dataclasses.field(
+        default=(), compare=False, repr=False
+    )  # pictures that its source could not give, and why
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -85,13 +88,17 @@ class Document:
             raise ValueError(f"kind: {self.kind!r} is none of {', '.join(map(repr, KINDS))}")
         for i, part in enumerate(self.parts):
             if not isinstance(part, Part):
-                raise TypeError(f"parts[{i}]: {_describe(part)} is neither Text nor Image; Document.of takes plain strings and pictures")
+                raise TypeError(
+                    f"parts[{i}]: {_describe(part)} is neither Text nor Image; Document.of takes plain "
+                    "strings and pictures"
+                )
 
     @classmethod
     def of(cls, content) -> "Document":
         """A document from what people have at hand: a Document, a text, a picture, or a list of texts and pictures.
 
-        A str is text; a picture is an Image, a Pillow image, an array, bytes, or a pathlib.Path. Raises TypeError, naming the item.
+        A str is text; a picture is an Image, a Pillow image, an array, bytes, or a pathlib.Path. Raises TypeError,
+        naming the item.
         """
         if isinstance(content, Document):
             return content
@@ -115,8 +122,19 @@ class Document:
     def without(self, number: int) -> "Document":
         """The document without the picture parts[number]; a space stands where it parted two words of one speaker."""
         before, after = self.parts[:number], self.parts[number + 1 :]
-        if before and after and isinstance(before[-1], Text) and isinstance(after[0], Text) and before[-1].role == after[0].role:
-            if before[-1].text and after[0].text and not before[-1].text[-1].isspace() and not after[0].text[0].isspace():
+        if (
+            before
+            and after
+            and isinstance(before[-1], Text)
+            and isinstance(after[0], Text)
+            and before[-1].role == after[0].role
+        ):
+            if (
+                before[-1].text
+                and after[0].text
+                and not before[-1].text[-1].isspace()
+                and not after[0].text[0].isspace()
+            ):
                 after = (dataclasses.replace(after[0], text=f" {after[0].text}"), *after[1:])
         return dataclasses.replace(self, parts=before + after)
 
@@ -137,15 +155,17 @@ class Document:
                 parts.append({"type": "text", "text": part.text, "learned": part.learned, "role": part.role})
             else:
                 source = _data_uri(part.pil()) if image_files is None else os.fspath(next(names))
-                parts.append({"type": "image", "image": source, "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
+                parts.append(
+                    {"type": "image", "image": source, "seen": part.seen, "dreamed": part.dreamed, "role": part.role}
+                )
         return {"id": self.id, "kind": self.kind, "parts": parts, "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, record: dict, root: str | os.PathLike | None = None, allow_outside: bool = False) -> "Document":
         """The inverse of `to_json`. Raises ValueError, naming the part, for whatever else a record may be.
 
-        File names are looked up under `root` and have to lie there; without one, every picture has to be in the record itself.
-        `allow_outside`, for records of one's own, takes absolute names, "..", links and URLs too.
+        File names are looked up under `root` and have to lie there; without one, every picture has to be in the record
+        itself. `allow_outside`, for records of one's own, takes absolute names, "..", links and URLs too.
         """
         parts = record.get("parts") if isinstance(record, dict) else None
         if not isinstance(parts, list):
@@ -163,9 +183,16 @@ class Document:
         atomic.write_text(path, json.dumps(self.to_json()) + "\n")
 
     def save_html(self, path: str | os.PathLike, growing: bool = False):
-        """Writes a page that needs no other file; the id, where there is one, is its headline. A `growing` one reloads itself every second."""
+        """Writes a page that needs no other file.
+
+        The id, where there is one, is its headline. A `growing` one reloads itself every second.
+        """
         headline = f"<h1>{html.escape(self.id)}</h1>\n" if self.id else ""
-        page = html_page(self.id or _shorten(self.text, 60) or "A document", headline + html_article(self), _RELOAD if growing else "")
+        page = html_page(
+            self.id or _shorten(self.text, 60) or "A document",
+            headline + html_article(self),
+            _RELOAD if growing else "",
+        )
         atomic.write_text(path, page, errors="replace")
 
     def save_images(self, folder: str | os.PathLike) -> list:
@@ -195,7 +222,10 @@ def _as_part(item, where: str) -> Part:
         return Text(item)
     if _is_picture(item):
         return Image(item)
-    raise TypeError(f"{where}: {_describe(item)} is neither text nor a picture (str, Text, Image, Pillow image, uint8 array, bytes, pathlib.Path)")
+    raise TypeError(
+        f"{where}: {_describe(item)} is neither text nor a picture (str, Text, Image, Pillow image, uint8 "
+        "array, bytes, pathlib.Path)"
+    )
 
 
 def _describe(item) -> str:
@@ -206,7 +236,10 @@ def _part_from_json(part, where: str, root, allow_outside: bool) -> Part:
     kind = part.get("type") if isinstance(part, dict) else part
     content = part.get(kind) if kind in ("text", "image") and isinstance(part, dict) else None
     if not isinstance(content, str):
-        raise ValueError(f"{where}: {reprlib.repr(part)} is neither {{'type': 'text', 'text': ...}} nor {{'type': 'image', 'image': ...}}")
+        raise ValueError(
+            f"{where}: {reprlib.repr(part)} is neither {{'type': 'text', 'text': ...}} nor {{'type': "
+            f"'image', 'image': ...}}"
+        )
     marks = {name: part.get(name, True) for name in (("learned",) if kind == "text" else ("seen", "dreamed"))}
     for name, mark in marks.items():
         if not isinstance(mark, bool):
@@ -254,7 +287,8 @@ _SMALL = 128  # pixels; a picture with a shorter side below it is shown enlarged
 _ENLARGED = 288
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #23211d; --quiet: #6f6a61; --line: #e4dfd5; --card: #fff; --accent: #8a4b2a; }
+:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #23211d; --quiet: #6f6a61; --line: #e4dfd5; --card: #fff;
+    --accent: #8a4b2a; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #171614; --ink: #e9e5dc; --quiet: #a09a8e; --line: #34312c; --card: #1f1e1b; --accent: #e0a37e; }
 }
@@ -273,7 +307,8 @@ figure { margin: 0; min-width: 0; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; max-height: 85vh; border-radius: 10px;
   box-shadow: 0 1px 2px rgb(0 0 0 / .12), 0 12px 32px -12px rgb(0 0 0 / .28); }
 img.small { image-rendering: pixelated; border-radius: 4px; }
-.turn { margin: 0 0 1.25rem; padding: 1.1rem 1.4rem; border: 1px solid var(--line); border-radius: 14px; background: var(--card); }
+.turn { margin: 0 0 1.25rem; padding: 1.1rem 1.4rem; border: 1px solid var(--line); border-radius: 14px; background:
+    var(--card); }
 .turn.user { margin-left: clamp(0rem, 8vw, 4rem); }
 .turn.assistant { margin-right: clamp(0rem, 8vw, 4rem); }
 .turn > :last-child { margin-bottom: 0; }
@@ -285,8 +320,13 @@ img.small { image-rendering: pixelated; border-radius: 4px; }
 
 
 def render_html(documents: collections.abc.Iterable[Document], title: str) -> str:
-    """One self-contained page with all documents below each other: text as paragraphs, pictures embedded, turns labelled by role."""
-    articles = "\n".join(html_article(document, f"<h2>{html.escape(document.id)}</h2>" if document.id else "") for document in documents)
+    """One self-contained page with all documents below each other.
+
+    Text as paragraphs, pictures embedded, turns labelled by role.
+    """
+    articles = "\n".join(
+        html_article(document, f"<h2>{html.escape(document.id)}</h2>" if document.id else "") for document in documents
+    )
     return html_page(title, f"<h1>{html.escape(title)}</h1>\n{articles}")
 
 
@@ -296,8 +336,10 @@ _RELOAD = '<meta http-equiv="refresh" content="1">\n'
 def html_page(title: str, body: str, head: str = "") -> str:
     """A whole page around a body of HTML, in the house's style; `head` is HTML for its head."""
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{head}<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" '
+        'content="width=device-width, initial-scale=1">\n'
+        f"{head}<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -318,7 +360,10 @@ def html_article(document: Document, heading: str = "") -> str:
 
 
 def _flow(parts: list[Part], numbers: collections.abc.Iterator[int]) -> str:
-    """Parts of one role: texts that follow each other are one text, pictures that follow each other stand side by side."""
+    """Parts of one role.
+
+    Texts that follow each other are one text, pictures that follow each other stand side by side.
+    """
     blocks, before = [], ""
     visible = [part for part in parts if isinstance(part, Image) or part.text.strip()]
     for is_picture, run in itertools.groupby(visible, key=lambda part: isinstance(part, Image)):

@@ -1,4 +1,7 @@
-"""Pictures through the frozen encoders once, into the files of data/encoded.py: CLIP's features and the moments of the latents."""
+"""Pictures through the frozen encoders once, into the files of data/encoded.py.
+
+CLIP's features and the moments of the latents.
+"""
 
 import concurrent.futures
 from collections.abc import Callable, Iterator
@@ -41,13 +44,19 @@ def make_encode(model: ModelConfig, params: dict, size: int) -> Callable[[list[P
     @jax.jit
     def run(seen: jax.Array, dreamed: jax.Array):
         features = dreamllm.patch_features(parts, params, seen) if parts.clip else None
-        both = [dreamllm.latent_moments(parts, params, side) for side in (dreamed, dreamed[:, :, ::-1])] if parts.vae else None
+        both = (
+            [dreamllm.latent_moments(parts, params, side) for side in (dreamed, dreamed[:, :, ::-1])]
+            if parts.vae
+            else None
+        )
         return features, jnp.stack(both, axis=1) if both else None
 
     def encode(pixels: list[Pixels]) -> list[Picture]:
         padded = pixels + [pixels[0]] * (size - len(pixels))
-        features, moments = map(np.asarray, run(*(np.stack(side) for side in zip(*padded))))
-        return [Picture(features[i] if parts.clip else None, moments[i] if parts.vae else None) for i in range(len(pixels))]
+        features, moments = map(np.asarray, run(*(np.stack(side) for side in zip(*padded, strict=True))))
+        return [
+            Picture(features[i] if parts.clip else None, moments[i] if parts.vae else None) for i in range(len(pixels))
+        ]
 
     return encode
 
@@ -59,7 +68,9 @@ def write(source: Source, folder: str, model: ModelConfig, encode: Callable, siz
 
         def documents(numbers: range) -> Iterator[list[Picture | None]]:
             bar.update(numbers.start - bar.n)
-            few = (numbers[start : start + size] for start in range(0, len(numbers), size))  # all at once would not fit into memory
+            few = (
+                numbers[start : start + size] for start in range(0, len(numbers), size)
+            )  # all at once would not fit into memory
             opened = (pixels for part in few for pixels in pool.map(lambda i: pixels_of(source, i, model), part))
             for pictures in _encoded(opened, encode, size):
                 bar.update()
@@ -69,7 +80,10 @@ def write(source: Source, folder: str, model: ModelConfig, encode: Callable, siz
 
 
 def pixels_of(source: Source, index: int, model: ModelConfig) -> list[Pixels | None]:
-    """The pictures of a document at the sizes of the encoders, None for one that does not open; none of a broken record."""
+    """The pictures of a document at the sizes of the encoders, None for one that does not open.
+
+    None of a broken record.
+    """
     try:
         parts = [part for part in source[index].parts if isinstance(part, Image)]
     except BadRecord:
@@ -78,7 +92,10 @@ def pixels_of(source: Source, index: int, model: ModelConfig) -> list[Pixels | N
     for part in parts:
         try:
             opened = part.pil()
-            sides = model.clip.image_size if model.clip else images.MIN_SIDE, model.decoder_size if model.unet else images.MIN_SIDE
+            sides = (
+                model.clip.image_size if model.clip else images.MIN_SIDE,
+                model.decoder_size if model.unet else images.MIN_SIDE,
+            )
             found.append((images.for_encoder(opened, sides[0]), images.for_decoder(opened, sides[1])))
         except images.BadImage:
             found.append(None)

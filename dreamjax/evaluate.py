@@ -1,23 +1,27 @@
 """Measures a model, or a file of predictions.
 
-    python -m dreamjax.evaluate --model=DIR --task=shapes --out=DIR [--count=N]
-    python -m dreamjax.evaluate --model=DIR --task=NAME[,NAME] --data=DIR --out=DIR [--profile=official] [--shots=4 --examples=rices]
-    python -m dreamjax.evaluate score --task=textvqa --predictions=FILE --data=DIR [--out=DIR]
+    python -m dreamjax.evaluate --model=DIR --task=shapes --out=DIR [--count=N] python -m dreamjax.evaluate --model=DIR
+    --task=NAME[,NAME] --data=DIR --out=DIR [--profile=official] [--shots=4 --examples=rices] python -m
+    dreamjax.evaluate score --task=textvqa --predictions=FILE --data=DIR [--out=DIR]
 
 Tasks of a model: shapes or toy (the embedded generator; needs no data), storybook (a folder of picture stories), and
-    about pictures    coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope
+    about pictures    coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet,
+                      pope
     language          piqa, siqa, hellaswag, winogrande, boolq, mmlu
-    drawn pictures    coco_fid, lncoco_fid, instructmmc4_fid (FID, KID, precision and recall, CLIP score; --inception names the weights)
+    drawn pictures    coco_fid, lncoco_fid, instructmmc4_fid (FID, KID, precision and recall, CLIP score; --inception
+                      names the weights)
     documents         study (a kit for people to judge written and real documents, and measures of them)
---data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or --images).
+--data has a benchmark's own files, in a folder of the task's name or by themselves, and its pictures below (or
+--images).
 Predictions are written as they come to OUT/TASK/predictions.jsonl: started again, a run goes on where it stopped.
 OUT/report.html shows the figures of all tasks, beside the paper's, and a sample of what was asked and said.
 
 `score` takes the predictions of any model: JSONL with question_id and text (LLaVA's answer files), or a benchmark's own
-files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa, vizwiz,
-scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, image2paragraph, captions (plain text, a
-caption a line), and those of language; fid compares a folder of pictures with an npz or another folder (--features as above); study
-counts a kit's judgements. With --out the file for a benchmark's server or grader is written there as well.
+files; --data is the benchmark's own file or folder of questions and answers. Tasks of `score`: textvqa, vqav2, okvqa,
+vizwiz, scienceqa, gqa, mme, mmbench, mmvet (grades of its grader), pope, coco, nocaps, image2paragraph, captions (plain
+text, a caption a line), and those of language; fid compares a folder of pictures with an npz or another folder
+(--features as above); study counts a kit's judgements. With --out the file for a benchmark's server or grader is
+written there as well.
 
 The last line of stdout is the result as JSON, {"task": .., "metrics": {..}, ..}; shares in metrics are in percent.
 """
@@ -39,31 +43,64 @@ from dreamjax.schema import ConfigError, require_seed
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder (or file) of the task's data, where it needs one.")
-OUT = flags.DEFINE_string("out", None, "Folder for predictions, pictures and the page; of score: for the server's file.")
-COUNT = flags.DEFINE_integer("count", None, "Only the first so many questions (of each category); of shapes documents, of storybook captions.", lower_bound=1)
+OUT = flags.DEFINE_string(
+    "out", None, "Folder for predictions, pictures and the page; of score: for the server's file."
+)
+COUNT = flags.DEFINE_integer(
+    "count",
+    None,
+    "Only the first so many questions (of each category); of shapes documents, of storybook captions.",
+    lower_bound=1,
+)
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 flags.declare_key_flag("verify_checksums")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Of score: file of predictions.")
-PROFILE = flags.DEFINE_string("profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation).")
+PROFILE = flags.DEFINE_string(
+    "profile", "clean", "How questions are put: clean | official (the strings of DreamLLM's own evaluation)."
+)
 SHOTS = flags.DEFINE_integer("shots", 0, "Examples with their answers before each question.", lower_bound=0)
-EXAMPLES = flags.DEFINE_string("examples", "random", "Which examples: random | rices (those with the nearest pictures).")
-SHOTS_FROM = flags.DEFINE_string("shots_from", "", "Data of the examples, such as a training split; nothing: the task's own questions.")
-FEATURES = flags.DEFINE_string("features", "inception", "Of drawn pictures: inception | clip | package.module:function (list of Pillow images -> [n, d]).")
-INCEPTION = flags.DEFINE_string("inception", "", "pytorch-fid's file of Inception weights, pt_inception-2015-12-05-6726825d.pth.")
-REFERENCE = flags.DEFINE_string("reference", "", "What drawn pictures are compared with: an npz with mu and sigma, or a folder; nothing: the task's own.")
-BASELINE = flags.DEFINE_string("baseline", "", "Folder of a Stable Diffusion (diffusers) that draws the same with its own text encoder.")
-CLIP = flags.DEFINE_string("clip", "", "Folder of the CLIP (both towers) that ranks and measures drawn pictures; nothing: the model's own.")
+EXAMPLES = flags.DEFINE_string(
+    "examples", "random", "Which examples: random | rices (those with the nearest pictures)."
+)
+SHOTS_FROM = flags.DEFINE_string(
+    "shots_from", "", "Data of the examples, such as a training split; nothing: the task's own questions."
+)
+FEATURES = flags.DEFINE_string(
+    "features",
+    "inception",
+    "Of drawn pictures: inception | clip | package.module:function (list of Pillow images -> [n, d]).",
+)
+INCEPTION = flags.DEFINE_string(
+    "inception", "", "pytorch-fid's file of Inception weights, pt_inception-2015-12-05-6726825d.pth."
+)
+REFERENCE = flags.DEFINE_string(
+    "reference",
+    "",
+    "What drawn pictures are compared with: an npz with mu and sigma, or a folder; nothing: the task's own.",
+)
+BASELINE = flags.DEFINE_string(
+    "baseline", "", "Folder of a Stable Diffusion (diffusers) that draws the same with its own text encoder."
+)
+CLIP = flags.DEFINE_string(
+    "clip", "", "Folder of the CLIP (both towers) that ranks and measures drawn pictures; nothing: the model's own."
+)
 IMAGES = flags.DEFINE_string("images", "", "Folder of the pictures, where they are not below the data.")
 SEED = flags.DEFINE_integer("seed", 0, "Draws the examples; 0 to 4294967295.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Questions answered at once.", lower_bound=1)
-MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Devices along data, fsdp, tensor; one may be -1, which takes what is left.")
+MESH = flags.DEFINE_list(
+    "mesh", ["1", "-1", "1"], "Devices along data, fsdp, tensor; one may be -1, which takes what is left."
+)
 
 
 def main() -> int:
     """Runs tasks with a model."""
     _require(MODEL, TASK, OUT)
     require_seed("--seed", SEED.value)
-    own = {"shapes": functools.partial(shapes_task, "shapes"), "toy": functools.partial(shapes_task, "toy"), "storybook": storybook_task}
+    own = {
+        "shapes": functools.partial(shapes_task, "shapes"),
+        "toy": functools.partial(shapes_task, "toy"),
+        "storybook": storybook_task,
+    }
     names = list(dict.fromkeys(TASK.value.split(",")))
     benchmarks = [name for name in names if name not in own]
     if benchmarks:
@@ -83,7 +120,15 @@ def _how():
     from dreamjax.evaluation.benchmarks import How
 
     return How(
-        PROFILE.value, SHOTS.value, EXAMPLES.value, SHOTS_FROM.value, IMAGES.value, COUNT.value, SEED.value, BATCH.value, _measures(),
+        PROFILE.value,
+        SHOTS.value,
+        EXAMPLES.value,
+        SHOTS_FROM.value,
+        IMAGES.value,
+        COUNT.value,
+        SEED.value,
+        BATCH.value,
+        _measures(),
     )
 
 
@@ -122,7 +167,10 @@ def _mesh():
 
 
 def run_tasks(model, names: list[str], own: dict, out: epath.Path) -> dict:
-    """Runs tasks one after the other, prints their tables, writes results.json and then report.html; {task: what goes to the last line}."""
+    """Runs tasks one after the other, prints their tables, writes results.json and then report.html.
+
+    {task: what goes to the last line}.
+    """
     from dreamjax.evaluation import report
 
     results, found = [], {}
@@ -137,7 +185,11 @@ def run_tasks(model, names: list[str], own: dict, out: epath.Path) -> dict:
         _print(words)
         if result.export:
             exported = result.export()
-            _warn(f"{name}: {warning}" for warning in exported.warnings if not result.score or warning not in result.score.warnings)
+            _warn(
+                f"{name}: {warning}"
+                for warning in exported.warnings
+                if not result.score or warning not in result.score.warnings
+            )
             found[name]["exported"] = str(exported.path)
             write_results(out, found)
         atomic.write_text(out / "report.html", report.render("Evaluation by DreamJAX", results), "backslashreplace")
@@ -154,7 +206,11 @@ def benchmark_task(name: str, model, out: epath.Path) -> tuple:
     from dreamjax.evaluation import benchmarks, report
 
     result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), _whose())
-    more = {"paper": result.paper} | ({"measured": result.measured} if result.measured else {}) | ({"note": result.note} if result.note else {})
+    more = (
+        {"paper": result.paper}
+        | ({"measured": result.measured} if result.measured else {})
+        | ({"note": result.note} if result.note else {})
+    )
     return result, report.in_words(result), more | result.files
 
 
@@ -163,7 +219,10 @@ def _whose() -> dict:
     from dreamjax.training import checkpoint
 
     folder = checkpoint.open_folder(MODEL.value)
-    return {"model": str(folder), "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None}
+    return {
+        "model": str(folder),
+        "checkpoint": checkpoint.step_of(folder, WHICH.value) if (folder / "checkpoints").exists() else None,
+    }
 
 
 def _plain(figures):
@@ -181,9 +240,15 @@ def shapes_task(name: str, model, out: epath.Path) -> tuple:
     from dreamjax.training.metrics import train_seconds
 
     seconds = train_seconds(epath.Path(MODEL.value))  # tells a run that was trained anew in its folder
-    results, items = shapes.evaluate(model, out, _whose() | {"task": "shapes", "train_seconds": seconds}, COUNT.value or 512)
+    results, items = shapes.evaluate(
+        model, out, _whose() | {"task": "shapes", "train_seconds": seconds}, COUNT.value or 512
+    )
     files = {"items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
-    return shapes.result(name, results, items, files), shapes.in_words(results), results | {"train_seconds": seconds} | files
+    return (
+        shapes.result(name, results, items, files),
+        shapes.in_words(results),
+        results | {"train_seconds": seconds} | files,
+    )
 
 
 def storybook_task(model, out: epath.Path) -> tuple:
@@ -200,7 +265,10 @@ def storybook_task(model, out: epath.Path) -> tuple:
     _print(storybook.in_words(results))
     told = storybook_captions.evaluate(model, data, out, _whose(), COUNT.value)
     figures = results | told
-    score = Score({key: value for key, value in figures.items() if isinstance(value, float)}, {key: value for key, value in figures.items() if isinstance(value, int)})
+    score = Score(
+        {key: value for key, value in figures.items() if isinstance(value, float)},
+        {key: value for key, value in figures.items() if isinstance(value, int)},
+    )
     shown = [*stories, *storybook_captions.shown(model, data, out, 4)]
     result = Result("storybook", score, {}, {}, shown, how="stories that were not trained on")
     return result, storybook_captions.in_words(told), figures | {"training": losses_of(epath.Path(MODEL.value))}
@@ -292,6 +360,9 @@ if __name__ == "__main__":
     commands = {"score": score}
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     if name and name not in commands:
-        print(f"dreamjax.evaluate: the command is {', '.join(commands)} or none, not {name!r}; see --help", file=sys.stderr)
+        print(
+            f"dreamjax.evaluate: the command is {', '.join(commands)} or none, not {name!r}; see --help",
+            file=sys.stderr,
+        )
         sys.exit(2)
     cli.run("dreamjax.evaluate", commands.get(name, main))

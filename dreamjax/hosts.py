@@ -1,4 +1,5 @@
-"""Many hosts: how the processes of a run find each other, take turns at shared files, agree to stop, and end when one has died.
+"""Many hosts: how the processes of a run find each other, take turns at shared files, agree to stop, and end when one
+has died.
 
 A host is one process here, as JAX counts them. A process learns of the others from the first of these that is there:
 
@@ -35,11 +36,21 @@ from orbax.checkpoint import multihost
 from dreamjax import cli, relay
 from dreamjax.schema import ConfigError, RunStopped, gist
 
-COORDINATOR = flags.DEFINE_string("coordinator", None, "Address HOST:PORT of host 0, where a run of several hosts is not found by itself.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address HOST:PORT of host 0, where a run of several hosts is not found by itself."
+)
 HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts (processes) of the run, with --coordinator.")
 HOST = flags.DEFINE_integer("host", None, "Number of this host, from 0, with --coordinator.")
-HEARTBEAT = flags.DEFINE_integer("heartbeat", 30, "Seconds after which a host that is silent counts as dead; the others then end.", lower_bound=5, upper_bound=60)
-CONNECT = flags.DEFINE_integer("connect_timeout", 300, "Seconds that the hosts wait for each other at the start.", lower_bound=1)
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat",
+    30,
+    "Seconds after which a host that is silent counts as dead; the others then end.",
+    lower_bound=5,
+    upper_bound=60,
+)
+CONNECT = flags.DEFINE_integer(
+    "connect_timeout", 300, "Seconds that the hosts wait for each other at the start.", lower_bound=1
+)
 
 # What the runtime's errors say where another host does not answer; JAX raises them under several types.
 LOST = ("Gloo", "NCCL", "CoordinationService", "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -58,8 +69,17 @@ class Place:
     devices: tuple[int, ...] | None = None  # local GPUs of this process; (): all that it sees
 
 
-def find_place(environ: Mapping[str, str], coordinator: str | None = None, hosts: int | None = None, host: int | None = None, on_tpu: bool = False) -> Place | None:
-    """Where this process stands, from flags and environment as the file's docstring says; None: by itself. ConfigError where something is missing."""
+def find_place(
+    environ: Mapping[str, str],
+    coordinator: str | None = None,
+    hosts: int | None = None,
+    host: int | None = None,
+    on_tpu: bool = False,
+) -> Place | None:
+    """Where this process stands, from flags and environment as the file's docstring says.
+
+    None: by itself. ConfigError where something is missing.
+    """
     if coordinator is not None or hosts is not None or host is not None:
         return _plain(("--coordinator", coordinator), ("--hosts", hosts), ("--host", host))
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -70,11 +90,16 @@ def find_place(environ: Mapping[str, str], coordinator: str | None = None, hosts
     return Place(None) if on_tpu else None
 
 
-def _plain(coordinator: tuple[str, str | None], hosts: tuple[str, str | int | None], host: tuple[str, str | int | None]) -> Place | None:
+def _plain(
+    coordinator: tuple[str, str | None], hosts: tuple[str, str | int | None], host: tuple[str, str | int | None]
+) -> Place | None:
     """A place from three settings, each with its name."""
-    for (name, value), like in zip((coordinator, hosts, host), ("host0:8476", "4", "0")):
+    for (name, value), like in zip((coordinator, hosts, host), ("host0:8476", "4", "0"), strict=True):
         if value is None:
-            raise ConfigError(f"{name}: is missing; a run of several hosts needs {coordinator[0]}, {hosts[0]} and {host[0]} on each, such as {name}={like}")
+            raise ConfigError(
+                f"{name}: is missing; a run of several hosts needs {coordinator[0]}, {hosts[0]} and "
+                f"{host[0]} on each, such as {name}={like}"
+            )
     address = coordinator[1]
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
         raise ConfigError(f"{coordinator[0]}: {address!r} is no address like host0:8476")
@@ -89,8 +114,14 @@ def _plain(coordinator: tuple[str, str | None], hosts: tuple[str, str | int | No
 
 
 def _slurm(environ: Mapping[str, str]) -> Place:
-    """A task of a step. Several tasks of a node take a GPU each, unless Slurm shows each only its own; one alone takes all."""
-    tasks, nodes = int(environ["SLURM_NTASKS"]), int(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or 1)
+    """A task of a step.
+
+    Several tasks of a node take a GPU each, unless Slurm shows each only its own; one alone takes all.
+    """
+    tasks, nodes = (
+        int(environ["SLURM_NTASKS"]),
+        int(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or 1),
+    )
     shown = environ.get("CUDA_VISIBLE_DEVICES")
     own = tasks == nodes or (shown is not None and len(shown.split(",")) == 1)
     return Place("slurm", None, tasks, int(environ["SLURM_PROCID"]), () if own else (int(environ["SLURM_LOCALID"]),))
@@ -99,11 +130,16 @@ def _slurm(environ: Mapping[str, str]) -> Place:
 def on_tpu_machine(environ: Mapping[str, str]) -> bool:
     """Whether TPU chips are attached that JAX may use."""
     wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu") or not environ["JAX_PLATFORMS"]
-    return wanted and importlib.util.find_spec("libtpu") is not None and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    return (
+        wanted
+        and importlib.util.find_spec("libtpu") is not None
+        and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    )
 
 
 def join():
-    """Connects this process to the others, before anything of JAX is used. A host that dies stops the others within the time of --heartbeat.
+    """Connects this process to the others, before anything of JAX is used. A host that dies stops the others within the
+    time of --heartbeat.
 
     Raises ConfigError for settings that cannot be right and RunStopped where the others are not reached in time.
     """
@@ -116,16 +152,28 @@ def join():
     if place.coordinator and place.host:
         _reach(place.coordinator, who)
     _relay_stderr(who)
-    # It would take SIGTERM for itself, from here on, and miss one that comes while a resumed run compiles; see `agreement`.
+    # It would take SIGTERM for itself, from here on, and miss one that comes while a resumed run compiles; see
+    # `agreement`.
     jax.config.update("jax_enable_preemption_service", False)
-    times = {"heartbeat_timeout_seconds": HEARTBEAT.value, "initialization_timeout": CONNECT.value, "shutdown_timeout_seconds": HEARTBEAT.value}
-    given = {"coordinator_address": place.coordinator, "num_processes": place.hosts, "process_id": place.host, "local_device_ids": place.devices}
+    times = {
+        "heartbeat_timeout_seconds": HEARTBEAT.value,
+        "initialization_timeout": CONNECT.value,
+        "shutdown_timeout_seconds": HEARTBEAT.value,
+    }
+    given = {
+        "coordinator_address": place.coordinator,
+        "num_processes": place.hosts,
+        "process_id": place.host,
+        "local_device_ids": place.devices,
+    }
     try:
         jax.distributed.initialize(**given, cluster_detection_method=place.cluster, **times)
     except (ValueError, OSError) as error:
         if place.cluster is not None:
             raise ConfigError(f"hosts: {error}") from None
-        print(f"this machine has TPU chips and says of no other hosts ({gist(error)}): it runs by itself", file=sys.stderr)
+        print(
+            f"this machine has TPU chips and says of no other hosts ({gist(error)}): it runs by itself", file=sys.stderr
+        )
     except RuntimeError as error:
         raise RunStopped(f"{who}: did not find the others{where} ({gist(error)}); does each of them run?") from None
 
@@ -140,18 +188,23 @@ def _reach(address: str, who: str):
             return
         except OSError as error:
             if time.monotonic() > limit:
-                raise RunStopped(f"{who}: nobody answers at {address} within {CONNECT.value} s ({error}); does host 0 run there, and is the port open?") from None
+                raise RunStopped(
+                    f"{who}: nobody answers at {address} within {CONNECT.value} s ({error}); does host 0 "
+                    "run there, and is the port open?"
+                ) from None
             time.sleep(0.2)
 
 
 def _relay_stderr(who: str):
-    """Sends what this process says on stderr through dreamjax/relay.py, for one clear line where the runtime ends it because of another host.
+    """Sends what this process says on stderr through dreamjax/relay.py, for one clear line where the runtime ends it
+    because of another host.
 
     Where that program ends first, stderr is as before.
     """
     reader, writer = os.pipe()
     stderr = os.dup(2)
-    # In a session of its own: what is sent to this process and its group, as Ctrl-C is, must not end it before its time.
+    # In a session of its own: what is sent to this process and its group, as Ctrl-C is, must not end it before its
+    # time.
     copying = subprocess.Popen([sys.executable, "-I", relay.__file__, who], stdin=reader, start_new_session=True)
     sys.stderr.flush()
     os.dup2(writer, 2)
@@ -197,13 +250,19 @@ def say(text: str):
 
 
 def wait_for_all(name: str, days: int = 7):
-    """Returns when every host is here. `name` is of this place in the program. No device takes part, and so none runs out of patience."""
+    """Returns when every host is here.
+
+    `name` is of this place in the program. No device takes part, and so none runs out of patience.
+    """
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=days * 86_400_000)
 
 
 @contextlib.contextmanager
 def one_before_the_others(name: str) -> Iterator[None]:
-    """Host 0 runs the body while the others wait; then they do, and find what it has written. `name` is of this place in the program."""
+    """Host 0 runs the body while the others wait.
+
+    Then they do, and find what it has written. `name` is of this place in the program.
+    """
     if not is_first():
         wait_for_all(name)
     yield
@@ -212,7 +271,10 @@ def one_before_the_others(name: str) -> Iterator[None]:
 
 
 def own_groups(rows: NamedSharding, count: int) -> tuple[int, ...]:
-    """Which of the `count` groups of a global batch lie on this host's devices, in order; hosts may share some where rows are not split between them."""
+    """Which of the `count` groups of a global batch lie on this host's devices, in order.
+
+    Hosts may share some where rows are not split between them.
+    """
     held = {index[0].indices(count) for index in rows.addressable_devices_indices_map((count,)).values()}
     return tuple(group for bounds in sorted(held) for group in range(*bounds))
 
@@ -220,8 +282,8 @@ def own_groups(rows: NamedSharding, count: int) -> tuple[int, ...]:
 def agreement(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
     """`agree(wish)`: whether any host wishes so, the same on all of them. All call it at the same points.
 
-    Nobody waits: the answer is an array that is there when the devices come to it. So the hosts stop after the same step when
-    one of them gets a signal, whether a person, Slurm, GKE or a preempted machine sends it.
+    Nobody waits: the answer is an array that is there when the devices come to it. So the hosts stop after the same
+    step when one of them gets a signal, whether a person, Slurm, GKE or a preempted machine sends it.
     """
     if jax.process_count() == 1:
         return lambda wish: wish
@@ -231,18 +293,26 @@ def agreement(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
 
 
 def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
-    """`main` as one of several hosts runs it: one that fails leaves at once, so that the others notice, and says when it failed for want of another."""
+    """`main` as one of several hosts runs it.
+
+    One that fails leaves at once, so that the others notice, and says when it failed for want of another.
+    """
 
     def run() -> int | None:
         try:
             return main()
         except BaseException as error:
-            lost = jax.distributed.is_initialized() and not isinstance(error, cli.MENDABLE) and any(word in str(error) for word in LOST)
+            lost = (
+                jax.distributed.is_initialized()
+                and not isinstance(error, cli.MENDABLE)
+                and any(word in str(error) for word in LOST)
+            )
             _leave_alone(2 if lost or isinstance(error, cli.MENDABLE) or cli.no_room(error) else 1)
             if not lost:
                 raise
             raise RunStopped(
-                f"host {jax.process_index()} of {jax.process_count()}: {relay.LOST}, or cannot reach it ({gist(error)}); {relay.ADVICE}"
+                f"host {jax.process_index()} of {jax.process_count()}: {relay.LOST}, or cannot reach it "
+                f"({gist(error)}); {relay.ADVICE}"
             ) from None
 
     return run
@@ -251,7 +321,8 @@ def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
 def _leave_alone(status: int):
     """Ends this process, when Python does, without waiting for the others: they would not come."""
     if jax.distributed.is_initialized():
-        logging.disable()  # a save in the background fails on the way out, and would log stacks behind the line that says why
+        # a save in the background fails on the way out, and would log stacks behind the line that says why
+        logging.disable()
         atexit.register(_exit_now, status)
 
 

@@ -28,7 +28,16 @@ class Stored(typing.Protocol):
 
 Source = PIL.Image.Image | np.ndarray | bytes | str | os.PathLike | Stored
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # no other decoder sees a byte, whatever a file is called; EPS would start Ghostscript
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+)  # no other decoder sees a byte, whatever a file is called; EPS would start Ghostscript
 MIN_SIDE = 2  # pixels; one-pixel pictures are trackers and placeholders
 MAX_SIDE = 20_000
 MAX_PIXELS = 1024**3 // 12  # a quarter of a GiB as RGB, Pillow's own limit
@@ -36,18 +45,46 @@ MAX_ASPECT = 32
 
 # What files of other kinds begin with: (what it is, offset, bytes). Such files get a name, they are not opened.
 _SIGNATURES = (
-    ("EPS or PostScript", 0, b"%!PS"), ("EPS", 0, b"\xc5\xd0\xd3\xc6"), ("PDF", 0, b"%PDF"), ("SVG", 0, b"<svg"), ("XML", 0, b"<?xml"),
-    ("HTML", 0, b"<!DOCTYPE"), ("HTML", 0, b"<!doctype"), ("HTML", 0, b"<html"), ("a pointer of Git LFS", 0, b"version https://git-lfs"),
-    ("HEIC", 4, b"ftyphei"), ("HEIC", 4, b"ftyphev"), ("HEIC", 4, b"ftypmif1"), ("JPEG XL", 0, b"\0\0\0\x0cJXL "), ("JPEG XL", 0, b"\xff\x0a"),
-    ("JPEG 2000", 0, b"\0\0\0\x0cjP  "), ("JPEG 2000", 0, b"\xff\x4f\xff\x51"), ("Photoshop's PSD", 0, b"8BPS"), ("OpenEXR", 0, b"\x76\x2f\x31\x01"),
-    ("an icon (ICO)", 0, b"\0\0\1\0"), ("a cursor (CUR)", 0, b"\0\0\2\0"), ("an icon (ICNS)", 0, b"icns"), ("DDS", 0, b"DDS "), ("QOI", 0, b"qoif"),
-    ("FITS", 0, b"SIMPLE  ="), ("HDF5", 0, b"\x89HDF\r\n"), ("WMF", 0, b"\xd7\xcd\xc6\x9a"), ("EMF", 0, b"\1\0\0\0\x58\0\0\0"), ("SGI", 0, b"\x01\xda"),
-    ("a video", 4, b"ftypisom"), ("a video", 4, b"ftypmp4"), ("a video", 4, b"ftypqt"), ("a video", 0, b"\x1aE\xdf\xa3"),
-)  # fmt: skip
+    ("EPS or PostScript", 0, b"%!PS"),
+    ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
+    ("PDF", 0, b"%PDF"),
+    ("SVG", 0, b"<svg"),
+    ("XML", 0, b"<?xml"),
+    ("HTML", 0, b"<!DOCTYPE"),
+    ("HTML", 0, b"<!doctype"),
+    ("HTML", 0, b"<html"),
+    ("a pointer of Git LFS", 0, b"version https://git-lfs"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
+    ("HEIC", 4, b"ftypmif1"),
+    ("JPEG XL", 0, b"\0\0\0\x0cJXL "),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG 2000", 0, b"\0\0\0\x0cjP  "),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("Photoshop's PSD", 0, b"8BPS"),
+    ("OpenEXR", 0, b"\x76\x2f\x31\x01"),
+    ("an icon (ICO)", 0, b"\0\0\1\0"),
+    ("a cursor (CUR)", 0, b"\0\0\2\0"),
+    ("an icon (ICNS)", 0, b"icns"),
+    ("DDS", 0, b"DDS "),
+    ("QOI", 0, b"qoif"),
+    ("FITS", 0, b"SIMPLE  ="),
+    ("HDF5", 0, b"\x89HDF\r\n"),
+    ("WMF", 0, b"\xd7\xcd\xc6\x9a"),
+    ("EMF", 0, b"\1\0\0\0\x58\0\0\0"),
+    ("SGI", 0, b"\x01\xda"),
+    ("a video", 4, b"ftypisom"),
+    ("a video", 4, b"ftypmp4"),
+    ("a video", 4, b"ftypqt"),
+    ("a video", 0, b"\x1aE\xdf\xa3"),
+)
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used; the message is one line: which picture, and why. `reason` is a fixed phrase to count by."""
+    """A picture that cannot be used.
+
+    The message is one line: which picture, and why. `reason` is a fixed phrase to count by.
+    """
 
     def __init__(self, message: str, reason: str = "bad image"):
         super().__init__(message, reason)  # both as arguments, so that it travels between processes
@@ -58,15 +95,17 @@ class BadImage(ValueError):
 
 
 def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
-    """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white; a plain RGB picture itself.
+    """The picture as mode RGB, decoded, upright as its EXIF orientation says, transparency laid on white; a plain RGB
+    picture itself.
 
-    `source` is a Pillow image, a [height, width, 3] array (uint8, or floats in [0, 1]), the bytes of an encoded file in one
-    of FORMATS, its path (with `gs://` and the like through fsspec), or what is Stored. Of an animation it is the first frame,
-    of 16-bit greys the upper 8 bits; greys stored as floats are in [0, 1] too.
+    `source` is a Pillow image, a [height, width, 3] array (uint8, or floats in [0, 1]), the bytes of an encoded file in
+    one of FORMATS, its path (with `gs://` and the like through fsspec), or what is Stored. Of an animation it is the
+    first frame, of 16-bit greys the upper 8 bits; greys stored as floats are in [0, 1] too.
 
     With `draft` > 0 a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side still has
-    `draft` pixels: up to ten times as fast, but the resized pixels are then not those of the whole picture. On photographs
-    they differ by 0.3 to 3 of 255 levels on average, and by up to 60 at edges, where `draft` is twice the side wanted.
+    `draft` pixels: up to ten times as fast, but the resized pixels are then not those of the whole picture. On
+    photographs they differ by 0.3 to 3 of 255 levels on average, and by up to 60 at edges, where `draft` is twice the
+    side wanted.
 
     Raises BadImage.
     """
@@ -76,7 +115,9 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     if isinstance(source, np.ndarray):
         is_float = np.issubdtype(source.dtype, np.floating)
         if not (source.dtype == np.uint8 or is_float) or source.ndim != 3 or source.shape[2] != 3:
-            raise BadImage(f"{name}: {source.dtype} {list(source.shape)}, needs uint8, or floats in [0, 1], [height, width, 3]")
+            raise BadImage(
+                f"{name}: {source.dtype} {list(source.shape)}, needs uint8, or floats in [0, 1], [height, width, 3]"
+            )
         _check_size(source.shape[1], source.shape[0], name)
         source = _levels(source, name) if is_float else source
     with _bad_image(name):
@@ -138,14 +179,21 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def _open_encoded(data: bytes, name: str) -> PIL.Image.Image:
-    """The picture by its header, in one of FORMATS, which its content decides; raises BadImage, which says what it is instead."""
+    """The picture by its header, in one of FORMATS, which its content decides.
+
+    Raises BadImage, which says what it is instead.
+    """
     PIL.Image.init()  # else Pillow asks for the decoder of a format that this build of it may not have
     try:
         return PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.ID])
     except PIL.UnidentifiedImageError:
         what = next((kind for kind, at, begins in _SIGNATURES if data.startswith(begins, at)), None)
         known = ", ".join(FORMATS)
-        said = f"is {what}, which is not read; the formats that are: {known}" if what else f"in no format that is read ({known}), or damaged at its beginning"
+        said = (
+            f"is {what}, which is not read; the formats that are: {known}"
+            if what
+            else f"in no format that is read ({known}), or damaged at its beginning"
+        )
         raise BadImage(f"{name}: {said}", "image in no known format") from None
 
 
@@ -202,7 +250,9 @@ def _check_size(width: int, height: int, name: str):
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"{name}: {width} x {height} pixels, a side may have {MAX_SIDE:,} at most", "image too large")
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}, a decompression bomb", "image too large")
+        raise BadImage(
+            f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}, a decompression bomb", "image too large"
+        )
 
 
 def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
@@ -237,7 +287,10 @@ def _levels(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _grey_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Modes I;16 and I, which Pillow would clip to white above 255. 32-bit integers are taken as 16-bit where any exceeds 255."""
+    """Modes I;16 and I, which Pillow would clip to white above 255.
+
+    32-bit integers are taken as 16-bit where any exceeds 255.
+    """
     grey = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1)
     if image.mode != "I" or grey.max() > 255:
         grey = grey >> 8

@@ -1,12 +1,12 @@
 """One writer for a folder: a second one is refused while the first is alive, and one that was killed is not in the way.
 
-lock.json in the folder says who holds it. On one machine the kernel's lock on that file decides (flock); it ends with the
-process, however that ends. Not every network file system passes such locks on, and a bucket has none, so the holder also
-writes the file anew every few seconds: one that has stopped to do so is dead, which takes no clock that two machines share.
-A holder that was taken for dead, because it hung, finds the other's name there and ends.
+lock.json in the folder says who holds it. On one machine the kernel's lock on that file decides (flock); it ends with
+the process, however that ends. Not every network file system passes such locks on, and a bucket has none, so the holder
+also writes the file anew every few seconds: one that has stopped to do so is dead, which takes no clock that two
+machines share. A holder that was taken for dead, because it hung, finds the other's name there and ends.
 
-In a bucket, and on a file system without such locks, two that start within the same seconds both begin; one of them ends at
-its next heartbeat.
+In a bucket, and on a file system without such locks, two that start within the same seconds both begin; one of them
+ends at its next heartbeat.
 """
 
 import contextlib
@@ -45,7 +45,10 @@ class Lock:
     def check(self):
         """RunStopped where another process has taken the folder."""
         if self.lost_to is not None:
-            raise RunStopped(f"{self.path.parent}: was taken over by {in_words(self.lost_to)}; this one, which was silent for {SILENT:.0f} s or more, ends")
+            raise RunStopped(
+                f"{self.path.parent}: was taken over by {in_words(self.lost_to)}; this one, which was "
+                f"silent for {SILENT:.0f} s or more, ends"
+            )
 
     def beat(self):
         """Shows that this process is alive, unless another has taken its place."""
@@ -78,7 +81,8 @@ class Lock:
 def held(folder: str | os.PathLike, flag: str) -> Iterator[Callable[[], None]]:
     """The folder, which `flag` names, for this process alone; ConfigError where another one that is alive holds it.
 
-    What it gives is to be called now and then: it raises RunStopped when another process has taken the folder, as may happen to one that hung.
+    What it gives is to be called now and then: it raises RunStopped when another process has taken the folder, as may
+    happen to one that hung.
     """
     lock = take(epath.Path(folder), flag)
     threading.Thread(target=_keep, args=(lock,), daemon=True, name="lock").start()
@@ -97,7 +101,14 @@ def take(folder: epath.Path, flag: str) -> Lock:
     if before is not None and not (alone and before.get("machine") == _machine()):
         _wait_for_heartbeat(path, before, flag)
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    holder = {"host": platform.node(), "process": os.getpid(), "since": since, "machine": _machine(), "token": uuid.uuid4().hex, "heartbeats": 0}
+    holder = {
+        "host": platform.node(),
+        "process": os.getpid(),
+        "since": since,
+        "machine": _machine(),
+        "token": uuid.uuid4().hex,
+        "heartbeats": 0,
+    }
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
     lock = Lock(path, descriptor, holder)
@@ -107,11 +118,16 @@ def take(folder: epath.Path, flag: str) -> Lock:
 
 def in_words(holder: dict) -> str:
     """Who holds a folder, for a person."""
-    return f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} since {holder.get('since', '?')}"
+    return (
+        f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} since {holder.get('since', '?')}"
+    )
 
 
 def _lock_file(path: epath.Path, flag: str) -> tuple[bool, int]:
-    """(whether the kernel keeps others of this machine away, descriptor of the open file); ConfigError where another process has it."""
+    """(whether the kernel keeps others of this machine away, descriptor of the open file).
+
+    ConfigError where another process has it.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -129,7 +145,11 @@ def _lock_file(path: epath.Path, flag: str) -> tuple[bool, int]:
 
 def _wait_for_heartbeat(path: epath.Path, before: dict, flag: str):
     """Returns when the holder is silent for long enough, or gone; ConfigError at its next heartbeat."""
-    print(f"{path}: {in_words(before)} holds the folder; waits {SILENT:.0f} s for a sign of life", file=sys.stderr, flush=True)
+    print(
+        f"{path}: {in_words(before)} holds the folder; waits {SILENT:.0f} s for a sign of life",
+        file=sys.stderr,
+        flush=True,
+    )
     limit = time.monotonic() + SILENT
     while time.monotonic() < limit:
         time.sleep(min(1.0, SILENT / 10))
@@ -142,7 +162,8 @@ def _wait_for_heartbeat(path: epath.Path, before: dict, flag: str):
 
 def _refusal(path: epath.Path, holder: dict, flag: str) -> str:
     return (
-        f"{flag}: {path.parent} is in use by {in_words(holder)}; stop that one, wait for its end, or name another folder "
+        f"{flag}: {path.parent} is in use by {in_words(holder)}; stop that one, wait for its end, or name "
+        "another folder "
         f"(if that host is dead, it counts as such {SILENT:.0f} s after its last sign of life; or delete {path})"
     )
 

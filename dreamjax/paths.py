@@ -1,4 +1,7 @@
-"""File names that other people wrote: in records, documents and model folders. They may name what lies beside them, nothing else."""
+"""File names that other people wrote.
+
+In records, documents and model folders. They may name what lies beside them, nothing else.
+"""
 
 import os
 import urllib.parse
@@ -18,7 +21,8 @@ class OutsideFolder(ValueError):
 def inside(folder: str | os.PathLike, name: str) -> str:
     """`name` under `folder`, a folder on this machine or a URL; raises OutsideFolder where it leads out.
 
-    Out lead an absolute name, "..", a name with a protocol, and a symbolic link to somewhere else. The file need not exist.
+    Out lead an absolute name, "..", a name with a protocol, and a symbolic link to somewhere else. The file need not
+    exist.
     """
     folder = os.fspath(folder)
     if not name or "\0" in name or not _encodes(name):

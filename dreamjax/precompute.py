@@ -1,8 +1,9 @@
-"""Runs the frozen encoders over pictures once, instead of in every step: python -m dreamjax.precompute --config=experiments/X.py[:arg] --model=DIR
+"""Runs the frozen encoders over pictures once, instead of in every step: python -m dreamjax.precompute
+--config=experiments/X.py[:arg] --model=DIR
 
-Every source of the config whose `encoded` names a folder gets it filled: CLIP's features of each picture, and the moments of
-its latents and of its mirror image's. DIR is the model folder or workdir that the run's encoders come from. A picture takes
-0.75 MiB with the 7B model's encoders. Called again after an interruption, it goes on.
+Every source of the config whose `encoded` names a folder gets it filled: CLIP's features of each picture, and the
+moments of its latents and of its mirror image's. DIR is the model folder or workdir that the run's encoders come from.
+A picture takes 0.75 MiB with the 7B model's encoders. Called again after an interruption, it goes on.
 """
 
 from absl import flags
@@ -15,7 +16,9 @@ from dreamjax.encoding import load_encoders, make_encode, write
 from dreamjax.schema import ConfigError, from_dict
 from dreamjax.training.start import encoders_of
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file of the run that will read the pictures; --config.key=value overrides.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file of the run that will read the pictures; --config.key=value overrides."
+)
 MODEL = flags.DEFINE_string("model", None, "Model folder or workdir that holds the encoders.")
 BATCH = flags.DEFINE_integer("batch", 32, "Pictures that are encoded together.")
 

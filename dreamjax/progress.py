@@ -11,4 +11,6 @@ def bar(total: int | None, unit: str, desc: str, initial: int = 0, disable: bool
     """A tqdm bar on stderr; `options` are tqdm's."""
     terminal = sys.stderr.isatty()
     every = {"mininterval": 0.1} if terminal else {"mininterval": SECONDS_IN_A_LOG, "maxinterval": SECONDS_IN_A_LOG}
-    return tqdm.tqdm(total=total, initial=initial, unit=unit, desc=desc, disable=disable, dynamic_ncols=terminal, **every, **options)
+    return tqdm.tqdm(
+        total=total, initial=initial, unit=unit, desc=desc, disable=disable, dynamic_ncols=terminal, **every, **options
+    )

@@ -1,8 +1,9 @@
-"""What stands between one process of several and its stderr: where the runtime ends it because another has died, one line instead of a stack.
+"""What stands between one process of several and its stderr: where the runtime ends it because another has died, one
+line instead of a stack.
 
-JAX's coordination service ends a process from a thread of its own, without asking Python: by a fatal log message with a stack, to
-which Python adds the stacks of its threads. `hosts.join` starts this file as a program of its own, which needs only the standard
-library: it copies all that the process says, and is still there when the process is not.
+JAX's coordination service ends a process from a thread of its own, without asking Python: by a fatal log message with a
+stack, to which Python adds the stacks of its threads. `hosts.join` starts this file as a program of its own, which
+needs only the standard library: it copies all that the process says, and is still there when the process is not.
 """
 
 import os
@@ -14,7 +15,8 @@ import time
 FIRST = re.compile(rb"[EF]\d{4} .*(coordination_service|Terminating process because the JAX distributed service)")
 FATAL = re.compile(rb"F\d{4} .*Terminating process because the JAX distributed service")
 PATIENCE = 5.0  # seconds for which what may be the beginning of the end is held back, whatever else comes meanwhile
-END = b"E\0\n"  # said last: what the process has started may still hold its stderr open, so that no end of file would come
+# said last: what the process has started may still hold its stderr open, so that no end of file would come
+END = b"E\0\n"
 LOST = "lost another host"
 ADVICE = "look at what the others say. The same command, on all of them, goes on from the last checkpoint"
 

@@ -37,7 +37,10 @@ class Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The tokens of one document and where its pictures go; `seen` and `dreamed` hold (first slot, index of the part)."""
+    """The tokens of one document and where its pictures go.
+
+    `seen` and `dreamed` hold (first slot, index of the part).
+    """
 
     tokens: np.ndarray  # [n] int32
     learned: np.ndarray  # [n] bool
@@ -91,10 +94,11 @@ def build_row(
 ) -> Row:
     """Tokens, learned marks and slot positions of a document.
 
-    What a document over a limit loses goes by its kind. Of an interleaved document, or an assistant's answer with pictures,
-    the first text or picture that does not fit is left out with all that follows, and </s> takes its place. A single text,
-    with a picture or alone, is shortened so that the picture stays. Other conversations are cut at a token or before a
-    picture, without </s>. `prompt` leaves the end open: no </s>, and after a user's turn what leads to the assistant's words.
+    What a document over a limit loses goes by its kind. Of an interleaved document, or an assistant's answer with
+    pictures, the first text or picture that does not fit is left out with all that follows, and </s> takes its place. A
+    single text, with a picture or alone, is shortened so that the picture stays. Other conversations are cut at a token
+    or before a picture, without </s>. `prompt` leaves the end open: no </s>, and after a user's turn what leads to the
+    assistant's words.
     """
     chat = any(part.role for part in document.parts)
     silent = not chat and not any(isinstance(part, Text) and part.learned for part in document.parts)
@@ -112,15 +116,26 @@ def build_row(
         open_end = lost.closes if lost else whole.tokens[-1] != tokenizer.eos
         if not chat or open_end:  # a chat that stops with its user is nothing to learn
             whole.add([tokenizer.eos], [lost is not None if chat else not silent])
-    return Row(np.array(whole.tokens, np.int32), np.array(whole.learned, bool), tuple(whole.seen), tuple(whole.dreamed), lost is not None)
+    return Row(
+        np.array(whole.tokens, np.int32),
+        np.array(whole.learned, bool),
+        tuple(whole.seen),
+        tuple(whole.dreamed),
+        lost is not None,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Units
 
 
-def _units(document: Document, tokenizer: Tokenizer, slots: Slots, template: str, prompt: bool, chat: bool, calls: bool) -> Iterator[_Unit]:
-    """The document's units, none of them empty; `calls`: <dream_start> is learned where no user calls for the picture."""
+def _units(
+    document: Document, tokenizer: Tokenizer, slots: Slots, template: str, prompt: bool, chat: bool, calls: bool
+) -> Iterator[_Unit]:
+    """The document's units, none of them empty.
+
+    `calls`: <dream_start> is learned where no user calls for the picture.
+    """
     unit, run = _Unit(), []
     role = None  # of the picture right before the run
     continued = False  # the run stands behind a token of its own string, as all but the first runs of a chat do
@@ -156,7 +171,10 @@ def _units(document: Document, tokenizer: Tokenizer, slots: Slots, template: str
 
 
 def _add_text(unit: _Unit, run: list[Text], tokenizer: Tokenizer, continued: bool):
-    """Encodes the texts of a run as one string, so that joins tokenise as in running text; a token is learned if the text it begins in is."""
+    """Encodes the texts of a run as one string, so that joins tokenise as in running text.
+
+    A token is learned if the text it begins in is.
+    """
     if not run:
         return
     tokens, starts = tokenizer.encode_with_offsets("".join(text.text for text in run), continued)
@@ -183,7 +201,10 @@ def _picture(image: Image, part: int, tokenizer: Tokenizer, slots: Slots, calls:
 
 
 def _shortened(units: list[_Unit], limits: Limits) -> tuple[list[_Unit], _Unit | None]:
-    """Units of which the only text, with a picture or alone, leaves room for the rest; and that text where it lost something."""
+    """Units of which the only text, with a picture or alone, leaves room for the rest.
+
+    And that text where it lost something.
+    """
     texts = [unit for unit in units if not unit.seen and not unit.dreamed]
     if len(texts) != 1 or len(units) > 2:
         return units, None
@@ -197,8 +218,8 @@ def _shortened(units: list[_Unit], limits: Limits) -> tuple[list[_Unit], _Unit |
 def _within(units: list[_Unit], limits: Limits, eos: int, spare: int) -> tuple[list[_Unit], _Unit | None]:
     """The units that stay, and the first that does not stay whole.
 
-    Behind what </s> may follow, `spare` tokens are kept free: one for </s>, and behind a prompt another, since the official
-    builder counts <s> twice there.
+    Behind what </s> may follow, `spare` tokens are kept free: one for </s>, and behind a prompt another, since the
+    official builder counts <s> twice there.
     """
     kept, tokens, seen, dreamed = [], 1, 0, 0
     for unit in units:

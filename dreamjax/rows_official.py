@@ -1,18 +1,22 @@
 """Rows as the official data builder makes them, faults included, one function for each of its kinds of sample.
 
-Training takes `rows.build_row`; these say to the letter what the released models were trained on (builder_dreamllm.py in
-omni/data/builders). Where they differ from it:
+Training takes `rows.build_row`; these say to the letter what the released models were trained on (builder_dreamllm.py
+in omni/data/builders). Where they differ from it:
 
-* `conversation`: what is learned is found by counting the tokens of each turn, with offsets for the LLaMA vocabulary: under
-  others, and where a user writes what leads to an answer, it is off. A drawing is never learned. Over a limit at a picture,
+* `conversation`: what is learned is found by counting the tokens of each turn, with offsets for the LLaMA vocabulary:
+  under
+  others, and where a user writes what leads to an answer, it is off. A drawing is never learned. Over a limit at a
+  picture,
   only the first `limit - position` tokens stay, and a picture that ends right at the limit switches it off.
-* `pair`: one whose picture does not open keeps the picture's tokens, which take the next picture of its batch. A caption
+* `pair`: one whose picture does not open keeps the picture's tokens, which take the next picture of its batch. A
+  caption
   that would not keep a token is not shortened at all.
-* `interleaved`, `instruction`: a picture that does not open must fit all the same, and the texts that it parted are encoded apart.
+* `interleaved`, `instruction`: a picture that does not open must fit all the same, and the texts that it parted are
+  encoded apart.
 * All: <s> is learned where the text behind it is, and strings in a text that spell special tokens become them.
 
-Documents are as `data.modes.view` shows them; a picture's marks say which of its tokens stand in the row. Pictures go to the
-row's <im_start> and <dream_start> in reading order, as the official model deals them.
+Documents are as `data.modes.view` shows them; a picture's marks say which of its tokens stand in the row. Pictures go
+to the row's <im_start> and <dream_start> in reading order, as the official model deals them.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,31 +34,55 @@ SEEN, DREAMED = "<image>", "<dream>"  # what stands for a picture in a conversat
 
 
 def pair(document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: bool = False) -> Row:
-    """ImageTextPair: a picture that is seen before its caption, which is learned, or dreamed behind it, where nothing is.
+    """ImageTextPair: a picture that is seen before its caption, which is learned, or dreamed behind it, where nothing
+    is.
 
-    `limit` is in tokens; `broken` says that the picture does not open, which of a dreamed one nothing comes of (ValueError).
+    `limit` is in tokens; `broken` says that the picture does not open, which of a dreamed one nothing comes of
+    (ValueError).
     """
-    (number, image), = _pictures(document)
+    ((number, image),) = _pictures(document)
     picture, words = _tokens(image, tokenizer, slots), tokenizer.encode(_text(document.parts), special=True)
     if broken and not image.seen:
         raise ValueError("the picture of a pair that is to be drawn does not open")
     excess = len(words) - (limit - len(picture) - 2) if limit is not None else 0
     cut = 0 < excess < len(words)  # else transformers leaves it alone
     words = words[:-excess] if cut else words
-    tokens = [tokenizer.bos, *picture, *words, tokenizer.eos] if image.seen else [tokenizer.bos, *words, *picture, tokenizer.eos]
+    tokens = (
+        [tokenizer.bos, *picture, *words, tokenizer.eos]
+        if image.seen
+        else [tokenizer.bos, *words, *picture, tokenizer.eos]
+    )
     silent = (tokenizer.im_patch, tokenizer.im_start, tokenizer.im_end)
-    return _row(tokens, [image.seen and token not in silent for token in tokens], [] if broken else [(number, image)], tokenizer, cut)
+    return _row(
+        tokens,
+        [image.seen and token not in silent for token in tokens],
+        [] if broken else [(number, image)],
+        tokenizer,
+        cut,
+    )
 
 
 def picture_pair(document: Document, tokenizer: Tokenizer, slots: Slots, broken: bool = False) -> Row:
-    """ImageImagePair: a picture that is seen and one that is dreamed; nothing is learned. `broken`: the first does not open."""
+    """ImageImagePair.
+
+    A picture that is seen and one that is dreamed; nothing is learned. `broken`: the first does not open.
+    """
     pictures = _pictures(document)
-    tokens = [tokenizer.bos, *(token for _, image in pictures for token in _tokens(image, tokenizer, slots)), tokenizer.eos]
-    return _row(tokens, [False] * len(tokens), [one for one in pictures if not (broken and one[1].seen)], tokenizer, False)
+    tokens = [
+        tokenizer.bos,
+        *(token for _, image in pictures for token in _tokens(image, tokenizer, slots)),
+        tokenizer.eos,
+    ]
+    return _row(
+        tokens, [False] * len(tokens), [one for one in pictures if not (broken and one[1].seen)], tokenizer, False
+    )
 
 
-def interleaved(document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: Collection[int] = ()) -> Row:
-    """InterleavedImageText: texts and pictures as far as they fit whole. `broken` are the parts whose pictures do not open.
+def interleaved(
+    document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: Collection[int] = ()
+) -> Row:
+    """InterleavedImageText: texts and pictures as far as they fit whole. `broken` are the parts whose pictures do not
+    open.
 
     Texts between two pictures are one string, encoded by itself.
     """
@@ -62,9 +90,17 @@ def interleaved(document: Document, tokenizer: Tokenizer, slots: Slots, limit: i
 
 
 def instruction(
-    document: Document, tokenizer: Tokenizer, slots: Slots, template: str = "vicuna_v1.1", limit: int | None = None, broken: Collection[int] = ()
+    document: Document,
+    tokenizer: Tokenizer,
+    slots: Slots,
+    template: str = "vicuna_v1.1",
+    limit: int | None = None,
+    broken: Collection[int] = (),
 ) -> Row:
-    """InstructInterleavedImageText: what the user asks for, not learned, and behind it the assistant's parts as in `interleaved`."""
+    """InstructInterleavedImageText.
+
+    What the user asks for, not learned, and behind it the assistant's parts as in `interleaved`.
+    """
     _lead(template)
     asked = [part for part in document.parts if part.role != "assistant"]
     prompt = _text(stream(Document(tuple(asked)), template, prompt=True))
@@ -72,13 +108,19 @@ def instruction(
     return _chunks([tokenizer.bos, *tokenizer.encode(prompt, special=True)], answer, tokenizer, slots, limit, broken)
 
 
-def conversation(document: Document, tokenizer: Tokenizer, slots: Slots, template: str = "vicuna_v1.1", limit: int | None = None) -> Row:
-    """Conversation: one string of all turns, in which pictures are put for their placeholders; the mode of training does not matter.
+def conversation(
+    document: Document, tokenizer: Tokenizer, slots: Slots, template: str = "vicuna_v1.1", limit: int | None = None
+) -> Row:
+    """Conversation: one string of all turns, in which pictures are put for their placeholders; the mode of training
+    does not matter.
 
     A picture that is dreamed is also seen. Raises ConfigError for a template without words between question and answer,
     ValueError where a text spells a placeholder.
     """
-    lead, pictures = _lead(template), [(number, image) for number, image in _pictures(document) if image.seen or image.dreamed]
+    lead, pictures = (
+        _lead(template),
+        [(number, image) for number, image in _pictures(document) if image.seen or image.dreamed],
+    )
     prompt = conversation_string(document, template)
     tokens = [tokenizer.bos, *tokenizer.encode(prompt, special=True)]
     seen, dreamed = (tokenizer.special[name] for name in (SEEN, DREAMED))
@@ -88,11 +130,16 @@ def conversation(document: Document, tokenizer: Tokenizer, slots: Slots, templat
     put = {seen: _tokens(shown[0], tokenizer, slots), dreamed: _tokens(shown[1], tokenizer, slots)}
     whole = sum(len(put.get(token, (token,))) for token in tokens)
     tokens, learned = _put_in(tokens, _by_counting(prompt, lead, tokenizer), put, limit)
-    return _row(tokens, learned, [(number, shown[image.dreamed]) for number, image in pictures], tokenizer, len(tokens) < whole)
+    return _row(
+        tokens, learned, [(number, shown[image.dreamed]) for number, image in pictures], tokenizer, len(tokens) < whole
+    )
 
 
 def conversation_string(document: Document, template: str = "vicuna_v1.1") -> str:
-    """The turns as the official templates write them, with placeholders for pictures; a user who ends it is followed by a space."""
+    """The turns as the official templates write them, with placeholders for pictures.
+
+    A user who ends it is followed by a space.
+    """
     said = ""
     for item in stream(document, template):
         match item:
@@ -103,7 +150,9 @@ def conversation_string(document: Document, template: str = "vicuna_v1.1") -> st
             case Mark.END | Mark.UNLEARNED_END:
                 said += END
     lead = _lead(template)
-    return said + lead[: len(lead) - len(lead.lstrip())] if document.parts and document.parts[-1].role == "user" else said
+    return (
+        said + lead[: len(lead) - len(lead.lstrip())] if document.parts and document.parts[-1].role == "user" else said
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -114,7 +163,9 @@ def _lead(template: str) -> str:
     """What stands between a question and its answer."""
     lead = TEMPLATES[template].user_to_assistant if template in TEMPLATES and not TEMPLATES[template].restart else ""
     if not lead:
-        raise ConfigError(f"template: {template!r}: official rows of conversations are made with one such as vicuna_v1.1 alone")
+        raise ConfigError(
+            f"template: {template!r}: official rows of conversations are made with one such as vicuna_v1.1 alone"
+        )
     return lead
 
 
@@ -127,24 +178,45 @@ def _text(parts) -> str:
 
 
 def _tokens(image: Image, tokenizer: Tokenizer, slots: Slots) -> list[int]:
-    dreamed = [tokenizer.dream_start, *[tokenizer.im_patch] * slots.queries, tokenizer.dream_end] if image.dreamed else []
-    return dreamed + ([tokenizer.im_start, *[tokenizer.im_patch] * slots.patches, tokenizer.im_end] if image.seen else [])
+    dreamed = (
+        [tokenizer.dream_start, *[tokenizer.im_patch] * slots.queries, tokenizer.dream_end] if image.dreamed else []
+    )
+    return dreamed + (
+        [tokenizer.im_start, *[tokenizer.im_patch] * slots.patches, tokenizer.im_end] if image.seen else []
+    )
 
 
-def _row(tokens: list[int], learned: list[bool], pictures: Sequence[tuple[int, Image]], tokenizer: Tokenizer, cut: bool) -> Row:
+def _row(
+    tokens: list[int], learned: list[bool], pictures: Sequence[tuple[int, Image]], tokenizer: Tokenizer, cut: bool
+) -> Row:
     ids = np.array(tokens, np.int32)
-    seen, dreamed = ((np.flatnonzero(ids == token) + 1).tolist() for token in (tokenizer.im_start, tokenizer.dream_start))
+    seen, dreamed = (
+        (np.flatnonzero(ids == token) + 1).tolist() for token in (tokenizer.im_start, tokenizer.dream_start)
+    )
     return Row(
         ids, np.array(learned, bool),
-        tuple(zip(seen, [number for number, image in pictures if image.seen])),
-        tuple(zip(dreamed, [number for number, image in pictures if image.dreamed])), cut,
+        tuple(zip(seen, [number for number, image in pictures if image.seen], strict=True)),
+        tuple(zip(dreamed, [number for number, image in pictures if image.dreamed], strict=True)), cut,
     )  # fmt: skip
 
 
-def _chunks(prompt: list[int], parts: list[tuple[int, Text | Image]], tokenizer: Tokenizer, slots: Slots, limit: int | None, broken: Collection[int]) -> Row:
-    """The prompt, or <s>, with what fits behind it; two tokens are kept free, also behind a prompt, which has its <s> already."""
+def _chunks(
+    prompt: list[int],
+    parts: list[tuple[int, Text | Image]],
+    tokenizer: Tokenizer,
+    slots: Slots,
+    limit: int | None,
+    broken: Collection[int],
+) -> Row:
+    """The prompt, or <s>, with what fits behind it.
+
+    Two tokens are kept free, also behind a prompt, which has its <s> already.
+    """
     tokens, pictures, words = list(prompt), [], ""
-    fits = lambda more: limit is None or len(tokens) + len(more) + 2 <= limit
+
+    def fits(more):
+        return limit is None or len(tokens) + len(more) + 2 <= limit
+
     cut = False
     for number, part in [*parts, (-1, None)]:
         if isinstance(part, Text):
@@ -164,16 +236,23 @@ def _chunks(prompt: list[int], parts: list[tuple[int, Text | Image]], tokenizer:
             pictures.append((number, part))
     tokens = [*([] if prompt else [tokenizer.bos]), *tokens, tokenizer.eos]
     silent = (tokenizer.im_patch, tokenizer.im_start, tokenizer.im_end, tokenizer.dream_end)
-    return _row(tokens, [at >= len(prompt) and token not in silent for at, token in enumerate(tokens)], pictures, tokenizer, cut)
+    return _row(
+        tokens, [at >= len(prompt) and token not in silent for at, token in enumerate(tokens)], pictures, tokenizer, cut
+    )
 
 
 def _by_counting(prompt: str, lead: str, tokenizer: Tokenizer) -> list[bool]:
-    """What of <s> and a conversation's string is learned: all but as many tokens as the question of each turn has by itself.
+    """What of <s> and a conversation's string is learned: all but as many tokens as the question of each turn has by
+    itself.
 
-    Two are taken off, for <s> and for the lead's last space; one more behind the first turn under a tokenizer that is not
-    legacy, which joins a turn to the </s> before it. The count ends at a turn without just one lead, behind which all is learned.
+    Two are taken off, for <s> and for the lead's last space; one more behind the first turn under a tokenizer that is
+    not legacy, which joins a turn to the </s> before it. The count ends at a turn without just one lead, behind which
+    all is learned.
     """
-    count = lambda text: 1 + len(tokenizer.encode(text, special=True))  # with <s>
+
+    def count(text):
+        return 1 + len(tokenizer.encode(text, special=True))  # with <s>
+
     learned = [True] * count(prompt)
     learned[0], at = False, 1
     for number, turn in enumerate(prompt.split(END)):
@@ -187,10 +266,12 @@ def _by_counting(prompt: str, lead: str, tokenizer: Tokenizer) -> list[bool]:
     return learned
 
 
-def _put_in(tokens: list[int], learned: list[bool], put: dict[int, list[int]], limit: int | None) -> tuple[list[int], list[bool]]:
+def _put_in(
+    tokens: list[int], learned: list[bool], put: dict[int, list[int]], limit: int | None
+) -> tuple[list[int], list[bool]]:
     """Tokens and marks with pictures, not learned, for their placeholders, as far as the limit lets them."""
     made, marks = [], []
-    for token, mark in zip(tokens, learned):
+    for token, mark in zip(tokens, learned, strict=True):
         if token in put:
             if limit is not None and len(made) + len(put[token]) > limit:
                 left = limit - len(made)

@@ -1,14 +1,17 @@
 """Writes illustrated documents.
 
     python -m dreamjax.sample --model=DIR --prompt=TEXT [--image=FILE ...] --out=DIR    one document
-    python -m dreamjax.sample --model=DIR --prompts=FILE.jsonl --out=DIR                many, in batches; goes on where it was
+    python -m dreamjax.sample --model=DIR --prompts=FILE.jsonl --out=DIR                many, in batches; goes on where
+        it was
     python -m dreamjax.sample --model=DIR --chat --out=DIR                              a conversation in the terminal
-    python -m dreamjax.sample --model=DIR --again=FOLDER --out=DIR                      an earlier document once more, to the byte
+    python -m dreamjax.sample --model=DIR --again=FOLDER --out=DIR                      an earlier document once more,
+        to the byte
 
-Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it, with
-picture files in the folder of FILE.jsonl (or anywhere, with --allow_outside), or just a string; its seed is --seed plus its
-number, or its own "seed". The folder gets story.html (self-contained; it grows while the model writes), story.json and the
-pictures as PNG, in a folder per document where there are many. The last line of stdout is a JSON object that names them.
+Pictures given with --image come before the text. A line of --prompts is a Document as `Document.to_json` writes it,
+with picture files in the folder of FILE.jsonl (or anywhere, with --allow_outside), or just a string; its seed is --seed
+plus its number, or its own "seed". The folder gets story.html (self-contained; it grows while the model writes),
+story.json and the pictures as PNG, in a folder per document where there are many. The last line of stdout is a JSON
+object that names them.
 """
 
 import dataclasses
@@ -36,31 +39,57 @@ MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 flags.declare_key_flag("verify_checksums")
 PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empty: the model begins by itself.")
-IMAGE = flags.DEFINE_multi_string("image", [], "A picture that the model sees before the prompt; may be given several times.")
-PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped.")
-OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Pictures of --prompts may lie outside its folder: absolute names, '..', links, URLs.")
-CHAT = flags.DEFINE_bool("chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends.")
-AGAIN = flags.DEFINE_string("again", None, "A folder with a story.json: its document is written once more, with its own prompt, seed and options.")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "A picture that the model sees before the prompt; may be given several times."
+)
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, "A file with a prompt on each line, as JSON. What is written already is skipped."
+)
+OUTSIDE = flags.DEFINE_bool(
+    "allow_outside", False, "Pictures of --prompts may lie outside its folder: absolute names, '..', links, URLs."
+)
+CHAT = flags.DEFINE_bool(
+    "chat", False, "Talk with the model in the terminal; /image FILE shows it a picture, /quit ends."
+)
+AGAIN = flags.DEFINE_string(
+    "again",
+    None,
+    "A folder with a story.json: its document is written once more, with its own prompt, seed and options.",
+)
 OUT = flags.DEFINE_string("out", None, "Folder for the result.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed, same document; 0 to 4294967295.")
 BATCH = flags.DEFINE_integer("batch_size", 8, "Documents of --prompts that are written at once.", lower_bound=1)
 TEMPLATE = flags.DEFINE_string("template", "none", f"Chat template around the prompt: none, or {', '.join(TEMPLATES)}.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 always takes the likeliest token.", lower_bound=0)
 TOP_K = flags.DEFINE_integer("top_k", DEFAULTS.top_k, "Draw from this many likeliest tokens; 0: all.")
-TOP_P = flags.DEFINE_float("top_p", DEFAULTS.top_p, "Draw from the likeliest tokens that together have this probability.")
-PENALTY = flags.DEFINE_float("repetition_penalty", DEFAULTS.repetition_penalty, "Above 1, what is there already becomes less likely.")
-BEAMS = flags.DEFINE_integer("beams", DEFAULTS.beams, "Beams of a search for the likeliest text; needs --temperature=0 and --max_images=0.")
+TOP_P = flags.DEFINE_float(
+    "top_p", DEFAULTS.top_p, "Draw from the likeliest tokens that together have this probability."
+)
+PENALTY = flags.DEFINE_float(
+    "repetition_penalty", DEFAULTS.repetition_penalty, "Above 1, what is there already becomes less likely."
+)
+BEAMS = flags.DEFINE_integer(
+    "beams", DEFAULTS.beams, "Beams of a search for the likeliest text; needs --temperature=0 and --max_images=0."
+)
 STOP = flags.DEFINE_multi_string("stop", [], "The document ends before this string; may be given several times.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", DEFAULTS.max_tokens, "Most tokens written.", lower_bound=0)
-MAX_IMAGES = flags.DEFINE_integer("max_images", DEFAULTS.max_images, "Most pictures drawn; 0 forbids them.", lower_bound=0)
-MIN_IMAGES = flags.DEFINE_integer("min_images", DEFAULTS.min_images, "Pictures that are drawn in any case.", lower_bound=0)
+MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", DEFAULTS.max_images, "Most pictures drawn; 0 forbids them.", lower_bound=0
+)
+MIN_IMAGES = flags.DEFINE_integer(
+    "min_images", DEFAULTS.min_images, "Pictures that are drawn in any case.", lower_bound=0
+)
 SAMPLER = flags.DEFINE_string("sampler", DEFAULTS.sampler, "ddpm | ddim | dpm_solver.")
 STEPS = flags.DEFINE_integer("num_steps", DEFAULTS.num_steps, "Denoising steps per picture.")
 SPACING = flags.DEFINE_string("spacing", DEFAULTS.spacing, "Where the steps lie: leading | trailing | linspace.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", DEFAULTS.guidance_scale, "Classifier-free guidance; 1 is none.")
-RESCALE = flags.DEFINE_float("guidance_rescale", DEFAULTS.guidance_rescale, "In [0, 1], against the overexposure that guidance brings.")
+RESCALE = flags.DEFINE_float(
+    "guidance_rescale", DEFAULTS.guidance_rescale, "In [0, 1], against the overexposure that guidance brings."
+)
 ETA = flags.DEFINE_float("eta", DEFAULTS.eta, "Of ddim: 0 is deterministic, 1 has the variance of ddpm.")
-HEIGHT = flags.DEFINE_integer("height", DEFAULTS.height, "Pixels of drawn pictures; 0: the size that the model was trained on.")
+HEIGHT = flags.DEFINE_integer(
+    "height", DEFAULTS.height, "Pixels of drawn pictures; 0: the size that the model was trained on."
+)
 WIDTH = flags.DEFINE_integer("width", DEFAULTS.width, "As --height.")
 NEGATIVE = flags.DEFINE_string("negative", None, "A text that pictures are guided away from.")
 
@@ -74,10 +103,21 @@ def main() -> int:
         raise ConfigError("--chat, --prompts, --again: exclude each other")
     if AGAIN.value:
         asked = archive.asked(epath.Path(AGAIN.value))
-        prompts, options, use = [(asked.prompt, asked.seed)], asked.options, functools.partial(write_again, size=asked.batch_size)
+        prompts, options, use = (
+            [(asked.prompt, asked.seed)],
+            asked.options,
+            functools.partial(write_again, size=asked.batch_size),
+        )
     else:
-        prompts = read_prompts(epath.Path(PROMPTS.value), SEED.value, OUTSIDE.value) if PROMPTS.value else [(read_prompt(), SEED.value)]
-        options, use = read_options(), chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one
+        prompts = (
+            read_prompts(epath.Path(PROMPTS.value), SEED.value, OUTSIDE.value)
+            if PROMPTS.value
+            else [(read_prompt(), SEED.value)]
+        )
+        options, use = (
+            read_options(),
+            chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one,
+        )
     model = DreamLLM.load(MODEL.value, WHICH.value, verify=cli.VERIFY.value)
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
@@ -94,10 +134,23 @@ def main() -> int:
 def read_options() -> Options:
     """The options of the flags; ConfigError, before the model loads, where they cannot be."""
     settings = {
-        "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "repetition_penalty": PENALTY.value, "beams": BEAMS.value,
-        "stop": tuple(STOP.value), "max_tokens": MAX_TOKENS.value, "max_images": MAX_IMAGES.value, "min_images": MIN_IMAGES.value,
-        "sampler": SAMPLER.value, "num_steps": STEPS.value, "spacing": SPACING.value, "eta": ETA.value, "guidance_scale": GUIDANCE.value,
-        "guidance_rescale": RESCALE.value, "height": HEIGHT.value, "width": WIDTH.value,
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "repetition_penalty": PENALTY.value,
+        "beams": BEAMS.value,
+        "stop": tuple(STOP.value),
+        "max_tokens": MAX_TOKENS.value,
+        "max_images": MAX_IMAGES.value,
+        "min_images": MIN_IMAGES.value,
+        "sampler": SAMPLER.value,
+        "num_steps": STEPS.value,
+        "spacing": SPACING.value,
+        "eta": ETA.value,
+        "guidance_scale": GUIDANCE.value,
+        "guidance_rescale": RESCALE.value,
+        "height": HEIGHT.value,
+        "width": WIDTH.value,
         "negative": None if NEGATIVE.value is None else Document.of(NEGATIVE.value),
     }
     return Options(**settings | ({} if TEMPLATE.value == "none" else {"template": TEMPLATE.value}))
@@ -144,7 +197,13 @@ def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options,
         if finite.broken([notes]):  # and so would be whatever is said next
             break
     archive.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
-    return {"html": str(out / "story.html"), "json": str(out / "story.json"), "turns": turns, "seed": prompts[0][1], "not_finite": finite.broken([notes])}
+    return {
+        "html": str(out / "story.html"),
+        "json": str(out / "story.json"),
+        "turns": turns,
+        "seed": prompts[0][1],
+        "not_finite": finite.broken([notes]),
+    }
 
 
 def lines_said() -> Iterator[str]:

@@ -8,7 +8,6 @@ import sys
 import types
 import typing
 
-
 LINE = 2000  # characters of a message
 GIST = 200  # of a library's words within one
 
@@ -22,10 +21,17 @@ class RunStopped(RuntimeError):
 
 
 def printable(text: str) -> str:
-    """The text as one line for a terminal or a log: other people's names may be endless, or hold line ends, escapes of terminals and half characters."""
+    """The text as one line for a terminal or a log.
+
+    Other people's names may be endless, or hold line ends, escapes of terminals and half characters.
+    """
     line = " ".join(text[: 2 * LINE].split())
     line = line if len(line) <= LINE else f"{line[:LINE]} ..."
-    return line if line.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return (
+        line
+        if line.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    )
 
 
 def gist(error: BaseException) -> str:
@@ -44,11 +50,16 @@ def require_positive(config, *names: str, or_zero: bool = False):
     """Requires that the named fields are finite and above zero, or zero where that is allowed."""
     for name in names:
         value = getattr(config, name)
-        require(0 < value < math.inf or (or_zero and value == 0), name, f"must be {'zero or ' if or_zero else ''}positive, is {value}")
+        require(
+            0 < value < math.inf or (or_zero and value == 0),
+            name,
+            f"must be {'zero or ' if or_zero else ''}positive, is {value}",
+        )
 
 
 def require_number(key: str, value, low: float, high: float) -> int | float:
-    """The value as a plain int or float; raises ConfigError unless it is a number in [low, high], a whole one where `low` is an int.
+    """The value as a plain int or float; raises ConfigError unless it is a number in [low, high], a whole one where
+    `low` is an int.
 
     NumPy's numbers count; True, None, a text and NaN do not.
     """
@@ -56,8 +67,14 @@ def require_number(key: str, value, low: float, high: float) -> int | float:
     fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     shown = repr(value) if isinstance(value, (bool, str, float, type(None))) else f"of type {type(value).__name__}"
     require(fits, key, f"must be a {'whole ' * whole}number, is {shown:.80}")
-    written = "a number beyond 10^18" if isinstance(value, int) and abs(value) > 10**18 else value  # Python does not print the longest ones
-    require(low <= value <= high, key, f"{written} is {f'below {low}' if value < low else f'above {high}' if value > high else 'no number'}")
+    written = (
+        "a number beyond 10^18" if isinstance(value, int) and abs(value) > 10**18 else value
+    )  # Python does not print the longest ones
+    require(
+        low <= value <= high,
+        key,
+        f"{written} is {f'below {low}' if value < low else f'above {high}' if value > high else 'no number'}",
+    )
     return int(value) if whole else float(value)
 
 
@@ -65,7 +82,10 @@ MAX_SEED = 2**32 - 1
 
 
 def require_seed(key: str, value) -> int:
-    """A seed as a plain int; raises ConfigError unless it is a whole number from 0 to 2^32 - 1: keys are made of 32 bits."""
+    """A seed as a plain int.
+
+    Raises ConfigError unless it is a whole number from 0 to 2^32 - 1: keys are made of 32 bits.
+    """
     return require_number(key, value, 0, MAX_SEED)
 
 
@@ -118,7 +138,10 @@ def _convert(hint, value, path: str):
 
 
 def to_dict(config) -> dict:
-    """The inverse of `from_dict`: nested dicts and tuples, fit for JSON and for a ConfigDict (whose flags can override tuples, but not lists)."""
+    """The inverse of `from_dict`.
+
+    Nested dicts and tuples, fit for JSON and for a ConfigDict (whose flags can override tuples, but not lists).
+    """
     if dataclasses.is_dataclass(config):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):

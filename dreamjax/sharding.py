@@ -1,7 +1,7 @@
 """The mesh, and which part of it holds what: tables from parameter paths to partition specs, constraints, a report.
 
-Axes of the mesh: data (replicas, across slices), fsdp (parameters and rows are split), tensor (heads and hidden units are
-split). Rows of a batch are spread over data x fsdp.
+Axes of the mesh: data (replicas, across slices), fsdp (parameters and rows are split), tensor (heads and hidden units
+are split). Rows of a batch are spread over data x fsdp.
 """
 
 import math
@@ -20,10 +20,11 @@ from dreamjax.schema import ConfigError
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 
-# How the TPU compiler is to treat a sharded program. The trainer passes these itself; `python -m dreamjax.compile --print_flags`
-# gives them as LIBTPU_INIT_ARGS for whatever else is compiled.
+# How the TPU compiler is to treat a sharded program. The trainer passes these itself; `python -m dreamjax.compile
+# --print_flags` gives them as LIBTPU_INIT_ARGS for whatever else is compiled.
 TPU_OPTIONS = {
-    # By default a product with a gathered weight becomes a loop over its parts; for a decoder layer that more than halves the speed.
+    # By default a product with a gathered weight becomes a loop over its parts; for a decoder layer that more than
+    # halves the speed.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
     # Weights of the next product travel while this one is computed.
     "xla_enable_async_all_gather": "true",
@@ -45,25 +46,37 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices) or 0 in sizes:
-        raise ConfigError(f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fit {len(devices)} devices")
+        raise ConfigError(
+            f"config.mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does "
+            f"not fit {len(devices)} devices"
+        )
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0) if device.platform == "tpu" else 0, []).append(device)
     if sizes[0] % len(slices):
-        raise ConfigError(f"config.mesh.data: {sizes[0]} is not a multiple of the {len(slices)} slices, which only the data axis joins")
+        raise ConfigError(
+            f"config.mesh.data: {sizes[0]} is not a multiple of the {len(slices)} slices, which only the "
+            "data axis joins"
+        )
     within = (sizes[0] // len(slices), *sizes[1:])
     placed = np.concatenate([_placed(slices[number], within) for number in sorted(slices)])
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _placed(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
-    """Devices that no slow network parts, in the shape `sizes`: on a TPU by their places on the torus, else as they are numbered."""
+    """Devices that no slow network parts, in the shape `sizes`.
+
+    On a TPU by their places on the torus, else as they are numbered.
+    """
     chips = torus.slice_of(devices) if devices[0].platform == "tpu" else None
     return mesh_utils.create_device_mesh(sizes, devices) if chips is None else torus.lay_out(chips, sizes)
 
 
 def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:
-    """The mesh of a run that is only described: over the devices at hand where they fit, else one of the sizes alone."""
+    """The mesh of a run that is only described.
+
+    Over the devices at hand where they fit, else one of the sizes alone.
+    """
     sizes = (config.data, config.fsdp, config.tensor)
     if -1 in sizes or math.prod(sizes) == len(jax.devices()):
         return make_mesh(config)
@@ -75,12 +88,14 @@ def check_divides(config: RunConfig, mesh: Mesh):
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.groups % (config.accumulate * shards):
         raise ConfigError(
-            f"config.batch_size: {config.batch_size} rows are {config.groups} groups, not a multiple of accumulate x data x fsdp = {config.accumulate} x {shards}"
+            f"config.batch_size: {config.batch_size} rows are {config.groups} groups, not a multiple of "
+            f"accumulate x data x fsdp = {config.accumulate} x {shards}"
         )
     chunks = config.accumulate * config.loss.picture_chunks * shards
     if config.groups * config.data.dreamed_slots % chunks:
         raise ConfigError(
-            f"config.loss.picture_chunks: {config.groups * config.data.dreamed_slots} dreamed slots are not a multiple of "
+            f"config.loss.picture_chunks: {config.groups * config.data.dreamed_slots} dreamed slots are "
+            "not a multiple of "
             f"accumulate x picture_chunks x data x fsdp = {chunks}"
         )
 
@@ -99,7 +114,10 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def constrain_whole(x: jax.Array) -> jax.Array:
-    """Holds an array whole on every device: its parts are gathered here, once, and not wherever it is used. Outside a mesh it does nothing."""
+    """Holds an array whole on every device.
+
+    Its parts are gathered here, once, and not wherever it is used. Outside a mesh it does nothing.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())
 
@@ -111,7 +129,8 @@ PARAMETER_RULES = (
     (r"^llm/embed/embedding$", P(None, "fsdp")),
     (r"^llm/head/kernel$", P("fsdp", None)),
     (r"^llm/layers/(attention/[qkv]|mlp/(gate|up))/kernel$", P("fsdp", "tensor")),
-    # Split over the axis that is summed over, unlike below: a gradient split over its last axis would be reduced whole on every chip of a TPU.
+    # Split over the axis that is summed over, unlike below: a gradient split over its last axis would be reduced whole
+    # on every chip of a TPU.
     (r"^llm/layers/(attention/o|mlp/down)/kernel$", P(("tensor", "fsdp"), None)),
     (r"^llm/.*norm/scale$", P()),
     (r"^clip/layers/(attention/[qkv]|mlp/fc1)/kernel$", P("fsdp", "tensor")),

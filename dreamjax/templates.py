@@ -1,4 +1,7 @@
-"""Chat templates: what stands between the turns of a conversation, and a document as a stream of words, pictures and marks."""
+"""Chat templates.
+
+What stands between the turns of a conversation, and a document as a stream of words, pictures and marks.
+"""
 
 import dataclasses
 import enum
@@ -11,7 +14,10 @@ from dreamjax.schema import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The strings that join turns. A space at the end of one belongs to the words that it leads to, as in `ASSISTANT: A cat`."""
+    """The strings that join turns.
+
+    A space at the end of one belongs to the words that it leads to, as in `ASSISTANT: A cat`.
+    """
 
     system: str = ""  # words that open a chat without a system turn of its own
     before_system: str = ""
@@ -68,11 +74,12 @@ class Mark(enum.Enum):
 
 
 def stream(document: Document, template: str, prompt: bool = False) -> Iterator[Text | tuple[Image, int] | Mark]:
-    """Texts, (picture, number of its part) and marks, in reading order, with the template's words put in where turns begin.
+    """Texts, (picture, number of its part) and marks, in reading order, with the template's words put in where turns
+    begin.
 
     Texts that follow each other are one text. A text keeps its role; it is learned where it is marked so and no user or
-    system says it. `prompt` leaves the end open: the assistant's last turn may go on, and after a user's turn stands what
-    leads to the assistant's words. Raises ConfigError for an unknown template.
+    system says it. `prompt` leaves the end open: the assistant's last turn may go on, and after a user's turn stands
+    what leads to the assistant's words. Raises ConfigError for an unknown template.
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template: {template!r} is unknown; there are {', '.join(TEMPLATES)}")
@@ -94,7 +101,9 @@ def stream(document: Document, template: str, prompt: bool = False) -> Iterator[
         adjoins = bool(content) and isinstance(content[-1], Text)
         open_end = prompt and place + 1 == len(turns)
         if role == "assistant" and not open_end:
-            learned = any(text.learned for text in content if isinstance(text, Text)) or not any(isinstance(item, Text) for item in content)
+            learned = any(text.learned for text in content if isinstance(text, Text)) or not any(
+                isinstance(item, Text) for item in content
+            )
             if words.end:
                 yield Text(words.end, learned, role)
             yield Mark.END if learned else Mark.UNLEARNED_END

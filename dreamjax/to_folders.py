@@ -24,50 +24,79 @@ def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Opt
     prompt, seed = prompts[0]
     out.mkdir(parents=True, exist_ok=True)
     with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
-        events = stream.stream(model.parts, model.params, model.tokenizer, prompt, seed, options, every=4, preview_every=5, watch=meter(bar))
+        events = stream.stream(
+            model.parts,
+            model.params,
+            model.tokenizer,
+            prompt,
+            seed,
+            options,
+            every=4,
+            preview_every=5,
+            watch=meter(bar),
+        )
         *_, last = stream.save_while(events, prompt, out / "story.html")
     record = archive.write(out, prompt, last.document, seed, options)
     print(Document(prompt.parts + last.document.parts).text)
     return files_of(out, record)
 
 
-def write_again(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int) -> dict:
+def write_again(
+    model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int
+) -> dict:
     """One document in a batch of `size` rows, in whose shapes it was written before."""
     prompt, seed = prompts[0]
     with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
-        made = interleave.generate(model.parts, model.params, model.tokenizer, [prompt], [seed], options, meter(bar), size)[0]
+        made = interleave.generate(
+            model.parts, model.params, model.tokenizer, [prompt], [seed], options, meter(bar), size
+        )[0]
     return files_of(out, archive.write(out, prompt, made, seed, options, size))
 
 
 def files_of(out: epath.Path, record: dict) -> dict:
     """What the last line of stdout says of a document."""
-    files = {"html": str(out / "story.html"), "json": str(out / "story.json"), "pictures": [str(out / name) for name in record["pictures"]]}
+    files = {
+        "html": str(out / "story.html"),
+        "json": str(out / "story.json"),
+        "pictures": [str(out / name) for name in record["pictures"]],
+    }
     return files | {"seed": record["seed"], "notes": record["notes"], "not_finite": finite.broken([record["notes"]])}
 
 
-def write_many(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int) -> dict:
+def write_many(
+    model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path, size: int
+) -> dict:
     """A folder per document and index.jsonl, `size` documents at once; those whose story.json is there are skipped."""
     folders = [out / f"{number:05d}" for number in range(len(prompts))]
-    records = [archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts)]
+    records = [
+        archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts, strict=True)
+    ]
     missing = [number for number, record in enumerate(records) if record is None]
     check_prompts(model, {number: prompts[number][0] for number in missing}, options)
     with progress.bar(len(prompts), "document", "writing", len(prompts) - len(missing)) as bar:
         for start in range(0, len(missing), size):
             now = missing[start : start + size]
-            documents, seeds = zip(*(prompts[number] for number in now))
-            made = interleave.generate(model.parts, model.params, model.tokenizer, documents, seeds, options, meter(bar), size)
-            for number, document in zip(now, made):
+            documents, seeds = zip(*(prompts[number] for number in now), strict=True)
+            made = interleave.generate(
+                model.parts, model.params, model.tokenizer, documents, seeds, options, meter(bar), size
+            )
+            for number, document in zip(now, made, strict=True):
                 prompt, seed = prompts[number]
                 records[number] = archive.write(folders[number], prompt, document, seed, options, size)
                 bar.update()
-    lines = [{"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]} for folder, record in zip(folders, records)]
+    lines = [
+        {"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]}
+        for folder, record in zip(folders, records, strict=True)
+    ]
     atomic.write_text(out / "index.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     facts = {"documents": len(prompts), "written": len(missing), "index": str(out / "index.jsonl")}
     return facts | {"not_finite": finite.broken([line["notes"] for line in lines])}
 
 
 def check_prompts(model: DreamLLM, asked: dict[int, Document], options: Options):
-    """Raises ConfigError, with the document's number, where a prompt does not fit the model, before anything is written."""
+    """Raises ConfigError, with the document's number, where a prompt does not fit the model, before anything is
+    written.
+    """
     context = context_of(model.parts, options)
     for number, prompt in asked.items():
         try:
@@ -89,6 +118,8 @@ def meter(bar: tqdm.tqdm) -> Callable[[interleave.Event], None]:
                 steps += len(waiting) * (moment.step - before)
                 before = moment.step % moment.steps
         passed = max(time.monotonic() - began, 1e-9)
-        bar.set_postfix_str(f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s", refresh=sys.stderr.isatty())
+        bar.set_postfix_str(
+            f"{tokens / passed:.0f} tokens/s, {steps / passed:.0f} steps/s", refresh=sys.stderr.isatty()
+        )
 
     return watch

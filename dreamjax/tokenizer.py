@@ -1,14 +1,13 @@
 """Text to token ids and back: a sentencepiece model and the special tokens, with every id read from files.
 
-It reproduces the official code's slow LlamaTokenizer (transformers 4.35, `legacy` true and false); the LlamaTokenizer of
-transformers 5 gives other ids. Tokens are plain Python ints. Special tokens are <s>, </s>, <unk> of the sentencepiece
-model and the added ones after it, which mark pictures in a row (rows.py).
+It reproduces the official code's slow LlamaTokenizer (transformers 4.35, `legacy` true and false); the LlamaTokenizer
+of transformers 5 gives other ids. Tokens are plain Python ints. Special tokens are <s>, </s>, <unk> of the
+sentencepiece model and the added ones after it, which mark pictures in a row (rows.py).
 """
 
 import collections.abc
 import dataclasses
 import functools
-import io
 import json
 import os
 import re
@@ -28,16 +27,18 @@ NO_TOKEN = 2**31 - 1  # an id that no row of logits has
 MODEL_FILE = "tokenizer.model"
 SPECIAL_FILE = "special_tokens.json"
 
-# A second NormalizerSpec { add_dummy_prefix: false } in protobuf's wire format: appended to a model, it is merged into it.
+# A second NormalizerSpec { add_dummy_prefix: false } in protobuf's wire format: appended to a model, it is merged into
+# it.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A sentencepiece model with added tokens; make it by `from_model` or `load`. It can be pickled, compared and hashed.
+    """A sentencepiece model with added tokens; make it by `from_model` or `load`. It can be pickled, compared and
+    hashed.
 
-    Without any added tokens it is that of a model of text alone: the ids of picture tokens are then NO_TOKEN.
-    `legacy` is transformers' flag: True puts a space before the text and after every special token, False only before the text.
+    Without any added tokens it is that of a model of text alone: the ids of picture tokens are then NO_TOKEN. `legacy`
+    is transformers' flag: True puts a space before the text and after every special token, False only before the text.
     """
 
     model: bytes = dataclasses.field(repr=False)
@@ -58,9 +59,16 @@ class Tokenizer:
 
     @classmethod
     def from_model(
-        cls, model: bytes | str | os.PathLike, added: dict[str, int] | None = None, legacy: bool = True, pad_token: str = PAD_TOKEN
+        cls,
+        model: bytes | str | os.PathLike,
+        added: dict[str, int] | None = None,
+        legacy: bool = True,
+        pad_token: str = PAD_TOKEN,
     ) -> "Tokenizer":
-        """From a sentencepiece model or its file. Without `added`, ADDED_TOKENS follow its pieces in their order. ConfigError where a file is none."""
+        """From a sentencepiece model or its file.
+
+        Without `added`, ADDED_TOKENS follow its pieces in their order. ConfigError where a file is none.
+        """
         if not isinstance(model, bytes):
             try:
                 return cls.from_model(_path(model).read_bytes(), added, legacy, pad_token)
@@ -74,8 +82,8 @@ class Tokenizer:
     def load(cls, folder: str | os.PathLike, text_only: bool = False) -> "Tokenizer":
         """From a folder that `save` wrote, or one in the official release's layout.
 
-        A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has, or nothing where it is `text_only`. Raises FileNotFoundError without a
-        tokenizer.model, ConfigError where a file makes no sense.
+        A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has, or nothing where it is `text_only`.
+        Raises FileNotFoundError without a tokenizer.model, ConfigError where a file makes no sense.
         """
         folder = _path(folder)
         if not (folder / MODEL_FILE).exists():
@@ -86,7 +94,9 @@ class Tokenizer:
                 return cls.from_model(model, *_own_settings(_read_json(folder / SPECIAL_FILE)))
             return cls.from_model(model, *_official_settings(folder, _processor(model), text_only))
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}") from error
+            raise ConfigError(
+                f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}"
+            ) from error
 
     def save(self, folder: str | os.PathLike):
         """Writes tokenizer.model and special_tokens.json."""
@@ -94,10 +104,17 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         special = {"legacy": self.legacy, "pad": self.pad_token, "added": dict(self.added)}
         atomic.write_text(folder / SPECIAL_FILE, json.dumps(special, indent=2) + "\n")
-        atomic.write_bytes(folder / MODEL_FILE, self.model)  # last: without the other it would be read in another layout
+        atomic.write_bytes(
+            folder / MODEL_FILE, self.model
+        )  # last: without the other it would be read in another layout
 
     def __reduce__(self):
-        return Tokenizer, (self.model, self.added, self.legacy, self.pad_token)  # without the processors: they are rebuilt
+        return Tokenizer, (
+            self.model,
+            self.added,
+            self.legacy,
+            self.pad_token,
+        )  # without the processors: they are rebuilt
 
     # ------------------------------------------------------------------------------------------------------------------
     # Ids
@@ -106,10 +123,15 @@ class Tokenizer:
     eos = property(lambda self: self._processor.eos_id(), doc="Id of </s>.")
     unk = property(lambda self: self._processor.unk_id(), doc="Id of <unk>.")
     pad = property(lambda self: self.special[self.pad_token], doc="Id that fills rows.")
-    im_patch = property(lambda self: self.special.get("<im_patch>", NO_TOKEN), doc="Id that every picture slot carries.")
+    im_patch = property(
+        lambda self: self.special.get("<im_patch>", NO_TOKEN), doc="Id that every picture slot carries."
+    )
     im_start = property(lambda self: self.special.get("<im_start>", NO_TOKEN), doc="Id before a seen picture.")
     im_end = property(lambda self: self.special.get("<im_end>", NO_TOKEN), doc="Id after a seen picture.")
-    dream_start = property(lambda self: self.special.get("<dream_start>", NO_TOKEN), doc="Id before the dream queries: an image comes here.")
+    dream_start = property(
+        lambda self: self.special.get("<dream_start>", NO_TOKEN),
+        doc="Id before the dream queries: an image comes here.",
+    )
     dream_end = property(lambda self: self.special.get("<dream_end>", NO_TOKEN), doc="Id after the dream queries.")
 
     @functools.cached_property
@@ -147,7 +169,12 @@ class Tokenizer:
             return self._encode_run(text) if text else []
         parts = [part for part in self._special_pattern.split(text) if part]
         ids = [i for part in parts for i in ([self.special[part]] if part in self.special else self._encode_run(part))]
-        if not self.legacy and len(ids) > 1 and ids[0] == self._processor.piece_to_id(SPACE) and ids[1] in self.special_ids:
+        if (
+            not self.legacy
+            and len(ids) > 1
+            and ids[0] == self._processor.piece_to_id(SPACE)
+            and ids[1] in self.special_ids
+        ):
             return ids[1:]  # the space put before the text, alone
         return ids
 
@@ -195,7 +222,8 @@ class Tokenizer:
         return [self._processor.id_to_piece(i) if i < count else added[i] for i in ids]
 
     def decode(self, ids: collections.abc.Iterable[int], skip_special: bool = False) -> str:
-        """Text of whole rows, to the letter what the official code's tokenizer gives: added tokens are set off by spaces
+        """Text of whole rows, to the letter what the official code's tokenizer gives: added tokens are set off by
+        spaces
         and one or (legacy) two spaces at the beginning are taken for the tokenizer's own. See `decode_continuation`.
         """
         texts, run = [], []
@@ -214,8 +242,8 @@ class Tokenizer:
     def decode_continuation(self, ids: collections.abc.Iterable[int]) -> str:
         """Text of ids in the middle of a text: nothing is added or taken, special tokens are left out.
 
-        At the beginning of a text it therefore starts with the space that `encode` put there. For streaming: bytes of an
-        unfinished character come out as U+FFFD.
+        At the beginning of a text it therefore starts with the space that `encode` put there. For streaming: bytes of
+        an unfinished character come out as U+FFFD.
         """
         ids = [int(i) for i in ids]
         self.pieces(ids)  # names an id that has no token
@@ -263,38 +291,6 @@ class Tokenizer:
         return len(self._bare_processor.encode(self._unk_piece))
 
 
-def train_tokenizer(texts: collections.abc.Iterable[str], vocab_size: int) -> bytes:
-    """A sentencepiece model like LLaMA's (BPE, bytes for unknown characters, single digits), trained in memory.
-
-    The same texts in the same order give the same bytes. `vocab_size` is an upper limit: few texts have few pieces.
-    Raises ValueError without any text and where the characters alone are too many.
-    """
-    characters = set()
-
-    def lines():
-        for text in texts:
-            for line in re.sub("[\ud800-\udfff]", "\ufffd", text).split("\n"):  # as in LLaMA, a line break is a byte
-                characters.update(line)
-                yield line
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(), model_writer=model, vocab_size=vocab_size, model_type="bpe", byte_fallback=True,
-            character_coverage=1.0, hard_vocab_limit=False, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, split_digits=True,
-            add_dummy_prefix=True, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity", max_sentence_length=1 << 24, num_threads=1, minloglevel=2,
-        )
-    except RuntimeError as error:
-        if not characters:
-            raise ValueError("a tokenizer cannot be trained: there is no text") from None
-        needed = len(characters | {" "}) + 3 + 256  # control tokens, bytes
-        if vocab_size < needed:
-            raise ValueError(f"a tokenizer of {vocab_size} pieces is too small for {len(characters)} characters: needs at least {needed}") from None
-        raise ValueError(f"a tokenizer cannot be trained: {error}") from error
-    return model.getvalue()
-
-
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -306,7 +302,10 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def _own_settings(values: dict) -> tuple[dict[str, int], bool, str]:
-    """(added tokens, legacy, pad token) of a special_tokens.json; ValueError where a value is of another type, which would only show in a row."""
+    """(added tokens, legacy, pad token) of a special_tokens.json.
+
+    ValueError where a value is of another type, which would only show in a row.
+    """
     added, legacy, pad = values["added"], values["legacy"], values["pad"]
     if not isinstance(added, dict) or not all(type(i) is int and 0 <= i < NO_TOKEN for i in added.values()):
         raise ValueError(f"{SPECIAL_FILE}: added: needs an id for each token, a whole number from 0 to {NO_TOKEN - 1}")
@@ -315,7 +314,9 @@ def _own_settings(values: dict) -> tuple[dict[str, int], bool, str]:
     return added, legacy, pad
 
 
-def _official_settings(folder, processor: sentencepiece.SentencePieceProcessor, text_only: bool) -> tuple[dict[str, int], bool, str]:
+def _official_settings(
+    folder, processor: sentencepiece.SentencePieceProcessor, text_only: bool
+) -> tuple[dict[str, int], bool, str]:
     """(added tokens, legacy, pad token) of a folder written by transformers' slow LlamaTokenizer."""
     config = _read_json(folder / "tokenizer_config.json")
     names = _read_json(folder / "special_tokens_map.json")

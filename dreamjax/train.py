@@ -1,8 +1,9 @@
 """Trains a model: python -m dreamjax.train --config=experiments/X.py[:arg] --workdir=DIR [--config.a.b=c] [--dry_run]
 
-Run it again on the same workdir and it goes on where it was, on another mesh and other hosts too; SIGTERM and Ctrl-C save first.
-On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The workdir is shared.
-Indexes of data files are kept in the user's cache (~/.cache/dreamjax), or where a source's `cache` says, which hosts may share.
+Run it again on the same workdir and it goes on where it was, on another mesh and other hosts too; SIGTERM and Ctrl-C
+save first. On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The
+workdir is shared. Indexes of data files are kept in the user's cache (~/.cache/dreamjax), or where a source's `cache`
+says, which hosts may share.
 """
 
 import contextlib
@@ -33,12 +34,29 @@ from dreamjax.training.start import begin, check_encoders, prepare_workdir, rate
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import jit_train_step
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would do, the last line as JSON, and stop; needs no data and allocates no weight.")
-SET_ASIDE = flags.DEFINE_integer("set_aside", None, "Step of a damaged checkpoint, renamed to STEP.set_aside, once; the run goes on from the newest of the others.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, samples; may be gs://. A run that is in it goes on."
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Print what the run would do, the last line as JSON, and stop; needs no data and allocates no weight.",
+)
+SET_ASIDE = flags.DEFINE_integer(
+    "set_aside",
+    None,
+    "Step of a damaged checkpoint, renamed to STEP.set_aside, once; the run goes on from the newest of the others.",
+)
 flags.declare_key_flag("verify_checksums")
-STOPPED = flags.DEFINE_integer("stopped_status", 0, "Exit status of a run that a signal stopped before its last step; for a scheduler that restarts what failed, not 0.")
+STOPPED = flags.DEFINE_integer(
+    "stopped_status",
+    0,
+    "Exit status of a run that a signal stopped before its last step; for a scheduler that restarts what "
+    "failed, not 0.",
+)
 
 
 def main() -> int:
@@ -60,14 +78,26 @@ def main() -> int:
         raise ConfigError("--workdir: is missing")
     sharding.check_divides(config, mesh)
     if config.sample_every and jax.process_count() > 1:
-        raise ConfigError("config.sample_every: a run of several hosts writes no samples; set 0 and call dreamjax.sample on its checkpoints")
+        raise ConfigError(
+            "config.sample_every: a run of several hosts writes no samples; set 0 and call "
+            "dreamjax.sample on its checkpoints"
+        )
     workdir = checkpoint.open_folder(WORKDIR.value)
     with lock.held(workdir, "--workdir") if hosts.is_first() else contextlib.nullcontext(lambda: None) as check_lock:
         return train(config, mesh, parts, shapes, where, workdir, check_lock)
 
 
-def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], workdir: epath.Path, check_lock) -> int:
-    """The run in a workdir from where it is to its end; shapes and shardings are those of (state, frozen). Returns the exit status.
+def train(
+    config: RunConfig,
+    mesh: Mesh,
+    parts: dreamllm.Parts,
+    shapes: tuple[State, dict],
+    where: tuple[State, dict],
+    workdir: epath.Path,
+    check_lock,
+) -> int:
+    """The run in a workdir from where it is to its end; shapes and shardings are those of (state, frozen). Returns the
+    exit status.
 
     Host 0 holds the workdir, and `check_lock()` raises there when another run has taken it.
     """
@@ -82,7 +112,11 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
     hosts.say(loader.in_words())
     rows = NamedSharding(mesh, sharding.ROWS)
     own = hosts.own_groups(rows, config.groups)
-    put = lambda loaded: jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x, (config.groups, *x.shape[1:])), loaded.batch)
+
+    def put(loaded):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(rows, x, (config.groups, *x.shape[1:])), loaded.batch
+        )
 
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
@@ -103,10 +137,20 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
         # -- Compile
         ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
-        step = jit_train_step(config, parts, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
-        hosts.say(f"compiled      in {time.monotonic() - began:.1f} s; a step needs {report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments")
+        step = (
+            jit_train_step(config, parts, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
+        )
+        hosts.say(
+            f"compiled      in {time.monotonic() - began:.1f} s; a step needs "
+            f"{report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments"
+        )
         hosts.wait_for_all("compiled")
-        held_back = make_held_back(config, parts, ids, {name: lambda one=one: map(put, one) for name, one in held_back_batches(config, kept_apart, own).items()})
+        held_back = make_held_back(
+            config,
+            parts,
+            ids,
+            {name: lambda one=one: map(put, one) for name, one in held_back_batches(config, kept_apart, own).items()},
+        )
 
         # -- Loop
         signals, agree = catch_signals(), hosts.agreement(mesh)
@@ -133,7 +177,10 @@ def train(config: RunConfig, mesh: Mesh, parts: dreamllm.Parts, shapes: tuple[St
         manager.wait_until_finished()
         manager.close()
     if done < config.total_steps:
-        hosts.say(f"{signals[0] if signals else 'signal on another host'}: saved step {done}; the same command goes on from there")
+        hosts.say(
+            f"{signals[0] if signals else 'signal on another host'}: saved step {done}; the same command "
+            "goes on from there"
+        )
         return STOPPED.value
     return 0
 
@@ -149,22 +196,32 @@ def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Pa
         return {}
     formats = [source.format for source in config.data.eval]
     names = [name if formats.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(formats)]
-    return {name: Loader(config, (source,), tokenizer, lengths, jax.process_index()) for name, source in zip(names, config.data.eval)}
+    return {
+        name: Loader(config, (source,), tokenizer, lengths, jax.process_index())
+        for name, source in zip(names, config.data.eval, strict=True)
+    }
 
 
 def held_back_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[int, ...]) -> dict[str, list[Loaded]]:
     """{held-back source: this host's share of its batches}."""
-    return {name: [loader.load(k, own, endless=False) for k in range(config.eval_batches) if loader.has(k)] for name, loader in loaders.items()}
+    return {
+        name: [loader.load(k, own, endless=False) for k in range(config.eval_batches) if loader.has(k)]
+        for name, loader in loaders.items()
+    }
 
 
-def write_samples(config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path):
+def write_samples(
+    config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path
+):
     """Writes what the model makes of the configured prompts, as one page."""
     params = optim.merge(state.trainable if state.average is None else state.average, frozen)
     prompts = [Document((Text(prompt),)) for prompt in config.sample_prompts]
     options = interleave.Options(max_tokens=config.sample_tokens, max_images=4, template=config.data.template)
     written = interleave.generate(parts, params, tokenizer, prompts, range(len(prompts)), options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = [Document(prompt.parts + made.parts, notes=made.notes) for prompt, made in zip(prompts, written)]
+    whole = [
+        Document(prompt.parts + made.parts, notes=made.notes) for prompt, made in zip(prompts, written, strict=True)
+    ]
     atomic.write_text(path, render_html(whole, title=f"Step {int(state.step)}"))
 
 

@@ -2,7 +2,8 @@
 
 python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quickstart --workdir=runs/quickstart_frozen
 
-The argument is the run whose encoder and U-Net are taken over, runs/quickstart if there is none; LLM, projectors and dream queries begin anew and train.
+The argument is the run whose encoder and U-Net are taken over, runs/quickstart if there is none; LLM, projectors and
+dream queries begin anew and train.
 """
 
 from dreamjax import arguments

@@ -4,15 +4,19 @@ python -m dreamjax.train --config=experiments/stage1_align.py:v4-128,comprehensi
 python -m dreamjax.train --config=experiments/stage1_align.py:v4-128,creation --dry_run
 python -m dreamjax.compile --config=experiments/stage1_align.py:v4-16,joint --topology=v4:2x2x4
 
-Comprehension learns captions through the visual projector, creation pictures through the dream queries and the condition
-projector, joint both at once (paper Sec. 3.3). FOLDER holds llava_pretrain/ (JSON and pictures) and blip_laion/ (WebDataset
-tars); common/paper.py explains the argument.
+Comprehension learns captions through the visual projector, creation pictures through the dream queries and the
+condition projector, joint both at once (paper Sec. 3.3). FOLDER holds llava_pretrain/ (JSON and pictures) and
+blip_laion/ (WebDataset tars); common/paper.py explains the argument.
 """
 
 from dreamjax import config as c
 from experiments.common import paper
 
-PICTURES = {"comprehension": (7, 0), "creation": (0, 24), "joint": (7, 9)}  # seen and dreamed in a row, as many as fit its tokens
+PICTURES = {
+    "comprehension": (7, 0),
+    "creation": (0, 24),
+    "joint": (7, 9),
+}  # seen and dreamed in a row, as many as fit its tokens
 
 
 def get_config(arg: str = ""):
@@ -21,4 +25,13 @@ def get_config(arg: str = ""):
     if words.mode != "creation":
         sources.append(c.SourceConfig("llava", "llava_pretrain", mode="comprehension_only"))
     seen, dreamed = PICTURES[words.mode]
-    return paper.run(words, tuple(sources), seen=seen, dreamed=dreamed, learning_rate=2e-3, image_weight=1.0, steps=5000, llm_learns=False)
+    return paper.run(
+        words,
+        tuple(sources),
+        seen=seen,
+        dreamed=dreamed,
+        learning_rate=2e-3,
+        image_weight=1.0,
+        steps=5000,
+        llm_learns=False,
+    )

@@ -14,4 +14,6 @@ from experiments.common import paper
 
 def get_config(arg: str = ""):
     sources = (c.SourceConfig("mmc4", "mmc4"), c.SourceConfig("webdataset", "blip_laion"))
-    return paper.run(paper.read(arg), sources, seen=5, dreamed=5, learning_rate=2e-5, image_weight=10.0, steps=2000, llm_learns=True)
+    return paper.run(
+        paper.read(arg), sources, seen=5, dreamed=5, learning_rate=2e-5, image_weight=10.0, steps=2000, llm_learns=True
+    )

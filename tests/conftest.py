@@ -1,4 +1,7 @@
-"""What all tests stand on: eight fake CPU devices, the marker for slow ones, and the default run's configuration and tokenizer."""
+"""What all tests stand on.
+
+Eight fake CPU devices, the marker for slow ones, and the default run's configuration and tokenizer.
+"""
 
 import atexit
 import os
@@ -15,7 +18,8 @@ import quick_xla
 
 from dreamjax import cli
 
-# Before anything makes an array. What one test compiles, the workers and the commands that tests start need not compile again.
+# Before anything makes an array. What one test compiles, the workers and the commands that tests start need not compile
+# again.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dreamjax-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -33,7 +37,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: two workers end at about the same time only where what is left for the end is short."""
+    """Files with slow tests come first.
+
+    Two workers end at about the same time only where what is left for the end is short.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -49,7 +56,9 @@ def bundle(request, tmp_path_factory) -> pathlib.Path:
     if request.param != goldens.MADE:
         return request.param
     own = tmp_path_factory.getbasetemp()
-    return goldens.make(own.parent if hasattr(request.config, "workerinput") else own)  # a worker's own folder lies in the session's
+    return goldens.make(
+        own.parent if hasattr(request.config, "workerinput") else own
+    )  # a worker's own folder lies in the session's
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,7 +73,8 @@ def own_cache(tmp_path_factory):
 def shapes_tokenizer():
     """The tokenizer that the default run trains: every word of the shapes is a piece or a few."""
     from dreamjax.data.sources import shapes
-    from dreamjax.tokenizer import Tokenizer, train_tokenizer
+    from dreamjax.tokenizer import Tokenizer
+    from dreamjax.tokenizer_training import train_tokenizer
 
     return Tokenizer.from_model(train_tokenizer(shapes.corpus(), 512))
 
@@ -81,7 +91,10 @@ def quickstart():
 
 @pytest.fixture()
 def training(capsys, monkeypatch):
-    """`python -m dreamjax.train` with arguments in this process, each time as if for the first time: a new one takes seconds for its imports."""
+    """`python -m dreamjax.train` with arguments in this process, each time as if for the first time.
+
+    A new one takes seconds for its imports.
+    """
     from absl import flags
 
     from dreamjax import train

@@ -1,4 +1,7 @@
-"""Commands in processes of their own, forked from one that has imported what they need: the imports take seconds, which each would take again."""
+"""Commands in processes of their own, forked from one that has imported what they need.
+
+The imports take seconds, which each would take again.
+"""
 
 import atexit
 import functools
@@ -13,10 +16,12 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Nothing that is imported here starts a thread or touches a device. A child ends as any program does, at the end of this one.
+# Nothing that is imported here starts a thread or touches a device. A child ends as any program does, at the end of
+# this one.
 SERVER = """
 import json, os, runpy, sys
-import dreamjax.api, dreamjax.convert.importing, dreamjax.data.loader, dreamjax.evaluation.benchmarks, dreamjax.training.checkpoint, dreamjax.training.metrics
+import dreamjax.api, dreamjax.convert.importing, dreamjax.data.loader
+import dreamjax.evaluation.benchmarks, dreamjax.training.checkpoint, dreamjax.training.metrics
 for line in sys.stdin:
     asked = json.loads(line)
     if "poll" in asked:
@@ -42,7 +47,9 @@ runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
 def _server(environment: str) -> subprocess.Popen:
     """The process that forks, one for each environment: much of it is read when jax is imported."""
     pipe = subprocess.PIPE
-    server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, env=json.loads(environment), stdin=pipe, stdout=pipe, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], cwd=ROOT, env=json.loads(environment), stdin=pipe, stdout=pipe, text=True
+    )
     atexit.register(server.communicate)  # which ends it
     return server
 
@@ -53,7 +60,13 @@ class Process:
     def __init__(self, module: str, arguments: list[str], environment: dict[str, str]):
         self.files = [pathlib.Path(tempfile.mkstemp(prefix="dreamjax-said-")[1]) for _ in range(2)]
         self.server = _server(json.dumps(environment, sort_keys=True))
-        asked = {"module": module, "arguments": arguments, "environment": environment, "out": str(self.files[0]), "err": str(self.files[1])}
+        asked = {
+            "module": module,
+            "arguments": arguments,
+            "environment": environment,
+            "out": str(self.files[0]),
+            "err": str(self.files[1]),
+        }
         self.pid, self.returncode = self._ask(asked), None
 
     def _ask(self, asked: dict):

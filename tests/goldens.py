@@ -1,6 +1,8 @@
-"""Bundles of what the official code computes: those in the folders that DREAMJAX_GOLDENS lists, each a bundle or a folder of bundles.
+"""Bundles of what the official code computes: those in the folders that DREAMJAX_GOLDENS lists, each a bundle or a
+folder of bundles.
 
-Where it is not set, those in ../shared/golden, and one that parity/make_bundle.py makes of torch's parts, once in a session.
+Where it is not set, those in ../shared/golden, and one that parity/make_bundle.py makes of torch's parts, once in a
+session.
 """
 
 import collections
@@ -17,7 +19,9 @@ DEFAULT = pathlib.Path(__file__).parents[2] / "shared" / "golden"
 MADE = "made"  # stands for the bundle that is made, and is its folder's name
 MAKER = pathlib.Path(__file__).parent / "parity" / "make_bundle.py"
 LISTED = os.environ.get("DREAMJAX_GOLDENS")
-FOLDERS = [pathlib.Path(path).absolute() for path in (str(DEFAULT) if LISTED is None else LISTED).split(os.pathsep) if path]
+FOLDERS = [
+    pathlib.Path(path).absolute() for path in (str(DEFAULT) if LISTED is None else LISTED).split(os.pathsep) if path
+]
 
 
 def bundles_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -27,7 +31,9 @@ def bundles_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 FOUND = {folder: bundles_in(folder) for folder in FOLDERS}
-BUNDLES = list({path.resolve(): path for found in FOUND.values() for path in found}.values())  # one that is listed twice is one
+BUNDLES = list(
+    {path.resolve(): path for found in FOUND.values() for path in found}.values()
+)  # one that is listed twice is one
 _TIMES = collections.Counter(path.name for path in BUNDLES)
 
 
@@ -45,11 +51,23 @@ def recorded_file(bundle: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def parameters() -> list:
-    """What the fixture `bundle` is asked for: each bundle, and a skip with a message for each listed folder without one."""
+    """What the fixture `bundle` is asked for.
+
+    Each bundle, and a skip with a message for each listed folder without one.
+    """
     missing = [folder for folder, found in FOUND.items() if not found] if FOLDERS else [DEFAULT]
-    skip = lambda folder: pytest.mark.skip(reason=f"no recorded bundle (ckpt/ and golden/) in {folder}; DREAMJAX_GOLDENS lists their folders")
+
+    def skip(folder):
+        return pytest.mark.skip(
+            reason=f"no recorded bundle (ckpt/ and golden/) in {folder}; DREAMJAX_GOLDENS lists their folders"
+        )
+
     recorded = [pytest.param(path, id=name_of(path)) for path in BUNDLES]
-    return recorded + [pytest.param(None, marks=skip(folder), id=f"none-in-{folder.name}") for folder in missing] + [MADE] * (LISTED is None)
+    return (
+        recorded
+        + [pytest.param(None, marks=skip(folder), id=f"none-in-{folder.name}") for folder in missing]
+        + [MADE] * (LISTED is None)
+    )
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:

@@ -4,9 +4,33 @@ from collections.abc import Iterator
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 VALUES = [
-    None, True, False, 0, -1, 1, 1.5, 2**31, 10**12, 10**400, float("nan"), float("inf"), "", "32", "\0", "\ud800", [], [1], [None], ["a"], [[1], [2]], [1] * 1000,
-    {}, {"a": 1}, [{}], {"content": 5},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    1.5,
+    2**31,
+    10**12,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "32",
+    "\0",
+    "\ud800",
+    [],
+    [1],
+    [None],
+    ["a"],
+    [[1], [2]],
+    [1] * 1000,
+    {},
+    {"a": 1},
+    [{}],
+    {"content": 5},
+]
 
 
 def mutations(values: dict) -> Iterator[dict]:

@@ -38,7 +38,13 @@ def write_tar(path, members) -> pathlib.Path:
     """A tar of (name, bytes or str or what becomes JSON)."""
     with tarfile.open(path, "w") as tar:
         for name, content in members:
-            data = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            data = (
+                content
+                if isinstance(content, bytes)
+                else content.encode()
+                if isinstance(content, str)
+                else json.dumps(content).encode()
+            )
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -50,7 +56,10 @@ def pairs(numbers):
     for number in numbers:
         caption = f"caption {number}"
         yield f"{number:09d}.jpg", jpeg(number)
-        yield f"{number:09d}.json", {"caption": caption, "key": f"{number:09d}", "similarity": number / 100, "width": 32, "height": 24}
+        yield (
+            f"{number:09d}.json",
+            {"caption": caption, "key": f"{number:09d}", "similarity": number / 100, "width": 32, "height": 24},
+        )
         yield f"{number:09d}.txt", caption
 
 
@@ -65,11 +74,23 @@ def write_jsonl(path, records) -> pathlib.Path:
 def mmc4(number: int, sentences: int, matched, similarity: float = 0.3) -> dict:
     """A record of MMC4 whose picture i is named number-i.jpg and belongs to sentence matched[i]."""
     infos = [
-        {"image_name": f"{number}-{i}.jpg", "raw_url": f"http://nowhere/{i}.jpg", "matched_text_index": index, "matched_sim": similarity, "face_detections": None}
+        {
+            "image_name": f"{number}-{i}.jpg",
+            "raw_url": f"http://nowhere/{i}.jpg",
+            "matched_text_index": index,
+            "matched_sim": similarity,
+            "face_detections": None,
+        }
         for i, index in enumerate(matched)
     ]
     texts = [f"Sentence {i} of {number}." for i in range(sentences)]
-    return {"url": "http://nowhere", "text_list": texts, "image_info": infos, "similarity_matrix": [], "could_have_url_duplicate": 0}
+    return {
+        "url": "http://nowhere",
+        "text_list": texts,
+        "image_info": infos,
+        "similarity_matrix": [],
+        "could_have_url_duplicate": 0,
+    }
 
 
 def write_stories(folder: pathlib.Path, stories: int, most_pages: int, size: tuple[int, int]) -> pathlib.Path:
@@ -101,6 +122,8 @@ def reasons(source) -> list[str]:
             source[i]
             found.append("")
         except BadRecord as error:
-            assert error.name.endswith(source.index.name(i) if hasattr(source, "index") else source.key(i)) and "\n" not in str(error)
+            assert error.name.endswith(
+                source.index.name(i) if hasattr(source, "index") else source.key(i)
+            ) and "\n" not in str(error)
             found.append(error.reason)
     return found

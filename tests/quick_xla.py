@@ -11,7 +11,9 @@ import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 WITHOUT_OPTIMIZATION = "--xla_backend_optimization_level=0"
-PLAIN_KERNELS = "--xla_cpu_use_fusion_emitters=false"  # the older emitter of fused loops compiles in about two thirds of the time
+PLAIN_KERNELS = (
+    "--xla_cpu_use_fusion_emitters=false"  # the older emitter of fused loops compiles in about two thirds of the time
+)
 
 
 def flags(devices: int) -> str:
@@ -20,7 +22,8 @@ def flags(devices: int) -> str:
 
 
 def environment(devices: int = 1, **changes: str) -> dict[str, str]:
-    """The environment of a command that a test starts; what was compiled once, in it or elsewhere, is not compiled again.
+    """The environment of a command that a test starts; what was compiled once, in it or elsewhere, is not compiled
+    again.
 
     NPROC is what the tests' own fake devices need; a command with such devices sets it itself.
     """
@@ -38,10 +41,16 @@ def command(module: str, *arguments, expect: int = 0) -> subprocess.CompletedPro
 
 @functools.cache
 def _quick() -> str:
-    """XLA ends a process that is given a flag it does not know, so an XLA without the older emitter is found out in another one."""
+    """XLA ends a process that is given a flag it does not know, so an XLA without the older emitter is found out in
+    another one.
+    """
     known = os.environ.get("DREAMJAX_TEST_XLA_FLAGS")  # asked once in a session: workers are given what was found
     if known is None:
         both = f"{WITHOUT_OPTIMIZATION} {PLAIN_KERNELS}"
-        tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": both}, capture_output=True)
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": both},
+            capture_output=True,
+        )
         known = os.environ["DREAMJAX_TEST_XLA_FLAGS"] = WITHOUT_OPTIMIZATION if tried.returncode else both
     return known

@@ -1,4 +1,7 @@
-"""A whole model of the smallest sizes, with every part, and runs of it: what the tests of training and sampling stand on."""
+"""A whole model of the smallest sizes, with every part, and runs of it.
+
+What the tests of training and sampling stand on.
+"""
 
 import dataclasses
 import functools
@@ -17,17 +20,27 @@ from dreamjax.training.state import State, cast, fresh_state
 
 IDS = SpecialIds(bos=1, dream_start=62, im_patch=61)
 
-# Every width divides by 8 and the LLM's and CLIP's heads by 4, so that hardly a kernel stays whole on a mesh of 8 devices.
+# Every width divides by 8 and the LLM's and CLIP's heads by 4, so that hardly a kernel stays whole on a mesh of 8
+# devices.
 LLM = c.LlamaConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=4, ffn_width=48, max_positions=64)
 CLIP = c.ClipConfig(image_size=8, patch_size=4, width=16, layers=2, heads=4, ffn_width=32)
 VAE = c.VaeConfig(latent_channels=8, block_channels=(8, 16), layers_per_block=1, norm_groups=2)
 UNET = c.UNetConfig(
-    sample_size=4, in_channels=8, out_channels=8, block_channels=(8, 16), layers_per_block=1,
-    cross_attention=(False, True), heads=(2, 4), context_width=16, norm_groups=2,
+    sample_size=4,
+    in_channels=8,
+    out_channels=8,
+    block_channels=(8, 16),
+    layers_per_block=1,
+    cross_attention=(False, True),
+    heads=(2, 4),
+    context_width=16,
+    norm_groups=2,
 )
 LATENT = c.ModelConfig(llm=LLM, clip=CLIP, unet=UNET, vae=VAE, dream_queries=3)
 PIXEL = dataclasses.replace(  # no VAE: diffusion works on the pictures of 8 x 8 pixels themselves
-    LATENT, vae=None, unet=dataclasses.replace(UNET, sample_size=8, in_channels=3, out_channels=3),
+    LATENT,
+    vae=None,
+    unet=dataclasses.replace(UNET, sample_size=8, in_channels=3, out_channels=3),
     diffusion=c.DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction"),
 )
 
@@ -35,21 +48,31 @@ PIXEL = dataclasses.replace(  # no VAE: diffusion works on the pictures of 8 x 8
 FROZEN = ("^vae/", "^clip/post_layernorm/")
 
 
-def run_config(model: c.ModelConfig = PIXEL, frozen: tuple[str, ...] = FROZEN, optim_changes: dict | None = None, **changes) -> c.RunConfig:
-    """8 rows of 32 tokens with 2 seen and 2 dreamed slots each; everything but `frozen` trains, at a constant rate of 1e-3."""
+def run_config(
+    model: c.ModelConfig = PIXEL, frozen: tuple[str, ...] = FROZEN, optim_changes: dict | None = None, **changes
+) -> c.RunConfig:
+    """8 rows of 32 tokens with 2 seen and 2 dreamed slots each.
+
+    Everything but `frozen` trains, at a constant rate of 1e-3.
+    """
     rate = {"learning_rate": 1e-3, "schedule": "constant", "warmup_share": 0.0}
     trains = rf"^(?!{'|'.join(pattern.removeprefix('^') for pattern in frozen)})"
-    return c.RunConfig(**{
-        "model": model,
-        "data": c.DataConfig(train=(c.SourceConfig("shapes"),), length=32, seen_slots=2, dreamed_slots=2),
-        "optim": c.OptimConfig(**{"trainable": (trains,), "frozen": frozen, **rate, **(optim_changes or {})}),
-        "total_steps": 20, **changes,
-    })
+    return c.RunConfig(
+        **{
+            "model": model,
+            "data": c.DataConfig(train=(c.SourceConfig("shapes"),), length=32, seen_slots=2, dreamed_slots=2),
+            "optim": c.OptimConfig(**{"trainable": (trains,), "frozen": frozen, **rate, **(optim_changes or {})}),
+            "total_steps": 20,
+            **changes,
+        }
+    )
 
 
 @functools.cache
 def parameters(model: c.ModelConfig, seed: int = 0) -> dict:
-    """Parameters in host memory drawn without compiling anything, no bias 0 and no scale 1, large enough for attention to choose."""
+    """Parameters in host memory drawn without compiling anything, no bias 0 and no scale 1, large enough for
+    attention to choose.
+    """
     rng = np.random.default_rng(seed)
 
     def drawn(path, leaf):
@@ -70,7 +93,8 @@ def parameters(model: c.ModelConfig, seed: int = 0) -> dict:
 def boosted(params: dict, boosts: dict[int, float]) -> dict:
     """The parameters with some tokens made likelier (or less likely) by about as much as said.
 
-    The first entry of all that the LLM reads is 4 and no layer changes it, so in every hidden state it is positive; the head sees the boosts there.
+    The first entry of all that the LLM reads is 4 and no layer changes it, so in every hidden state it is positive; the
+    head sees the boosts there.
     """
     params = jax.tree.map(np.array, params)
     llm = params["llm"]

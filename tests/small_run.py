@@ -41,9 +41,17 @@ class Run:
 
     def save(self, step: int, loss: float | None = None):
         """Saves the state as that of another step, with values that tell its arrays apart."""
-        shift = lambda tree, by: jax.tree.map(lambda leaf: leaf + jnp.asarray(by * step, leaf.dtype), tree)
+
+        def shift(tree, by):
+            return jax.tree.map(lambda leaf: leaf + jnp.asarray(by * step, leaf.dtype), tree)
+
         state = self.state
-        state = State(jnp.int32(step), shift(state.trainable, 1.0), shift(state.optimiser, 2), shift(state.average, 3.0) if state.average else None)
+        state = State(
+            jnp.int32(step),
+            shift(state.trainable, 1.0),
+            shift(state.optimiser, 2),
+            shift(state.average, 3.0) if state.average else None,
+        )
         self.state = jax.device_put(state, self.where[0])
         checkpoint.save(self.manager, self.state, self.meta | {"seconds": 1.5}, loss)
         self.manager.wait_until_finished()
@@ -55,4 +63,6 @@ def mesh(*sizes: int) -> jax.sharding.Mesh:
 
 def same_bytes(ours, theirs) -> bool:
     ours, theirs = leaves(ours), leaves(theirs)
-    return ours.keys() == theirs.keys() and all(ours[path].tobytes() == theirs[path].tobytes() and ours[path].dtype == theirs[path].dtype for path in ours)
+    return ours.keys() == theirs.keys() and all(
+        ours[path].tobytes() == theirs[path].tobytes() and ours[path].dtype == theirs[path].dtype for path in ours
+    )

@@ -9,8 +9,8 @@ from etils import epath
 from small_model import LATENT, boosted, parameters
 
 from dreamjax.api import DreamLLM, prompts_of
-from dreamjax.model_config import ClipTextConfig
 from dreamjax.document import Document, Image, Text
+from dreamjax.model_config import ClipTextConfig
 from dreamjax.models import dreamllm
 from dreamjax.sampling import ranking
 from dreamjax.schema import ConfigError
@@ -31,13 +31,19 @@ def model(shapes_tokenizer) -> DreamLLM:
 def test_a_tokenizer_of_more_ids_than_rows_is_another_models(shapes_tokenizer, tmp_path):
     model_folder.write_card(epath.Path(tmp_path), model_folder.ModelCard(LATENT))
     shapes_tokenizer.save(tmp_path / "tokenizer")
-    with pytest.raises(ConfigError, match=rf"tokenizer: has {shapes_tokenizer.size} ids, and the LLM beside it {LATENT.llm.vocab_size} rows"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"tokenizer: has {shapes_tokenizer.size} ids, and the LLM beside it {LATENT.llm.vocab_size} rows",
+    ):
         DreamLLM.load(tmp_path)
 
 
 def test_one_prompt_or_several():
     picture = PIL.Image.new("RGB", (8, 8))
-    assert [len(prompts_of(content)) for content in ("a", ["a"], ["a", "b"], ["a", picture], [["a", picture], "b"], [Document.of("a")] * 3, [])] == [1, 1, 2, 1, 2, 3, 1]
+    assert [
+        len(prompts_of(content))
+        for content in ("a", ["a"], ["a", "b"], ["a", picture], [["a", picture], "b"], [Document.of("a")] * 3, [])
+    ] == [1, 1, 2, 1, 2, 3, 1]
     assert prompts_of(["a", picture])[0].parts[1].seen
 
 
@@ -45,7 +51,9 @@ def test_pictures_of_several_prompts_at_once_and_one_by_one(model):
     latents = model.text_to_latents(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=4, **FAST)
     assert latents.shape == (4, 4, 4, 8) and latents.dtype == np.float32
     assert len({latent.tobytes() for latent in latents}) == 4
-    for number, prompt in enumerate(["a red circle", "a red circle", "a blue cross that jumps", "a blue cross that jumps"]):
+    for number, prompt in enumerate(
+        ["a red circle", "a red circle", "a blue cross that jumps", "a blue cross that jumps"]
+    ):
         alone = model.text_to_latents(prompt, seed=5 + number, **FAST)[0]
         np.testing.assert_allclose(alone, latents[number], atol=2e-4)
     pictures = model.text_to_image(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=3, **FAST)
@@ -58,8 +66,17 @@ def test_noise_that_is_given_and_previews_on_the_way(model):
     noise, fresh = rng.normal(size=(2, 4, 4, 8)).astype(np.float32), rng.normal(size=(2, 2, 4, 4, 8)).astype(np.float32)
     told = []
     given = {"latents": noise, "step_noise": fresh, "sampler": "ddpm", "spacing": "leading", **FAST}
-    one = model.text_to_latents(["a red circle"], 2, seed=1, preview=lambda step, pictures: told.append((step, len(pictures))), preview_every=1, **given)
-    np.testing.assert_array_equal(one, model.text_to_latents(["a red circle"], 2, seed=9, **given))  # no draw is left to the seed
+    one = model.text_to_latents(
+        ["a red circle"],
+        2,
+        seed=1,
+        preview=lambda step, pictures: told.append((step, len(pictures))),
+        preview_every=1,
+        **given,
+    )
+    np.testing.assert_array_equal(
+        one, model.text_to_latents(["a red circle"], 2, seed=9, **given)
+    )  # no draw is left to the seed
     assert told == [(1, 2)] and not np.allclose(one[0], one[1])
     with pytest.raises(ConfigError, match=r"latents: have the shape \(2, 4, 4, 3\), must have \(2, 4, 4, 8\)"):
         model.text_to_latents("a", 2, latents=noise[..., :3], **FAST)
@@ -68,14 +85,19 @@ def test_noise_that_is_given_and_previews_on_the_way(model):
 
 
 def test_negative_prompts(model):
-    prompts, negatives = ["a red circle", "a blue cross"], ["a green bar", Document((Text("an"), Image(np.zeros((8, 8, 3), np.uint8), dreamed=False)))]
+    prompts, negatives = (
+        ["a red circle", "a blue cross"],
+        ["a green bar", Document((Text("an"), Image(np.zeros((8, 8, 3), np.uint8), dreamed=False)))],
+    )
     both = model.text_to_latents(prompts, negative=negatives, **FAST)
     for number in range(2):
         alone = model.text_to_latents(prompts[number], seed=number, negative=negatives[number], **FAST)[0]
         np.testing.assert_allclose(alone, both[number], atol=2e-4)
     without = model.text_to_latents(prompts, **FAST)
     assert not np.allclose(both, without, atol=1e-2)
-    np.testing.assert_allclose(model.text_to_latents(prompts, negative="", **FAST), without, atol=2e-4)  # the empty prompt is no context
+    np.testing.assert_allclose(
+        model.text_to_latents(prompts, negative="", **FAST), without, atol=2e-4
+    )  # the empty prompt is no context
     with pytest.raises(ConfigError, match="negative: 2 negative prompts for 3 prompts"):
         model.text_to_latents(["a", "b", "c"], negative=negatives, **FAST)
 
@@ -98,8 +120,11 @@ def test_right_padding_is_left_padding_for_the_longest_prompt_alone(model):
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"num_steps": 0}, "num_steps: 0 is below 1"), ({"guidance_scale": 0.9}, "guidance_scale: 0.9 is below 1"), ({"num_images": 0}, "num_images: 0 is below 1"),
-        ({"num_steps": 1001}, "num_steps: 1001 is not between 1 and 1000"), ({"batch_size": 0}, "batch_size: 0 is below 1"),
+        ({"num_steps": 0}, "num_steps: 0 is below 1"),
+        ({"guidance_scale": 0.9}, "guidance_scale: 0.9 is below 1"),
+        ({"num_images": 0}, "num_images: 0 is below 1"),
+        ({"num_steps": 1001}, "num_steps: 1001 is not between 1 and 1000"),
+        ({"batch_size": 0}, "batch_size: 0 is below 1"),
         ({"context": 4096, "max_tokens": 1}, ""),
     ],
 )
@@ -125,18 +150,52 @@ def test_batches_of_many_prompts_and_their_seeds(model):
 
 def test_the_best_of_several_pictures():
     pictures = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
-    score = lambda pictures, texts: np.array([int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1) for p, text in zip(pictures, texts)])
+
+    def score(pictures, texts):
+        return np.array(
+            [
+                int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1)
+                for p, text in zip(pictures, texts, strict=True)
+            ]
+        )
+
     ranked = ranking.rank(pictures, ["bright", "dark"], score)
-    assert [int(np.asarray(p)[0, 0, 0]) for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [-5, -6, -7]
+    assert [int(np.asarray(p)[0, 0, 0]) for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [
+        -5,
+        -6,
+        -7,
+    ]
     best = ranking.marked(ranked, 1)
     assert [p.info["score"] for p in best] == [40.0, -5.0] and best[0].info["scores"] == [40.0, 20.0, 10.0]
 
 
 def test_rank_keeps_the_pictures_that_clip_finds_to_fit(model, monkeypatch):
-    tower = ClipTextConfig(vocab_size=32, positions=6, width=16, layers=1, heads=2, ffn_width=16, projection_width=8, vision_width=LATENT.clip.width)
+    tower = ClipTextConfig(
+        vocab_size=32,
+        positions=6,
+        width=16,
+        layers=1,
+        heads=2,
+        ffn_width=16,
+        projection_width=8,
+        vision_width=LATENT.clip.width,
+    )
     config = dataclasses.replace(model.parts.config, clip_text=tower)
-    seeing = dataclasses.replace(model, parts=dreamllm.build(config), params=model.params | {"clip_text": parameters(config)["clip_text"]}, clip_tokenizer="here")
-    words = lambda texts, **_: {"input_ids": [[1, *(len(word) for word in text.split())][:5] + [31] * (6 - min(5, len(text.split()) + 1)) for text in texts]}
+    seeing = dataclasses.replace(
+        model,
+        parts=dreamllm.build(config),
+        params=model.params | {"clip_text": parameters(config)["clip_text"]},
+        clip_tokenizer="here",
+    )
+
+    def words(texts, **_):
+        return {
+            "input_ids": [
+                [1, *(len(word) for word in text.split())][:5] + [31] * (6 - min(5, len(text.split()) + 1))
+                for text in texts
+            ]
+        }
+
     monkeypatch.setattr("dreamjax.clip_tokenizer.load", lambda folder: words)
     prompts = ["a red circle", "a blue cross that jumps"]
     drawn = model.text_to_image(prompts, 3, seed=4, **FAST)
@@ -145,6 +204,8 @@ def test_rank_keeps_the_pictures_that_clip_finds_to_fit(model, monkeypatch):
     for number, picture in enumerate(best):
         alone = [float(score([candidate], [prompts[number]])[0]) for candidate in drawn[3 * number : 3 * number + 3]]
         np.testing.assert_allclose(sorted(alone, reverse=True), picture.info["scores"], rtol=1e-4)
-        assert max(alone) - min(alone) > 1e-3 and picture.tobytes() == drawn[3 * number + int(np.argmax(alone))].tobytes()
+        assert (
+            max(alone) - min(alone) > 1e-3 and picture.tobytes() == drawn[3 * number + int(np.argmax(alone))].tobytes()
+        )
     with pytest.raises(ConfigError, match="rank: needs CLIP's picture encoder and its text tower"):
         model.text_to_image("a", rank=True, **FAST)

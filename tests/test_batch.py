@@ -13,7 +13,13 @@ SHAPE = Shape(groups=2, rows=2, length=10, seen=3, dreamed=2, encoder_size=2, de
 
 
 def row(tokens: str, learned: str, seen=(), dreamed=()):
-    return Row(np.array([int(t) for t in tokens], np.int32), np.array([mark == "+" for mark in learned]), seen, dreamed, cut=False)
+    return Row(
+        np.array([int(t) for t in tokens], np.int32),
+        np.array([mark == "+" for mark in learned]),
+        seen,
+        dreamed,
+        cut=False,
+    )
 
 
 def grey(value, size):
@@ -26,14 +32,24 @@ def digits(array):
 
 def run_config(model=None, groups=2, **data):
     data = DataConfig(train=(SourceConfig("shapes"),), **data)
-    return RunConfig(model=model or tiny(), data=data, optim=OptimConfig(trainable=(".",)), batch_size=groups * data.rows_per_group)
+    return RunConfig(
+        model=model or tiny(), data=data, optim=OptimConfig(trainable=(".",)), batch_size=groups * data.rows_per_group
+    )
 
 
 def test_documents_one_behind_the_other():
     batch = empty_batch(SHAPE)
     place(batch, 1, 0, row("172", "-++"), [], [])
     place(batch, 1, 1, row("1599962", "-+----+", seen=((2, 0),)), [grey(10, 2)], [])
-    place(batch, 1, 0, row("1899892", "-+---++", seen=((5, 4),), dreamed=((2, 1),)), [grey(20, 2)], [grey(30, 3)], draw=512)
+    place(
+        batch,
+        1,
+        0,
+        row("1899892", "-+---++", seen=((5, 4),), dreamed=((2, 1),)),
+        [grey(20, 2)],
+        [grey(30, 3)],
+        draw=512,
+    )
     place(batch, 1, 1, row("192", "-++", dreamed=((1, 0),)), [], [None], draw=2**32)
 
     assert digits(batch.tokens[1]) == ["1721899892", "1599962192"]
@@ -50,7 +66,7 @@ def test_documents_one_behind_the_other():
     assert batch.dreamed_draw[1].tolist() == [512, 0]  # modulo 2**32
 
     untouched = empty_batch(SHAPE)
-    assert all(np.array_equal(ours[0], theirs[0]) for ours, theirs in zip(batch, untouched))
+    assert all(np.array_equal(ours[0], theirs[0]) for ours, theirs in zip(batch, untouched, strict=True))
 
 
 def test_the_pictures_of_one_document_are_drawn_by_consecutive_numbers():
@@ -69,8 +85,17 @@ def test_an_empty_batch_is_padding():
     assert not any(field.any() for field in batch)
     assert [field.shape[0] for field in batch] == [2] * len(Batch._fields)
     assert {name: str(field.dtype) for name, field in batch._asdict().items()} == {
-        "tokens": "int32", "learned": "bool", "positions": "int32", "segments": "int32", "seen_images": "uint8", "seen_start": "int32",
-        "seen_valid": "bool", "dreamed_images": "uint8", "dreamed_start": "int32", "dreamed_valid": "bool", "dreamed_draw": "uint32",
+        "tokens": "int32",
+        "learned": "bool",
+        "positions": "int32",
+        "segments": "int32",
+        "seen_images": "uint8",
+        "seen_start": "int32",
+        "seen_valid": "bool",
+        "dreamed_images": "uint8",
+        "dreamed_start": "int32",
+        "dreamed_valid": "bool",
+        "dreamed_draw": "uint32",
     }
 
 
@@ -90,12 +115,19 @@ def test_a_batch_of_encoded_pictures():
     assert (batch.dreamed_images.shape, batch.dreamed_images.dtype) == ((2, 4, 2, 2, 4), np.float32)
     row = Row(np.arange(9, dtype=np.int32), np.zeros(9, bool), ((1, 0),), ((7, 0),), False)
     place(batch, 1, 0, row, [np.full((5, 6), 0.5)], [np.full((2, 2, 4), 0.25, np.float32)])
-    assert batch.seen_images[1, 0].astype(np.float32).sum() == 15 and batch.dreamed_images[1, 0].sum() == 4 and not batch.dreamed_images[0].any()
+    assert (
+        batch.seen_images[1, 0].astype(np.float32).sum() == 15
+        and batch.dreamed_images[1, 0].sum() == 4
+        and not batch.dreamed_images[0].any()
+    )
 
 
 def spans(batch, config, g):
     """[(first, last)] of every valid slot of a group, seen and dreamed, as positions in its rows laid end to end."""
-    sizes = [(batch.seen_start, batch.seen_valid, config.model.clip.patches), (batch.dreamed_start, batch.dreamed_valid, config.model.dream_queries)]
+    sizes = [
+        (batch.seen_start, batch.seen_valid, config.model.clip.patches),
+        (batch.dreamed_start, batch.dreamed_valid, config.model.dream_queries),
+    ]
     return [(start, start + size - 1) for starts, valid, size in sizes for start in starts[g][valid[g]].tolist()]
 
 
@@ -108,18 +140,24 @@ def spans(batch, config, g):
     ],
 )
 def test_fake_batches_are_such_as_the_loader_makes(quickstart, changes):
-    config = run_config(**changes) if changes else quickstart  # of `tiny`, whose pictures take 24 positions: 48 holds exactly two
+    config = (
+        run_config(**changes) if changes else quickstart
+    )  # of `tiny`, whose pictures take 24 positions: 48 holds exactly two
     batch, shape = fake_batch(config), shape_of(config)
-    assert [(field.shape, field.dtype) for field in batch] == [(field.shape, field.dtype) for field in empty_batch(shape)]
+    assert [(field.shape, field.dtype) for field in batch] == [
+        (field.shape, field.dtype) for field in empty_batch(shape)
+    ]
     assert batch.tokens.max() < config.model.llm.vocab_size and not batch.learned[..., 0].any() and batch.learned.any()
     for g in range(shape.groups):
         taken = spans(batch, config, g)
-        assert all(0 < first % shape.length <= last % shape.length for first, last in taken)  # within one row, behind its first token
+        assert all(
+            0 < first % shape.length <= last % shape.length for first, last in taken
+        )  # within one row, behind its first token
         positions = [position for first, last in taken for position in range(first, last + 1)]
         assert len(positions) == len(set(positions)) and max(positions) < shape.rows * shape.length
     assert batch.seen_valid.mean() > 0.5 and batch.dreamed_valid.mean() > 0.5
     assert len(np.unique(batch.dreamed_draw)) == batch.dreamed_draw.size
-    assert all(np.array_equal(one, other) for one, other in zip(batch, fake_batch(config)))
+    assert all(np.array_equal(one, other) for one, other in zip(batch, fake_batch(config), strict=True))
     assert not np.array_equal(batch.tokens, fake_batch(config, seed=1).tokens)
 
 
@@ -132,5 +170,7 @@ def test_fake_batches_at_the_papers_size_and_without_pictures():
 
 def test_a_fake_batch_that_cannot_hold_its_pictures():
     for length, rows in ((47, 1), (23, 8)):  # the second has room for two in all, but in no row
-        with pytest.raises(ValueError, match=f"rows of {rows} x {length} tokens cannot hold the 2 dreamed and 0 seen pictures"):
+        with pytest.raises(
+            ValueError, match=f"rows of {rows} x {length} tokens cannot hold the 2 dreamed and 0 seen pictures"
+        ):
             fake_batch(run_config(length=length, rows_per_group=rows, seen_slots=0, dreamed_slots=2))

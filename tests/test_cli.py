@@ -1,4 +1,7 @@
-"""The commands as a user meets them: what is wrong ends with one line that names it, a result is JSON on the last line."""
+"""The commands as a user meets them.
+
+What is wrong ends with one line that names it, a result is JSON on the last line.
+"""
 
 import json
 import pathlib
@@ -12,7 +15,9 @@ QUICKSTART = "--config=experiments/quickstart.py"
 
 
 def train(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dreamjax.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "dreamjax.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,10 @@ def train(*arguments) -> subprocess.CompletedProcess:
         ((QUICKSTART, "--config.total_steps=0", "--dry_run"), "config.total_steps: must be positive, is 0"),
         (("--config=nowhere.py", "--dry_run"), "--config: [Errno 2] No such file or directory: 'nowhere.py'"),
         ((QUICKSTART,), "--workdir: is missing"),
-        ((QUICKSTART, "--config.data.train[0].format=storybook", "--config.data.train[0].path=nowhere"), "nowhere is no folder"),
+        (
+            (QUICKSTART, "--config.data.train[0].format=storybook", "--config.data.train[0].path=nowhere"),
+            "nowhere is no folder",
+        ),
     ],
     ids=["unknown_key", "no_such_source", "bad_value", "missing_config", "missing_workdir", "missing_data"],
 )
@@ -31,12 +39,18 @@ def test_what_is_wrong_ends_with_one_line_that_names_it(arguments, named, tmp_pa
     workdir = [] if named.startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
     done = training(*arguments, *workdir)
     assert done.returncode == 2
-    assert done.stderr.startswith("dreamjax.train: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+    assert done.stderr.startswith("dreamjax.train: ") and done.stderr.count("\n") == 1 and named in done.stderr, (
+        done.stderr
+    )
 
 
 def test_a_process_ends_with_it_too():
     done = train("--config=nowhere.py", "--dry_run")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr == "dreamjax.train: --config: [Errno 2] No such file or directory: 'nowhere.py'\n"
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr == "dreamjax.train: --config: [Errno 2] No such file or directory: 'nowhere.py'\n"
+    )
 
 
 def test_a_dry_run_ends_in_json():
@@ -51,4 +65,7 @@ def test_a_dry_run_ends_in_json():
 def test_help():
     done = train("--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert all(said in done.stdout for said in ("--config", "--workdir", "dry_run", "~/.cache/dreamjax")) and "Trains a model" in done.stdout
+    assert (
+        all(said in done.stdout for said in ("--config", "--workdir", "dry_run", "~/.cache/dreamjax"))
+        and "Trains a model" in done.stdout
+    )

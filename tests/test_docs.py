@@ -22,10 +22,16 @@ def flags_of(module: str) -> frozenset[str]:
     file = ROOT / f"{module.replace('.', '/')}.py"
     file = file if file.exists() else file.with_suffix("") / "__main__.py"
     sources = [file, ROOT / "dreamjax" / "hosts.py"] if module.endswith("train") else [file]
-    return frozenset(name for source in sources for name in re.findall(r"(?:DEFINE_\w+\(|add_argument\(\s*)\s*\"(?:--)?(\w+)\"", source.read_text()))
+    return frozenset(
+        name
+        for source in sources
+        for name in re.findall(r"(?:DEFINE_\w+\(|add_argument\(\s*)\s*\"(?:--)?(\w+)\"", source.read_text())
+    )
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    ("page", "command"), COMMANDS, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(COMMANDS)]
+)
 def test_commands_have_their_flags(page, command):
     if command.startswith("launch/"):
         assert (ROOT / command.split()[0]).exists()
@@ -56,7 +62,11 @@ def test_snippets_of_python_parse():
 
 def test_each_fault_names_tests_that_are_there():
     """A row of a table of faults ends with its tests: tests/FILE.py::NAME, or ::NAME for another one of that file."""
-    tables = re.findall(r"^\| fault \| what happens \| test \|\n\|-.*\n((?:\|.*\n)+)", (ROOT / "docs" / "reliability.md").read_text(), re.M)
+    tables = re.findall(
+        r"^\| fault \| what happens \| test \|\n\|-.*\n((?:\|.*\n)+)",
+        (ROOT / "docs" / "reliability.md").read_text(),
+        re.M,
+    )
     rows = [row for table in tables for row in table.splitlines()]
     assert len(rows) > 80
     for row in rows:
@@ -65,4 +75,6 @@ def test_each_fault_names_tests_that_are_there():
             other, _, name = test.partition("::")
             file = other or file
             assert file and (ROOT / file).is_file(), f"{test!r} is no test: {row}"
-            assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"{file} has no {name}: {row}"
+            assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), (
+                f"{file} has no {name}: {row}"
+            )

@@ -21,7 +21,7 @@ def picture(side=4, seed=0):
 
 def assert_same(one, other):
     assert (one.id, one.notes, one.kind, len(one.parts)) == (other.id, other.notes, other.kind, len(other.parts))
-    for a, b in zip(one.parts, other.parts):
+    for a, b in zip(one.parts, other.parts, strict=True):
         if isinstance(a, Text):
             assert a == b
         else:
@@ -36,7 +36,15 @@ def assert_same(one, other):
 def test_of_takes_what_people_have(tmp_path):
     (tmp_path / "a.png").write_bytes(to_png(picture()))
     pil = PIL.Image.fromarray(picture())
-    items = ["a str is text.png", pil, picture(), to_png(picture()), tmp_path / "a.png", Text("x", role="user"), Image("file.png")]
+    items = [
+        "a str is text.png",
+        pil,
+        picture(),
+        to_png(picture()),
+        tmp_path / "a.png",
+        Text("x", role="user"),
+        Image("file.png"),
+    ]
     document = Document.of(items)
     assert [type(part) for part in document.parts] == [Text, Image, Image, Image, Image, Text, Image]
     for part in document.parts[1:5]:
@@ -96,7 +104,13 @@ parts = st.one_of(
     st.builds(Text, any_text, st.booleans(), roles),
     st.builds(Image, st.integers(2, 5).map(picture), st.booleans(), st.booleans(), roles),
 )
-documents = st.builds(Document, st.lists(parts, max_size=5).map(tuple), any_text, st.lists(any_text, max_size=2).map(tuple), st.sampled_from(KINDS))
+documents = st.builds(
+    Document,
+    st.lists(parts, max_size=5).map(tuple),
+    any_text,
+    st.lists(any_text, max_size=2).map(tuple),
+    st.sampled_from(KINDS),
+)
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -106,7 +120,11 @@ def test_json_round_trip(document):
 
 
 def test_saved_files_round_trip(tmp_path):
-    document = Document((Text("naïve 日本\ud800"), Image(picture(seed=1)), Image(picture(seed=2), dreamed=False)), "é", ("stopped: token limit",))
+    document = Document(
+        (Text("naïve 日本\ud800"), Image(picture(seed=1)), Image(picture(seed=2), dreamed=False)),
+        "é",
+        ("stopped: token limit",),
+    )
     document.save_json(tmp_path / "d.json")
     assert_same(Document.from_json(json.loads((tmp_path / "d.json").read_text())), document)
     paths = document.save_images(tmp_path / "pictures")
@@ -168,7 +186,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_page_is_escaped_and_self_contained(tmp_path):
-    evil = '<script>alert("x")</script> & \'quotes\''
+    evil = "<script>alert(\"x\")</script> & 'quotes'"
     document = Document((Text(evil), Image(picture())), evil, (evil,))
     document.save_html(tmp_path / "d.html")
     page = Page((tmp_path / "d.html").read_text(encoding="utf-8"))
@@ -202,7 +220,12 @@ def test_small_pictures_are_enlarged_in_whole_steps():
 
 
 def test_paragraphs_and_turns():
-    parts = (Text("One.", role="user"), Image(picture(), role="user"), Text("Two\n\nthree ", role="assistant"), Text("four.", role="assistant"))
+    parts = (
+        Text("One.", role="user"),
+        Image(picture(), role="user"),
+        Text("Two\n\nthree ", role="assistant"),
+        Text("four.", role="assistant"),
+    )
     page = Page(render_html([Document(parts)], "t"))
     assert [attrs["class"] for attrs in page.all("section")] == ["turn user", "turn assistant"]
     assert [text for text in page.texts if text.strip()] == ["t", "User", "One.", "Assistant", "Two", "three four."]
@@ -217,7 +240,10 @@ def test_a_document_without_one_of_its_pictures():
     first, second = Image(b"1"), Image(b"2")
     document = Document((Text("A goat."), first, second, Text("The end.")), id="goat")
     assert document.without(1).parts == (document.parts[0], second, document.parts[3])
-    assert document.without(1).without(1).parts == (Text("A goat."), Text(" The end.")) and document.without(1).id == "goat"
+    assert (
+        document.without(1).without(1).parts == (Text("A goat."), Text(" The end."))
+        and document.without(1).id == "goat"
+    )
     assert Document((Text("A "), first, Text("goat."))).without(1).parts == (Text("A "), Text("goat."))
     assert Document((first, Text("goat."))).without(0).parts == (Text("goat."),)
     turns = Document((Text("A?", role="user"), Image(b"1", role="user"), Text("B.", role="assistant")))

@@ -15,7 +15,8 @@ from dreamjax.data.loader import Loader
 from dreamjax.data.sources import SourceError, open_source
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer, train_tokenizer
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 from dreamjax.training import losses
 from dreamjax.training.start import check_encoders, encoders_of
 
@@ -38,7 +39,14 @@ def stories(tmp_path_factory):
 
 
 def run_config(folder, encoded="", flip=True):
-    data = DataConfig((SourceConfig("storybook", str(folder), encoded=encoded),), length=64, rows_per_group=2, seen_slots=5, dreamed_slots=6, flip=flip)
+    data = DataConfig(
+        (SourceConfig("storybook", str(folder), encoded=encoded),),
+        length=64,
+        rows_per_group=2,
+        seen_slots=5,
+        dreamed_slots=6,
+        flip=flip,
+    )
     return RunConfig(model=MODEL, data=data, optim=OptimConfig(trainable=(".",)), batch_size=4, seed=1)
 
 
@@ -66,8 +74,20 @@ def test_losses_are_those_of_the_pictures(stories, made):
     for number, one in enumerate(pictures):
         encoded = loader.load(number)
         assert encoded.documents == one.documents and len(encoded.skipped) == len(one.skipped)
-        assert encoded.batch.dreamed_images.dtype == np.float32 and encoded.batch.seen_images.shape[2:] == (MODEL.clip.patches, MODEL.clip.width)
-        for name in ("tokens", "learned", "segments", "seen_start", "seen_valid", "dreamed_start", "dreamed_valid", "dreamed_draw"):
+        assert encoded.batch.dreamed_images.dtype == np.float32 and encoded.batch.seen_images.shape[2:] == (
+            MODEL.clip.patches,
+            MODEL.clip.width,
+        )
+        for name in (
+            "tokens",
+            "learned",
+            "segments",
+            "seen_start",
+            "seen_valid",
+            "dreamed_start",
+            "dreamed_valid",
+            "dreamed_draw",
+        ):
             assert np.array_equal(getattr(encoded.batch, name), getattr(one.batch, name)), name
         ours, theirs = loss(encoded.batch), loss(one.batch)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -77,8 +97,14 @@ def test_losses_are_those_of_the_pictures(stories, made):
 
 def test_a_mirrored_picture_has_moments_of_its_own(stories, made):
     _, folder, _, tokenizer = made
-    batches = [Loader(config, config.data.train, tokenizer).load(0).batch for config in (run_config(stories, folder), run_config(stories, folder, flip=False))]
-    mirrored = [not np.array_equal(*pair) for pair in zip(*(batch.dreamed_images[batch.dreamed_valid] for batch in batches))]
+    batches = [
+        Loader(config, config.data.train, tokenizer).load(0).batch
+        for config in (run_config(stories, folder), run_config(stories, folder, flip=False))
+    ]
+    mirrored = [
+        not np.array_equal(*pair)
+        for pair in zip(*(batch.dreamed_images[batch.dreamed_valid] for batch in batches), strict=True)
+    ]
     assert any(mirrored) and not all(mirrored) and np.array_equal(*(batch.seen_images for batch in batches))
 
 
@@ -89,11 +115,18 @@ def test_pictures_of_another_source_or_of_other_encoders_are_refused(stories, ma
     frozen = {"clip": params["clip"], "vae": params["vae"], "unet": params["unet"]}
     check_encoders(loader.encoders, frozen)
     check_encoders(set(), {})
-    for other in ({"clip": params["clip"]}, {"clip": params["clip"], "vae": jax.tree.map(lambda leaf: leaf + 1, params["vae"])}):
+    for other in (
+        {"clip": params["clip"]},
+        {"clip": params["clip"], "vae": jax.tree.map(lambda leaf: leaf + 1, params["vae"])},
+    ):
         with pytest.raises(ConfigError, match="encoded by other encoders than this run's clip and vae"):
             check_encoders(loader.encoders, other)
-    wider = dataclasses.replace(config, model=dataclasses.replace(MODEL, clip=dataclasses.replace(MODEL.clip, patch_size=2)))
-    with pytest.raises(SourceError, match="is of another layout than this run's; write it anew with python -m dreamjax.precompute"):
+    wider = dataclasses.replace(
+        config, model=dataclasses.replace(MODEL, clip=dataclasses.replace(MODEL.clip, patch_size=2))
+    )
+    with pytest.raises(
+        SourceError, match="is of another layout than this run's; write it anew with python -m dreamjax.precompute"
+    ):
         Loader(wider, config.data.train, tokenizer)
     lines = (stories / "stories.jsonl").read_text().split("\n")
     (tmp_path / "stories.jsonl").write_text("\n".join(lines[:5]))

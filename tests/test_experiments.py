@@ -23,7 +23,9 @@ def test_every_stage_is_a_run_on_every_target(stage, mode, target):
     assert machine.chips == int(target.split("-")[1]) == config.mesh.data * config.mesh.fsdp
     # Else a TPU's compiler reduces gradients whole in the layer scan.
     assert config.model.llm.heads % config.mesh.fsdp == 0 and (config.mesh.fsdp < machine.chips or not machine.topology)
-    assert config.batch_size == machine.rows * machine.chips and all(source.path.startswith("folder/") for source in config.data.train)
+    assert config.batch_size == machine.rows * machine.chips and all(
+        source.path.startswith("folder/") for source in config.data.train
+    )
     at_once, left = divmod(config.groups * config.data.dreamed_slots, config.loss.picture_chunks * machine.chips)
     assert left == 0  # every chip denoises as much as the others
     assert at_once % 8 == 0 and at_once <= machine.pictures and config.data.seen_slots % 8 == 0
@@ -32,9 +34,16 @@ def test_every_stage_is_a_run_on_every_target(stage, mode, target):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_mode_decides_losses_pictures_and_what_trains(stage):
     """What one side alone learns: the other's loss, pictures and parts are out."""
-    for mode, weights, other in (("comprehension", (True, False), r"^condition_projector/"), ("creation", (False, True), r"^visual_projector/")):
+    for mode, weights, other in (
+        ("comprehension", (True, False), r"^condition_projector/"),
+        ("creation", (False, True), r"^visual_projector/"),
+    ):
         config = from_dict(RunConfig, STAGES[stage].get_config(mode))
-        assert tuple(weight > 0 for weight in config.loss.weights) == weights == (config.data.seen_slots > 0, config.data.dreamed_slots > 0)
+        assert (
+            tuple(weight > 0 for weight in config.loss.weights)
+            == weights
+            == (config.data.seen_slots > 0, config.data.dreamed_slots > 0)
+        )
         assert other in config.optim.frozen and other not in config.optim.trainable
         assert {source.mode for source in config.data.train} == {f"{mode}_only"}
         assert not any(source.format == "llava" for source in config.data.train) or mode == "comprehension"
@@ -42,8 +51,18 @@ def test_a_mode_decides_losses_pictures_and_what_trains(stage):
     assert all(joint.loss.weights) and joint == from_dict(RunConfig, STAGES[stage].get_config())
 
 
-WORDS = {"machine": tuple(paper.TARGETS), "mode": MODES, "data": ("data=a", "data=gs://b/a=b"), "init": ("init=run", "init=runs/a.b")}
-KNOWN = {**dict.fromkeys(STAGES, tuple(WORDS)), "quickstart": (), "quickstart_frozen": ("init",), "storybook": ("data",)}
+WORDS = {
+    "machine": tuple(paper.TARGETS),
+    "mode": MODES,
+    "data": ("data=a", "data=gs://b/a=b"),
+    "init": ("init=run", "init=runs/a.b"),
+}
+KNOWN = {
+    **dict.fromkeys(STAGES, tuple(WORDS)),
+    "quickstart": (),
+    "quickstart_frozen": ("init",),
+    "storybook": ("data",),
+}
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -66,7 +85,23 @@ def test_every_word_acts_or_is_an_error(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", [*STAGES.values(), *SMALL.values()], ids=lambda module: module.__name__)
-@pytest.mark.parametrize("word", ["v4-12", "creations", "V4-16", "create", "date=x", "steps=3", "data=", "init= ", "mode=creation", "=x", "creation_only", "None"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "v4-12",
+        "creations",
+        "V4-16",
+        "create",
+        "date=x",
+        "steps=3",
+        "data=",
+        "init= ",
+        "mode=creation",
+        "=x",
+        "creation_only",
+        "None",
+    ],
+)
 def test_a_word_that_means_nothing_is_named_in_one_line(module, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as raised:
@@ -76,7 +111,10 @@ def test_a_word_that_means_nothing_is_named_in_one_line(module, word, tmp_path, 
 
 @pytest.mark.parametrize(
     "argument, named",
-    [("stage2_igpt.py:creation,joint", "'joint' contradicts 'creation': an argument has one mode"), ("quickstart.py:x", "'x': this experiment takes no argument")],
+    [
+        ("stage2_igpt.py:creation,joint", "'joint' contradicts 'creation': an argument has one mode"),
+        ("quickstart.py:x", "'x': this experiment takes no argument"),
+    ],
 )
 def test_the_command_says_so_in_one_line(argument, named, training):
     done = training(f"--config=experiments/{argument}")
@@ -89,4 +127,8 @@ def test_paths_of_arguments(tmp_path, monkeypatch):
     assert quickstart_frozen.get_config("runs/mine").init_from[0]["path"] == "runs/mine"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stories").mkdir()
-    assert storybook.get_config("stories").data.train[0]["path"] == storybook.get_config("data=stories").data.train[0]["path"] == "stories"
+    assert (
+        storybook.get_config("stories").data.train[0]["path"]
+        == storybook.get_config("data=stories").data.train[0]["path"]
+        == "stories"
+    )

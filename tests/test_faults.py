@@ -33,7 +33,9 @@ def test_a_kind_that_is_left_out_does_not_come():
 
 
 def test_rounds_differ_and_repeat_with_the_seed():
-    draw = lambda seed: [campaign.next_round(KILLED).seed for campaign in [Campaign(seed)] for _ in range(50)]
+    def draw(seed):
+        return [campaign.next_round(KILLED).seed for campaign in [Campaign(seed)] for _ in range(50)]
+
     assert draw(1) == draw(1) and len({*draw(1), *draw(2)}) == 100
 
 
@@ -52,7 +54,9 @@ def test_the_pace_is_that_of_the_rounds_so_far():
     for name in KILLED:
         campaign.counts.update({f"seconds {name}": 60, f"kills {name}": 4})
     campaign.counts.update({"seconds hosts": 90, "rounds hosts": 2})
-    assert "train 15 s a kill" in campaign.pace(2) and "hosts 45 s a round; 200 kills by themselves take 25 minutes in 2 lanes" in campaign.pace(2)
+    assert "train 15 s a kill" in campaign.pace(
+        2
+    ) and "hosts 45 s a round; 200 kills by themselves take 25 minutes in 2 lanes" in campaign.pace(2)
     assert Campaign(seed=0).pace(2) == ""
 
 
@@ -68,10 +72,18 @@ def test_rounds_add_up_over_calls(tmp_path):
     campaign.next_round(KILLED)  # was interrupted
     campaign.save(tmp_path)
     again = Campaign.load(tmp_path)
-    assert again == campaign and not list(tmp_path.glob("*.tmp")) and [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert (
+        again == campaign and not list(tmp_path.glob("*.tmp")) and [path.name for path in tmp_path.iterdir()] == [STATE]
+    )
     assert again.next_round(KILLED).number == 5
     facts = json.loads(json.dumps(again.facts()))
-    assert (facts["rounds"], facts["kills"], facts["kills_inside_a_write"], facts["unequal"], facts["crashes"]) == (4, 7, 2, 1, 0)
+    assert (facts["rounds"], facts["kills"], facts["kills_inside_a_write"], facts["unequal"], facts["crashes"]) == (
+        4,
+        7,
+        2,
+        1,
+        0,
+    )
     assert {"resumed_bit_equal", "unreadable", "hostile_records", "escapes"} <= facts.keys()
     assert "params differ" in again.faults[0] and "round 3" in again.faults[0]
 
@@ -84,16 +96,37 @@ def test_unfinished_names_are_seen_wherever_they_lie(tmp_path):
     for name in ("run/config.json.0123456789ab.tmp", "run/lengths/a.0.npy.partial", "run/metrics.jsonl", "b.tmp.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    for name in ("run/checkpoints/4", "run/checkpoints/6.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp", "model/params.partial_save/pending"):
+    for name in (
+        "run/checkpoints/4",
+        "run/checkpoints/6.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
+        "model/params.partial_save/pending",
+    ):
         (tmp_path / name).mkdir(parents=True)
-    found = {"run/config.json.0123456789ab.tmp", "run/lengths/a.0.npy.partial", "run/checkpoints/6.orbax-checkpoint-tmp", "model/params.partial_save"}
+    found = {
+        "run/config.json.0123456789ab.tmp",
+        "run/lengths/a.0.npy.partial",
+        "run/checkpoints/6.orbax-checkpoint-tmp",
+        "model/params.partial_save",
+    }
     assert watch.unfinished(tmp_path) == found and watch.unfinished(tmp_path / "nowhere") == set()
-    assert len({watch.kind_of(f"run/{name}.tmp") for name in ("config.json.0123456789ab", "config.json.ba9876543210")}) == 1
+    assert (
+        len({watch.kind_of(f"run/{name}.tmp") for name in ("config.json.0123456789ab", "config.json.ba9876543210")})
+        == 1
+    )
 
 
 def test_a_beginning_of_a_file_is_torn_and_whole_lines_are_not(tmp_path):
     ours = {"a.json": "{", "b.json": "", "c.json": "{}", "d.jsonl": "1\n", "e.jsonl": "1\n0", "f": "z", "h.jsonl": ""}
-    theirs = {"a.json": "{}", "b.json": "1", "c.json": "{}", "d.jsonl": "1\n2\n", "e.jsonl": "1\n2\n", "f": "yy", "g": "x", "h.jsonl": "1\n"}
+    theirs = {
+        "a.json": "{}",
+        "b.json": "1",
+        "c.json": "{}",
+        "d.jsonl": "1\n2\n",
+        "e.jsonl": "1\n2\n",
+        "f": "yy",
+        "g": "x",
+        "h.jsonl": "1\n",
+    }
     for home, contents in (("ours", ours), ("whole", theirs)):
         (tmp_path / home).mkdir()
         for name, text in contents.items():
@@ -101,7 +134,8 @@ def test_a_beginning_of_a_file_is_torn_and_whole_lines_are_not(tmp_path):
     assert watch.torn(tmp_path / "ours", tmp_path / "whole") == {"a.json", "b.json", "e.jsonl"}
 
 
-# A writer that replaces a file again and again, beside it first or in place, as one must not, and then is long in the middle of a write.
+# A writer that replaces a file again and again, beside it first or in place, as one must not, and then is long in the
+# middle of a write.
 WRITER = """
 import os, sys, time
 path, beside, short = sys.argv[1], sys.argv[2] == "beside", int(sys.argv[3])
@@ -118,7 +152,10 @@ for number in range(short + 1):
 
 
 def writer(folder: pathlib.Path, how: str, short: int, long: float = 60) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(short), str(long)], start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", WRITER, str(folder / "out"), how, str(short), str(long)],
+        start_new_session=True,
+    )
 
 
 def kill_writer(folder: pathlib.Path, at: Aim, how: str, short: int, long: float = 60) -> watch.Kill | None:
@@ -167,7 +204,13 @@ def test_an_undisturbed_writer_is_measured(tmp_path):
 def test_every_difference_is_found():
     one = {"a": np.float32([1, 2]), "b": b"x"}
     assert same(one, dict(one)) == ""
-    for other in ({"a": np.float32([1, 3])}, {"a": np.float32([[1, 2]])}, {"a": np.int32([1, 2])}, {"b": b"y"}, {"c": 1}):
+    for other in (
+        {"a": np.float32([1, 3])},
+        {"a": np.float32([[1, 2]])},
+        {"a": np.int32([1, 2])},
+        {"b": b"y"},
+        {"c": 1},
+    ):
         assert same(one, one | other), other
     assert same(one, {"a": one["a"]}) and same({"a": np.float32([0.0])}, {"a": np.float32([-0.0])})
 
@@ -187,4 +230,6 @@ def test_readers_refuse_an_empty_folder_in_one_line(tmp_path):
         if read is not readers.results:  # an evaluation that has written nothing yet is one
             refused = readers.refusal(lambda read=read: read(tmp_path / "empty"))
             assert refused and "\n" not in refused
-    assert readers.last_step(tmp_path) is None and readers.newest(tmp_path) is None and readers.metrics(tmp_path, 5) == []
+    assert (
+        readers.last_step(tmp_path) is None and readers.newest(tmp_path) is None and readers.metrics(tmp_path, 5) == []
+    )

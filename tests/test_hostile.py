@@ -1,10 +1,12 @@
-"""The generator of hostile inputs: it reads through the real readers, and sees an escape and a crash where there is one."""
+"""The generator of hostile inputs.
+
+It reads through the real readers, and sees an escape and a crash where there is one.
+"""
 
 import json
 
 from benchmarks import hostile
 from benchmarks.attacks.case import Case
-
 from dreamjax.config import SourceConfig
 
 
@@ -16,7 +18,9 @@ def test_a_few_of_every_kind_neither_crash_nor_escape():
 def test_what_escapes_or_crashes_is_seen(monkeypatch):
     def reaching(rng, world):
         (world.case / "a.jsonl").write_text(json.dumps({"image": str(world.outside / "canary.png"), "caption": "x"}))
-        return Case("reaching", SourceConfig("pairs", str(world.case / "a.jsonl"), images=str(world.images), allow_outside=True))
+        return Case(
+            "reaching", SourceConfig("pairs", str(world.case / "a.jsonl"), images=str(world.images), allow_outside=True)
+        )
 
     def crashing(rng, world):
         return Case("crashing", read=lambda: 1 // 0)

@@ -17,7 +17,14 @@ from dreamjax.schema import ConfigError, RunStopped
 from dreamjax.sharding import ROWS, make_mesh
 
 PLAIN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "2"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+}
 
 
 @pytest.mark.parametrize(
@@ -43,8 +50,10 @@ def test_who_takes_part(environ, flags, place):
 @pytest.mark.parametrize(
     "environ, flags, named",
     [
-        ({"JAX_NUM_PROCESSES": "4"}, {}, "JAX_COORDINATOR_ADDRESS: is missing"), ({}, {"coordinator": "a:1", "host": 0}, "--hosts: is missing"),
-        (PLAIN | {"JAX_PROCESS_ID": "4"}, {}, "JAX_PROCESS_ID: is 4"), (PLAIN | {"JAX_NUM_PROCESSES": "four"}, {}, "JAX_NUM_PROCESSES: 'four' is no count"),
+        ({"JAX_NUM_PROCESSES": "4"}, {}, "JAX_COORDINATOR_ADDRESS: is missing"),
+        ({}, {"coordinator": "a:1", "host": 0}, "--hosts: is missing"),
+        (PLAIN | {"JAX_PROCESS_ID": "4"}, {}, "JAX_PROCESS_ID: is 4"),
+        (PLAIN | {"JAX_NUM_PROCESSES": "four"}, {}, "JAX_NUM_PROCESSES: 'four' is no count"),
         ({}, {"coordinator": "a", "hosts": 2, "host": 0}, "--coordinator: 'a' is no address"),
     ],
 )
@@ -81,7 +90,23 @@ def test_the_groups_of_a_host_are_those_on_its_devices():
 
 
 def test_a_host_that_finds_nobody_says_so_in_time():
-    flags = ("--config=experiments/quickstart.py", "--dry_run", "--coordinator=127.0.0.1:9", "--hosts=2", "--host=1", "--connect_timeout=1")
+    flags = (
+        "--config=experiments/quickstart.py",
+        "--dry_run",
+        "--coordinator=127.0.0.1:9",
+        "--hosts=2",
+        "--host=1",
+        "--connect_timeout=1",
+    )
     root, environment = pathlib.Path(__file__).parents[1], os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-m", "dreamjax.train", *flags], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("dreamjax.train: host 1 of 2: nobody answers at 127.0.0.1:9 within 1 s"), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamjax.train", *flags],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+        "dreamjax.train: host 1 of 2: nobody answers at 127.0.0.1:9 within 1 s"
+    ), done.stderr

@@ -1,4 +1,8 @@
-"""Pictures: pixels of transformers' processor, every mode and orientation, and what broken files say; tests/parity has recorded pixels."""
+"""Pictures.
+
+Pixels of transformers' processor, every mode and orientation, and what broken files say; tests/parity has recorded
+pixels.
+"""
 
 import io
 import pathlib
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 from dreamjax import images
 from dreamjax.images import BadImage, for_decoder, for_encoder, open_rgb, to_png
+
 
 def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -58,7 +63,9 @@ def test_crop_takes_the_middle_and_rounds_as_torchvision():
 def test_extreme_strips_stay_small(monkeypatch):
     seen = []
     resize = PIL.Image.Image.resize
-    monkeypatch.setattr(PIL.Image.Image, "resize", lambda self, size, *rest: seen.append(size) or resize(self, size, *rest))
+    monkeypatch.setattr(
+        PIL.Image.Image, "resize", lambda self, size, *rest: seen.append(size) or resize(self, size, *rest)
+    )
     strip = np.zeros((2, 5000, 3), np.uint8)
     strip[:, 2400:2600] = 200
     for source in (strip, strip.swapaxes(0, 1)):
@@ -104,9 +111,15 @@ def test_transparency_becomes_white(mode):
 def test_other_modes():
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     stacked = np.repeat(grey[:, :, None], 3, axis=2)
-    for image in (PIL.Image.fromarray(grey), PIL.Image.fromarray(grey.astype(np.uint16) * 256), PIL.Image.fromarray(grey.astype(np.int32))):
+    for image in (
+        PIL.Image.fromarray(grey),
+        PIL.Image.fromarray(grey.astype(np.uint16) * 256),
+        PIL.Image.fromarray(grey.astype(np.int32)),
+    ):
         np.testing.assert_array_equal(np.asarray(open_rgb(encoded(image, "TIFF"))), stacked)
-    np.testing.assert_array_equal(np.asarray(open_rgb(encoded(PIL.Image.fromarray(grey.astype(np.uint16) * 256)))), stacked)
+    np.testing.assert_array_equal(
+        np.asarray(open_rgb(encoded(PIL.Image.fromarray(grey.astype(np.uint16) * 256)))), stacked
+    )
     red = PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     assert np.abs(np.asarray(open_rgb(encoded(red, "JPEG"))).astype(int) - [255, 0, 0]).max() < 8
     assert np.asarray(open_rgb(PIL.Image.new("1", (2, 2), 1))).min() == 255
@@ -137,8 +150,13 @@ def test_a_draft_is_a_smaller_jpeg_and_nothing_else():
     smooth = PIL.Image.fromarray(np.stack([width / 4, height / 3, (width + height) / 7], axis=-1).astype(np.uint8))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    for data, sizes in [(encoded(smooth, "JPEG"), [(200, 150), (400, 300), (800, 600)]), (encoded(smooth, "JPEG", exif=exif), [(150, 200), (300, 400), (600, 800)])]:
-        assert [open_rgb(data, draft).size for draft in (150, 151, 301)] == sizes and open_rgb(data, 601).size == open_rgb(data).size
+    for data, sizes in [
+        (encoded(smooth, "JPEG"), [(200, 150), (400, 300), (800, 600)]),
+        (encoded(smooth, "JPEG", exif=exif), [(150, 200), (300, 400), (600, 800)]),
+    ]:
+        assert [open_rgb(data, draft).size for draft in (150, 151, 301)] == sizes and open_rgb(
+            data, 601
+        ).size == open_rgb(data).size
         whole, draft = (for_encoder(open_rgb(data, draft), 75).astype(int) for draft in (0, 150))
         assert 0 < np.abs(whole - draft).max() <= 3  # smooth pictures lose next to nothing
     assert open_rgb(encoded(smooth), draft=75).size == (800, 600)  # a PNG
@@ -161,7 +179,11 @@ def test_what_is_stored_is_read_when_opened():
             return "shard.tar/7.jpg"
 
     np.testing.assert_array_equal(np.asarray(open_rgb(Stored(to_png(picture(5, 4))))), picture(5, 4))
-    for data, reason in [(b"x", "image in no known format"), (FileNotFoundError(), "image missing"), (OSError("torn"), "image cannot be read")]:
+    for data, reason in [
+        (b"x", "image in no known format"),
+        (FileNotFoundError(), "image missing"),
+        (OSError("torn"), "image cannot be read"),
+    ]:
         with pytest.raises(BadImage, match="^shard.tar/7.jpg: ") as caught:
             open_rgb(Stored(data))
         assert caught.value.reason == reason
@@ -178,7 +200,13 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
-    reasons = {"cut.png": "does not decode", "text.png": "no format", "empty.png": "no format", "none.png": "no such file", ".": "cannot be read"}
+    reasons = {
+        "cut.png": "does not decode",
+        "text.png": "no format",
+        "empty.png": "no format",
+        "none.png": "no such file",
+        ".": "cannot be read",
+    }
     for name, reason in reasons.items():
         with pytest.raises(BadImage, match=reason) as caught:
             open_rgb(tmp_path / name)
@@ -188,7 +216,13 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_sizes_out_of_range():
     small, long, bomb = "needs at least 2", "20,000 at most", "bomb"
-    for width, height, reason in [(1, 9, small), (9, 1, small), (20_001, 2, long), (10_000, 10_000, bomb), (19_000, 19_000, bomb)]:
+    for width, height, reason in [
+        (1, 9, small),
+        (9, 1, small),
+        (20_001, 2, long),
+        (10_000, 10_000, bomb),
+        (19_000, 19_000, bomb),
+    ]:
         header = PIL.Image.new("1", (width, height))
         with pytest.raises(BadImage, match=f"^picture given as bytes: .*{reason}"):
             open_rgb(encoded(header))
@@ -198,17 +232,29 @@ def test_sizes_out_of_range():
 
 
 def test_arrays_are_checked():
-    for array in (np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), bool), np.zeros((4, 4, 3), np.int64), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)):
+    for array in (
+        np.zeros((4, 4), np.float32),
+        np.zeros((4, 4, 3), bool),
+        np.zeros((4, 4, 3), np.int64),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+    ):
         with pytest.raises(BadImage, match="needs uint8"):
             open_rgb(array)
     with pytest.raises(TypeError, match="not int"):
         open_rgb(3)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "ICNS", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "IM", "DIB", "MSP", "XBM", "SPIDER"])
+@pytest.mark.parametrize(
+    "kind", ["EPS", "PDF", "ICO", "ICNS", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "IM", "DIB", "MSP", "XBM", "SPIDER"]
+)
 def test_no_other_decoder_sees_a_byte(kind, tmp_path, monkeypatch):
-    data = encoded(PIL.Image.fromarray(picture(32, 32)).convert({"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")), kind)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.exit("a program was started"))  # as Ghostscript is, for EPS
+    data = encoded(
+        PIL.Image.fromarray(picture(32, 32)).convert({"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")), kind
+    )
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *_, **__: pytest.exit("a program was started")
+    )  # as Ghostscript is, for EPS
     (tmp_path / "a.png").write_bytes(data)
     for source, open_it in ((data, open_rgb), (tmp_path / "a.png", open_rgb), (data, images.size_of)):
         with pytest.raises(BadImage, match="is read|is not read") as caught:
@@ -216,10 +262,18 @@ def test_no_other_decoder_sees_a_byte(kind, tmp_path, monkeypatch):
         assert caught.value.reason == "image in no known format" and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("data, name", [
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"), (b"8BPS\0\1", "PSD"), (b"\0\0\1\0\1\0", "ICO"), (b"\0\0\0\x18ftypheic", "HEIC"),
-    (b"<svg xmlns=''>", "SVG"), (b"<!DOCTYPE html>", "HTML"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
+        (b"8BPS\0\1", "PSD"),
+        (b"\0\0\1\0\1\0", "ICO"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"<svg xmlns=''>", "SVG"),
+        (b"<!DOCTYPE html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    ],
+)
 def test_a_file_of_another_kind_is_named(data, name):
     with pytest.raises(BadImage, match=f"is .*{name}.*, which is not read; the formats that are: JPEG, PNG"):
         open_rgb(data)
@@ -256,7 +310,12 @@ def test_other_floats_are_refused(value, colour):
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP"]), place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP"]),
+    place=st.floats(0, 1),
+    value=st.integers(0, 255),
+    cut=st.booleans(),
+)
 def test_damaged_bytes_decode_or_are_bad_images(kind, place, value, cut):
     data = bytearray(encoded(PIL.Image.fromarray(picture(6, 6)), kind))
     at = int(place * (len(data) - 1))

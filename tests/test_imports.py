@@ -1,4 +1,7 @@
-"""The order of the house, read from the source: who may import whom, which library belongs where, how long a file may be."""
+"""The order of the house, read from the source.
+
+Who may import whom, which library belongs where, how long a file may be.
+"""
 
 import ast
 import pathlib
@@ -12,8 +15,22 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Of these none needs more than numpy.
 DOCUMENTS = {
-    "atomic", "lock", "paths", "progress", "schema", "model_config", "config", "document", "images", "tokenizer", "templates", "rows", "rows_official", "batch"
-}  # fmt: skip
+    "atomic",
+    "lock",
+    "paths",
+    "progress",
+    "schema",
+    "model_config",
+    "config",
+    "document",
+    "images",
+    "tokenizer",
+    "tokenizer_training",
+    "templates",
+    "rows",
+    "rows_official",
+    "batch",
+}
 MODELS = DOCUMENTS | {"diffusion", "sharding", "models"}
 PRODUCT = MODELS | {"clip_tokenizer", "training", "sampling", "convert", "api"}
 
@@ -21,37 +38,58 @@ PRODUCT = MODELS | {"clip_tokenizer", "training", "sampling", "convert", "api"}
 ALLOWED = {
     "__init__": {"document", "api"},  # api only when asked for, see below
     "arguments": {"schema"},
-    "atomic": set(), "paths": set(), "progress": set(), "schema": set(), "model_config": {"schema"}, "config": {"schema", "model_config"}, "images": set(),
+    "atomic": set(),
+    "paths": set(),
+    "progress": set(),
+    "schema": set(),
+    "model_config": {"schema"},
+    "config": {"schema", "model_config"},
+    "images": set(),
     "lock": {"schema"},
-    "tokenizer": {"atomic", "schema"}, "document": {"atomic", "paths", "images"},
+    "tokenizer": {"atomic", "schema"},
+    "tokenizer_training": set(),
+    "document": {"atomic", "paths", "images"},
     "templates": {"schema", "document"},
     "rows": {"config", "document", "templates", "tokenizer"},
     "rows_official": {"schema", "document", "rows", "templates", "tokenizer"},
     "batch": {"config", "rows"},
     "data": DOCUMENTS,
-    "diffusion": {"schema", "model_config", "config"}, "torus": set(), "sharding": {"schema", "config", "torus"},
+    "diffusion": {"schema", "model_config", "config"},
+    "torus": set(),
+    "sharding": {"schema", "config", "torus"},
     "models": MODELS,
-    "training": MODELS, "sampling": MODELS | {"clip_tokenizer"},
+    "training": MODELS,
+    "sampling": MODELS | {"clip_tokenizer"},
     "convert": MODELS | {"training"},
     "api": PRODUCT,
     "evaluation": PRODUCT | {"data"},
-    "cli": DOCUMENTS | {"data"}, "relay": set(), "hosts": {"schema", "cli", "relay"}, "clip_tokenizer": set(),
+    "cli": DOCUMENTS | {"data"},
+    "relay": set(),
+    "hosts": {"schema", "cli", "relay"},
+    "clip_tokenizer": set(),
 }
 ALLOWED["to_folders"] = PRODUCT
 ALLOWED["encoding"] = MODELS | {"training", "data"}
 ALLOWED["pod"] = MODELS | {"training", "sampling", "torus"}
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
-ALLOWED |= {command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts", "pod", "to_folders"} for command in COMMANDS}
+ALLOWED |= {
+    command: PRODUCT | {"data", "encoding", "evaluation", "cli", "hosts", "pod", "to_folders"} for command in COMMANDS
+}
 ALLOWED["convert/__main__"] = PRODUCT | {"data", "cli"}
 
 # Libraries and the only files and folders that may import them.
 ONLY_IN = {
     "flax.linen": {"models"},
-    "torch": {"convert"}, "diffusers": {"convert"}, "safetensors": {"convert"},
-    "sentencepiece": {"tokenizer"},
+    "torch": {"convert"},
+    "diffusers": {"convert"},
+    "safetensors": {"convert"},
+    "sentencepiece": {"tokenizer", "tokenizer_training"},
     "grain": {"data"},
-    "openpyxl": {"evaluation"}, "pycocoevalcap": {"evaluation"}, "lm_eval": {"evaluation"},
-    "optax": {"training"}, "orbax": {"training", "hosts"},
+    "openpyxl": {"evaluation"},
+    "pycocoevalcap": {"evaluation"},
+    "lm_eval": {"evaluation"},
+    "optax": {"training"},
+    "orbax": {"training", "hosts"},
     "ml_collections": set(COMMANDS),
 }
 WITHOUT_JAX = DOCUMENTS | {"data", "cli"}
@@ -96,7 +134,9 @@ def test_imports_point_one_way(file):
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_libraries_in_their_places(library):
-    strangers = [name_of(file) for file in FILES if uses(file, library) and unit(file).split("/")[0] not in ONLY_IN[library]]
+    strangers = [
+        name_of(file) for file in FILES if uses(file, library) and unit(file).split("/")[0] not in ONLY_IN[library]
+    ]
     assert not strangers, f"{library} is imported by {', '.join(strangers)}"
 
 
@@ -105,12 +145,15 @@ def test_libraries_that_have_no_place():
 
 
 def test_documents_and_data_know_nothing_of_jax():
-    assert not [name_of(file) for file in FILES if unit(file) in WITHOUT_JAX and (uses(file, "jax") or uses(file, "flax"))]
+    assert not [
+        name_of(file) for file in FILES if unit(file) in WITHOUT_JAX and (uses(file, "jax") or uses(file, "flax"))
+    ]
 
 
 def test_the_package_alone_is_light():
     code = (
-        "import sys, dreamjax; heavy = {'jax', 'flax', 'torch', 'transformers', 'sentencepiece'} & set(sys.modules); assert not heavy, heavy; "
+        "import sys, dreamjax; heavy = {'jax', 'flax', 'torch', 'transformers', 'sentencepiece'} & "
+        "set(sys.modules); assert not heavy, heavy; "
         "dreamjax.Document.of('a goat'); assert 'jax' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)

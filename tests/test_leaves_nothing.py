@@ -23,7 +23,8 @@ CALLS = [
 # Each call in a process of its own, forked from one that has imported what is slow to import.
 FORKED = """
 import json, os, runpy, sys, tempfile
-import dreamjax.api, dreamjax.convert.importing, dreamjax.data.loader, dreamjax.encoding, dreamjax.evaluation.benchmarks, dreamjax.pod.report
+import dreamjax.api, dreamjax.convert.importing, dreamjax.data.loader
+import dreamjax.encoding, dreamjax.evaluation.benchmarks, dreamjax.pod.report
 for call in json.loads(sys.argv[1]):
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         child = os.fork()
@@ -35,14 +36,22 @@ for call in json.loads(sys.argv[1]):
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         said.seek(0)
-        print(json.dumps([status, said.read(), [os.path.join(at, name) for at, folders, names in os.walk(folder) for name in folders + names]]), flush=True)
+        left = [os.path.join(at, name) for at, folders, names in os.walk(folder) for name in folders + names]
+        print(json.dumps([status, said.read(), left]), flush=True)
 """
 
 
 def test_a_failing_command_leaves_nothing():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", FORKED, json.dumps(CALLS)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, json.dumps(CALLS)], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     for call, line in zip(CALLS, done.stdout.splitlines(), strict=True):
         status, said, left = json.loads(line)
-        assert (status, left) == (2, []) and said.startswith(f"{call[0]}: ") and said.count("\n") == 1, (call, status, said, left)
+        assert (status, left) == (2, []) and said.startswith(f"{call[0]}: ") and said.count("\n") == 1, (
+            call,
+            status,
+            said,
+            left,
+        )

@@ -1,4 +1,7 @@
-"""One writer for a folder: a second is refused while the first is alive, and what a dead one has left is in nobody's way."""
+"""One writer for a folder.
+
+A second is refused while the first is alive, and what a dead one has left is in nobody's way.
+"""
 
 import errno
 import json
@@ -61,7 +64,11 @@ def no_locks(monkeypatch):
 
 def elsewhere(folder: pathlib.Path, **other):
     """Makes a folder's lock one that a process on another machine has written."""
-    holder = json.loads((folder / lock.FILE).read_text()) | {"host": "tpu-7", "process": 11, "machine": "another", "token": "x"} | other
+    holder = (
+        json.loads((folder / lock.FILE).read_text())
+        | {"host": "tpu-7", "process": 11, "machine": "another", "token": "x"}
+        | other
+    )
     (folder / lock.FILE).write_text(json.dumps(holder))
 
 
@@ -71,7 +78,11 @@ def test_a_second_one_is_refused_until_the_first_ends(tmp_path):
         with pytest.raises(ConfigError) as refused, lock.held(tmp_path, "--workdir"):
             pass
         text = str(refused.value)
-        assert text.startswith(f"--workdir: {tmp_path} is in use by process {os.getpid()} on ") and " since 20" in text and "\n" not in text
+        assert (
+            text.startswith(f"--workdir: {tmp_path} is in use by process {os.getpid()} on ")
+            and " since 20" in text
+            and "\n" not in text
+        )
         check()
     assert not list(tmp_path.iterdir())
     with lock.held(tmp_path, "--workdir"):

@@ -11,7 +11,9 @@ import pytest
 
 from dreamjax.paths import OutsideFolder, inside
 
-PIECES = st.sampled_from(["..", ".", "", "a", "b.png", "up", "away", "loop", "~", "...", "%2e%2e", "file:", "gs:", "C:\\x", "\0", "\ud800"])
+PIECES = st.sampled_from(
+    ["..", ".", "", "a", "b.png", "up", "away", "loop", "~", "...", "%2e%2e", "file:", "gs:", "C:\\x", "\0", "\ud800"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +27,49 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["a.png", "a/b.png", "a/../b.png", "./a.png", "here/b.png", "..a.png", "...", "a:b.png", "~/a.png", "loop", "http:/a"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.png",
+        "a/b.png",
+        "a/../b.png",
+        "./a.png",
+        "here/b.png",
+        "..a.png",
+        "...",
+        "a:b.png",
+        "~/a.png",
+        "loop",
+        "http:/a",
+    ],
+)
 def test_names_in_the_folder(folder, name):
     assert inside(folder, name) == os.path.join(folder, name)
 
 
-@pytest.mark.parametrize("name", [
-    "/etc/passwd", "//etc/passwd", "..", "../a.png", "a/../../a.png", "./../a.png", "up/a.png", "up", "away", "a/../up/x", "",
-    "a\0.png", "\ud800.png", "http://host/a.png", "file:///etc/passwd", "gs://bucket/a.png", "a/memory://a", "local://etc/passwd",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "//etc/passwd",
+        "..",
+        "../a.png",
+        "a/../../a.png",
+        "./../a.png",
+        "up/a.png",
+        "up",
+        "away",
+        "a/../up/x",
+        "",
+        "a\0.png",
+        "\ud800.png",
+        "http://host/a.png",
+        "file:///etc/passwd",
+        "gs://bucket/a.png",
+        "a/memory://a",
+        "local://etc/passwd",
+    ],
+)
 def test_names_outside(folder, name):
     with pytest.raises(OutsideFolder, match="is outside the folder: "):
         inside(folder, name)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 
-import pytest
 import PIL.Image
+import pytest
 from made_data import encoded, jpeg, pairs, told, write_jsonl, write_tar
 
 from dreamjax.config import SourceConfig
@@ -21,7 +21,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def prepare(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dreamjax.prepare", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "dreamjax.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_pairs_in_parallel_with_tokens(tmp_path, shapes_tokenizer):
@@ -34,7 +40,9 @@ def test_pairs_in_parallel_with_tokens(tmp_path, shapes_tokenizer):
     assert facts["documents"] == 9 and facts["dropped"] == {"image in no known format": 1, "caption too long": 1}
     assert facts["tokens"] > 9 and "dropped: 1 image in no" in done.stdout
     source = open_source(SourceConfig("array_record", str(tmp_path / "out")))
-    assert [told(document) for document in source] == [[i, f"caption {i}"] for i in range(9)] and source.lengths().shape == (9, 3)
+    assert [told(document) for document in source] == [
+        [i, f"caption {i}"] for i in range(9)
+    ] and source.lengths().shape == (9, 3)
 
 
 def test_pairs_of_json_with_other_keys(tmp_path):
@@ -43,12 +51,16 @@ def test_pairs_of_json_with_other_keys(tmp_path):
         (tmp_path / "pictures" / f"{i}.jpg").write_bytes(jpeg(i))
     write_jsonl(tmp_path / "pairs.jsonl", [{"file": f"{i}.jpg", "title": f"number {i}"} for i in range(4)])
     keys = ("--text_key=title", "--image_key=file", f"--images={tmp_path}/pictures")
-    done = prepare(f"--source=pairs:{tmp_path}/pairs.jsonl", *keys, f"--out={tmp_path}/out", "--workers=1", "--max_bad_share=0.3")
+    done = prepare(
+        f"--source=pairs:{tmp_path}/pairs.jsonl", *keys, f"--out={tmp_path}/out", "--workers=1", "--max_bad_share=0.3"
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["documents"] == 3 and facts["dropped"] == {"image missing": 1}
     source = open_source(SourceConfig("array_record", str(tmp_path / "out")))
-    assert [told(document) for document in source] == [[i, f"number {i}"] for i in range(3)] and source.key(2) == "2.jpg"
+    assert [told(document) for document in source] == [[i, f"number {i}"] for i in range(3)] and source.key(
+        2
+    ) == "2.jpg"
 
 
 def descendants(pid: int) -> list[int]:
@@ -65,13 +77,42 @@ def wait_until(holds, seconds=60):
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
-    """kill -9 takes the command and, with it, its workers; called again it goes on, and every file is that of a run in one go."""
+    """kill -9 takes the command and, with it, its workers.
+
+    Called again it goes on, and every file is that of a run in one go.
+    """
     large = encoded(PIL.Image.new("RGB", (1600, 1600), "red"), "PNG")  # few bytes, much to decode
-    write_tar(tmp_path / "a.tar", [member for i in range(60) for member in ((f"{i}.png", large if i % 7 else b"broken"), (f"{i}.txt", f"number {i}"))])
-    writing.write(writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "whole"), per_file=3), workers=1)
-    flags = (f"--source=webdataset:{tmp_path}/a.tar", f"--out={tmp_path}/out", "--workers=2", "--per_file=3", "--max_bad_share=0.3")
-    running = subprocess.Popen([sys.executable, "-m", "dreamjax.prepare", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    finished = lambda: list((tmp_path / "out").glob("documents-*.json"))
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            member
+            for i in range(60)
+            for member in ((f"{i}.png", large if i % 7 else b"broken"), (f"{i}.txt", f"number {i}"))
+        ],
+    )
+    writing.write(
+        writing.Job(
+            open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "whole"), per_file=3
+        ),
+        workers=1,
+    )
+    flags = (
+        f"--source=webdataset:{tmp_path}/a.tar",
+        f"--out={tmp_path}/out",
+        "--workers=2",
+        "--per_file=3",
+        "--max_bad_share=0.3",
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-m", "dreamjax.prepare", *flags],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def finished():
+        return list((tmp_path / "out").glob("documents-*.json"))
+
     wait_until(lambda: len(finished()) >= 2)
     workers = descendants(running.pid)
     running.send_signal(signal.SIGKILL)
@@ -84,7 +125,12 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["documents"] == 51 and facts["dropped"] == {"image in no known format": 9}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    contents = lambda folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name != writing.SETTINGS}  # which has the command
+
+    def contents(folder):
+        return {
+            path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name != writing.SETTINGS
+        }  # which has the command
+
     assert contents("out") == contents("whole")
 
 
@@ -92,18 +138,37 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
     "arguments, named",
     [
         (("--source=tars:x", "--out=x"), "--source: 'tars:x' is not FORMAT:PATH"),
-        (("--source=webdataset:nowhere.tar", "--out=x"), "nowhere.tar: there is no record to read: nowhere.tar: file missing"),
+        (
+            ("--source=webdataset:nowhere.tar", "--out=x"),
+            "nowhere.tar: there is no record to read: nowhere.tar: file missing",
+        ),
         (("--source=webdataset:nowhere.tar", "--out=x", "--max_aspect=0.5"), "max_aspect: is at least 1"),
-        (("--source=webdataset:nowhere.tar", "--out=x", "--max_bad_share=nan"), "--max_bad_share: is a share between 0 and 1"),
-        (("--source=pairs:PAIRS", "--out=OUT", "--workers=1"), "1 of 1 records are broken, more than --max_bad_share = 1.00%: 1 outside the folder; the first: "),
-        (("--source=pairs:PAIRS", "--out=OUT", "--workers=1", "--max_bad_share=1"), "none of 1 records can be used: 1 outside the folder; the first: "),
+        (
+            ("--source=webdataset:nowhere.tar", "--out=x", "--max_bad_share=nan"),
+            "--max_bad_share: is a share between 0 and 1",
+        ),
+        (
+            ("--source=pairs:PAIRS", "--out=OUT", "--workers=1"),
+            "1 of 1 records are broken, more than --max_bad_share = 1.00%: 1 outside the folder; the first: ",
+        ),
+        (
+            ("--source=pairs:PAIRS", "--out=OUT", "--workers=1", "--max_bad_share=1"),
+            "none of 1 records can be used: 1 outside the folder; the first: ",
+        ),
     ],
     ids=["format", "path", "filter", "share", "broken", "nothing"],
 )
 def test_what_is_wrong_ends_with_one_line(arguments, named, tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", [{"image": "/etc/passwd", "caption": "x"}])
-    done = prepare(*(one.replace("PAIRS", f"{tmp_path}/pairs.jsonl").replace("OUT", f"{tmp_path}/out") for one in arguments))
-    assert done.returncode == 2 and done.stderr.startswith("dreamjax.prepare: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+    done = prepare(
+        *(one.replace("PAIRS", f"{tmp_path}/pairs.jsonl").replace("OUT", f"{tmp_path}/out") for one in arguments)
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("dreamjax.prepare: ")
+        and done.stderr.count("\n") == 1
+        and named in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize("source", ["data", "data/", "data/a.tar", "data/*.tar", "link", "."])
@@ -122,5 +187,8 @@ def test_the_output_is_no_folder_of_the_source(source, tmp_path, monkeypatch):
 
 
 def test_a_command_that_only_converts_is_light():
-    code = "import sys, dreamjax.prepare; heavy = {'jax', 'grain', 'torch', 'transformers', 'tensorflow_datasets'} & set(sys.modules); assert not heavy, heavy"
+    code = (
+        "import sys, dreamjax.prepare; heavy = {'jax', 'grain', 'torch', 'transformers', "
+        "'tensorflow_datasets'} & set(sys.modules); assert not heavy, heavy"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,6 +1,7 @@
 """From a Document to a row, drawn by hand: tokens, what is learned, where pictures go, what a limit cuts."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -13,7 +14,8 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Limits, Slots, build_row
 from dreamjax.schema import ConfigError
 from dreamjax.templates import TEMPLATES
-from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
+from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 SLOTS = Slots(queries=2, patches=3)
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -33,7 +35,10 @@ def row_of(*parts, **options):
 
 
 def drawing(row) -> str:
-    """The row in one line: words, control tokens, q and p for slots; a + before each stretch of learned tokens, a - before unlearned text."""
+    """The row in one line.
+
+    Words, control tokens, q and p for slots; a + before each stretch of learned tokens, a - before unlearned text.
+    """
     slots = {start + i: "q" for start, _ in row.dreamed for i in range(SLOTS.queries)}
     slots |= {start + i: "p" for start, _ in row.seen for i in range(SLOTS.patches)}
     drawn, run, before = [], [], None
@@ -70,7 +75,8 @@ def test_plain_text():
 
 
 @pytest.mark.parametrize(
-    "seen, dreamed, drawn", [(True, True, f"{DREAMED} {SEEN} "), (True, False, f"{SEEN} "), (False, True, f"{DREAMED} "), (False, False, "")]
+    "seen, dreamed, drawn",
+    [(True, True, f"{DREAMED} {SEEN} "), (True, False, f"{SEEN} "), (False, True, f"{DREAMED} "), (False, False, "")],
 )
 def test_a_picture_between_words(seen, dreamed, drawn):
     row = row_of(Text("Here is"), picture(seen, dreamed), Text("the end."))
@@ -88,7 +94,10 @@ def test_pictures_stand_next_to_each_other_and_first():
 
 
 def test_texts_that_follow_each_other_are_one_text_whose_marks_go_by_offsets():
-    together, apart = row_of(Text("Here is a red circle.")), row_of(Text("Here is a re", learned=False), Text("d circle."))
+    together, apart = (
+        row_of(Text("Here is a red circle.")),
+        row_of(Text("Here is a re", learned=False), Text("d circle.")),
+    )
     assert apart.tokens.tolist() == together.tokens.tolist()  # the join cuts a word, not its tokens
     starts = TOKENIZER.encode_with_offsets("Here is a red circle.")[1]
     assert apart.learned.tolist() == [False, *(start >= len("Here is a re") for start in starts), True]
@@ -98,9 +107,15 @@ def test_texts_that_follow_each_other_are_one_text_whose_marks_go_by_offsets():
 def test_a_document_without_learned_text_teaches_no_token():
     """The sides of a pair that is drawn, and of a picture that follows a picture."""
     silent = DREAMED.removeprefix("+")
-    assert drawing(row_of(Text("a red circle.", learned=False), picture(seen=False))) == f"<s> -' a red circle.' {silent} </s>"
+    assert (
+        drawing(row_of(Text("a red circle.", learned=False), picture(seen=False)))
+        == f"<s> -' a red circle.' {silent} </s>"
+    )
     assert drawing(row_of(picture(dreamed=False), picture(seen=False))) == f"<s> {SEEN} {silent} </s>"
-    assert drawing(row_of(Text("a red", learned=False), picture(), Text("circle."))) == f"<s> -' a red' {DREAMED} {SEEN} +' circle.' +</s>"
+    assert (
+        drawing(row_of(Text("a red", learned=False), picture(), Text("circle.")))
+        == f"<s> -' a red' {DREAMED} {SEEN} +' circle.' +</s>"
+    )
 
 
 def test_an_empty_document():
@@ -128,8 +143,12 @@ def test_a_prompt_ends_open():
 
 def chat():
     return (
-        picture(dreamed=False, role="user"), Text("What is it?", learned=False, role="user"), Text("a red circle.", role="assistant"),
-        Text("Here?", learned=False, role="user"), Text("the end.", role="assistant"), picture(role="assistant"),
+        picture(dreamed=False, role="user"),
+        Text("What is it?", learned=False, role="user"),
+        Text("a red circle.", role="assistant"),
+        Text("Here?", learned=False, role="user"),
+        Text("the end.", role="assistant"),
+        picture(role="assistant"),
     )
 
 
@@ -146,7 +165,7 @@ def test_a_vicuna_chat():
         f" -' USER: Here? ASSISTANT:' +' the end.' {DREAMED} {SEEN} +</s>"
     )
     assert drawing(row_of(*chat(), template="vicuna_v1.1")) == drawn
-    user, asked = Text("What is it?", learned=False, role="user"), f"<s> -\" {opening} USER: What is it? ASSISTANT:\""
+    user, asked = Text("What is it?", learned=False, role="user"), f'<s> -" {opening} USER: What is it? ASSISTANT:"'
     assert drawing(row_of(user, template="vicuna_v1.1", prompt=True)) == asked
 
 
@@ -155,20 +174,35 @@ def test_vicuna_is_the_official_string():
     row = row_of(*(Text(words, role == "assistant", role) for role, words in turns), template="vicuna_v1.1")
     # fastchat's conv_vicuna_v1_1: seps " " and "</s>"; written out.
     official = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to "
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to "
         "the user's questions. USER: What is it? ASSISTANT: a red circle.</s>USER: Here? ASSISTANT: the end.</s>"
     )
     assert row.tokens[1:].tolist() == TOKENIZER.encode(official, special=True)
-    learned = [TOKENIZER.decode_continuation([t]) if t != TOKENIZER.eos else "</s>" for t, yes in zip(row.tokens.tolist(), row.learned) if yes]
+    learned = [
+        TOKENIZER.decode_continuation([t]) if t != TOKENIZER.eos else "</s>"
+        for t, yes in zip(row.tokens.tolist(), row.learned, strict=True)
+        if yes
+    ]
     assert "".join(learned) == " a red circle.</s> the end.</s>"
 
 
 def test_llama2_is_the_official_string():
-    system, user, assistant = (lambda words, role=role: Text(words, role == "assistant", role) for role in ("system", "user", "assistant"))
-    row = row_of(system("the end."), user("What is it?"), assistant("a red circle."), user("Here?"), assistant("the end."), template="llama2")
+    system, user, assistant = (
+        lambda words, role=role: Text(words, role == "assistant", role) for role in ("system", "user", "assistant")
+    )
+    row = row_of(
+        system("the end."),
+        user("What is it?"),
+        assistant("a red circle."),
+        user("Here?"),
+        assistant("the end."),
+        template="llama2",
+    )
     # Meta's reference code: each round between <s> and </s>, its words stripped; written out.
     official = (
-        "[INST] <<SYS>>\nthe end.\n<</SYS>>\n\nWhat is it? [/INST] a red circle. </s><s>[INST] Here? [/INST] the end. </s>"
+        "[INST] <<SYS>>\nthe end.\n<</SYS>>\n\nWhat is it? [/INST] a red circle. </s><s>[INST] Here? "
+        "[/INST] the end. </s>"
     )
     assert row.tokens[1:].tolist() == TOKENIZER.encode(official, special=True)
     assert drawing(row).count("+' a red circle. ' +</s> <s> -' [INST] Here? [/INST]' +' the end. ' +</s>") == 1
@@ -182,12 +216,19 @@ def test_official_labels_leave_a_conversations_dreams_unlearned():
 
 
 def test_a_users_dream_is_never_learned():
-    assert drawing(row_of(Text("Here is", role="user"), picture(role="user"), Text("it.", role="assistant"))).count("+<dream_start>") == 0
+    assert (
+        drawing(row_of(Text("Here is", role="user"), picture(role="user"), Text("it.", role="assistant"))).count(
+            "+<dream_start>"
+        )
+        == 0
+    )
 
 
 def test_a_system_turn_takes_the_place_of_the_templates_own():
     system, user = Text("the end.", learned=False, role="system"), Text("Here?", learned=False, role="user")
-    assert drawing(row_of(system, user, template="vicuna_v1.1", prompt=True)) == "<s> -' the end. USER: Here? ASSISTANT:'"
+    assert (
+        drawing(row_of(system, user, template="vicuna_v1.1", prompt=True)) == "<s> -' the end. USER: Here? ASSISTANT:'"
+    )
     assert drawing(row_of(system, user, prompt=True)) == "<s> -' the end. Here?'"
 
 
@@ -210,14 +251,22 @@ def test_an_unknown_template():
 # Limits
 
 STORY = Text("Here is"), picture(), Text("a red"), picture(), Text("circle."), picture(dreamed=False), Text("the end.")
-STEPS = (" +' Here is'", f" {DREAMED} {SEEN}", " +' a red'", f" {DREAMED} {SEEN}", " +' circle.'", f" {SEEN}", " +' the end.'")
+STEPS = (
+    " +' Here is'",
+    f" {DREAMED} {SEEN}",
+    " +' a red'",
+    f" {DREAMED} {SEEN}",
+    " +' circle.'",
+    f" {SEEN}",
+    " +' the end.'",
+)
 PREFIXES = ["<s>" + "".join(STEPS[:n]) for n in range(len(STEPS) + 1)]
 
 
 def test_cut_by_tokens():
     """Text and pictures are left out whole, and </s> follows what stays."""
     lengths = [len(row_of(*STORY[:n]).tokens) for n in range(len(STEPS) + 1)]
-    for n, (length, following) in enumerate(zip(lengths, lengths[1:])):
+    for n, (length, following) in enumerate(itertools.pairwise(lengths)):
         for limit in range(max(length, 3), following):
             row = row_of(*STORY, limits=Limits(limit, 9, 9))
             assert (drawing(row), row.cut, len(row.tokens)) == (f"{PREFIXES[n]} +</s>", True, length)
@@ -241,20 +290,31 @@ def test_a_single_text_is_shortened_so_that_its_picture_stays(spare):
         row = row_of(*parts, limits=Limits(limit, 1, 1))
         assert row.cut and len(row.tokens) == limit and row.tokens[-1] == TOKENIZER.eos
         assert [token for token in row.tokens.tolist() if token not in TOKENIZER.special_ids] == tokens[:spare]
-        assert (len(row.seen), len(row.dreamed)) == tuple(sum(isinstance(p, Image) and getattr(p, name) for p in parts) for name in ("seen", "dreamed"))
+        assert (len(row.seen), len(row.dreamed)) == tuple(
+            sum(isinstance(p, Image) and getattr(p, name) for p in parts) for name in ("seen", "dreamed")
+        )
         whole = row_of(*parts, limits=Limits(reserved + len(tokens), 1, 1))
         assert not whole.cut and len(whole.tokens) == reserved + len(tokens)
 
 
 def test_a_chat_is_cut_at_a_token_or_before_a_picture_and_does_not_teach_to_stop():
-    parts = (Text("Here?", role="user"), Text("a red circle.", role="assistant"), Text("What is it?", role="user"), picture(dreamed=False, role="user"))
+    parts = (
+        Text("Here?", role="user"),
+        Text("a red circle.", role="assistant"),
+        Text("What is it?", role="user"),
+        picture(dreamed=False, role="user"),
+    )
     parts = (*parts, Text("the end.", role="assistant"))
     whole = row_of(*parts)
     ((start, _),) = whole.seen
     for limit in range(3, len(whole.tokens)):
         row = row_of(*parts, limits=Limits(limit, 1, 0))
         kept = limit if not start - 1 <= limit < start + SLOTS.patches + 1 else start - 1
-        assert row.cut and row.tokens.tolist() == whole.tokens[:kept].tolist() and row.learned.tolist() == whole.learned[:kept].tolist()
+        assert (
+            row.cut
+            and row.tokens.tolist() == whole.tokens[:kept].tolist()
+            and row.learned.tolist() == whole.learned[:kept].tolist()
+        )
     assert not row_of(*parts, limits=Limits(len(whole.tokens), 1, 0)).cut
     assert drawing(row_of(*parts, limits=Limits(99, 0, 0))) == "<s> -' Here?' +' a red circle.' +</s> -' What is it?'"
 
@@ -264,7 +324,9 @@ def test_an_answer_with_pictures_is_cut_as_an_interleaved_document():
     whole = row_of(Text("Here?", role="user"), *answer)
     assert drawing(whole) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:])} +</s>"
     length = len(whole.tokens)
-    assert not row_of(Text("Here?", role="user"), *answer, limits=Limits(length + 1, 9, 9)).cut  # the official code keeps a token more free here
+    assert not row_of(
+        Text("Here?", role="user"), *answer, limits=Limits(length + 1, 9, 9)
+    ).cut  # the official code keeps a token more free here
     cut = row_of(Text("Here?", role="user"), *answer, limits=Limits(length - 1, 9, 9))
     assert cut.cut and drawing(cut) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:6])} +</s>"
 
@@ -281,7 +343,11 @@ def test_any_tokenizer_reads_a_chat_as_its_official_string(legacy):
         official += f"USER: {''.join(asked)} ASSISTANT: {answer}</s>"
     row = build_row(Document(parts), tokenizer, SLOTS, "vicuna_v1.1")
     placeholder = [tokenizer.im_start, *[tokenizer.im_patch] * SLOTS.patches, tokenizer.im_end]
-    expected = [i for token in tokenizer.encode(official, special=True) for i in (placeholder if token == tokenizer.special["<image>"] else [token])]
+    expected = [
+        i
+        for token in tokenizer.encode(official, special=True)
+        for i in (placeholder if token == tokenizer.special["<image>"] else [token])
+    ]
     assert row.tokens[1:].tolist() == expected
 
 
@@ -308,7 +374,8 @@ def test_any_document(parts, template, limits, prompt):
     teaches = any(part.role for part in parts) or any(isinstance(part, Text) and part.learned for part in parts)
     assert teaches or not row.learned.any()
 
-    # Pictures: in order, each once, all of them or a prefix; slots in their frames, apart from each other, never learned.
+    # Pictures: in order, each once, all of them or a prefix; slots in their frames, apart from each other, never
+    # learned.
     for name, placed, count, before, after in (
         ("seen", row.seen, SLOTS.patches, TOKENIZER.im_start, TOKENIZER.im_end),
         ("dreamed", row.dreamed, SLOTS.queries, TOKENIZER.dream_start, TOKENIZER.dream_end),
@@ -316,17 +383,28 @@ def test_any_document(parts, template, limits, prompt):
         wanted = [i for i, part in enumerate(parts) if isinstance(part, Image) and getattr(part, name)]
         assert [part for _, part in placed] == (wanted[: len(placed)] if row.cut else wanted)
         for start, part in placed:
-            assert row.tokens[start - 1 : start + count + 1].tolist() == [before] + [TOKENIZER.im_patch] * count + [after]
+            assert row.tokens[start - 1 : start + count + 1].tolist() == [before] + [TOKENIZER.im_patch] * count + [
+                after
+            ]
             assert not row.learned[start : start + count + 1].any()
             assert row.learned[start - 1] == (name == "dreamed" and teaches and parts[part].role in (None, "assistant"))
-    slots = [i for s, _ in row.seen for i in range(s, s + SLOTS.patches)] + [i for s, _ in row.dreamed for i in range(s, s + SLOTS.queries)]
-    assert sorted(slots) == np.flatnonzero(row.tokens == TOKENIZER.im_patch).tolist()  # no two overlap, and there are no others
+    slots = [i for s, _ in row.seen for i in range(s, s + SLOTS.patches)] + [
+        i for s, _ in row.dreamed for i in range(s, s + SLOTS.queries)
+    ]
+    assert (
+        sorted(slots) == np.flatnonzero(row.tokens == TOKENIZER.im_patch).tolist()
+    )  # no two overlap, and there are no others
 
     # Text: what stands between control tokens decodes to what the parts say, in order, or to a prefix of it.
-    words = TOKENIZER.decode_continuation(row.tokens).rstrip("\ufffd" if row.cut else "")  # a cut may leave half a character
+    words = TOKENIZER.decode_continuation(row.tokens).rstrip(
+        "\ufffd" if row.cut else ""
+    )  # a cut may leave half a character
     if not any(part.role for part in parts):
         said = "".join(part.text for part in parts if isinstance(part, Text))
-        squeeze = lambda text: re.sub(" ", "", text)  # each stretch may begin with a space of its own
+
+        def squeeze(text):
+            return re.sub(" ", "", text)  # each stretch may begin with a space of its own
+
         assert squeeze(said).startswith(squeeze(words)) if row.cut else squeeze(said) == squeeze(words)
     assert row.cut <= (limits is not None)
 

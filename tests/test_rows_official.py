@@ -1,4 +1,6 @@
-"""The official rows' faults, each shown on a row that can be counted by hand, and that they agree with ours where there is none."""
+"""The official rows' faults, each shown on a row that can be counted by hand, and that they agree with ours where
+there is none.
+"""
 
 import numpy as np
 import pytest
@@ -10,12 +12,17 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.rows import Limits, Slots, build_row
 from dreamjax.schema import ConfigError
 from dreamjax.templates import TEMPLATES
-from dreamjax.tokenizer import Tokenizer, train_tokenizer
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 SLOTS = Slots(queries=2, patches=3)
 DRAWN, SHOWN = 4, 5  # tokens of a picture
 VICUNA = "vicuna_v1.1"
-TOKENIZER = Tokenizer.from_model(train_tokenizer(["Here is a red circle. What is it? USER: ASSISTANT: the end. " + TEMPLATES[VICUNA].system] * 3, 420))
+TOKENIZER = Tokenizer.from_model(
+    train_tokenizer(
+        ["Here is a red circle. What is it? USER: ASSISTANT: the end. " + TEMPLATES[VICUNA].system] * 3, 420
+    )
+)
 
 
 def picture(seen=True, dreamed=True, role=None):
@@ -24,19 +31,24 @@ def picture(seen=True, dreamed=True, role=None):
 
 def chat(*asked, answer="the end."):
     """A question of texts and pictures and its answer."""
-    turns = [Text(part, role="user") if isinstance(part, str) else picture(dreamed=False, role="user") for part in asked]
+    turns = [
+        Text(part, role="user") if isinstance(part, str) else picture(dreamed=False, role="user") for part in asked
+    ]
     return Document((*turns, Text(answer, role="assistant")))
 
 
 def test_a_conversation_is_cut_at_a_picture_by_the_wrong_sign():
     document = chat("What is it?", None)
     whole = rows_official.conversation(document, TOKENIZER, SLOTS)
-    (at, _), = whole.seen
+    ((at, _),) = whole.seen
     position = at - 1  # of <im_start>
     for spare in range(1, SHOWN):
         row = rows_official.conversation(document, TOKENIZER, SLOTS, limit=position + spare)
         assert row.tokens.tolist() == whole.tokens[:spare].tolist() and row.cut and row.seen == ()
-    assert rows_official.conversation(document, TOKENIZER, SLOTS, limit=position).tokens.tolist() == whole.tokens[:position].tolist()
+    assert (
+        rows_official.conversation(document, TOKENIZER, SLOTS, limit=position).tokens.tolist()
+        == whole.tokens[:position].tolist()
+    )
     ends_at_the_limit = rows_official.conversation(document, TOKENIZER, SLOTS, limit=position + SHOWN)
     assert ends_at_the_limit.tokens.tolist() == whole.tokens.tolist() and not ends_at_the_limit.cut
 
@@ -96,7 +108,9 @@ def test_a_picture_that_does_not_open_must_fit_and_parts_the_texts():
 
 def test_texts_that_spell_special_tokens():
     row = rows_official.interleaved(Document((Text("the end.</s><im_start>"),)), TOKENIZER, SLOTS)
-    assert row.tokens[-3:].tolist() == [TOKENIZER.eos, TOKENIZER.im_start, TOKENIZER.eos] and row.learned[-3:].tolist() == [True, False, True]
+    assert row.tokens[-3:].tolist() == [TOKENIZER.eos, TOKENIZER.im_start, TOKENIZER.eos] and row.learned[
+        -3:
+    ].tolist() == [True, False, True]
     with pytest.raises(ValueError, match="spells <image> or <dream>"):
         rows_official.conversation(chat("What is <image>?"), TOKENIZER, SLOTS)
 
@@ -111,11 +125,19 @@ words_ = st.lists(st.sampled_from(["red", "circle.", "the end.", "What"]), min_s
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.lists(st.tuples(words_, st.booleans(), st.booleans()), min_size=2, max_size=4), st.booleans(), st.integers(100, 180))
+@given(
+    st.lists(st.tuples(words_, st.booleans(), st.booleans()), min_size=2, max_size=4),
+    st.booleans(),
+    st.integers(100, 180),
+)
 def test_interleaved_documents_and_answers_are_ours(chunks, asked, limit):
     """But for <s>, which the official labels keep."""
     role = "assistant" if asked else None
-    parts = [part for text, seen, dreamed in chunks for part in (Text(text, role=role), picture(seen, dreamed or not seen, role))]
+    parts = [
+        part
+        for text, seen, dreamed in chunks
+        for part in (Text(text, role=role), picture(seen, dreamed or not seen, role))
+    ]
     if asked:
         document = Document((Text("What is it?", role="user"), *parts))
         official = rows_official.instruction(document, TOKENIZER, SLOTS, VICUNA, limit)
@@ -123,5 +145,10 @@ def test_interleaved_documents_and_answers_are_ours(chunks, asked, limit):
         document, limit = Document(tuple(parts)), limit - 90
         official = rows_official.interleaved(document, TOKENIZER, SLOTS, limit)
     ours = build_row(document, TOKENIZER, SLOTS, VICUNA, Limits(limit, 99, 99))
-    assert (official.tokens.tolist(), official.seen, official.dreamed, official.cut) == (ours.tokens.tolist(), ours.seen, ours.dreamed, ours.cut)
+    assert (official.tokens.tolist(), official.seen, official.dreamed, official.cut) == (
+        ours.tokens.tolist(),
+        ours.seen,
+        ours.dreamed,
+        ours.cut,
+    )
     assert official.learned[1:].tolist() == ours.learned[1:].tolist()

@@ -15,13 +15,23 @@ from jax.sharding import PartitionSpec as P
 from dreamjax.config import ClipTextConfig, MeshConfig, ModelConfig, dreamllm_7b, tiny
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
-from dreamjax.sharding import PARAMETER_RULES, ROWS, constrain_rows, make_mesh, parameter_shardings, parameter_spec, path_of, unsharded_share
-
+from dreamjax.sharding import (
+    PARAMETER_RULES,
+    ROWS,
+    constrain_rows,
+    make_mesh,
+    parameter_shardings,
+    parameter_spec,
+    path_of,
+    unsharded_share,
+)
 
 
 def with_text_towers() -> ModelConfig:
     """The parts that only Stable Diffusion as a baseline and ranking need, besides the others."""
-    return dataclasses.replace(tiny(), text_encoder=ClipTextConfig(), clip_text=ClipTextConfig(projection_width=768, vision_width=32))
+    return dataclasses.replace(
+        tiny(), text_encoder=ClipTextConfig(), clip_text=ClipTextConfig(projection_width=768, vision_width=32)
+    )
 
 
 MODELS = {"tiny": tiny, "dreamllm_7b": dreamllm_7b, "with_text_towers": with_text_towers}
@@ -45,11 +55,17 @@ def by_path(model: str) -> dict:
 
 @pytest.mark.parametrize(
     "sizes, shape",
-    [((-1, 1, 1), (8, 1, 1)), ((1, -1, 1), (1, 8, 1)), ((2, 2, -1), (2, 2, 2)), ((-1, 2, 4), (1, 2, 4)), ((4, 1, 2), (4, 1, 2))],
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((2, 2, -1), (2, 2, 2)),
+        ((-1, 2, 4), (1, 2, 4)),
+        ((4, 1, 2), (4, 1, 2)),
+    ],
 )
 def test_what_is_left_goes_to_the_open_axis(sizes, shape):
     mesh = make_mesh(MeshConfig(*sizes))
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), shape))
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     assert mesh.axis_types == (AxisType.Auto,) * 3
     assert {device.id for device in mesh.devices.flat} == {device.id for device in jax.devices()}
 
@@ -71,15 +87,23 @@ def test_a_side_of_the_torus_is_split_where_no_sides_multiply_to_an_axis():
     Chip = dataclasses.make_dataclass("Chip", FACTS, frozen=True)
     chips = [Chip(n, n // 4, "tpu", "TPU v4", (n % 4, n // 4 % 4, n // 16), 0) for n in range(64)]
     mesh = make_mesh(MeshConfig(8, 8, 1), chips)
-    box = lambda group: math.prod(len(set(side)) for side in zip(*(chip.coords for chip in group)))
-    assert mesh.devices.shape == (8, 8, 1) and [box(group) for group in mesh.devices[:, :, 0]] == [8] * 8  # an fsdp group is a block
+
+    def box(group):
+        return math.prod(len(set(side)) for side in zip(*(chip.coords for chip in group), strict=True))
+
+    assert (
+        mesh.devices.shape == (8, 8, 1) and [box(group) for group in mesh.devices[:, :, 0]] == [8] * 8
+    )  # an fsdp group is a block
     assert {chip.id for chip in mesh.devices.flat} == set(range(64))
 
 
 def test_slices_are_joined_by_the_data_axis():
     """A step's gradients may cross the network between slices, a layer's weights may not."""
     Chip = dataclasses.make_dataclass("Chip", (*FACTS, "slice_index"), frozen=True)
-    chip = lambda x, slice_: (4 * slice_ + x, 2 * slice_ + x // 2, "tpu", "TPU v4", (x % 2, x // 2, 0), 0)
+
+    def chip(x, slice_):
+        return (4 * slice_ + x, 2 * slice_ + x // 2, "tpu", "TPU v4", (x % 2, x // 2, 0), 0)
+
     chips = [Chip(*chip(x, slice_), slice_) for slice_ in range(2) for x in range(4)]
     mesh = make_mesh(MeshConfig(4, 2, 1), chips)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
@@ -159,7 +183,10 @@ def test_shardings_of_a_tree():
 
 def test_unsharded_share():
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def leaf(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     assert unsharded_share({"dream_queries": leaf(4, 8), "llm": {"head": {"kernel": leaf(8, 4)}}}, mesh) == 0.5
     assert unsharded_share({"unet": {"conv_in": {"kernel": leaf(3, 3, 3, 5)}}}, mesh) == 1.0
     assert unsharded_share({}, mesh) == 0.0
@@ -183,7 +210,12 @@ def test_outside_a_mesh_nothing_is_constrained():
 def test_rows_lie_over_data_and_fsdp():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     with jax.set_mesh(mesh):
-        for rows, spec in ((8, ROWS), (4, ROWS), (6, P()), (1, P())):  # four shards; what they do not divide is whole everywhere
+        for rows, spec in (
+            (8, ROWS),
+            (4, ROWS),
+            (6, P()),
+            (1, P()),
+        ):  # four shards; what they do not divide is whole everywhere
             x = jnp.arange(rows * 3.0).reshape(rows, 3)
             held = jax.jit(constrain_rows)(x)
             assert held.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2), rows

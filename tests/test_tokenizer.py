@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from dreamjax.data.vocabulary import open_tokenizer
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, train_tokenizer
+from dreamjax.tokenizer import ADDED_TOKENS, SPACE, Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", SHARED / "data"))
 
-CORPUS = ["a small red circle.", "The dog's 2 cats, 34 of them, said: \"no!\"", "two\nlines", "café"] * 3
+CORPUS = ["a small red circle.", 'The dog\'s 2 cats, 34 of them, said: "no!"', "two\nlines", "café"] * 3
 MODEL = train_tokenizer(CORPUS, 400)
 LEGACY = Tokenizer.from_model(MODEL)
 MODERN = Tokenizer.from_model(MODEL, legacy=False)
@@ -87,7 +88,7 @@ def test_offsets_follow_the_text(tokenizer, text):
     assert ids == tokenizer.encode(text)
     assert starts == sorted(starts) and len(starts) == len(ids)
     ends = [*starts[1:], len(text)]
-    for i, (piece, start, end) in enumerate(zip(tokenizer.pieces(ids), starts, ends)):
+    for i, (piece, start, end) in enumerate(zip(tokenizer.pieces(ids), starts, ends, strict=True)):
         if i > 0 and not piece.startswith("<0x"):
             assert text[start:end] == piece.replace(SPACE, " ")
 
@@ -179,7 +180,10 @@ def test_training_makes_a_llama_like_model():
 def test_training_with_a_limit_above_and_below_what_the_texts_give():
     words = train_tokenizer(["a red circle.", "a blue square."], 4096)
     assert Tokenizer.from_model(words).size < 400
-    stories = (f"Once upon a time goat number {i} met the {'x' * (i % 7)}{i * i} of {chr(97 + i % 26) * 3}." for i in range(500))
+    stories = (
+        f"Once upon a time goat number {i} met the {'x' * (i % 7)}{i * i} of {chr(97 + i % 26) * 3}."
+        for i in range(500)
+    )
     assert Tokenizer.from_model(train_tokenizer(stories, 300)).size == 308
 
 
@@ -190,15 +194,29 @@ def test_training_errors():
         train_tokenizer(["abc"], 100)
 
 
-@pytest.mark.parametrize("damage", [
-    {"added": []}, {"added": None}, {"added": {"<a>": 900.5}}, {"added": {"<a>": True}}, {"added": {"<a>": 2**31}}, {"added": {"<a>": "9"}}, {"legacy": "no"},
-    {"legacy": None}, {"pad": 5}, {"pad": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"added": []},
+        {"added": None},
+        {"added": {"<a>": 900.5}},
+        {"added": {"<a>": True}},
+        {"added": {"<a>": 2**31}},
+        {"added": {"<a>": "9"}},
+        {"legacy": "no"},
+        {"legacy": None},
+        {"pad": 5},
+        {"pad": []},
+    ],
+)
 def test_special_tokens_of_other_types_are_named(tmp_path, shapes_tokenizer, damage):
     shapes_tokenizer.save(tmp_path)
     file = tmp_path / "special_tokens.json"
     whole = json.loads(file.read_text())
-    changed = {key: whole[key] | value if key == "added" and isinstance(value, dict) else value for key, value in damage.items()}
+    changed = {
+        key: whole[key] | value if key == "added" and isinstance(value, dict) else value
+        for key, value in damage.items()
+    }
     file.write_text(json.dumps(whole | changed))
     with pytest.raises(ConfigError, match=f"{tmp_path}: special_tokens.json: "):
         Tokenizer.load(tmp_path)

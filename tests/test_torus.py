@@ -40,8 +40,11 @@ def test_groups_are_blocks_with_the_most_links(sides, sizes, fsdp):
 @pytest.mark.parametrize("sides, sizes", [((4, 4, 4), (2, 8, 4)), ((2, 4, 6), (4, 3, 4)), ((8, 8, 1, 2), (2, 16, 4))])
 def test_the_axis_with_the_most_traffic_chooses_first(sides, sizes):
     by_axis = torus.split(sides, sizes)
-    assert tuple(map(math.prod, by_axis)) == sizes and tuple(map(math.prod, zip(*by_axis))) == sides
-    joined = lambda choice: sum(map(torus.links, choice, (1,) * len(sides), sides, torus.closes(sides)))
+    assert tuple(map(math.prod, by_axis)) == sizes and tuple(map(math.prod, zip(*by_axis, strict=True))) == sides
+
+    def joined(choice):
+        return sum(map(torus.links, choice, (1,) * len(sides), sides, torus.closes(sides)))
+
     every = itertools.product(*(range(1, side + 1) for side in sides))
     brute = [choice for choice in every if math.prod(choice) == sizes[2] and not any(map(int.__mod__, sides, choice))]
     assert joined(by_axis[2]) == max(map(joined, brute))

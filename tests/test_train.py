@@ -1,4 +1,7 @@
-"""The training command: a run that is killed or asked to stop goes on as if nothing had been; one that cannot go on says why."""
+"""The training command.
+
+A run that is killed or asked to stop goes on as if nothing had been; one that cannot go on says why.
+"""
 
 import json
 import pathlib
@@ -12,17 +15,29 @@ import quick_xla
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 20
 SMALL = (
-    f"--config.total_steps={STEPS}", "--config.log_every=1", "--config.checkpoint_every=5", "--config.eval_every=0", "--config.batch_size=2",
-    "--config.model.llm.width=32", "--config.model.llm.layers=1", "--config.model.llm.ffn_width=64", "--config.model.clip.layers=1",
-    "--config.model.unet.context_width=16", "--config.model.unet.block_channels=(8,)",
-    "--config.model.unet.cross_attention=(True,)", "--config.model.unet.heads=(2,)",
+    f"--config.total_steps={STEPS}",
+    "--config.log_every=1",
+    "--config.checkpoint_every=5",
+    "--config.eval_every=0",
+    "--config.batch_size=2",
+    "--config.model.llm.width=32",
+    "--config.model.llm.layers=1",
+    "--config.model.llm.ffn_width=64",
+    "--config.model.clip.layers=1",
+    "--config.model.unet.context_width=16",
+    "--config.model.unet.block_channels=(8,)",
+    "--config.model.unet.cross_attention=(True,)",
+    "--config.model.unet.heads=(2,)",
 )
 
 pytestmark = pytest.mark.slow
 
 
 def launch(workdir: pathlib.Path, *overrides: str) -> forked.Process:
-    """Starts the command on a folder; its runs share what XLA has compiled (a program from the cache is the same to the bit)."""
+    """Starts the command on a folder.
+
+    Its runs share what XLA has compiled (a program from the cache is the same to the bit).
+    """
     arguments = ["--config=experiments/quickstart.py", f"--workdir={workdir}", *SMALL, *overrides]
     return forked.Process("dreamjax.train", arguments, quick_xla.environment())
 
@@ -88,8 +103,14 @@ def test_a_run_killed_and_then_asked_to_stop_repeats_the_straight_one_to_the_las
 def test_a_complete_run_has_nothing_to_do_and_another_model_is_refused(straight):
     before = (straight / "metrics.jsonl").read_bytes()
     assert f"complete at step {STEPS}, nothing to do" in finish(launch(straight))[0]
-    error = finish(launch(straight, "--config.model.llm.ffn_width=48"), expect=2)[1]  # not beside the first, which has the folder's lock
-    assert len(error.splitlines()) == 1 and "holds a run with other values of config.model.llm.ffn_width (64, now 48); bring the old values back" in error
+    error = finish(launch(straight, "--config.model.llm.ffn_width=48"), expect=2)[
+        1
+    ]  # not beside the first, which has the folder's lock
+    assert (
+        len(error.splitlines()) == 1
+        and "holds a run with other values of config.model.llm.ffn_width (64, now 48); bring the old values back"
+        in error
+    )
     assert (straight / "metrics.jsonl").read_bytes() == before
 
 
@@ -97,5 +118,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(tm
     error = finish(launch(tmp_path, "--config.optim.learning_rate=1e30", "--config.loss.image_weight=0.0"), expect=2)[1]
     message = error.partition("dreamjax.train: ")[2].splitlines()[0]
     step = len(lines(tmp_path)) + 1
-    assert f"step {step}: loss nan" in message and "documents: shapes" in message and "--config.skip_nonfinite=True" in message
+    assert (
+        f"step {step}: loss nan" in message
+        and "documents: shapes" in message
+        and "--config.skip_nonfinite=True" in message
+    )
     assert step < 5 and not checkpoints(tmp_path)

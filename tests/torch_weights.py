@@ -1,4 +1,7 @@
-"""Weights of a diffusers module as the nested parameters of ours, by name; what the parity tests of U-Net and VAE stand on."""
+"""Weights of a diffusers module as the nested parameters of ours, by name.
+
+What the parity tests of U-Net and VAE stand on.
+"""
 
 import re
 
@@ -9,7 +12,10 @@ from flax import traverse_util
 
 
 def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> torch.nn.Module:
-    """Every parameter drawn anew, so that no scale is 1 and no bias 0; a small `scale` makes the norms' epsilons matter."""
+    """Every parameter drawn anew, so that no scale is 1 and no bias 0.
+
+    A small `scale` makes the norms' epsilons matter.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -24,7 +30,10 @@ def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> tor
 
 
 def to_params(state_dict: dict, shapes: dict) -> dict:
-    """Torch's `state_dict` as nested parameters; raises where a tensor has no leaf in `shapes`, a leaf no tensor, or two shapes differ."""
+    """Torch's `state_dict` as nested parameters.
+
+    Raises where a tensor has no leaf in `shapes`, a leaf no tensor, or two shapes differ.
+    """
     flat = {}
     for name, tensor in state_dict.items():
         *path, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
@@ -43,7 +52,10 @@ def to_params(state_dict: dict, shapes: dict) -> dict:
 
 
 def relative_error(ours: jax.Array, theirs: torch.Tensor | np.ndarray) -> float:
-    """Norm of the difference over the norm of `theirs`; a torch feature map [B, D, S, S] is turned to channels-last first."""
+    """Norm of the difference over the norm of `theirs`.
+
+    A torch feature map [B, D, S, S] is turned to channels-last first.
+    """
     if isinstance(theirs, torch.Tensor):
         theirs = theirs.detach().numpy()
         theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs

@@ -1,4 +1,7 @@
-"""Weights of transformers' LLaMA and CLIP as our parameter trees, for parity tests: each tensor is used once, each leaf is filled."""
+"""Weights of transformers' LLaMA and CLIP as our parameter trees, for parity tests.
+
+Each tensor is used once, each leaf is filled.
+"""
 
 import jax
 import numpy as np
@@ -35,7 +38,10 @@ for _ours, _theirs in {
     "mlp/fc1": "mlp.fc1",
     "mlp/fc2": "mlp.fc2",
 }.items():
-    CLIP |= {f"layers/{_ours}/kernel": f"encoder.layers.{{i}}.{_theirs}.weight", f"layers/{_ours}/bias": f"encoder.layers.{{i}}.{_theirs}.bias"}
+    CLIP |= {
+        f"layers/{_ours}/kernel": f"encoder.layers.{{i}}.{_theirs}.weight",
+        f"layers/{_ours}/bias": f"encoder.layers.{{i}}.{_theirs}.bias",
+    }
 
 
 def randomise(model, seed: int, scale: float = 0.2):
@@ -61,7 +67,9 @@ def llama_params(model, module) -> dict:
 
 def clip_params(model, module) -> dict:
     """{"params": tree} for our `ClipVision` from a CLIPVisionModel, whose names have a prefix in some versions."""
-    return _fill(module, {name.removeprefix("vision_model."): value for name, value in model.state_dict().items()}, CLIP)
+    return _fill(
+        module, {name.removeprefix("vision_model."): value for name, value in model.state_dict().items()}, CLIP
+    )
 
 
 def _fill(module, state: dict, names: dict) -> dict:

@@ -19,7 +19,9 @@ END = bytes(2 * BLOCK)
 MANY = 5000  # headers behind each other
 
 
-def header(name: str = "a.txt", size: int | bytes = 0, kind: bytes = b"0", link: str = "", form: int = tarfile.GNU_FORMAT) -> bytes:
+def header(
+    name: str = "a.txt", size: int | bytes = 0, kind: bytes = b"0", link: str = "", form: int = tarfile.GNU_FORMAT
+) -> bytes:
     """A member's header with a right checksum; a size in bytes stands as it is, in 12 of them."""
     info = tarfile.TarInfo(name[:90])
     info.size, info.type, info.linkname = size if isinstance(size, int) and 0 <= size < 8**11 else 0, kind, link[:90]
@@ -64,7 +66,11 @@ def record(key: str, value: bytes) -> bytes:
 def valid(world: World, first: int = 0, count: int = 2) -> list[bytes]:
     """Members of pairs."""
     picture = (world.images / "0-0.jpg").read_bytes()
-    return [part for i in range(first, first + count) for part in (member(f"{i:04d}.jpg", picture), member(f"{i:04d}.txt", f"caption {i}".encode()))]
+    return [
+        part
+        for i in range(first, first + count)
+        for part in (member(f"{i:04d}.jpg", picture), member(f"{i:04d}.txt", f"caption {i}".encode()))
+    ]
 
 
 def attacks(world: World) -> dict[str, list[bytes]]:
@@ -82,16 +88,26 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         "beyond the end": b"00007777777",
     }
     found = {f"size {name}": [header("x.jpg", size), text] for name, size in sizes.items()}
-    for kind, title in ((b"L", "longname"), (b"K", "longlink"), (b"x", "pax"), (b"g", "global pax"), (b"X", "solaris pax")):
+    for kind, title in (
+        (b"L", "longname"),
+        (b"K", "longlink"),
+        (b"x", "pax"),
+        (b"g", "global pax"),
+        (b"X", "solaris pax"),
+    ):
         found |= {
-            f"{title} x {MANY}": [member("x", record("path", b"y.jpg") if kind in b"xgX" else b"y.jpg", kind=kind)] * MANY
+            f"{title} x {MANY}": [member("x", record("path", b"y.jpg") if kind in b"xgX" else b"y.jpg", kind=kind)]
+            * MANY
             + [header("x.jpg", len(picture)), padded(picture), text],
             f"{title} claims a terabyte": [header("x", b"\x80" + (2**40).to_bytes(11, "big"), kind=kind), text],
             f"{title} claims 8 GiB": [header("x", 8**11 - 1, kind=kind), text],
             f"{title} of negative size": [header("x", b"\xff" * 12, kind=kind), text],
             f"{title} without content": [header("x", 0, kind=kind), text],
             f"{title} at the end": [member("x", b"y", kind=kind)],
-            f"{title} of 3 MB": [member("x", record("path", b"n" * 3_000_000) if kind in b"xgX" else b"n" * 3_000_000, kind=kind), text],
+            f"{title} of 3 MB": [
+                member("x", record("path", b"n" * 3_000_000) if kind in b"xgX" else b"n" * 3_000_000, kind=kind),
+                text,
+            ],
         }
     lies = {
         "length beyond": b"99999999999 path=y.txt\n",
@@ -125,8 +141,13 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         "sparse 0.0": record("GNU.sparse.size", b"9") + record("GNU.sparse.numblocks", b"9" * 30),
         "ten thousand keys": b"".join(record(f"k{i}", b"v") for i in range(10_000)),
     }
-    found |= {f"pax, {name}": [pax(lie), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()}
-    found |= {f"global pax, {name}": [pax(lie, kind=b"g"), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()}
+    found |= {
+        f"pax, {name}": [pax(lie), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()
+    }
+    found |= {
+        f"global pax, {name}": [pax(lie, kind=b"g"), header("x.jpg", len(picture)), padded(picture), text]
+        for name, lie in lies.items()
+    }
     links = {
         "outside": canary,
         "up": "../../outside/canary.png",
@@ -138,7 +159,9 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         "a URL": f"file://{canary}",
     }
     for kind, title in ((b"1", "hard link"), (b"2", "symbolic link")):
-        found |= {f"{title} to {name}": [header("x.jpg", kind=kind, link=target), text] for name, target in links.items()}
+        found |= {
+            f"{title} to {name}": [header("x.jpg", kind=kind, link=target), text] for name, target in links.items()
+        }
         found[f"{title} with a size"] = [header("x.jpg", 700, kind=kind, link="0000.jpg"), text]
     found["links in a ring"] = [
         *(header(f"{i}.jpg", kind=b"2", link=f"{i + 1}.jpg") for i in range(50)),
@@ -146,8 +169,15 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         header("x.jpg", kind=b"2", link="0.jpg"),
         text,
     ]
-    found["links to links"] = [*(header(f"{i}.jpg", kind=b"2", link=f"{i + 1}.jpg") for i in range(3000)), header("x.jpg", kind=b"2", link="0.jpg"), text]
-    found |= {f"picture of type {kind!r}": [header("x.jpg", kind=kind), text] for kind in (b"3", b"4", b"6", b"7", b"S", b"V", b"M", b"D", b"N", b"Z", b"\0", b"\xff")}
+    found["links to links"] = [
+        *(header(f"{i}.jpg", kind=b"2", link=f"{i + 1}.jpg") for i in range(3000)),
+        header("x.jpg", kind=b"2", link="0.jpg"),
+        text,
+    ]
+    found |= {
+        f"picture of type {kind!r}": [header("x.jpg", kind=kind), text]
+        for kind in (b"3", b"4", b"6", b"7", b"S", b"V", b"M", b"D", b"N", b"Z", b"\0", b"\xff")
+    }
     sparse = bytearray(header("x.jpg", 512, kind=b"S"))
     sparse[482], sparse[483:495] = 1, b"17777777777\0"
     found["sparse, extended for ever"] = [with_checksum(sparse), *[b"\xff" * BLOCK] * MANY, text]
@@ -191,7 +221,10 @@ def tar_attack(rng: random.Random, world: World) -> Case:
 
 def tar_mutated(rng: random.Random, world: World) -> Case:
     """A tar with bytes of its headers changed, half of the time with right checksums, or any of its bytes."""
-    kinds = {form: name for form, name in ((tarfile.USTAR_FORMAT, "ustar"), (tarfile.GNU_FORMAT, "gnu"), (tarfile.PAX_FORMAT, "pax"))}
+    kinds = {
+        form: name
+        for form, name in ((tarfile.USTAR_FORMAT, "ustar"), (tarfile.GNU_FORMAT, "gnu"), (tarfile.PAX_FORMAT, "pax"))
+    }
     form = rng.choice(list(kinds))
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
@@ -217,7 +250,10 @@ def _members(rng: random.Random, world: World) -> Iterable[tuple[str, bytes]]:
     for i in range(4):
         name = ("deep/" * 40 if rng.random() < 0.3 else "") + f"{i}"
         yield f"{name}.jpg", picture
-        yield f"{name}.json", to_json({"caption": hostile_value(rng, world), "text": "other", "similarity": hostile_value(rng, world)})
+        yield (
+            f"{name}.json",
+            to_json({"caption": hostile_value(rng, world), "text": "other", "similarity": hostile_value(rng, world)}),
+        )
         if rng.random() < 0.5:
             yield f"{name}.txt", b"words"
 
@@ -248,7 +284,9 @@ def zip_attack(rng: random.Random, world: World) -> Case:
         "many": lambda: _zip({f"{i}": b"" for i in range(3000)}),
         "zip in a zip": lambda: _zip({"a.jsonl.zip": whole}),
         "overlapping": lambda: (
-            whole[:entry] + _directory(whole, entry) * 2 + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * len(_directory(whole, entry)), entry, 0)
+            whole[:entry]
+            + _directory(whole, entry) * 2
+            + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * len(_directory(whole, entry)), entry, 0)
         ),
         "name no UTF-8": lambda: _patch(_patch(whole, entry + 8, b"\x00\x08"), entry + 46, b"\xff\xfe"),
     }
@@ -306,4 +344,6 @@ def packed_attack(rng: random.Random, world: World) -> Case:
     name = rng.choice(list(kinds))
     tarred = rng.random() < 0.3
     (world.case / ("a.tgz" if tarred else "records.jsonl.gz")).write_bytes(kinds[name]())
-    return Case(f"{title}: {name}", world.source("webdataset", "a.tgz") if tarred else world.source("pairs", "records.jsonl.gz"))
+    return Case(
+        f"{title}: {name}", world.source("webdataset", "a.tgz") if tarred else world.source("pairs", "records.jsonl.gz")
+    )

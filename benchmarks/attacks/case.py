@@ -12,5 +12,7 @@ class Case(NamedTuple):
     name: str
     source: SourceConfig | None = None
     read: Callable[[], bytes] | None = None
-    survivors: tuple[int, ...] = ()  # records of the source that are valid, and must be read whatever stands beside them
+    survivors: tuple[
+        int, ...
+    ] = ()  # records of the source that are valid, and must be read whatever stands beside them
     pairs: bool = False  # every record is a picture and its caption, and none may become text alone

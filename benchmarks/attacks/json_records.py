@@ -1,4 +1,7 @@
-"""Hostile records of the JSON formats: one valid record of each format, mutated, between two that must still be read."""
+"""Hostile records of the JSON formats.
+
+One valid record of each format, mutated, between two that must still be read.
+"""
 
 import bz2
 import copy
@@ -22,16 +25,33 @@ FORMATS: dict[str, Any] = {
         "similarity_matrix": [[0.3, 0.1], [0.1, 0.3]],
         "could_have_url_duplicate": 0,
         "image_info": [
-            {"image_name": f"0-{i}.jpg", "raw_url": "http://nowhere/a.jpg", "matched_text_index": i, "matched_sim": 0.3, "face_detections": None} for i in range(2)
+            {
+                "image_name": f"0-{i}.jpg",
+                "raw_url": "http://nowhere/a.jpg",
+                "matched_text_index": i,
+                "matched_sim": 0.3,
+                "face_detections": None,
+            }
+            for i in range(2)
         ],
     },
-    "obelics": {"images": ["0-0.jpg", None, "0-1.jpg"], "texts": [None, "Two goats.", None], "metadata": "[]", "general_metadata": "{}"},
+    "obelics": {
+        "images": ["0-0.jpg", None, "0-1.jpg"],
+        "texts": [None, "Two goats.", None],
+        "metadata": "[]",
+        "general_metadata": "{}",
+    },
     "llava": {
         "id": "7",
         "image": "0-0.jpg",
         "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A goat."}],
     },
-    "instruct": {"instruction": "Draw a goat.", "text_list": ["Here.", "It is."], "images": ["0-0.jpg"], "matched_text_index": [0]},
+    "instruct": {
+        "instruction": "Draw a goat.",
+        "text_list": ["Here.", "It is."],
+        "images": ["0-0.jpg"],
+        "matched_text_index": [0],
+    },
 }
 COCO = {
     "info": {"year": 2014},

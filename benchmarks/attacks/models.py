@@ -7,10 +7,10 @@ import random
 import numpy as np
 import PIL.Image
 import safetensors.numpy
-from benchmarks.attacks.case import Case
-from benchmarks.attacks.world import World, mutate, mutate_bytes, to_json
 from etils import epath
 
+from benchmarks.attacks.case import Case
+from benchmarks.attacks.world import World, mutate, mutate_bytes, to_json
 from dreamjax import images
 from dreamjax.config import ModelConfig, RunConfig
 from dreamjax.convert import sources, tensors
@@ -47,7 +47,17 @@ SHAPES = {
     "model.layers.0.mlp.down_proj.weight": (16, 24),
 }
 RUN = {
-    "model": {"llm": {"vocab_size": 320, "width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "ffn_width": 48, "max_positions": 128}},
+    "model": {
+        "llm": {
+            "vocab_size": 320,
+            "width": 32,
+            "layers": 1,
+            "heads": 2,
+            "kv_heads": 2,
+            "ffn_width": 48,
+            "max_positions": 128,
+        }
+    },
     "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64, "seen_slots": 0, "dreamed_slots": 0},
     "total_steps": 5,
     "batch_size": 2,
@@ -82,7 +92,12 @@ def settings(rng: random.Random, world: World) -> Case:
     for _ in range(rng.choice([1, 1, 2])):
         values = mutate(rng, values, world)
     (world.case / "config.json").write_bytes(to_json(values))
-    return Case(f"settings: {cls.__name__}", read=lambda: repr(from_dict(cls, tensors.read_json(world.case / "config.json"))).encode(errors="backslashreplace"))
+    return Case(
+        f"settings: {cls.__name__}",
+        read=lambda: repr(from_dict(cls, tensors.read_json(world.case / "config.json"))).encode(
+            errors="backslashreplace"
+        ),
+    )
 
 
 def foreign(rng: random.Random, world: World) -> Case:
@@ -112,4 +127,6 @@ def foreign(rng: random.Random, world: World) -> Case:
 
 def _read_foreign(world: World) -> bytes:
     found = sources.read(world.case)
-    return b"".join(np.asarray(leaf.read(tuple(slice(None) for _ in leaf.shape))).tobytes() for leaf in found.leaves.values())
+    return b"".join(
+        np.asarray(leaf.read(tuple(slice(None) for _ in leaf.shape))).tobytes() for leaf in found.leaves.values()
+    )

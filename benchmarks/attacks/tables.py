@@ -8,10 +8,10 @@ import random
 import pyarrow
 import pyarrow.parquet
 from array_record.python import array_record_module
+
 from benchmarks.attacks.case import Case
 from benchmarks.attacks.json_records import FORMATS
 from benchmarks.attacks.world import World, hostile_value, mutate, mutate_bytes, paths_outside, to_json
-
 from dreamjax.data.sources import open_source
 from dreamjax.data.sources.array_record import WRITER_OPTIONS, encode
 from dreamjax.document import Document, Image, Text
@@ -19,16 +19,22 @@ from dreamjax.document import Document, Image, Text
 
 def array_record(rng: random.Random, world: World) -> Case:
     """Records whose heads are mutated, or a file with bytes changed."""
-    valid = encode(Document((Image((world.images / "0-0.jpg").read_bytes()), Text("a goat")), id="d", kind="pair"), "key")
+    valid = encode(
+        Document((Image((world.images / "0-0.jpg").read_bytes()), Text("a goat")), id="d", kind="pair"), "key"
+    )
     size = int.from_bytes(valid[:4], "little")
     head, blobs = json.loads(valid[4 : 4 + size]), valid[4 + size :]
     records = [valid]
     for _ in range(20):
         changed = to_json(mutate(rng, head, world))
         length = len(changed) if rng.random() < 0.8 else rng.choice([0, 1, 2**31, 2**32 - 1, len(changed) + 5])
-        records.append(mutate_bytes(rng, valid) if rng.random() < 0.2 else length.to_bytes(4, "little") + changed + blobs)
+        records.append(
+            mutate_bytes(rng, valid) if rng.random() < 0.2 else length.to_bytes(4, "little") + changed + blobs
+        )
     path = world.case / "a.array_record"
-    writer = array_record_module.ArrayRecordWriter(str(path), rng.choice([WRITER_OPTIONS, "group_size:4", "group_size:1,brotli:1"]))
+    writer = array_record_module.ArrayRecordWriter(
+        str(path), rng.choice([WRITER_OPTIONS, "group_size:4", "group_size:1,brotli:1"])
+    )
     for one in [*records, valid]:
         writer.write(one)
     writer.close()
@@ -41,8 +47,13 @@ def array_record(rng: random.Random, world: World) -> Case:
 def parquet(rng: random.Random, world: World) -> Case:
     """Columns of other types, hostile cells, or a file with bytes changed."""
     picture = (world.images / "0-0.jpg").read_bytes()
-    outside = lambda: rng.choice(paths_outside(world))
-    struct = lambda: {"bytes": rng.choice([picture, None, b""]), "path": outside()}
+
+    def outside():
+        return rng.choice(paths_outside(world))
+
+    def struct():
+        return {"bytes": rng.choice([picture, None, b""]), "path": outside()}
+
     columns = {
         "pairs": lambda: {"image": [struct() for _ in range(8)], "text": [f"goat {i}" for i in range(8)]},
         "names": lambda: {"image": [outside() for _ in range(8)], "caption": ["goat", None] * 4},
@@ -54,10 +65,15 @@ def parquet(rng: random.Random, world: World) -> Case:
             "texts": [["a"], [], [None], None, ["a", "b"], ["a", None], ["x"], [""]],
         },
         "lists of numbers": lambda: {"image": [[1, 2]] * 8, "text": ["goat"] * 8},
-        "similarity": lambda: {"image": [struct() for _ in range(8)], "text": ["goat"] * 8, "similarity": [float("nan"), float("inf"), None, -1.0, 0.1, 0.9, 1e308, 0.0]},
+        "similarity": lambda: {
+            "image": [struct() for _ in range(8)],
+            "text": ["goat"] * 8,
+            "similarity": [float("nan"), float("inf"), None, -1.0, 0.1, 0.9, 1e308, 0.0],
+        },
         "structs as text": lambda: {"image": [struct()] * 8, "text": [{"a": 1}] * 8},
         "conversations": lambda: {
-            "conversations": [FORMATS["llava"]["conversations"]] * 4 + [None, [], [{"from": None, "value": None}], [{"from": "x", "value": "y"}]],
+            "conversations": [FORMATS["llava"]["conversations"]] * 4
+            + [None, [], [{"from": None, "value": None}], [{"from": "x", "value": "y"}]],
             "image": [struct() for _ in range(8)],
         },
         "no columns known": lambda: {"a": [1] * 8},
@@ -67,7 +83,12 @@ def parquet(rng: random.Random, world: World) -> Case:
     }
     name = rng.choice(list(columns))
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns[name]()), file, row_group_size=rng.choice([3, 8, 5000]), compression=rng.choice(["none", "snappy", "zstd", "gzip"]))
+    pyarrow.parquet.write_table(
+        pyarrow.table(columns[name]()),
+        file,
+        row_group_size=rng.choice([3, 8, 5000]),
+        compression=rng.choice(["none", "snappy", "zstd", "gzip"]),
+    )
     data = file.getvalue()
     if rng.random() < 0.5:
         name, data = "mutated", mutate_bytes(rng, data, 6)

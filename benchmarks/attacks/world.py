@@ -54,7 +54,9 @@ class World(NamedTuple):
 
     def source(self, format: str, name: str, **options) -> SourceConfig:
         """The source of one file of the case."""
-        return SourceConfig(format, str(self.case / name), images=str(self.images), cache=str(self.inside / "cache"), **options)
+        return SourceConfig(
+            format, str(self.case / name), images=str(self.images), cache=str(self.inside / "cache"), **options
+        )
 
     def clear(self):
         """Empties the case's folder and the caches."""
@@ -124,7 +126,27 @@ def hostile_value(rng: random.Random, world: World) -> Any:
     """Something that a key may hold and should not."""
     kind = rng.randrange(6)
     if kind == 0:
-        return rng.choice([None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), -float("inf")])
+        return rng.choice(
+            [
+                None,
+                True,
+                False,
+                0,
+                -1,
+                1,
+                2**31,
+                2**63,
+                2**64,
+                -(2**63),
+                10**400,
+                0.5,
+                -0.0,
+                1e308,
+                float("nan"),
+                float("inf"),
+                -float("inf"),
+            ]
+        )
     if kind == 1:
         return RAW.format(rng.randrange(len(TOKENS)))
     if kind == 2:
@@ -169,7 +191,22 @@ def hostile_value(rng: random.Random, world: World) -> Any:
                 "file:",
             ]
         )
-    return rng.choice([[], {}, [None], [[]], [{}], {"": None}, {"bytes": None, "path": "x"}, [0], ["0-0.jpg", None], {"a": [1]}, [[["x"]]] * 3, ["a"] * 300])
+    return rng.choice(
+        [
+            [],
+            {},
+            [None],
+            [[]],
+            [{}],
+            {"": None},
+            {"bytes": None, "path": "x"},
+            [0],
+            ["0-0.jpg", None],
+            {"a": [1]},
+            [[["x"]]] * 3,
+            ["a"] * 300,
+        ]
+    )
 
 
 def mutate(rng: random.Random, value: Any, world: World) -> Any:
@@ -180,7 +217,9 @@ def mutate(rng: random.Random, value: Any, world: World) -> Any:
             case 0:
                 del changed[key]
             case 1:
-                changed[rng.choice(["", "\0", "image", "images", "text", "texts", "url", "caption", "conversations"])] = hostile_value(rng, world)
+                changed[
+                    rng.choice(["", "\0", "image", "images", "text", "texts", "url", "caption", "conversations"])
+                ] = hostile_value(rng, world)
             case _:
                 changed[key] = mutate(rng, changed[key], world)
         return changed

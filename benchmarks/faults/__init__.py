@@ -1,1 +1,4 @@
-"""What goes wrong on real machines, repeated: kills, full disks, damaged files, lost hosts and hostile records. `python -m benchmarks.faults --help`."""
+"""What goes wrong on real machines, repeated.
+
+Kills, full disks, damaged files, lost hosts and hostile records. `python -m benchmarks.faults --help`.
+"""

@@ -1,18 +1,23 @@
-"""What goes wrong on real machines, repeated: python -m benchmarks.faults --minutes=N [--seed=S] [--out=DIR] [--continue] [--lanes=2]
+"""What goes wrong on real machines, repeated: python -m benchmarks.faults --minutes=N [--seed=S] [--out=DIR]
+[--continue] [--lanes=2]
 
 Each round disturbs real commands on the smallest model and data, and looks at what is left:
-    train, prepare, evaluate, import, export   kill -9, half of them inside a write; what was left is read; the same command goes on, and
-                                               what it writes must equal, to the bit, what an undisturbed one has written
+    train, prepare, evaluate, import, export   kill -9, half of them inside a write; what was left is read; the same
+                                               command goes on, and
+                                               what it writes must equal, to the bit, what an undisturbed one has
+                                               written
     damage                                     flipped bits, cut files, zeros, in whatever the commands have written
     full disk                                  a disk that is too small (where the system allows to mount one)
     hosts                                      two hosts train one run, and host 0 or host 1 is killed
     hostile                                    records made to do harm, from a seed (benchmarks/hostile.py)
 
-A line a round and one for each kill. The last line of stdout is JSON: rounds, kills, and what was lost: unreadable (whole before, and
-refused or gone now), unequal (read without a word, and other than it was), crashes (a traceback in place of one line), escapes (a record
-that reached outside its folder). Ends with 1 where anything was lost. Folders of rounds with faults stay in DIR/lost.
+A line a round and one for each kill. The last line of stdout is JSON: rounds, kills, and what was lost: unreadable
+(whole before, and refused or gone now), unequal (read without a word, and other than it was), crashes (a traceback in
+place of one line), escapes (a record that reached outside its folder). Ends with 1 where anything was lost. Folders of
+rounds with faults stay in DIR/lost.
 
-With --continue the rounds of an earlier call count on, also of one that was interrupted. Needs no accelerator and no data.
+With --continue the rounds of an earlier call count on, also of one that was interrupted. Needs no accelerator and no
+data.
 """
 
 import argparse
@@ -33,10 +38,22 @@ from dreamjax.data import processes
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, help="time after which no further round begins; the first call also makes the undisturbed outputs")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="time after which no further round begins; the first call also makes the undisturbed outputs",
+    )
     parser.add_argument("--seed", type=int, default=0, help="what is drawn: moments, places, records")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/faults"), help="folder for everything (default runs/faults)")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/faults"),
+        help="folder for everything (default runs/faults)",
+    )
     parser.add_argument("--continue", dest="goes_on", action="store_true", help="add to the rounds in --out")
     parser.add_argument("--lanes", type=int, default=2, help="rounds at the same time")
     parser.add_argument("--only", choices=rounds.KINDS, help="rounds of one kind alone")
@@ -94,7 +111,12 @@ def finish(campaign: Campaign, done: Round, outcome: Outcome, bar: tqdm):
     bar.update()
     tell = f"round {done.number} {done.kind}: {sums(outcome.counts)}"
     with bar.external_write_mode(file=sys.stdout):
-        print("\n".join([tell, *(f"  {line}" for line in outcome.lines), *(f"  FAULT {fault}" for fault in outcome.faults)]), flush=True)
+        print(
+            "\n".join(
+                [tell, *(f"  {line}" for line in outcome.lines), *(f"  FAULT {fault}" for fault in outcome.faults)]
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

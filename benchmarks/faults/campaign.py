@@ -1,4 +1,7 @@
-"""The bookkeeping: which round comes next, what all rounds have found, and the file that lets an interrupted campaign go on."""
+"""The bookkeeping.
+
+Which round comes next, what all rounds have found, and the file that lets an interrupted campaign go on.
+"""
 
 import collections
 import dataclasses
@@ -17,7 +20,10 @@ OTHERS = ("damage", "full disk", "hosts", "hostile")
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round does; all of it follows from `kind`, `seed` and how many of its kills are still to be inside a write."""
+    """What one round does.
+
+    All of it follows from `kind`, `seed` and how many of its kills are still to be inside a write.
+    """
 
     number: int
     kind: str
@@ -53,7 +59,10 @@ class Campaign:
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def next_round(self, kinds: Collection[str]) -> Round:
-        """The round to do now: of kills, one of the command that has had fewest; behind every five of these one of another kind."""
+        """The round to do now.
+
+        Of kills, one of the command that has had fewest; behind every five of these one of another kind.
+        """
         number, self.started = self.started, self.started + 1
         killed, others = [kind for kind in KILLED if kind in kinds], [kind for kind in OTHERS if kind in kinds]
         turn = others if others and (number % 6 == 5 or not killed) else killed
@@ -73,21 +82,54 @@ class Campaign:
 
     def facts(self) -> dict:
         """The last line: what was done and what was lost."""
-        each = lambda what: {name: self.counts[f"{what} {name}"] for name in KILLED}
-        plain = ("resumed_bit_equal", "ended_equal", "unreadable", "unequal", "hostile_records", "crashes", "escapes", "missed", "disks_full", "damaged", "hosts_killed")
+
+        def each(what):
+            return {name: self.counts[f"{what} {name}"] for name in KILLED}
+
+        plain = (
+            "resumed_bit_equal",
+            "ended_equal",
+            "unreadable",
+            "unequal",
+            "hostile_records",
+            "crashes",
+            "escapes",
+            "missed",
+            "disks_full",
+            "damaged",
+            "hosts_killed",
+        )
         return {
-            "rounds": self.counts["rounds"], "kills": sum(each("kills").values()), "kills_inside_a_write": sum(each("inside").values()),
-            **{name: self.counts[name] for name in plain}, "kills_by_command": each("kills"), "inside_by_command": each("inside"),
-            "rounds_of_others": {name: self.counts[f"rounds {name}"] for name in OTHERS}, "seed": self.seed,
-        }  # fmt: skip
+            "rounds": self.counts["rounds"],
+            "kills": sum(each("kills").values()),
+            "kills_inside_a_write": sum(each("inside").values()),
+            **{name: self.counts[name] for name in plain},
+            "kills_by_command": each("kills"),
+            "inside_by_command": each("inside"),
+            "rounds_of_others": {name: self.counts[f"rounds {name}"] for name in OTHERS},
+            "seed": self.seed,
+        }
 
     def pace(self, lanes: int) -> str:
         """How long kills and rounds take, as measured, and what 200 kills would."""
-        done = {name: self.counts[f"seconds {name}"] / self.counts[f"kills {name}"] for name in KILLED if self.counts[f"kills {name}"]}
-        others = {name: self.counts[f"seconds {name}"] / self.counts[f"rounds {name}"] for name in OTHERS if self.counts[f"rounds {name}"]}
-        told = [f"{name} {seconds:.0f} s a kill" for name, seconds in done.items()] + [f"{name} {seconds:.0f} s a round" for name, seconds in others.items()]
+        done = {
+            name: self.counts[f"seconds {name}"] / self.counts[f"kills {name}"]
+            for name in KILLED
+            if self.counts[f"kills {name}"]
+        }
+        others = {
+            name: self.counts[f"seconds {name}"] / self.counts[f"rounds {name}"]
+            for name in OTHERS
+            if self.counts[f"rounds {name}"]
+        }
+        told = [f"{name} {seconds:.0f} s a kill" for name, seconds in done.items()] + [
+            f"{name} {seconds:.0f} s a round" for name, seconds in others.items()
+        ]
         if len(done) == len(KILLED):
-            told.append(f"200 kills by themselves take {200 / len(KILLED) * sum(done.values()) / lanes / 60:.0f} minutes in {lanes} lanes")
+            told.append(
+                f"200 kills by themselves take {200 / len(KILLED) * sum(done.values()) / lanes / 60:.0f} "
+                f"minutes in {lanes} lanes"
+            )
         return "; ".join(told)
 
     def save(self, folder: pathlib.Path):

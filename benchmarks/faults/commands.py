@@ -15,7 +15,10 @@ LIMIT = 600  # seconds in which any of them ends
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """`python -m dreamjax.MODULE` with arguments, run in a folder in which it writes `out`. `{made}` stands for the folder of reference.py."""
+    """`python -m dreamjax.MODULE` with arguments, run in a folder in which it writes `out`.
+
+    `{made}` stands for the folder of reference.py.
+    """
 
     name: str
     out: str
@@ -43,13 +46,41 @@ PREPARE = Command(
         "--per_file=20", "--workers=2", "--cache=index", "--max_bad_share=0.5",
     ),
 )  # fmt: skip
-EVALUATE = Command("evaluate", "evaluated", ("dreamjax.evaluate", f"--model={MODEL}", "--task=vqav2", "--data={made}/vqav2", "--out=evaluated", "--batch_size=4"))
+EVALUATE = Command(
+    "evaluate",
+    "evaluated",
+    (
+        "dreamjax.evaluate",
+        f"--model={MODEL}",
+        "--task=vqav2",
+        "--data={made}/vqav2",
+        "--out=evaluated",
+        "--batch_size=4",
+    ),
+)
 EXPORTED = tuple(f"{FOLDERS}/{name}" for name in ("llm", "clip", "joints"))  # a Hugging Face export of this model
-IMPORT = Command("import", "imported", ("dreamjax.convert", "import", *(f"--source={folder}" for folder in EXPORTED), "--out=imported"))
+IMPORT = Command(
+    "import",
+    "imported",
+    ("dreamjax.convert", "import", *(f"--source={folder}" for folder in EXPORTED), "--out=imported"),
+)
 EXPORT_MODEL = Command("export params", "model", ("dreamjax.convert", "export", f"--model={TWIN}", "--out=model"))
-EXPORT_FOLDERS = Command("export huggingface", "folders", ("dreamjax.convert", "export", f"--model={TWIN}", "--format=huggingface", "--out=folders"))
-TWO_HOSTS = Command("hosts", "run", (*TRAIN.arguments, "--config.total_steps=60", "--heartbeat=5"))  # each of them runs it
-COMMANDS = (TRAIN, EXPORT_MODEL, EXPORT_FOLDERS, PREPARE, EVALUATE, IMPORT)  # each needs only what those before it have made
+EXPORT_FOLDERS = Command(
+    "export huggingface",
+    "folders",
+    ("dreamjax.convert", "export", f"--model={TWIN}", "--format=huggingface", "--out=folders"),
+)
+TWO_HOSTS = Command(
+    "hosts", "run", (*TRAIN.arguments, "--config.total_steps=60", "--heartbeat=5")
+)  # each of them runs it
+COMMANDS = (
+    TRAIN,
+    EXPORT_MODEL,
+    EXPORT_FOLDERS,
+    PREPARE,
+    EVALUATE,
+    IMPORT,
+)  # each needs only what those before it have made
 
 
 def environment(out: pathlib.Path, **more: str) -> dict[str, str]:
@@ -81,7 +112,10 @@ class Started:
 
 
 def start(line: list[str], home: pathlib.Path, printed: pathlib.Path, environ: dict[str, str]) -> Started:
-    """Starts a command in a folder, in a group of processes of its own; where Linux's setpriv is there, it ends with the campaign."""
+    """Starts a command in a folder, in a group of processes of its own.
+
+    Where Linux's setpriv is there, it ends with the campaign.
+    """
     line = ["setpriv", "--pdeathsig", "KILL", *line] if shutil.which("setpriv") else line
     home.mkdir(parents=True, exist_ok=True)
     printed.parent.mkdir(parents=True, exist_ok=True)
@@ -90,15 +124,27 @@ def start(line: list[str], home: pathlib.Path, printed: pathlib.Path, environ: d
     return Started(process, printed)
 
 
-def start_hosts(line: list[str], home: pathlib.Path, printed: pathlib.Path, environ: dict[str, str], count: int = 2) -> list[Started]:
+def start_hosts(
+    line: list[str], home: pathlib.Path, printed: pathlib.Path, environ: dict[str, str], count: int = 2
+) -> list[Started]:
     """Starts a command on several hosts: processes that meet on a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = lambda host: {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(host)}
-    return [start(line, home, printed.with_name(f"{printed.name}-host-{host}"), environ | place(host)) for host in range(count)]
+
+    def place(host):
+        return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(host)}
+
+    return [
+        start(line, home, printed.with_name(f"{printed.name}-host-{host}"), environ | place(host))
+        for host in range(count)
+    ]
 
 
 def has_traceback(text: str) -> bool:
     """Whether a command ended with more than the one line that a user can act on."""
-    return "Traceback (most recent call last)" in text or "*** Check failure stack trace" in text or "Fatal Python error" in text
+    return (
+        "Traceback (most recent call last)" in text
+        or "*** Check failure stack trace" in text
+        or "Fatal Python error" in text
+    )

@@ -25,6 +25,9 @@ def same(ours: Contents, theirs: Contents) -> str:
 
 
 def files(folder: pathlib.Path) -> Contents:
-    """{relative name: bytes} of all files, but for unfinished ones that a killed process has left, which nothing reads."""
+    """{relative name.
+
+    Bytes} of all files, but for unfinished ones that a killed process has left, which nothing reads.
+    """
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not any(map(UNFINISHED.search, name.split("/")))}

@@ -1,7 +1,8 @@
-"""Rounds of damaged files: a bit that flipped, a file that was cut off, a block of zeros, in whatever the commands have written.
+"""Rounds of damaged files: a bit that flipped, a file that was cut off, a block of zeros, in whatever the commands have
+written.
 
-What is read then must be what was written, or be refused in one line. A flip in a text, a setting or a file of another format, which has
-no checksum, cannot be told from an edit: there only crashes count.
+What is read then must be what was written, or be refused in one line. A flip in a text, a setting or a file of another
+format, which has no checksum, cannot be told from an edit: there only crashes count.
 """
 
 import itertools
@@ -9,7 +10,6 @@ import pathlib
 import random
 import shutil
 from collections.abc import Callable, Mapping
-
 
 from benchmarks.faults import commands, readers
 from benchmarks.faults.campaign import Outcome, Round
@@ -31,7 +31,12 @@ def damage_round(round_: Round, reference: Reference, folder: pathlib.Path) -> O
         whole = read(home / command.out)
         damaged = damage(home / command.out, rng)
         outcome.counts["damaged"] += 1
-        judge(f"{command.name} in {home}: {damaged}", lambda read=read, home=home, command=command: read(home / command.out), whole, outcome)
+        judge(
+            f"{command.name} in {home}: {damaged}",
+            lambda read=read, home=home, command=command: read(home / command.out),
+            whole,
+            outcome,
+        )
     for number in range(DAMAGES - COMMANDS_RUN, DAMAGES):
         command = (TRAIN, EVALUATE, PREPARE)[number % 3]
         home = copy(command, reference, folder / str(number), rng)
@@ -111,8 +116,11 @@ def crashes_alone(read: Callable[[pathlib.Path], Contents]) -> Callable[[pathlib
 
 
 READ: Mapping[Command, Callable[[pathlib.Path], Contents]] = {
-    TRAIN: readers.weights, EXPORT_MODEL: readers.weights, PREPARE: readers.documents, EXPORT_FOLDERS: crashes_alone(readers.folders),
-}  # fmt: skip
+    TRAIN: readers.weights,
+    EXPORT_MODEL: readers.weights,
+    PREPARE: readers.documents,
+    EXPORT_FOLDERS: crashes_alone(readers.folders),
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -125,7 +133,9 @@ def go_on(command: Command, home: pathlib.Path, reference: Reference, rng: rando
         shutil.rmtree(home / command.out)
     folder = home / "index" if command is PREPARE else home / command.out
     what = f"{command.name} in {home}: {damage(folder, rng)}"
-    again = commands.start(command.line(reference.made), home, home.with_name(f"{home.name}-again"), reference.environment)
+    again = commands.start(
+        command.line(reference.made), home, home.with_name(f"{home.name}-again"), reference.environment
+    )
     if command is TRAIN:
         stop_when_saved(again, home / TRAIN.out)
     status = again.finish()

@@ -1,4 +1,7 @@
-"""The experiment that the campaign trains: the smallest model that sees and has a part to freeze. The argument is a folder of stories."""
+"""The experiment that the campaign trains.
+
+The smallest model that sees and has a part to freeze. The argument is a folder of stories.
+"""
 
 import ml_collections
 
@@ -16,13 +19,27 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
     run = c.RunConfig(
         model=model,
         data=c.DataConfig(
-            train=(c.SourceConfig("storybook", arg),), eval=(c.SourceConfig("storybook", arg, split="eval"),),
-            tokenizer_vocab=300, length=64, seen_slots=4, dreamed_slots=0,
+            train=(c.SourceConfig("storybook", arg),),
+            eval=(c.SourceConfig("storybook", arg, split="eval"),),
+            tokenizer_vocab=300,
+            length=64,
+            seen_slots=4,
+            dreamed_slots=0,
         ),
         optim=c.OptimConfig(
-            trainable=(r"^(llm|visual_projector)/",), frozen=(r"^clip/",), learning_rate=1e-2, warmup_share=0.0, schedule="constant", ema_decay=0.9,
+            trainable=(r"^(llm|visual_projector)/",),
+            frozen=(r"^clip/",),
+            learning_rate=1e-2,
+            warmup_share=0.0,
+            schedule="constant",
+            ema_decay=0.9,
         ),
         mesh=c.MeshConfig(data=-1, fsdp=1, tensor=1),
-        total_steps=STEPS, batch_size=4, log_every=1, checkpoint_every=2, eval_every=0, checkpoints_kept=2,
-    )  # fmt: skip
+        total_steps=STEPS,
+        batch_size=4,
+        log_every=1,
+        checkpoint_every=2,
+        eval_every=0,
+        checkpoints_kept=2,
+    )
     return ml_collections.ConfigDict(to_dict(run))

@@ -1,6 +1,8 @@
-"""Rounds of full disks: a command writes to a disk of a few kilobytes too little, must end with one line, and goes on where there is room.
+"""Rounds of full disks: a command writes to a disk of a few kilobytes too little, must end with one line, and goes on
+where there is room.
 
-The disk is a file system in memory of a chosen size, mounted in a namespace of the command's own (unshare, mount): no other process sees it.
+The disk is a file system in memory of a chosen size, mounted in a namespace of the command's own (unshare, mount): no
+other process sees it.
 """
 
 import pathlib
@@ -17,14 +19,22 @@ from benchmarks.faults.training import Run
 TIMES = 3  # a round
 PAGE = 4096
 # $1 is the size, $2 the folder for what is left when the disk is gone; the rest is the command.
-SCRIPT = 'size=$1; left=$2; shift 2; mount -t tmpfs -o size=$size tmpfs . && cd "$PWD" || exit 99; "$@"; status=$?; cp -a . "$left"; exit $status'
+SCRIPT = (
+    'size=$1; left=$2; shift 2; mount -t tmpfs -o size=$size tmpfs . && cd "$PWD" || exit 99; "$@"; '
+    'status=$?; cp -a . "$left"; exit $status'
+)
 
 
 def can_mount() -> bool:
     """Whether this system lets the user have a namespace with mounts of its own."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run(["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def full_disk_round(round_: Round, reference: Reference, folder: pathlib.Path) -> Outcome:
@@ -53,7 +63,18 @@ def fill(command: Command, size: int, reference: Reference, home: pathlib.Path, 
     """Runs a command on a disk of so many bytes; what it says, what is left, and how it goes on."""
     left = home.with_name(f"{home.name}-left")
     left.mkdir(parents=True)
-    line = ["unshare", "--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh", str(size), str(left), *command.line(reference.made)]
+    line = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        SCRIPT,
+        "sh",
+        str(size),
+        str(left),
+        *command.line(reference.made),
+    ]
     started = commands.start(line, home, home.with_name(f"{home.name}-full"), reference.environment)
     status = started.finish()
     if status == 0:
@@ -62,11 +83,12 @@ def fill(command: Command, size: int, reference: Reference, home: pathlib.Path, 
     outcome.counts["disks_full"] += 1
     outcome.lines.append(f"{command.name} on a disk of {size:,d} bytes ends with {status}: {started.last_line()[:200]}")
     if status != 2 or commands.has_traceback(started.stderr()):
-        outcome.fault("crashes", f"{command.name} on a full disk, left in {left}: status {status}: {started.last_line()}")
+        outcome.fault(
+            "crashes", f"{command.name} on a full disk, left in {left}: status {status}: {started.last_line()}"
+        )
     if command is TRAIN:
         run = Run(reference, left, outcome)
         run.compare("when the disk was full")
         run.stopped()
     else:
         run_again(command, left, check_reading(command, left, reference, outcome), reference, outcome)
-

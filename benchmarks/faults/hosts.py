@@ -1,4 +1,7 @@
-"""Rounds of two hosts that train one run: one of them is killed, the other must end in time with one line, and both together go on."""
+"""Rounds of two hosts that train one run.
+
+One of them is killed, the other must end in time with one line, and both together go on.
+"""
 
 import pathlib
 import signal
@@ -40,7 +43,9 @@ def lose(run: Run, victim: int, at: Aim):
     """Kills a host; what the other does then, and what both have left."""
     writes = watch.Writes(run.home)
     hosts = launch(run)
-    killed = watch.kill(hosts[victim].process, writes, at, run.reference.seen[TWO_HOSTS.name], TWO_HOSTS.home(run.reference.made))
+    killed = watch.kill(
+        hosts[victim].process, writes, at, run.reference.seen[TWO_HOSTS.name], TWO_HOSTS.home(run.reference.made)
+    )
     other = hosts[1 - victim]
     if killed is None:
         run.outcome.counts["missed"] += 1

@@ -23,7 +23,10 @@ def aims(round_: Round) -> list[bool]:
 
 
 def aim(rng: random.Random, inside: bool, usual: watch.Watched) -> Aim:
-    """A moment of one of a command's writes; or else one of its work in its folder, or right behind one of the changes that it makes there."""
+    """A moment of one of a command's writes.
+
+    Or else one of its work in its folder, or right behind one of the changes that it makes there.
+    """
     if inside:
         return Aim(True, share=rng.random(), passing=rng.randrange(max(usual.count, 1)))
     if rng.random() < 0.5:
@@ -36,7 +39,10 @@ def count(outcome: Outcome, command: Command, killed: Kill, home: pathlib.Path):
     outcome.counts[f"kills {command.kind}"] += 1
     outcome.counts[f"inside {command.kind}"] += killed.inside
     left = ", ".join(killed.left[:2]) + (f" and {len(killed.left) - 2} more" if len(killed.left) > 2 else "")
-    outcome.lines.append(f"{command.name} killed after {killed.seconds:.2f} s, {f'inside a write: {left}' if left else 'between writes'} [{home.name}]")
+    outcome.lines.append(
+        f"{command.name} killed after {killed.seconds:.2f} s, "
+        f"{f'inside a write: {left}' if left else 'between writes'} [{home.name}]"
+    )
 
 
 def round_of_kills(round_: Round, reference: Reference, folder: pathlib.Path) -> Outcome:
@@ -55,7 +61,9 @@ def round_of_kills(round_: Round, reference: Reference, folder: pathlib.Path) ->
 def one_kill(command: Command, at: Aim, reference: Reference, home: pathlib.Path, outcome: Outcome) -> bool:
     """Kills a command, looks at what it left and runs it to its end; whether it could be killed."""
     writes = watch.Writes(home)
-    started = commands.start(command.line(reference.made), home, home.with_name(f"{home.name}-killed"), reference.environment)
+    started = commands.start(
+        command.line(reference.made), home, home.with_name(f"{home.name}-killed"), reference.environment
+    )
     killed = watch.kill(started.process, writes, at, reference.seen[command.name], command.home(reference.made))
     if killed is None:
         outcome.counts["missed"] += 1
@@ -68,11 +76,20 @@ def one_kill(command: Command, at: Aim, reference: Reference, home: pathlib.Path
 
 def run_again(command: Command, home: pathlib.Path, complete: bool, reference: Reference, outcome: Outcome):
     """Runs a command to its end where it was disturbed; counts an end that equals the undisturbed one."""
-    again = commands.start(command.line(reference.made), home, home.with_name(f"{home.name}-again"), reference.environment)
+    again = commands.start(
+        command.line(reference.made), home, home.with_name(f"{home.name}-again"), reference.environment
+    )
     outcome.counts["ended_equal"] += check_end(command, again, home, complete, reference, outcome)
 
 
-def check_end(command: Command, ended: commands.Started, home: pathlib.Path, complete: bool, reference: Reference, outcome: Outcome) -> bool:
+def check_end(
+    command: Command,
+    ended: commands.Started,
+    home: pathlib.Path,
+    complete: bool,
+    reference: Reference,
+    outcome: Outcome,
+) -> bool:
     """Whether a command ends as an undisturbed one does; it may refuse to write anew what was complete before."""
     status, where = ended.finish(), f"{command.name} in {home}, {ended.printed.name}"
     if status not in (0, 2) or commands.has_traceback(ended.stderr()):
@@ -89,7 +106,8 @@ def check_end(command: Command, ended: commands.Started, home: pathlib.Path, com
 
 
 def check_reading(command: Command, home: pathlib.Path, reference: Reference, outcome: Outcome) -> bool:
-    """What a killed command left must read as the whole output, or as whole parts of it where these are of use, or be refused in one line.
+    """What a killed command left must read as the whole output, or as whole parts of it where these are of use, or be
+    refused in one line.
 
     Returns whether all of it is there.
     """
@@ -99,7 +117,11 @@ def check_reading(command: Command, home: pathlib.Path, reference: Reference, ou
         found: Contents = {}
         refused = readers.refusal(lambda: found.update(read(folder)))
     except Exception as error:
-        outcome.fault("crashes", f"{command.name} killed in {home}: reading raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        outcome.fault(
+            "crashes",
+            f"{command.name} killed in {home}: reading raised {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}",
+        )
         return False
     if refused is not None:
         outcome.lines.append(f"  reads as: {refused[:160]}")

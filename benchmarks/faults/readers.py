@@ -1,4 +1,6 @@
-"""What the product's own readers make of a folder in whatever state it is, and whether that is what an undisturbed command left there."""
+"""What the product's own readers make of a folder in whatever state it is, and whether that is what an undisturbed
+command left there.
+"""
 
 import json
 import pathlib
@@ -24,7 +26,10 @@ CLOCKED = ("elapsed", "tokens_per_second")  # what a line of metrics.jsonl says 
 
 
 def refusal(read: Callable[[], Any]) -> str | None:
-    """What a reader says where it refuses, as a command would print it; None where it reads. Whatever else it raises is a crash."""
+    """What a reader says where it refuses, as a command would print it.
+
+    None where it reads. Whatever else it raises is a crash.
+    """
     try:
         read()
     except cli.MENDABLE as error:
@@ -38,7 +43,9 @@ def refusal(read: Callable[[], Any]) -> str | None:
 
 def state(run: pathlib.Path, step: int) -> Contents:
     """Every array of a checkpoint, and of what the run keeps frozen."""
-    return arrays(run / "checkpoints" / str(step) / "state") | {f"frozen/{name}": value for name, value in arrays(run / "frozen").items()}
+    return arrays(run / "checkpoints" / str(step) / "state") | {
+        f"frozen/{name}": value for name, value in arrays(run / "frozen").items()
+    }
 
 
 def arrays(path: pathlib.Path) -> Contents:
@@ -47,7 +54,10 @@ def arrays(path: pathlib.Path) -> Contents:
         tree = checkpointer.metadata(epath.Path(path)).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         tree = checkpointer.restore(epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return {jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(leaf)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def model(folder: pathlib.Path) -> Contents:
@@ -55,7 +65,10 @@ def model(folder: pathlib.Path) -> Contents:
     where = checkpoint.open_folder(folder)
     leaves, origins = exporting.open_model(where).leaves, handover.origins_of(where, "last")
     parameters = checkpoint.flatten(DreamLLM.load(folder).params)
-    return {path: np.asarray(leaf) for path, leaf in parameters.items()} | {"names": sorted(leaves), "fresh": origins["fresh"]}
+    return {path: np.asarray(leaf) for path, leaf in parameters.items()} | {
+        "names": sorted(leaves),
+        "fresh": origins["fresh"],
+    }
 
 
 def weights(folder: pathlib.Path) -> Contents:
@@ -68,7 +81,9 @@ def metrics(run: pathlib.Path, last: int) -> list[dict]:
     path = run / "metrics.jsonl"
     whole = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
     lines = [json.loads(line) for line in whole if line]
-    return [{name: value for name, value in line.items() if name not in CLOCKED} for line in lines if line["step"] <= last]
+    return [
+        {name: value for name, value in line.items() if name not in CLOCKED} for line in lines if line["step"] <= last
+    ]
 
 
 def last_step(run: pathlib.Path) -> int | None:
@@ -92,13 +107,22 @@ def model_folder(folder: pathlib.Path) -> Contents:
     return found | {f"params/{name}": value for name, value in model(folder).items()}
 
 
-CONTENTS = {PREPARE.name: files, EVALUATE.name: files, IMPORT.name: model_folder, EXPORT_MODEL.name: model_folder, EXPORT_FOLDERS.name: files}
+CONTENTS = {
+    PREPARE.name: files,
+    EVALUATE.name: files,
+    IMPORT.name: model_folder,
+    EXPORT_MODEL.name: model_folder,
+    EXPORT_FOLDERS.name: files,
+}
 
 
 def documents(folder: pathlib.Path) -> Contents:
     """Every document of a prepared set, finished or not, by its id: its texts and the bytes of its pictures."""
     source = open_source(SourceConfig("array_record", str(folder / "*.array_record")))
-    return {document.id: [part.text if isinstance(part, Text) else part.source for part in document.parts] for document in _usable(source)}
+    return {
+        document.id: [part.text if isinstance(part, Text) else part.source for part in document.parts]
+        for document in _usable(source)
+    }
 
 
 def _usable(source):
@@ -112,15 +136,25 @@ def _usable(source):
 def folders(folder: pathlib.Path) -> Contents:
     """The weights of a Hugging Face export, as an import reads them."""
     plan = importing.make_plan([str(folder / name) for name in ("llm", "clip", "joints")])
-    return {path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape))) for path, leaf in plan.leaves.items()}
+    return {
+        path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+        for path, leaf in plan.leaves.items()
+    }
 
 
 def results(folder: pathlib.Path) -> Contents:
-    """The JSON that an evaluation has written, entry by entry, since results.json grows in two steps; and the whole lines of its predictions."""
+    """The JSON that an evaluation has written, entry by entry, since results.json grows in two steps.
+
+    And the whole lines of its predictions.
+    """
     found: Contents = {}
     for path in folder.rglob("*.json"):
         name, values = path.relative_to(folder), json.loads(path.read_text())
-        entries = {f"{task}/{key}": value for task, facts in values.items() for key, value in facts.items()} if path.name == "results.json" else {"": values}
+        entries = (
+            {f"{task}/{key}": value for task, facts in values.items() for key, value in facts.items()}
+            if path.name == "results.json"
+            else {"": values}
+        )
         found |= {f"{name}:{entry}": value for entry, value in entries.items()}
     for path in folder.rglob("*.jsonl"):
         whole = path.read_text().rpartition("\n")[0].split("\n")
@@ -129,6 +163,13 @@ def results(folder: pathlib.Path) -> Contents:
 
 
 READERS: Mapping[str, Callable[[pathlib.Path], Contents]] = {
-    PREPARE.name: documents, EVALUATE.name: results, IMPORT.name: model, EXPORT_MODEL.name: model, EXPORT_FOLDERS.name: folders,
-}  # fmt: skip
-IN_PARTS = (PREPARE.name, EVALUATE.name)  # what these have written so far is of use by itself, where every part of it is whole
+    PREPARE.name: documents,
+    EVALUATE.name: results,
+    IMPORT.name: model,
+    EXPORT_MODEL.name: model,
+    EXPORT_FOLDERS.name: folders,
+}
+IN_PARTS = (
+    PREPARE.name,
+    EVALUATE.name,
+)  # what these have written so far is of use by itself, where every part of it is whole

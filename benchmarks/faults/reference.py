@@ -1,4 +1,7 @@
-"""What the campaign measures by: small made data, and the output of every command that nothing disturbed; of training the twin of all runs."""
+"""What the campaign measures by.
+
+Small made data, and the output of every command that nothing disturbed; of training the twin of all runs.
+"""
 
 import dataclasses
 import hashlib
@@ -18,7 +21,10 @@ from benchmarks.faults.commands import COMMANDS, TRAIN, TWO_HOSTS, Command
 from dreamjax import atomic
 
 READY = "ready.json"
-KEEP_ALL = ("--config.checkpoint_every=1", "--config.checkpoints_kept=1000")  # of the twins: runs are compared at whatever step they have saved
+KEEP_ALL = (
+    "--config.checkpoint_every=1",
+    "--config.checkpoints_kept=1000",
+)  # of the twins: runs are compared at whatever step they have saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,10 @@ class Reference:
 
 
 def make(made: pathlib.Path) -> Reference:
-    """Makes the data and runs every command to its end; those whose times are used twice, since the first time they compile."""
+    """Makes the data and runs every command to its end.
+
+    Those whose times are used twice, since the first time they compile.
+    """
     shutil.rmtree(made, ignore_errors=True)
     write_stories(made / "stories")
     write_pairs(made / "pairs.tar")
@@ -74,14 +83,18 @@ def undisturbed(command: Command, made: pathlib.Path) -> watch.Watched:
     started = commands.start(command.line(made, *more), home, made / "printed" / home.name, commands.environment(made))
     seen = watch.watched(started.process, home, began)
     if started.process.returncode:
-        raise RuntimeError(f"{command.name} ended with {started.process.returncode}, undisturbed: {started.stderr()[-2000:]}")
+        raise RuntimeError(
+            f"{command.name} ended with {started.process.returncode}, undisturbed: {started.stderr()[-2000:]}"
+        )
     return seen
 
 
 def undisturbed_hosts(made: pathlib.Path) -> watch.Watched:
     """Trains the twin of runs of two hosts."""
     home, began = TWO_HOSTS.home(made), time.monotonic()
-    hosts = commands.start_hosts(TWO_HOSTS.line(made, *KEEP_ALL), home, made / "printed" / home.name, commands.environment(made))
+    hosts = commands.start_hosts(
+        TWO_HOSTS.line(made, *KEEP_ALL), home, made / "printed" / home.name, commands.environment(made)
+    )
     seen = watch.watched(hosts[0].process, home, began)
     for host in hosts:
         if host.finish():
@@ -105,7 +118,10 @@ def write_stories(folder: pathlib.Path, count: int = 24):
     folder.mkdir(parents=True)
     records = []
     for story in range(count):
-        pages = [{"text": "a red goat " * (1 + (story + page) % 3), "image": f"{story}_{page}.png"} for page in range(1 + story % 3)]
+        pages = [
+            {"text": "a red goat " * (1 + (story + page) % 3), "image": f"{story}_{page}.png"}
+            for page in range(1 + story % 3)
+        ]
         for page, values in enumerate(pages):
             (folder / values["image"]).write_bytes(noise(story * 3 + page))
         records.append({"id": f"story {story}", "title": f"Goat {story}", "pages": pages})
@@ -117,7 +133,10 @@ def write_pairs(path: pathlib.Path, count: int = 400):
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             picture = noise(number, (48, 64)) if number % 9 else b"broken"
-            for name, data in ((f"{number:09d}.png", picture), (f"{number:09d}.txt", f"a goat, number {number}".encode())):
+            for name, data in (
+                (f"{number:09d}.png", picture),
+                (f"{number:09d}.txt", f"a goat, number {number}".encode()),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -126,10 +145,15 @@ def write_pairs(path: pathlib.Path, count: int = 400):
 def write_questions(folder: pathlib.Path, count: int = 40):
     """VQAv2's own files."""
     (folder / "val2014").mkdir(parents=True)
-    asked = [{"image_id": number, "question": f"What colour is goat {number}?", "question_id": 10 * number} for number in range(1, count + 1)]
+    asked = [
+        {"image_id": number, "question": f"What colour is goat {number}?", "question_id": 10 * number}
+        for number in range(1, count + 1)
+    ]
     answers = [{"answer": "red", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
     marked = [{"question_id": row["question_id"], "image_id": row["image_id"], "answers": answers} for row in asked]
     (folder / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": asked}))
     (folder / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": marked}))
     for row in asked:
-        (folder / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg").write_bytes(noise(row["image_id"], kind="JPEG"))
+        (folder / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg").write_bytes(
+            noise(row["image_id"], kind="JPEG")
+        )

@@ -7,13 +7,18 @@ import time
 import traceback
 
 from absl import logging
+
 from benchmarks.faults import damage, full_disk, hostile, hosts, kills, training
 from benchmarks.faults.campaign import KILLED, Outcome, Round
 from benchmarks.faults.reference import Reference
 
 KINDS = {name: kills.round_of_kills for name in KILLED} | {
-    "train": training.train_round, "damage": damage.damage_round, "full disk": full_disk.full_disk_round, "hosts": hosts.hosts_round, "hostile": hostile.hostile_round,
-}  # fmt: skip
+    "train": training.train_round,
+    "damage": damage.damage_round,
+    "full disk": full_disk.full_disk_round,
+    "hosts": hosts.hosts_round,
+    "hostile": hostile.hostile_round,
+}
 
 
 def possible() -> tuple[str, ...]:
@@ -25,7 +30,10 @@ def possible() -> tuple[str, ...]:
 
 
 def play(round_: Round, reference: Reference, out: pathlib.Path) -> Outcome:
-    """Runs one round in a folder below `out`. A fault of the campaign itself is told as one, and ends no more than its round."""
+    """Runs one round in a folder below `out`.
+
+    A fault of the campaign itself is told as one, and ends no more than its round.
+    """
     began = time.monotonic()
     logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint that is not read through its manager
     name = f"{round_.number:05d}-{round_.kind.replace(' ', '-')}"

@@ -1,4 +1,7 @@
-"""Rounds of training: a run is killed and resumed, and what it saves is compared, array by array, with what its undisturbed twin saved."""
+"""Rounds of training.
+
+A run is killed and resumed, and what it saves is compared, array by array, with what its undisturbed twin saved.
+"""
 
 import pathlib
 import signal
@@ -17,12 +20,17 @@ PAUSE = 0.5  # seconds after that, at most, of a kill that is not aimed at a wri
 
 
 def train_round(round_: Round, reference: Reference, folder: pathlib.Path) -> Outcome:
-    """One run, killed again and again and resumed each time, compared with its twin at every step that it saves; at last it is asked to stop."""
+    """One run, killed again and again and resumed each time, compared with its twin at every step that it saves.
+
+    At last it is asked to stop.
+    """
     outcome, rng = Outcome(), round_.random()
     run = Run(reference, folder / "0", outcome)
     for inside in aims(round_):
         for _ in range(TRIES):
-            if run.killed(Aim(inside, rng.random(), rng.random() * PAUSE, rng.randrange(WRITES if inside else 3 * WRITES))):
+            if run.killed(
+                Aim(inside, rng.random(), rng.random() * PAUSE, rng.randrange(WRITES if inside else 3 * WRITES))
+            ):
                 break
     run.stopped()
     return outcome
@@ -49,13 +57,20 @@ class Run:
 
     def start(self) -> commands.Started:
         self.lives += 1
-        return commands.start(TRAIN.line(self.reference.made), self.home, self.home.with_name(f"life-{self.lives}"), self.reference.environment)
+        return commands.start(
+            TRAIN.line(self.reference.made),
+            self.home,
+            self.home.with_name(f"life-{self.lives}"),
+            self.reference.environment,
+        )
 
     def killed(self, at: Aim) -> bool:
         """Resumes the run and kills it; whether it could be killed."""
         writes = watch.Writes(self.home)
         started = self.start()
-        killed = watch.kill(started.process, writes, at, self.reference.seen[TRAIN.name], TRAIN.home(self.reference.made))
+        killed = watch.kill(
+            started.process, writes, at, self.reference.seen[TRAIN.name], TRAIN.home(self.reference.made)
+        )
         if killed is None:
             self.outcome.counts["missed"] += 1
             self.ended(started)
@@ -91,12 +106,16 @@ class Run:
                 return
             differences = self._differences(run, step)
         except Exception as error:  # mendable or not: a whole checkpoint was there
-            self.outcome.fault("crashes", f"{where}: reading raised {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            self.outcome.fault(
+                "crashes", f"{where}: reading raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            )
             return
         for difference in differences:
             self.outcome.fault("unequal", f"{where}, step {step}: {difference}")
         if self.saved is not None and step < self.saved:
-            self.outcome.fault("unreadable", f"{where}: the newest checkpoint is of step {step}, and step {self.saved} was whole")
+            self.outcome.fault(
+                "unreadable", f"{where}: the newest checkpoint is of step {step}, and step {self.saved} was whole"
+            )
         if step > (self.saved or 0):
             self.outcome.counts["resumed_bit_equal"] += 0 if differences else self.open
             self.open = 0
@@ -105,13 +124,17 @@ class Run:
     def _expect_nothing(self, run: pathlib.Path, where: str):
         refused = readers.refusal(lambda: readers.model(run))
         if refused is None or self.saved is not None:
-            self.outcome.fault("unreadable", f"{where}: step {self.saved} was whole, and now there is no checkpoint ({refused})")
+            self.outcome.fault(
+                "unreadable", f"{where}: step {self.saved} was whole, and now there is no checkpoint ({refused})"
+            )
 
     def _differences(self, run: pathlib.Path, step: int) -> list[str]:
         theirs = readers.state(self.twin, step)
         found = [same(readers.state(run, step), theirs)]
         used = readers.weights(run)
-        average = {name.removeprefix("average/"): value for name, value in theirs.items() if name.startswith("average/")}
+        average = {
+            name.removeprefix("average/"): value for name, value in theirs.items() if name.startswith("average/")
+        }
         frozen = {name.removeprefix("frozen/"): value for name, value in theirs.items() if name.startswith("frozen/")}
         found.append(same(used, average | frozen))
         if readers.metrics(run, step) != readers.metrics(self.twin, step):

@@ -1,7 +1,8 @@
-"""Kills a command at a moment of its work: any, or inside a write, which is seen by the names that unfinished files and folders have.
+"""Kills a command at a moment of its work: any, or inside a write, which is seen by the names that unfinished files and
+folders have.
 
-A process is looked at from outside, every millisecond, and gets SIGKILL, as from `kill -9`, the system's out-of-memory killer or a lost
-machine. Whether it was in the middle of a write is read from what it left, not from what was aimed at.
+A process is looked at from outside, every millisecond, and gets SIGKILL, as from `kill -9`, the system's out-of-memory
+killer or a lost machine. Whether it was in the middle of a write is read from what it left, not from what was aimed at.
 """
 
 import contextlib
@@ -14,13 +15,19 @@ import signal
 import subprocess
 import time
 
-UNFINISHED = re.compile(r"\.(tmp|partial|partial_save|orbax-checkpoint-tmp)$")  # dreamjax/atomic.py's, an index pass's, Orbax's
+UNFINISHED = re.compile(
+    r"\.(tmp|partial|partial_save|orbax-checkpoint-tmp)$"
+)  # dreamjax/atomic.py's, an index pass's, Orbax's
 LOOK_EVERY = 0.001  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """When to kill: a share of a write after it began, or a time after the folder was changed; both once some writes or changes have passed."""
+    """When to kill.
+
+    A share of a write after it began, or a time after the folder was changed; both once some writes or changes have
+    passed.
+    """
 
     inside: bool  # a write
     share: float = 0.0  # of a write
@@ -61,7 +68,10 @@ def kind_of(name: str) -> str:
 
 
 def unfinished(folder: str | os.PathLike) -> set[str]:
-    """The files and folders below a folder, by their relative names, that bear the name of something unfinished; not what lies in these."""
+    """The files and folders below a folder, by their relative names, that bear the name of something unfinished.
+
+    Not what lies in these.
+    """
     found = set()
 
     def search(path: str, prefix: str):
@@ -83,13 +93,20 @@ def is_whole_checkpoint(prefix: str, name: str) -> bool:
 
 
 def torn(folder: pathlib.Path, whole: pathlib.Path) -> set[str]:
-    """The files below `folder` that hold a beginning of what they hold in `whole`; of files of lines, those that end with half a line."""
+    """The files below `folder` that hold a beginning of what they hold in `whole`.
+
+    Of files of lines, those that end with half a line.
+    """
     found = set()
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if path.is_file() and (whole / name).is_file():
             ours, theirs = path.read_bytes(), (whole / name).read_bytes()
-            half = ours[-1:] not in (b"", b"\n") if path.suffix == ".jsonl" else len(ours) < len(theirs) and theirs.startswith(ours)
+            half = (
+                ours[-1:] not in (b"", b"\n")
+                if path.suffix == ".jsonl"
+                else len(ours) < len(theirs) and theirs.startswith(ours)
+            )
             found |= {name} if half else set()
     return found
 
@@ -98,7 +115,9 @@ def look(folder: pathlib.Path) -> frozenset:
     """What changes when something is written into a folder: names, and sizes of files."""
     found = set()
     for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not UNFINISHED.search(name) and not is_whole_checkpoint(f"{path}/", name)]
+        folders[:] = [
+            name for name in folders if not UNFINISHED.search(name) and not is_whole_checkpoint(f"{path}/", name)
+        ]
         found |= {(path, name) for name in folders}
         for name in files:
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
@@ -127,7 +146,10 @@ def watched(process: subprocess.Popen, folder: pathlib.Path, began: float) -> Wa
 
 
 class Writes:
-    """The unfinished files and folders of a folder, as they come; what was there before the process, and stays, is of an earlier kill."""
+    """The unfinished files and folders of a folder, as they come.
+
+    What was there before the process, and stays, is of an earlier kill.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.known, self.seen = folder, unfinished(folder), look(folder)
@@ -151,11 +173,13 @@ class Writes:
         return self.known - self.stale
 
 
-def kill(process: subprocess.Popen, writes: Writes, aim: Aim, usual: Watched, whole: pathlib.Path, limit: float = 300) -> Kill | None:
+def kill(
+    process: subprocess.Popen, writes: Writes, aim: Aim, usual: Watched, whole: pathlib.Path, limit: float = 300
+) -> Kill | None:
     """Kills a command as aimed; None where it ended before.
 
-    `writes` is of the folder with what it writes and nothing else that changes, from before its start; `whole` holds what an undisturbed
-    command has written.
+    `writes` is of the folder with what it writes and nothing else that changes, from before its start; `whole` holds
+    what an undisturbed command has written.
     """
     began, passed = time.monotonic(), 0
     until = began + limit

@@ -6,16 +6,28 @@ from functools import partial
 
 import torch
 import transformers
+
 from benchmarks.layouts import configs
 from benchmarks.layouts.common import (
-    Layout, Written, clip_vocabulary, drawn, of_other_frameworks, prefixed, save_bin, save_safetensors, with_positions, write_json,
+    Layout,
+    Written,
+    clip_vocabulary,
+    drawn,
+    of_other_frameworks,
+    prefixed,
+    save_bin,
+    save_safetensors,
+    with_positions,
+    write_json,
 )  # fmt: skip
 
 
 @functools.cache
 def vision(activation: str = "quick_gelu") -> transformers.CLIPVisionModel:
     """The picture tower."""
-    return drawn(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**configs.CLIP_VISION, hidden_act=activation)), 1)
+    return drawn(
+        transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**configs.CLIP_VISION, hidden_act=activation)), 1
+    )
 
 
 @functools.cache
@@ -28,7 +40,10 @@ def text(activation: str, layers: int) -> transformers.CLIPTextModel:
 @functools.cache
 def both(activation: str) -> transformers.CLIPModel:
     """A whole model around the picture tower."""
-    own = {"text_config": {**configs.CLIP_TEXT, "hidden_act": activation}, "vision_config": {**configs.CLIP_VISION, "hidden_act": activation}}
+    own = {
+        "text_config": {**configs.CLIP_TEXT, "hidden_act": activation},
+        "vision_config": {**configs.CLIP_VISION, "hidden_act": activation},
+    }
     module = drawn(transformers.CLIPModel(transformers.CLIPConfig(**own, projection_dim=8)), 3)
     module.vision_model.load_state_dict(vision(activation).state_dict())
     return module
@@ -65,7 +80,10 @@ def both_today(folder: pathlib.Path) -> Written:
 
 
 def openai(folder: pathlib.Path) -> Written:
-    """As openai published it: a .bin with position_ids among files for other frameworks, and a config.json of hundreds of keys."""
+    """As openai published it.
+
+    A .bin with position_ids among files for other frameworks, and a config.json of hundreds of keys.
+    """
     home = folder / "clip-vit-large-patch14"
     save_bin(with_positions(both("quick_gelu").state_dict(), "vision_model.", "text_model."), home)
     of_other_frameworks(home)
@@ -120,12 +138,37 @@ LAYOUTS = (
     Layout("CLIP", "CLIPVisionModel", "clip", vision_today, {"model.clip_text": None}),
     Layout("CLIP", "CLIPVisionModel of transformers 4: .bin, position_ids", "clip", vision_before),
     Layout("CLIP", "CLIPVisionModelWithProjection", "clip", vision_projected),
-    Layout("CLIP", "CLIPModel, the picture tower alone (--parts=clip)", "clip", both_today, {"model.clip_text": None}, ("clip",)),
+    Layout(
+        "CLIP",
+        "CLIPModel, the picture tower alone (--parts=clip)",
+        "clip",
+        both_today,
+        {"model.clip_text": None},
+        ("clip",),
+    ),
     Layout("CLIP", "CLIPModel, both towers", "clip-both", both_today, {"model.clip_text.end_token": configs.END}),
     Layout("CLIP", "as openai published it: .bin, position_ids, hundreds of keys", "clip-both", openai, _NEW_END),
-    Layout("CLIP", "gelu, CLIPVisionModel", "clip-gelu", partial(vision_today, activation="gelu"), {"model.clip.activation": "gelu"}),
-    Layout("CLIP", "gelu, as laion published it: beside OpenCLIP's own files", "clip-laion", laion, {"model.clip.activation": "gelu", **_NEW_END}),
-    Layout("CLIP", "other pixels, as the 336-pixel model was published", "clip-336", larger, {"model.clip.image_size": 12, "model.clip_text.end_token": configs.END}),
+    Layout(
+        "CLIP",
+        "gelu, CLIPVisionModel",
+        "clip-gelu",
+        partial(vision_today, activation="gelu"),
+        {"model.clip.activation": "gelu"},
+    ),
+    Layout(
+        "CLIP",
+        "gelu, as laion published it: beside OpenCLIP's own files",
+        "clip-laion",
+        laion,
+        {"model.clip.activation": "gelu", **_NEW_END},
+    ),
+    Layout(
+        "CLIP",
+        "other pixels, as the 336-pixel model was published",
+        "clip-336",
+        larger,
+        {"model.clip.image_size": 12, "model.clip_text.end_token": configs.END},
+    ),
     Layout("CLIP", "CLIPTextModel alone", "clip-text", text_alone, {"model.text_encoder.end_token": None}),
     Layout("CLIP", "CLIPTextModelWithProjection", "clip-text", text_projected),
-)  # fmt: skip
+)

@@ -1,4 +1,7 @@
-"""What all layouts stand on: modules with drawn weights, files as torch, safetensors and JSON have them, a vocabulary."""
+"""What all layouts stand on.
+
+Modules with drawn weights, files as torch, safetensors and JSON have them, a vocabulary.
+"""
 
 import functools
 import json
@@ -13,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from dreamjax.tokenizer import train_tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -34,8 +37,8 @@ class Written(NamedTuple):
 class Layout(NamedTuple):
     """A layout: `write(folder)` makes it, and its import has the `facts` {dotted name in the Plan: value}.
 
-    Layouts of the same `weights` hold the same tensors in the same dtype, so what is read from them is the same to the bit; the first
-    is as today's libraries write it.
+    Layouts of the same `weights` hold the same tensors in the same dtype, so what is read from them is the same to the
+    bit; the first is as today's libraries write it.
     """
 
     family: str
@@ -90,8 +93,17 @@ def write_json(file: pathlib.Path, values: Mapping):
     file.write_text(json.dumps(values, indent=2))
 
 
-def save_bin(tensors: Mapping[str, torch.Tensor], folder: pathlib.Path, stem: str = "pytorch_model", shards: int = 1, zipped: bool = True):
-    """What torch.save makes of a state dict: one file, or shards with an index. `zipped` False is the format before torch 1.6."""
+def save_bin(
+    tensors: Mapping[str, torch.Tensor],
+    folder: pathlib.Path,
+    stem: str = "pytorch_model",
+    shards: int = 1,
+    zipped: bool = True,
+):
+    """What torch.save makes of a state dict.
+
+    One file, or shards with an index. `zipped` False is the format before torch 1.6.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if shards == 1:
         torch.save(dict(tensors), folder / f"{stem}.bin", _use_new_zipfile_serialization=zipped)

@@ -7,9 +7,21 @@ from functools import partial
 
 import diffusers
 import torch
+
 from benchmarks.layouts import clip, configs
 from benchmarks.layouts.common import (
-    HALF, Layout, Tensors, Written, clip_vocabulary, converted, drawn, prefixed, save_bin, save_safetensors, with_positions, write_json,
+    HALF,
+    Layout,
+    Tensors,
+    Written,
+    clip_vocabulary,
+    converted,
+    drawn,
+    prefixed,
+    save_bin,
+    save_safetensors,
+    with_positions,
+    write_json,
 )  # fmt: skip
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -26,7 +38,10 @@ def module(which: str, part: str) -> torch.nn.Module:
 
 
 def published(which: str, part: str) -> Tensors:
-    """A part's weights by the names that were published: attention in the VAE from before diffusers 0.15, position_ids."""
+    """A part's weights by the names that were published.
+
+    Attention in the VAE from before diffusers 0.15, position_ids.
+    """
     state = module(which, part).state_dict()
     if part == "text_encoder":
         return with_positions(prefixed("text_model.", state), "text_model.")
@@ -45,10 +60,12 @@ def old_attention(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 def beside(home: pathlib.Path, which: str, scheduler: str):
     """What a folder has besides weights, and what is not read."""
-    for part, values in zip(PARTS, (configs.UNETS[which], configs.VAE, configs.TEXT_ENCODERS[which])):
+    for part, values in zip(PARTS, (configs.UNETS[which], configs.VAE, configs.TEXT_ENCODERS[which]), strict=True):
         write_json(home / part / "config.json", values)
     write_json(home / "scheduler" / "scheduler_config.json", configs.SCHEDULERS[scheduler])
-    write_json(home / "model_index.json", {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.10.0.dev0"})
+    write_json(
+        home / "model_index.json", {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.10.0.dev0"}
+    )
     write_json(home / "feature_extractor" / "preprocessor_config.json", configs.processor(8, old=True))
     write_json(home / "safety_checker" / "config.json", {"architectures": ["StableDiffusionSafetyChecker"]})
     clip_vocabulary(home / "tokenizer")
@@ -56,7 +73,9 @@ def beside(home: pathlib.Path, which: str, scheduler: str):
 
 def stem(part: str, suffix: str) -> str:
     """The name of a part's weight files before the variant."""
-    return "diffusion_pytorch_model" if part != "text_encoder" else "model" if suffix == "safetensors" else "pytorch_model"
+    return (
+        "diffusion_pytorch_model" if part != "text_encoder" else "model" if suffix == "safetensors" else "pytorch_model"
+    )
 
 
 def save_as(tensors: Tensors, home: pathlib.Path, part: str, suffix: str, variant: str = ""):
@@ -78,8 +97,13 @@ def as_today(folder: pathlib.Path, which: str, scheduler: str, shard: str = "1GB
     return Written((home,))
 
 
-def as_published(folder: pathlib.Path, which: str, scheduler: str, suffix: str = "bin", crowded: bool = False) -> Written:
-    """Files as they were published; `crowded` among those of other precision, of training and of other programs, with other numbers in them."""
+def as_published(
+    folder: pathlib.Path, which: str, scheduler: str, suffix: str = "bin", crowded: bool = False
+) -> Written:
+    """Files as they were published.
+
+    `crowded` among those of other precision, of training and of other programs, with other numbers in them.
+    """
     home = folder / "sd"
     beside(home, which, scheduler)
     for part in PARTS:
@@ -91,7 +115,9 @@ def as_published(folder: pathlib.Path, which: str, scheduler: str, suffix: str =
                 save_as(converted(wrong, HALF), home, part, other, "fp16")
                 save_as(wrong, home, part, other, "non_ema")
     if crowded:
-        save_safetensors({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4)}, home / "v2-1_512-ema-pruned.safetensors")
+        save_safetensors(
+            {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4)}, home / "v2-1_512-ema-pruned.safetensors"
+        )
         torch.save({"state_dict": {}}, home / "v2-1_512-nonema-pruned.ckpt")
     return Written((home,))
 
@@ -130,28 +156,70 @@ def unet_alone(folder: pathlib.Path) -> Written:
     return Written((home,))
 
 
-_21 = {"model.unet.linear_projection": True, "model.unet.heads": (2, 4), "model.text_encoder.layers": 2, "model.text_encoder.activation": "gelu"}
-_15 = {"model.unet.linear_projection": False, "model.unet.heads": (4, 4), "model.text_encoder.layers": 3, "model.text_encoder.activation": "quick_gelu"}
-_BASE = {"model.diffusion.prediction": "epsilon", "model.diffusion.beta_start": 0.00085, "model.diffusion.steps_offset": 1}
-_today, _old, _half = partial(as_today, which="2.1", scheduler="pndm"), partial(as_published, which="2.1", scheduler="pndm"), partial(in_half, suffix="safetensors")
+_21 = {
+    "model.unet.linear_projection": True,
+    "model.unet.heads": (2, 4),
+    "model.text_encoder.layers": 2,
+    "model.text_encoder.activation": "gelu",
+}
+_15 = {
+    "model.unet.linear_projection": False,
+    "model.unet.heads": (4, 4),
+    "model.text_encoder.layers": 3,
+    "model.text_encoder.activation": "quick_gelu",
+}
+_BASE = {
+    "model.diffusion.prediction": "epsilon",
+    "model.diffusion.beta_start": 0.00085,
+    "model.diffusion.steps_offset": 1,
+}
+_today, _old, _half = (
+    partial(as_today, which="2.1", scheduler="pndm"),
+    partial(as_published, which="2.1", scheduler="pndm"),
+    partial(in_half, suffix="safetensors"),
+)
 LAYOUTS = (
     Layout("SD 2.1", "safetensors", "sd21", _today, {**_21, **_BASE}),
     Layout("SD 2.1", "safetensors in shards", "sd21", partial(_today, shard="16KB")),
-    Layout("SD 2.1", "as published: .bin, query/key/value/proj_attn, position_ids, safety_checker", "sd21", _old, {**_21, **_BASE}),
+    Layout(
+        "SD 2.1",
+        "as published: .bin, query/key/value/proj_attn, position_ids, safety_checker",
+        "sd21",
+        _old,
+        {**_21, **_BASE},
+    ),
     Layout("SD 2.1", "the same in safetensors", "sd21", partial(_old, suffix="safetensors")),
     Layout("SD 2.1", ".bin among fp16, non_ema and whole checkpoints", "sd21", partial(_old, crowded=True)),
     Layout("SD 2.1", "safetensors among the same", "sd21", partial(_old, suffix="safetensors", crowded=True)),
-    Layout("SD 2.1", "v-prediction, DDIMScheduler", "sd21", partial(_old, scheduler="ddim-v"), {"model.diffusion.prediction": "v_prediction"}),
+    Layout(
+        "SD 2.1",
+        "v-prediction, DDIMScheduler",
+        "sd21",
+        partial(_old, scheduler="ddim-v"),
+        {"model.diffusion.prediction": "v_prediction"},
+    ),
     Layout("SD 2.1", "EulerDiscreteScheduler", "sd21", partial(_old, scheduler="euler"), _BASE),
     Layout("SD 2.1", "float16, *.fp16.safetensors alone", "sd21-fp16", _half, {"model.dtype": "bfloat16"}),
     Layout("SD 2.1", "float16, *.fp16.bin alone", "sd21-fp16", partial(in_half, suffix="bin")),
     Layout("SD 2.1", "float16, *.fp16.safetensors beside *.non_ema", "sd21-fp16", partial(_half, crowded=True)),
     Layout("SD 2.1", "float16, *.fp16 in shards", "sd21-fp16", half_in_shards),
-    Layout("SD 2.1", "U-Net and VAE alone (--parts=unet,vae)", "sd21-two", _today, {"model.text_encoder": None}, ("unet", "vae")),
-    Layout("SD 2.1", "unet/ and scheduler/ alone", "sd21-unet", unet_alone, {"model.vae": None, "model.unet.heads": (2, 4)}),
+    Layout(
+        "SD 2.1",
+        "U-Net and VAE alone (--parts=unet,vae)",
+        "sd21-two",
+        _today,
+        {"model.text_encoder": None},
+        ("unet", "vae"),
+    ),
+    Layout(
+        "SD 2.1", "unet/ and scheduler/ alone", "sd21-unet", unet_alone, {"model.vae": None, "model.unet.heads": (2, 4)}
+    ),
     Layout("SD 1.5", "safetensors", "sd15", partial(as_today, which="1.5", scheduler="pndm"), {**_15, **_BASE}),
     Layout(
-        "SD 1.5", "as published: .bin, one number of heads, 1x1 convolutions, schedule of diffusers 0.2", "sd15",
-        partial(as_published, which="1.5", scheduler="pndm-2022"), {**_15, **_BASE},
+        "SD 1.5",
+        "as published: .bin, one number of heads, 1x1 convolutions, schedule of diffusers 0.2",
+        "sd15",
+        partial(as_published, which="1.5", scheduler="pndm-2022"),
+        {**_15, **_BASE},
     ),
-)  # fmt: skip
+)

@@ -2,16 +2,17 @@
 
     import --source=PATH [--source=PATH ...] [--tokenizer=FILE] --out=DIR     foreign weights into one model folder
     export --model=DIR --format=official|huggingface|params --out=DIR         a model out of a workdir or model folder
-    info   --model=DIR                                                        its parts, bytes and the whole chain of origins
+    info   --model=DIR                                                        its parts, bytes and the whole chain of
+           origins
     verify --model=DIR --source=PATH                                          our numbers against torch's, part by part
 
-A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a llama2.c
-.bin, or a name on the Hugging Face hub; several make one model, and what joins them is made afresh. Its layout is recognised
-from what it holds; .bin files of torch need torch (pip install torch). The last line of stdout is JSON.
+A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a
+llama2.c .bin, or a name on the Hugging Face hub; several make one model, and what joins them is made afresh. Its layout
+is recognised from what it holds; .bin files of torch need torch (pip install torch). The last line of stdout is JSON.
 
-verify needs torch, transformers and diffusers, and memory for the largest part: 14 GB for an LLM of 7 billion parameters in half
-precision. It ends with status 1 where a part gives other numbers than torch: by more than 1e-4 in float32 (norm of the difference over
-norm), or in bfloat16 by more than 3 times what torch in bfloat16 loses and 1e-3.
+verify needs torch, transformers and diffusers, and memory for the largest part: 14 GB for an LLM of 7 billion
+parameters in half precision. It ends with status 1 where a part gives other numbers than torch: by more than 1e-4 in
+float32 (norm of the difference over norm), or in bfloat16 by more than 3 times what torch in bfloat16 loses and 1e-3.
 """
 
 import json
@@ -26,13 +27,29 @@ from dreamjax.convert import exporting, finite, importing, verifying
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.training import checkpoint, handover, model_folder
 
-SOURCE = flags.DEFINE_multi_string("source", [], "import, verify: folder, file or hub name that weights come from; may be given several times.")
-TOKENIZER = flags.DEFINE_string("tokenizer", None, "import: sentencepiece model, folder with one, or llama2.c vocabulary, for an LLM without a tokenizer.")
-PARTS = flags.DEFINE_list("parts", [], f"import: take only these of {', '.join(importing.PARTS)}; all where it is left out.")
-NEW_ROWS = flags.DEFINE_string("new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows).")
-VISUAL_PROJECTOR = flags.DEFINE_string("visual_projector", None, "import: kind of a fresh visual projector: linear | mlp.")
-DREAM_QUERIES = flags.DEFINE_integer("dream_queries", None, "import: number of fresh dream queries; 64 where it is left out.")
-ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "import: take weights that are NaN or infinite as they are; refused where it is left out.")
+SOURCE = flags.DEFINE_multi_string(
+    "source", [], "import, verify: folder, file or hub name that weights come from; may be given several times."
+)
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "import: sentencepiece model, folder with one, or llama2.c vocabulary, for an LLM without a tokenizer.",
+)
+PARTS = flags.DEFINE_list(
+    "parts", [], f"import: take only these of {', '.join(importing.PARTS)}; all where it is left out."
+)
+NEW_ROWS = flags.DEFINE_string(
+    "new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows)."
+)
+VISUAL_PROJECTOR = flags.DEFINE_string(
+    "visual_projector", None, "import: kind of a fresh visual projector: linear | mlp."
+)
+DREAM_QUERIES = flags.DEFINE_integer(
+    "dream_queries", None, "import: number of fresh dream queries; 64 where it is left out."
+)
+ALLOW_NONFINITE = flags.DEFINE_bool(
+    "allow_nonfinite", False, "import: take weights that are NaN or infinite as they are; refused where it is left out."
+)
 SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.")
 MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
 FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporting.FORMATS)}.")
@@ -91,13 +108,20 @@ def info() -> int:
 
 
 def facts_of(folder: epath.Path) -> dict:
-    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and where it comes from, back to the first run."""
+    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and where it comes from, back
+    to the first run.
+    """
     card, leaves = model_folder.read_card(folder), exporting.open_model(folder, WHICH.value).leaves
     parts: dict[str, list] = {}
     for path, leaf in leaves.items():
         parts.setdefault(path.split("/")[0], []).append(leaf)
-    count = lambda some: sum(math.prod(leaf.shape) for leaf in some)
-    size = lambda some: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some)
+
+    def count(some):
+        return sum(math.prod(leaf.shape) for leaf in some)
+
+    def size(some):
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some)
+
     return {
         "parameters": {name: count(some) for name, some in parts.items()},
         "bytes_of": {name: size(some) for name, some in parts.items()},
@@ -110,7 +134,10 @@ def facts_of(folder: epath.Path) -> dict:
 
 def in_words(facts: dict) -> str:
     """The same for a person to read."""
-    lines = [f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}" for name, count in facts["parameters"].items()]
+    lines = [
+        f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}"
+        for name, count in facts["parameters"].items()
+    ]
     return "\n".join([*lines, handover.in_words(facts)])
 
 
@@ -129,6 +156,8 @@ COMMANDS = {"import": import_, "export": export, "info": info, "verify": verify}
 if __name__ == "__main__":
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     if name not in COMMANDS and not {"--help", "--helpfull", "-h"} & set(sys.argv):
-        print(f"dreamjax.convert: the command is one of {', '.join(COMMANDS)}, not {name!r}; see --help", file=sys.stderr)
+        print(
+            f"dreamjax.convert: the command is one of {', '.join(COMMANDS)}, not {name!r}; see --help", file=sys.stderr
+        )
         sys.exit(2)
     cli.run("dreamjax.convert", COMMANDS.get(name, info))

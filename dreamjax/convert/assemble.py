@@ -68,10 +68,14 @@ def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def part_shapes(shapes: Mapping[str, tuple[int, ...]], part: str) -> dict[str, tuple[int, ...]]:
     """The shapes of one part, by path within it (\"\" where the part is one parameter)."""
-    return {path.removeprefix(part).removeprefix("/"): shape for path, shape in shapes.items() if path.split("/")[0] == part}
+    return {
+        path.removeprefix(part).removeprefix("/"): shape for path, shape in shapes.items() if path.split("/")[0] == part
+    }
 
 
-def read_part(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str) -> dict[str, Leaf]:
+def read_part(
+    part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str
+) -> dict[str, Leaf]:
     """The leaves of one part of the model that has these `shapes`."""
     return match(part, table, part_shapes(shapes, part), tensors, where)
 
@@ -79,8 +83,8 @@ def read_part(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], te
 def compose(found: Iterable[Found], changes: Mapping | None = None, seed: int = 0) -> Plan:
     """The model that the sources make together; ConfigError where two bring the same part or one is missing.
 
-    `changes` are fields of ModelConfig that no source knows, or that are to be other than there. The tokenizer is that of a
-    source that brings a whole DreamLLM; `with_tokenizer` gives it to other plans.
+    `changes` are fields of ModelConfig that no source knows, or that are to be other than there. The tokenizer is that
+    of a source that brings a whole DreamLLM; `with_tokenizer` gives it to other plans.
     """
     found = tuple(found)
     settings, leaves = {}, {}
@@ -97,29 +101,43 @@ def compose(found: Iterable[Found], changes: Mapping | None = None, seed: int = 
     shapes = shapes_of(model)
     for path, leaf in leaves.items():
         if leaf.shape != shapes.get(path):
-            raise ConfigError(f"{leaf.origin}: {path} is {leaf.shape}, and the whole model has {shapes.get(path, 'no such parameter')}")
+            raise ConfigError(
+                f"{leaf.origin}: {path} is {leaf.shape}, and the whole model has "
+                f"{shapes.get(path, 'no such parameter')}"
+            )
     missing = [path for path in shapes if path not in leaves]
     lost = [path for path in missing if path.split("/")[0] not in JOINTS]
     if lost:
-        raise ConfigError(f"{', '.join(source.where for source in found)}: {lost[0]} {shapes[lost[0]]} is in none of the sources")
+        raise ConfigError(
+            f"{', '.join(source.where for source in found)}: {lost[0]} {shapes[lost[0]]} is in none of the sources"
+        )
     leaves |= _fresh_leaves(model, missing, seed)
     tokenizers = [source.tokenizer for source in found if source.tokenizer]
     templates = [source.template for source in found if source.template]
     ordered = {path: leaves[path] for path in shapes}
-    return Plan(model, ordered, templates[0] if templates else "plain", tuple(missing), found, tokenizers[0] if tokenizers else None)
+    return Plan(
+        model,
+        ordered,
+        templates[0] if templates else "plain",
+        tuple(missing),
+        found,
+        tokenizers[0] if tokenizers else None,
+    )
 
 
 def _compute_dtype(leaves: Mapping[str, Leaf]) -> str:
     """float32 where the LLM (or, without one, any part) comes in it, else bfloat16."""
-    of_llm = {str(leaf.dtype) for path, leaf in leaves.items() if path.startswith("llm/")} or {str(leaf.dtype) for leaf in leaves.values()}
+    of_llm = {str(leaf.dtype) for path, leaf in leaves.items() if path.startswith("llm/")} or {
+        str(leaf.dtype) for leaf in leaves.values()
+    }
     return "float32" if "float32" in of_llm else "bfloat16"
 
 
 def with_tokenizer(plan: Plan, tokenizer: Tokenizer, new_rows: str = "official", seed: int = 0) -> Plan:
     """The plan with a tokenizer and, where it has more ids than the LLM has rows, with rows for them.
 
-    new_rows: "official", as the official code makes them, N(0, 0.02) (transformers' resize_token_embeddings with LLaMA's
-    initializer_range), or "mean", the mean of the old rows.
+    new_rows: "official", as the official code makes them, N(0, 0.02) (transformers' resize_token_embeddings with
+    LLaMA's initializer_range), or "mean", the mean of the old rows.
     """
     if new_rows not in ("official", "mean"):
         raise ConfigError(f"--new_rows: {new_rows!r} is neither official nor mean")
@@ -151,7 +169,10 @@ def _with_rows(leaf: Leaf, axis: int, size: int, kind: str, rng: np.random.Gener
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         begin, end, _ = index[axis].indices(size)
-        at = lambda first, last: tuple(slice(first, last) if k == axis else index[k] for k in range(2))
+
+        def at(first, last):
+            return tuple(slice(first, last) if k == axis else index[k] for k in range(2))
+
         pieces = []
         if begin < old:
             pieces.append(leaf.read(at(begin, min(end, old))))
@@ -178,7 +199,8 @@ def _fresh_leaves(model: ModelConfig, paths: list[str], seed: int) -> dict[str, 
 def materialise(leaves: Mapping[str, Leaf], shardings: Mapping | None = None, dtype=jnp.float32) -> dict:
     """Nested parameters on devices, one after the other; each device reads what it holds and no more.
 
-    `shardings` is a tree like the parameters; without it they go whole to the default device. `dtype` None keeps the files'.
+    `shardings` is a tree like the parameters; without it they go whole to the default device. `dtype` None keeps the
+    files'.
     """
     placed: dict = {}
     where = {} if shardings is None else checkpoint.flatten(shardings)
@@ -191,7 +213,9 @@ def place(leaf: Leaf, sharding=None, dtype=None) -> jax.Array:
     """One parameter on its devices."""
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     dtype = leaf.dtype if dtype is None else dtype
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf.read(whole(index, leaf.shape)), dtype))
+    return jax.make_array_from_callback(
+        leaf.shape, sharding, lambda index: np.asarray(leaf.read(whole(index, leaf.shape)), dtype)
+    )
 
 
 def whole(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -37,7 +37,10 @@ NAMES = {
     **pairs(VISION, "vision_model."),
 }
 OLD = ((r"^(?!vision_model\.|visual_projection\.)", "vision_model."),)  # what a bare vision transformer saves
-LEFT = (r"\.position_ids$", r"^visual_projection\.weight$")  # a projection into the space of texts belongs to the text tower here
+LEFT = (
+    r"\.position_ids$",
+    r"^visual_projection\.weight$",
+)  # a projection into the space of texts belongs to the text tower here
 
 
 def table(config: ClipConfig) -> Table:
@@ -46,17 +49,25 @@ def table(config: ClipConfig) -> Table:
 
 
 def read_config(settings: Settings, select_layer: int | None = None) -> ClipConfig:
-    """A config.json of a CLIPVisionModel or of a whole CLIPModel, with transformers' defaults for what it leaves out."""
+    """A config.json of a CLIPVisionModel or of a whole CLIPModel, with transformers' defaults for what it leaves
+    out.
+    """
     settings = tower(settings, "vision_config")
     settings.require({"num_channels": (3,), "hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_vision_model",)})
     try:
         return ClipConfig(
-            image_size=settings.whole("image_size", 224), patch_size=settings.whole("patch_size", 32), width=settings.whole("hidden_size", 768),
-            layers=settings.whole("num_hidden_layers", 12, most=LAYERS), heads=settings.whole("num_attention_heads", 12),
-            ffn_width=settings.whole("intermediate_size", 3072), layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
+            image_size=settings.whole("image_size", 224),
+            patch_size=settings.whole("patch_size", 32),
+            width=settings.whole("hidden_size", 768),
+            layers=settings.whole("num_hidden_layers", 12, most=LAYERS),
+            heads=settings.whole("num_attention_heads", 12),
+            ffn_width=settings.whole("intermediate_size", 3072),
+            layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
             activation=settings.get("hidden_act", "quick_gelu"),
-            select_layer=settings.whole("vision_feature_layer", -2, least=-MOST) if select_layer is None else select_layer,
-        )  # fmt: skip
+            select_layer=settings.whole("vision_feature_layer", -2, least=-MOST)
+            if select_layer is None
+            else select_layer,
+        )
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
 
@@ -64,8 +75,8 @@ def read_config(settings: Settings, select_layer: int | None = None) -> ClipConf
 def tower(settings: Settings, key: str) -> Settings:
     """The vision_config or text_config of a whole CLIPModel, or the settings as they are where they are one tower's.
 
-    A vision_config_dict or text_config_dict beside it, which files of 2022 have, wins with the defaults for all that it leaves out,
-    as in transformers.
+    A vision_config_dict or text_config_dict beside it, which files of 2022 have, wins with the defaults for all that it
+    leaves out, as in transformers.
     """
     if settings.get(older := f"{key}_dict") is not None:
         return settings.inner(older)
@@ -75,36 +86,59 @@ def tower(settings: Settings, key: str) -> Settings:
 def write_config(config: ClipConfig) -> dict:
     """The config.json that `read_config` reads."""
     return {
-        "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_size": config.width, "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads, "intermediate_size": config.ffn_width, "image_size": config.image_size, "patch_size": config.patch_size,
-        "num_channels": 3, "hidden_act": config.activation, "layer_norm_eps": config.layer_norm_eps,
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.layer_norm_eps,
         "vision_feature_layer": config.select_layer,  # LLaVA's name for it; transformers' CLIP passes over it
-    }  # fmt: skip
+    }
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def read_processor(settings: Settings, config: ClipConfig) -> ClipConfig:
-    """The encoder with its image processor's mean and deviation; ConfigError where pictures are prepared in another way than by `images.for_encoder`."""
+    """The encoder with its image processor's mean and deviation.
+
+    ConfigError where pictures are prepared in another way than by `images.for_encoder`.
+    """
     settings.require({key: (True,) for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")})
     settings.require({"resample": (3,), "rescale_factor": (1 / 255,)})
     for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
         value = settings.get(key, config.image_size)
         sides = [value.get(name) for name in names] if isinstance(value, dict) else [value]
         if any(isinstance(side, bool) or side != config.image_size for side in sides):
-            raise ConfigError(f"{settings.where}: {key}: {value!r:.80} is not the encoder's image_size = {config.image_size}")
+            raise ConfigError(
+                f"{settings.where}: {key}: {value!r:.80} is not the encoder's image_size = {config.image_size}"
+            )
     try:
-        return dataclasses.replace(config, image_mean=_three(settings, "image_mean", config.image_mean), image_std=_three(settings, "image_std", config.image_std))
+        return dataclasses.replace(
+            config,
+            image_mean=_three(settings, "image_mean", config.image_mean),
+            image_std=_three(settings, "image_std", config.image_std),
+        )
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
 
 
 def _three(settings: Settings, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = settings.get(key, default)
-    fits = isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in value)
+    fits = (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in value)
+    )
     if not fits or (key == "image_std" and min(value) <= 0):
-        raise ConfigError(f"{key}: needs three numbers{', each above zero' if key == 'image_std' else ''}, not {value!r:.80}")
+        raise ConfigError(
+            f"{key}: needs three numbers{', each above zero' if key == 'image_std' else ''}, not {value!r:.80}"
+        )
     return tuple(map(float, value))
 
 
@@ -112,7 +146,16 @@ def write_processor(config: ClipConfig) -> dict:
     """The preprocessor_config.json that `read_processor` reads."""
     side = config.image_size
     return {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": True,
-        "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": list(config.image_mean), "image_std": list(config.image_std), "do_convert_rgb": True,
-    }  # fmt: skip
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "do_convert_rgb": True,
+    }

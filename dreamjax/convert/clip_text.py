@@ -35,18 +35,27 @@ def read_config(settings: Settings) -> ClipTextConfig:
     """A config.json of a CLIPTextModel, or of a whole CLIPModel, whose projections then belong to it."""
     projection = vision = 0
     if (text := tower(settings, "text_config")) is not settings:
-        projection, vision = settings.whole("projection_dim", 512), tower(settings, "vision_config").whole("hidden_size", 768)
+        projection, vision = (
+            settings.whole("projection_dim", 512),
+            tower(settings, "vision_config").whole("hidden_size", 768),
+        )
         settings = text
     settings.require({"hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_text_model",)})
     end = settings.whole("eos_token_id", 49407, least=0)
     try:
         return ClipTextConfig(
-            vocab_size=settings.whole("vocab_size", 49408), positions=settings.whole("max_position_embeddings", 77),
-            width=settings.whole("hidden_size", 512), layers=settings.whole("num_hidden_layers", 12, most=LAYERS), heads=settings.whole("num_attention_heads", 8),
-            ffn_width=settings.whole("intermediate_size", 2048), layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
-            activation=settings.get("hidden_act", "quick_gelu"), end_token=None if end == LEGACY_END else end,
-            projection_width=projection, vision_width=vision,
-        )  # fmt: skip
+            vocab_size=settings.whole("vocab_size", 49408),
+            positions=settings.whole("max_position_embeddings", 77),
+            width=settings.whole("hidden_size", 512),
+            layers=settings.whole("num_hidden_layers", 12, most=LAYERS),
+            heads=settings.whole("num_attention_heads", 8),
+            ffn_width=settings.whole("intermediate_size", 2048),
+            layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
+            activation=settings.get("hidden_act", "quick_gelu"),
+            end_token=None if end == LEGACY_END else end,
+            projection_width=projection,
+            vision_width=vision,
+        )
     except ConfigError as error:
         raise ConfigError(f"{settings.where}: {error}") from None
 
@@ -54,8 +63,16 @@ def read_config(settings: Settings) -> ClipTextConfig:
 def write_config(config: ClipTextConfig) -> dict:
     """The config.json of a CLIPTextModel that `read_config` reads."""
     return {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": config.vocab_size, "hidden_size": config.width,
-        "num_hidden_layers": config.layers, "num_attention_heads": config.heads, "intermediate_size": config.ffn_width,
-        "max_position_embeddings": config.positions, "hidden_act": config.activation, "layer_norm_eps": config.layer_norm_eps,
-        "eos_token_id": LEGACY_END if config.end_token is None else config.end_token, "projection_dim": config.projection_width or config.width,
-    }  # fmt: skip
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn_width,
+        "max_position_embeddings": config.positions,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.layer_norm_eps,
+        "eos_token_id": LEGACY_END if config.end_token is None else config.end_token,
+        "projection_dim": config.projection_width or config.width,
+    }

@@ -15,7 +15,19 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from dreamjax.convert import assemble, clip, clip_text, finite, huggingface, importing, llama, official, output, stable_diffusion, tables
+from dreamjax.convert import (
+    assemble,
+    clip,
+    clip_text,
+    finite,
+    huggingface,
+    importing,
+    llama,
+    official,
+    output,
+    stable_diffusion,
+    tables,
+)
 from dreamjax.convert.names import Leaf, Table, to_theirs
 from dreamjax.convert.tensors import require_torch
 from dreamjax.schema import ConfigError
@@ -44,29 +56,43 @@ def open_model(folder: epath.Path, which: str = "last") -> Opened:
         read = model_folder.reader(folder, wanted)
     else:
         wanted = checkpoint.flatten(checkpoint.load_params(folder, which))
-        read = lambda path: np.asarray(wanted[path])
+
+        def read(path):
+            return np.asarray(wanted[path])
+
     shapes = assemble.shapes_of(card.model)
     lost = sorted(set(shapes) ^ set(wanted))
     if lost:
         raise ConfigError(f"{folder}: config.json and the parameters do not belong together: {lost[0]}")
     for path, shape in shapes.items():
         if tuple(wanted[path].shape) != shape:
-            raise ConfigError(f"{folder}: config.json and the parameters do not belong together: {path} is {tuple(wanted[path].shape)}, must be {shape}")
+            raise ConfigError(
+                f"{folder}: config.json and the parameters do not belong together: {path} is "
+                f"{tuple(wanted[path].shape)}, must be {shape}"
+            )
     ordered = [path for path in wanted if path in shapes]
-    leaf = lambda path: Leaf(tuple(wanted[path].shape), np.dtype(wanted[path].dtype), lambda index: read(path)[index], str(folder))
+
+    def leaf(path):
+        return Leaf(
+            tuple(wanted[path].shape), np.dtype(wanted[path].dtype), lambda index: read(path)[index], str(folder)
+        )
+
     return Opened(card, {path: leaf(path) for path in ordered}, folder / "tokenizer")
 
 
 def export(folder: epath.Path, kind: str, out: epath.Path, which: str = "last") -> list[str]:
-    """Writes a model in one of FORMATS; the parts that the format has no place for. ConfigError where `out` holds something.
+    """Writes a model in one of FORMATS; the parts that the format has no place for. ConfigError where `out` holds
+    something.
 
-    Beside it, in every folder that an import takes, goes the chain of origins, which an import reads back. Weights that are NaN or
-    infinite are written as they are and counted on stderr.
+    Beside it, in every folder that an import takes, goes the chain of origins, which an import reads back. Weights that
+    are NaN or infinite are written as they are and counted on stderr.
     """
     if kind not in FORMATS:
         raise ConfigError(f"--format: {kind!r} is none of {', '.join(FORMATS)}")
     if kind != "params" and "://" in os.fspath(out):
-        raise ConfigError(f"--out: {out}: a bucket takes --format=params alone; export to a folder on this machine and copy it")
+        raise ConfigError(
+            f"--out: {out}: a bucket takes --format=params alone; export to a folder on this machine and copy it"
+        )
     opened = open_model(folder, which)
     leaves, counts = finite.counted(opened.leaves)
     with output.written(out) as home:
@@ -104,23 +130,37 @@ def _export_huggingface(opened: Opened, out: os.PathLike) -> list[str]:
     out, model = pathlib.Path(out), opened.card.model
     shapes = {path: leaf.shape for path, leaf in opened.leaves.items()}
     if model.llm:
-        _write_json(out / "llm" / "config.json", llama.write_config(model.llm, _dtype_of(opened, "llm"), _special_ids(opened)))
+        _write_json(
+            out / "llm" / "config.json", llama.write_config(model.llm, _dtype_of(opened, "llm"), _special_ids(opened))
+        )
         _write_part(opened, "llm", tables.of("llm", model, shapes), out / "llm", "model")
         write_tokenizer(Tokenizer.load(opened.tokenizer), out / "llm", model.llm.max_positions)
     if model.clip:
         _write_json(out / "clip" / clip.PROCESSOR_FILE, clip.write_processor(model.clip))
     if model.clip and model.clip_text:
-        both = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": model.clip_text.projection_width}
+        both = {
+            "model_type": "clip",
+            "architectures": ["CLIPModel"],
+            "projection_dim": model.clip_text.projection_width,
+        }
         both |= {"text_config": clip_text.write_config(model.clip_text), "vision_config": clip.write_config(model.clip)}
         _write_json(out / "clip" / "config.json", both)
         named = {part: tables.of(part, model, shapes) for part in ("clip", "clip_text")}
-        _write_tensors(((name, value) for part, table in named.items() for name, value in _tensors(opened, part, table)), out / "clip", "model")
+        _write_tensors(
+            ((name, value) for part, table in named.items() for name, value in _tensors(opened, part, table)),
+            out / "clip",
+            "model",
+        )
     elif model.clip:
         _write_json(out / "clip" / "config.json", clip.write_config(model.clip))
         _write_part(opened, "clip", tables.of("clip", model, shapes), out / "clip", "model")
     if model.unet:
-        _write_json(out / "sd" / "model_index.json", {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.24.0"})
-        _write_json(out / "sd" / "scheduler" / "scheduler_config.json", stable_diffusion.write_schedule(model.diffusion))
+        _write_json(
+            out / "sd" / "model_index.json", {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.24.0"}
+        )
+        _write_json(
+            out / "sd" / "scheduler" / "scheduler_config.json", stable_diffusion.write_schedule(model.diffusion)
+        )
     for part, config, stem in (
         ("unet", model.unet and stable_diffusion.write_unet(model.unet), "diffusion_pytorch_model"),
         ("vae", model.vae and stable_diffusion.write_vae(model.vae, model.decoder_size), "diffusion_pytorch_model"),
@@ -132,8 +172,13 @@ def _export_huggingface(opened: Opened, out: os.PathLike) -> list[str]:
     joints = {path: leaf for path, leaf in opened.leaves.items() if path.split("/")[0] in assemble.JOINTS}
     if joints:
         settings = {"visual_projector": model.visual_projector, "dream_queries": model.dream_queries}
-        _write_json(out / "joints" / "config.json", {"model_type": huggingface.JOINTS_TYPE, **settings, "template": opened.card.template})
-        _write_tensors(((path.replace("/", "."), _read(leaf)) for path, leaf in joints.items()), out / "joints", "model")
+        _write_json(
+            out / "joints" / "config.json",
+            {"model_type": huggingface.JOINTS_TYPE, **settings, "template": opened.card.template},
+        )
+        _write_tensors(
+            ((path.replace("/", "."), _read(leaf)) for path, leaf in joints.items()), out / "joints", "model"
+        )
     _copy_clip_tokenizers(opened, {"text_encoder": out / "sd" / "tokenizer", "clip_text": out / "clip"})
     return ["clip_text"] if model.clip_text and not model.clip else []
 
@@ -162,20 +207,30 @@ def _export_official(opened: Opened, out: os.PathLike) -> list[str]:
         tensors |= dict(_tensors(opened, "visual_projector", Table(official.VISUAL_PROJECTORS[model.visual_projector])))
         _write_pickle(tensors, out / official.PLUGINS["clip_vision_embedding"])
     if model.unet:
-        for part, settings in (("unet", stable_diffusion.write_unet(model.unet)), ("vae", stable_diffusion.write_vae(model.vae, model.decoder_size))):
+        for part, settings in (
+            ("unet", stable_diffusion.write_unet(model.unet)),
+            ("vae", stable_diffusion.write_vae(model.vae, model.decoder_size)),
+        ):
             _write_json(out / official.DIFFUSION_HOME / part / "config.json", settings)
-        _write_json(out / official.DIFFUSION_HOME / "scheduler" / "scheduler_config.json", stable_diffusion.write_schedule(model.diffusion))
+        _write_json(
+            out / official.DIFFUSION_HOME / "scheduler" / "scheduler_config.json",
+            stable_diffusion.write_schedule(model.diffusion),
+        )
         tensors = _prefixed(opened, {"vae.": "vae", "unet.": "unet"}, shapes)
         tensors |= dict(_tensors(opened, "condition_projector", Table(official.CONDITION_PROJECTOR)))
         _write_pickle(tensors, out / official.PLUGINS["stable_diffusion_head"])
-        _write_pickle({"dream_queries": _read(opened.leaves["dream_queries"])[None]}, out / official.PLUGINS["dream_embedding"])
+        _write_pickle(
+            {"dream_queries": _read(opened.leaves["dream_queries"])[None]}, out / official.PLUGINS["dream_embedding"]
+        )
     return [part for part in ("text_encoder", "clip_text") if getattr(model, part)]
 
 
 def _prefixed(opened: Opened, parts: Mapping[str, str], shapes: Mapping) -> dict[str, np.ndarray]:
     return {
-        prefix + name: value for prefix, part in parts.items() for name, value in _tensors(opened, part, tables.of(part, opened.card.model, shapes))
-    }  # fmt: skip
+        prefix + name: value
+        for prefix, part in parts.items()
+        for name, value in _tensors(opened, part, tables.of(part, opened.card.model, shapes))
+    }
 
 
 def _write_pickle(arrays: Mapping[str, np.ndarray], file: pathlib.Path):
@@ -183,7 +238,11 @@ def _write_pickle(arrays: Mapping[str, np.ndarray], file: pathlib.Path):
     torch = require_torch(file)
 
     def tensor(array: np.ndarray):
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype == "bfloat16" else torch.from_numpy(array)
+        return (
+            torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            if array.dtype == "bfloat16"
+            else torch.from_numpy(array)
+        )
 
     torch.save({name: tensor(np.array(array, order="C")) for name, array in arrays.items()}, file)
 
@@ -232,7 +291,9 @@ def _write_tensors(tensors: Iterable[tuple[str, np.ndarray]], folder: pathlib.Pa
     for number, file in enumerate(files, 1):
         (folder / f"{stem}-{number:05d}.tmp").rename(folder / file)
     weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-    _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(
+        folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
 
 
 def _write_json(file: pathlib.Path, values: dict):
@@ -253,16 +314,43 @@ def write_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path, longest: int):
     """The files of transformers' slow LlamaTokenizer, which `Tokenizer.load` reads too."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    names = {key: tokenizer.pieces([number])[0] for key, number in (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("unk", tokenizer.unk))}
-    special = {f"{key}_token": name for key, name in names.items()} | ({"pad_token": tokenizer.pad_token} if tokenizer.added else {})
+    names = {
+        key: tokenizer.pieces([number])[0]
+        for key, number in (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("unk", tokenizer.unk))
+    }
+    special = {f"{key}_token": name for key, name in names.items()} | (
+        {"pad_token": tokenizer.pad_token} if tokenizer.added else {}
+    )
     others = [name for name, _ in tokenizer.added if name != tokenizer.pad_token]
-    plain = lambda name: {"content": name, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    numbered = [(tokenizer.unk, names["unk"]), (tokenizer.bos, names["bos"]), (tokenizer.eos, names["eos"]), *((i, name) for name, i in tokenizer.added)]
+
+    def plain(name):
+        return {
+            "content": name,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+
+    numbered = [
+        (tokenizer.unk, names["unk"]),
+        (tokenizer.bos, names["bos"]),
+        (tokenizer.eos, names["eos"]),
+        *((i, name) for name, i in tokenizer.added),
+    ]
     config = {
-        "tokenizer_class": "LlamaTokenizer", "legacy": tokenizer.legacy, "add_bos_token": True, "add_eos_token": False, "model_max_length": longest,
-        "padding_side": "right", "clean_up_tokenization_spaces": False, "additional_special_tokens": others, **special,
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": tokenizer.legacy,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "model_max_length": longest,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "additional_special_tokens": others,
+        **special,
         "added_tokens_decoder": {str(number): plain(name) for number, name in numbered},
-    }  # fmt: skip
+    }
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", {**special, "additional_special_tokens": others})
     if tokenizer.added:

@@ -12,7 +12,11 @@ LISTED = 8  # tensors that one line names
 
 
 def counted(leaves: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, int]]:
-    """(leaves, counts): what is read of the leaves from now on is counted, {tensor as its file names it, else our path: entries that are not finite}."""
+    """(leaves, counts).
+
+    What is read of the leaves from now on is counted, {tensor as its file names it, else our path: entries that are not
+    finite}.
+    """
     counts: dict[str, int] = {}
     return {path: _counting(path, leaf, counts) for path, leaf in leaves.items()}, counts
 
@@ -20,7 +24,11 @@ def counted(leaves: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, int]
 def _counting(path: str, leaf: Leaf, counts: dict[str, int]) -> Leaf:
     def read(index: tuple[slice, ...]) -> np.ndarray:
         array = leaf.read(index)
-        parts = zip(leaf.tensors[index[0]], array, strict=True) if leaf.stacked else [(leaf.tensors[0] if leaf.tensors else path, array)]
+        parts = (
+            zip(leaf.tensors[index[0]], array, strict=True)
+            if leaf.stacked
+            else [(leaf.tensors[0] if leaf.tensors else path, array)]
+        )
         for name, part in parts:
             if number := count(part):
                 counts[name] = counts.get(name, 0) + number

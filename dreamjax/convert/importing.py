@@ -1,4 +1,7 @@
-"""Foreign weights into a model folder, streamed: at no time is more in memory than one parameter, or a few small ones."""
+"""Foreign weights into a model folder, streamed.
+
+At no time is more in memory than one parameter, or a few small ones.
+"""
 
 import dataclasses
 import math
@@ -22,9 +25,15 @@ CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "sp
 
 
 def make_plan(
-    given: Sequence[str], tokenizer: str | None = None, parts: Sequence[str] = (), new_rows: str = "official", changes: Mapping | None = None, seed: int = 0
+    given: Sequence[str],
+    tokenizer: str | None = None,
+    parts: Sequence[str] = (),
+    new_rows: str = "official",
+    changes: Mapping | None = None,
+    seed: int = 0,
 ) -> Plan:
-    """The model that the sources make; nothing is read yet but headers, and the mean of embedding rows where it is wanted.
+    """The model that the sources make; nothing is read yet but headers, and the mean of embedding rows where it is
+    wanted.
 
     `parts` are the only ones taken, all where it is empty. `tokenizer`: a file or folder for an LLM that brings none.
     """
@@ -34,7 +43,10 @@ def make_plan(
         return plan
     folder = next((f.tokenizer_folder for f in found if f.tokenizer_folder), None)
     if tokenizer is None and (folder is None or not (folder / "tokenizer.model").exists()):
-        raise ConfigError(f"--tokenizer: is missing, since {folder or plan.found[0].where} has no tokenizer.model (a sentencepiece model)")
+        raise ConfigError(
+            f"--tokenizer: is missing, since {folder or plan.found[0].where} has no tokenizer.model (a "
+            "sentencepiece model)"
+        )
     path = folder if tokenizer is None else pathlib.Path(tokenizer)
     if not path.exists():
         raise ConfigError(f"--tokenizer: {path}: no such file or folder")
@@ -54,18 +66,25 @@ def _only(found: Found, parts: Sequence[str]) -> Found:
     settings = {name: value for name, value in found.settings.items() if name not in PARTS or name in kept}
     leaves = {path: leaf for path, leaf in found.leaves.items() if path.split("/")[0] in kept}
     return dataclasses.replace(
-        found, settings=settings, leaves=leaves, clip_tokenizers={name: folder for name, folder in found.clip_tokenizers.items() if name in kept}
+        found,
+        settings=settings,
+        leaves=leaves,
+        clip_tokenizers={name: folder for name, folder in found.clip_tokenizers.items() if name in kept},
     )
 
 
 def write(plan: Plan, out: epath.Path, allow_nonfinite: bool = False) -> dict[str, int]:
     """Writes the model folder; {tensor: weights of it that are NaN or infinite}.
 
-    ConfigError where `out` holds something, or where weights are not finite unless that is allowed; nothing is at `out` then.
+    ConfigError where `out` holds something, or where weights are not finite unless that is allowed; nothing is at `out`
+    then.
     """
     leaves, counts = finite.counted(plan.leaves)
     sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in leaves.items()}
-    progress = lambda groups: tqdm(groups, desc="writing", unit="group", disable=None)
+
+    def progress(groups):
+        return tqdm(groups, desc="writing", unit="group", disable=None)
+
     with output.written(out) as folder:
         origins = tuple(origin_of(found) for found in plan.found)
         model_folder.save_leaves(folder / "params", sizes, lambda path: assemble.place(leaves[path]), progress)
@@ -84,7 +103,10 @@ def write(plan: Plan, out: epath.Path, allow_nonfinite: bool = False) -> dict[st
 def origin_of(found: Found) -> Origin:
     """What a source brought, with the checksums of its files."""
     parts = tuple(dict.fromkeys(path.split("/")[0] for path in found.leaves))
-    files = [LoadedFile(_name(file, found.where), file.stat().st_size, sha256(file)) for file in tqdm(found.files, desc="checksums", unit="file", disable=None)]
+    files = [
+        LoadedFile(_name(file, found.where), file.stat().st_size, sha256(file))
+        for file in tqdm(found.files, desc="checksums", unit="file", disable=None)
+    ]
     return Origin(found.where, found.format, parts, tuple(files))
 
 

@@ -1,4 +1,5 @@
-"""llama2.c's files (github.com/karpathy/llama2.c): a .bin of float32 weights behind seven integers, and a .bin of token pieces.
+"""llama2.c's files (github.com/karpathy/llama2.c): a .bin of float32 weights behind seven integers, and a .bin of token
+pieces.
 
 The weights stand in a fixed order without names; they get those of LlamaForCausalLM here. Their rotary positions turn
 neighbouring entries of a head, ours entry i with i + C / 2: the rows of wq and wk are put in that order.
@@ -32,10 +33,15 @@ def recognises(file: pathlib.Path) -> bool:
 
 
 def read(file: pathlib.Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
-    """The model's configuration and its tensors by the names of LlamaForCausalLM, mapped into memory; ConfigError where the length is wrong."""
+    """The model's configuration and its tensors by the names of LlamaForCausalLM, mapped into memory.
+
+    ConfigError where the length is wrong.
+    """
     config, layout, length = _read_header(file)
     if length != file.stat().st_size:
-        raise ConfigError(f"{file}: has {file.stat().st_size:,} bytes, and its header asks for {length:,}: is no llama2.c checkpoint")
+        raise ConfigError(
+            f"{file}: has {file.stat().st_size:,} bytes, and its header asks for {length:,}: is no llama2.c checkpoint"
+        )
     mapped = np.memmap(file, np.float32, "r", HEADER.size)
     tensors, at = {}, 0
     for name, shape in layout:
@@ -55,7 +61,9 @@ def _read_header(file: pathlib.Path) -> tuple[LlamaConfig, list[tuple[str, tuple
     with open(file, "rb") as opened:
         width, ffn, layers, heads, kv_heads, vocab, positions = HEADER.unpack(opened.read(HEADER.size))
     try:
-        config = LlamaConfig(abs(vocab), width, layers, heads, kv_heads, ffn, positions, rms_norm_eps=EPSILON, tie_embeddings=vocab > 0)
+        config = LlamaConfig(
+            abs(vocab), width, layers, heads, kv_heads, ffn, positions, rms_norm_eps=EPSILON, tie_embeddings=vocab > 0
+        )
     except (ConfigError, ZeroDivisionError) as error:
         raise ConfigError(f"{file}: is no llama2.c checkpoint: {error}") from None
     kv_width, half = width // heads * kv_heads, width // heads // 2
@@ -90,7 +98,10 @@ def _half_split(tensor: Tensor, heads: int) -> Tensor:
 
 
 def read_tokenizer(file: pathlib.Path, vocab_size: int) -> Tokenizer:
-    """llama2.c's vocabulary of pieces with scores as a tokenizer for text alone; ConfigError where the file does not hold so many."""
+    """llama2.c's vocabulary of pieces with scores as a tokenizer for text alone.
+
+    ConfigError where the file does not hold so many.
+    """
     data, at, pieces = file.read_bytes(), 4, []
     try:
         for _ in range(vocab_size):
@@ -111,7 +122,8 @@ def read_tokenizer(file: pathlib.Path, vocab_size: int) -> Tokenizer:
 
 
 def sentencepiece_model(pieces: list[tuple[str, float]]) -> bytes:
-    """A sentencepiece BPE model of (piece, score), the first three of which are <unk>, <s>, </s>; a space in a piece is a space in the text.
+    """A sentencepiece BPE model of (piece, score), the first three of which are <unk>, <s>, </s>; a space in a piece is
+    a space in the text.
 
     Written in protobuf's wire format by the field numbers of sentencepiece_model.proto.
     """
@@ -123,8 +135,12 @@ def sentencepiece_model(pieces: list[tuple[str, float]]) -> bytes:
         name = names.get(i, piece if is_byte else piece.replace(" ", "\u2581"))
         model += _block(1, _block(1, name.encode()) + _float(2, score) + _number(3, kind))
     trainer = _number(3, BPE) + _number(4, len(pieces)) + _number(35, 1)  # model_type, vocab_size, byte_fallback
-    trainer += _number(40, 0) + _number(41, 1) + _number(42, 2) + _number(43, 2**64 - 1)  # ids of <unk>, <s>, </s>; pad: -1, none
-    normalizer = _block(1, b"identity") + _number(3, 1) + _number(4, 0) + _number(5, 1)  # a space before the text; others stay
+    trainer += (
+        _number(40, 0) + _number(41, 1) + _number(42, 2) + _number(43, 2**64 - 1)
+    )  # ids of <unk>, <s>, </s>; pad: -1, none
+    normalizer = (
+        _block(1, b"identity") + _number(3, 1) + _number(4, 0) + _number(5, 1)
+    )  # a space before the text; others stay
     return model + _block(2, trainer) + _block(3, normalizer)
 
 

@@ -35,11 +35,13 @@ class Leaf(NamedTuple):
     stacked: bool = False  # one of them for each entry of axis 0
 
 
-def match(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str) -> dict[str, Leaf]:
+def match(
+    part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str
+) -> dict[str, Leaf]:
     """Our leaves {part/path: Leaf} of the wanted `shapes` {path: shape}, out of `tensors`.
 
-    Each tensor is used once or named in `table.left`. ConfigError says which is missing, is not known or has another shape,
-    with both names and both shapes.
+    Each tensor is used once or named in `table.left`. ConfigError says which is missing, is not known or has another
+    shape, with both names and both shapes.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -64,9 +66,13 @@ def match(part: str, table: Table, shapes: Mapping[str, tuple[int, ...]], tensor
                 raise ConfigError(f"{where}: {name} is {theirs}, must be {wanted} for {path_in_model} {shape}")
         used.update(names)
         leaves[path_in_model] = leaf_of(path, shape, stacked, tuple(found[name] for name in names))
-    unknown = [name for name in found if name not in used and not any(re.search(pattern, name) for pattern in table.left)]
+    unknown = [
+        name for name in found if name not in used and not any(re.search(pattern, name) for pattern in table.left)
+    ]
     if unknown:
-        raise ConfigError(f"{where}: {len(unknown)} tensors fit nowhere, the first is {unknown[0]} {found[unknown[0]].shape}")
+        raise ConfigError(
+            f"{where}: {len(unknown)} tensors fit nowhere, the first is {unknown[0]} {found[unknown[0]].shape}"
+        )
     return leaves
 
 
@@ -98,7 +104,10 @@ def leaf_of(path: str, shape: tuple[int, ...], stacked: bool, tensors: tuple[Ten
 
 
 def to_theirs(table: Table, path: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(their name, their array) of one of our parameters; several where it is stacked. The inverse of `match`'s reading."""
+    """(their name, their array) of one of our parameters.
+
+    Several where it is stacked. The inverse of `match`'s reading.
+    """
     stacked = "{i}" in table.names[path]
     for i, name in enumerate(names_of(table, path)):
         one = value[i] if stacked else value
@@ -120,7 +129,10 @@ def _axes(path: str, ndim: int) -> tuple[int, ...]:
 
 
 def _fit(path: str, shape: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape to read their tensor in: its own, or with the 1 x 1 of a convolution dropped or added; None if it does not fit."""
+    """The shape to read their tensor in.
+
+    Its own, or with the 1 x 1 of a convolution dropped or added; None if it does not fit.
+    """
     wanted = their_shape(path, shape)
     if theirs == wanted:
         return wanted

@@ -1,4 +1,5 @@
-"""The official DreamLLM release: a folder with config.json, the LLM in safetensors, three torch pickles and the tokenizer.
+"""The official DreamLLM release: a folder with config.json, the LLM in safetensors, three torch pickles and the
+tokenizer.
 
     config.json                  LLaMA's keys, plugins_init_kwargs (what the pickles hold), special token ids
     model*.safetensors           the LLM alone
@@ -84,7 +85,12 @@ def read(folder: pathlib.Path) -> Found:
     if model.clip:
         fields |= {"clip": model.clip, "visual_projector": model.visual_projector}
     if model.unet:
-        fields |= {"unet": model.unet, "vae": model.vae, "diffusion": model.diffusion, "dream_queries": model.dream_queries}
+        fields |= {
+            "unet": model.unet,
+            "vae": model.vae,
+            "diffusion": model.diffusion,
+            "dream_queries": model.dream_queries,
+        }
     tokenizer, more = _read_tokenizer(folder, settings, model.llm)
     return Found("official", str(folder), fields, leaves, files, raw, tokenizer, template=TEMPLATE, notes=notes + more)
 
@@ -132,7 +138,9 @@ def read_model(folder: pathlib.Path, settings: Settings) -> ModelConfig:
         _check_width(queries, fields["llm"])
         fields["dream_queries"] = queries.whole("num_dream_queries", 64)
     elif "dream_embedding" in plugins.values:
-        raise ConfigError(f"{plugins.where}: dream_embedding: without stable_diffusion_head nothing reads the dream queries")
+        raise ConfigError(
+            f"{plugins.where}: dream_embedding: without stable_diffusion_head nothing reads the dream queries"
+        )
     try:
         return ModelConfig(**fields)
     except ConfigError as error:
@@ -147,7 +155,9 @@ def _read_clip(folder: pathlib.Path, plugin: Settings) -> ClipConfig:
     select_layer = plugin.whole("select_layer", -2, least=-MOST)
     home = find_component(folder, plugin, "clip_vision_model_name_or_path", "config.json")
     if home is None:
-        return dataclasses.replace(_known(plugin, "clip_vision_model_name_or_path", KNOWN_CLIP), select_layer=select_layer)
+        return dataclasses.replace(
+            _known(plugin, "clip_vision_model_name_or_path", KNOWN_CLIP), select_layer=select_layer
+        )
     config = clip.read_config(Settings.of(home / "config.json"), select_layer)
     if (home / clip.PROCESSOR_FILE).exists():
         config = clip.read_processor(Settings.of(home / clip.PROCESSOR_FILE), config)
@@ -169,7 +179,10 @@ def _read_diffusion(folder: pathlib.Path, plugin: Settings) -> tuple[UNetConfig,
 
 
 def find_component(folder: pathlib.Path, plugin: Settings, key: str, file: str) -> pathlib.Path | None:
-    """The folder of a component's configuration: its path as it stands, or from the release folder, or from the one above."""
+    """The folder of a component's configuration.
+
+    Its path as it stands, or from the release folder, or from the one above.
+    """
     name = plugin.text(key)
     homes = [folder / name, folder.absolute().parent / name, pathlib.Path(name)] if name else []
     return next((home for home in homes if (home / file).is_file()), None)
@@ -194,7 +207,10 @@ def _known(plugin: Settings, key: str, known: dict):
     for hub_name, config in known.items():
         if name.split("/")[-1] == hub_name.split("/")[-1]:
             return config
-    raise ConfigError(f"{plugin.where}: {key}: {name!r} is no folder here with the component's config.json (put it at that path, from the release or from its parent)")
+    raise ConfigError(
+        f"{plugin.where}: {key}: {name!r} is no folder here with the component's config.json (put it at "
+        "that path, from the release or from its parent)"
+    )
 
 
 def write_config(model: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
@@ -202,32 +218,57 @@ def write_config(model: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
     width, module = model.llm.width, "omni.models.dreamllm.modeling_plugins"
     plugins, kinds = {}, {}
     if model.clip:
-        known = (name for name, config in KNOWN_CLIP.items() if config == dataclasses.replace(model.clip, select_layer=config.select_layer))
+        known = (
+            name
+            for name, config in KNOWN_CLIP.items()
+            if config == dataclasses.replace(model.clip, select_layer=config.select_layer)
+        )
         plugins["clip_vision_embedding"] = {
-            "_target_": f"{module}.CLIPVisionEmbedding", "clip_vision_model_name_or_path": next(known, CLIP_HOME), "embed_hidden_size": width,
-            "projector_type": model.visual_projector, "projector_depth": 1 if model.visual_projector == "linear" else 2,
-            "select_layer": model.clip.select_layer, "use_additional_post_layernorm": False, "pretrained_model_name_or_path": None,
-        }  # fmt: skip
+            "_target_": f"{module}.CLIPVisionEmbedding",
+            "clip_vision_model_name_or_path": next(known, CLIP_HOME),
+            "embed_hidden_size": width,
+            "projector_type": model.visual_projector,
+            "projector_depth": 1 if model.visual_projector == "linear" else 2,
+            "select_layer": model.clip.select_layer,
+            "use_additional_post_layernorm": False,
+            "pretrained_model_name_or_path": None,
+        }
         kinds["clip_vision_embedding"] = "embedding"
     if model.unet:
         ours = (dataclasses.replace(model.unet, sample_size=UNetConfig.sample_size), model.vae, model.diffusion)
         plugins["dream_embedding"] = {
-            "_target_": f"{module}.DreamEmbedding", "num_dream_queries": model.dream_queries, "embed_hidden_size": width,
+            "_target_": f"{module}.DreamEmbedding",
+            "num_dream_queries": model.dream_queries,
+            "embed_hidden_size": width,
             "pretrained_model_name_or_path": None,
-        }  # fmt: skip
+        }
         plugins["stable_diffusion_head"] = {
             "_target_": f"{module}.StableDiffusionHead",
-            "diffusion_name_or_path": next((name for name, configs in KNOWN_DIFFUSION.items() if configs == ours), DIFFUSION_HOME),
-            "embed_hidden_size": width, "projector_type": "linear", "projector_depth": 1, "resolution": model.decoder_size,
+            "diffusion_name_or_path": next(
+                (name for name, configs in KNOWN_DIFFUSION.items() if configs == ours), DIFFUSION_HOME
+            ),
+            "embed_hidden_size": width,
+            "projector_type": "linear",
+            "projector_depth": 1,
+            "resolution": model.decoder_size,
             "pretrained_model_name_or_path": None,
-        }  # fmt: skip
+        }
         kinds |= {"dream_embedding": "embedding", "stable_diffusion_head": "head"}
     control = {tokenizer.pieces([number])[0]: number for number in (tokenizer.unk, tokenizer.bos, tokenizer.eos)}
     added = dict(tokenizer.added)
-    special = {**control, **{name: added.pop(name) for name in (tokenizer.pad_token,) if name in added}, "additional_special_tokens": added}
+    special = {
+        **control,
+        **{name: added.pop(name) for name in (tokenizer.pad_token,) if name in added},
+        "additional_special_tokens": added,
+    }
     config = llama.write_config(model.llm, dtype, {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.unk})
     config |= {"architectures": ["DreamLLMForCausalMLM"], "model_type": "dreamllm", "special_tokens2ids_dict": special}
-    return config | {"plugins_init_kwargs": plugins, "plugins_type": kinds, "loss_weight_lm": 1.0, "loss_weight_vm": 10.0}
+    return config | {
+        "plugins_init_kwargs": plugins,
+        "plugins_type": kinds,
+        "loss_weight_lm": 1.0,
+        "loss_weight_vm": 10.0,
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -237,12 +278,24 @@ def write_config(model: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict:
 def _read_plugin(name: str, model: ModelConfig, shapes: dict, tensors: Tensors, where: str) -> dict[str, Leaf]:
     """The leaves of one pickle."""
     if name == "dream_embedding":
-        return assemble.read_part("dream_queries", Table(QUERIES), shapes, {key: _without_batch(value) for key, value in tensors.items()}, where)
+        return assemble.read_part(
+            "dream_queries",
+            Table(QUERIES),
+            shapes,
+            {key: _without_batch(value) for key, value in tensors.items()},
+            where,
+        )
     if name == "clip_vision_embedding":
-        projector, prefixes = VISUAL_PROJECTORS[model.visual_projector], {"clip_vision_model.": ("clip", clip.table(model.clip))}
+        projector, prefixes = (
+            VISUAL_PROJECTORS[model.visual_projector],
+            {"clip_vision_model.": ("clip", clip.table(model.clip))},
+        )
     else:
         paths = {part: assemble.part_shapes(shapes, part) for part in ("unet", "vae")}
-        prefixes = {"unet.": ("unet", stable_diffusion.unet_table(paths["unet"])), "vae.": ("vae", stable_diffusion.vae_table(paths["vae"]))}
+        prefixes = {
+            "unet.": ("unet", stable_diffusion.unet_table(paths["unet"])),
+            "vae.": ("vae", stable_diffusion.vae_table(paths["vae"])),
+        }
         projector = CONDITION_PROJECTOR
     joint = "visual_projector" if name == "clip_vision_embedding" else "condition_projector"
     leaves, rest = {}, dict(tensors)
@@ -260,7 +313,10 @@ def _without_batch(tensor: Tensor) -> Tensor:
 
 
 def _read_tokenizer(folder: pathlib.Path, settings: Settings, config: LlamaConfig) -> tuple[Tokenizer, tuple[str, ...]]:
-    """(tokenizer of the folder, notes on its rows); ConfigError where its ids are not those of config.json, or more than the embedding has rows."""
+    """(tokenizer of the folder, notes on its rows).
+
+    ConfigError where its ids are not those of config.json, or more than the embedding has rows.
+    """
     listed = vocabulary.listed(folder)
     try:
         tokenizer = Tokenizer.load(folder)
@@ -268,7 +324,10 @@ def _read_tokenizer(folder: pathlib.Path, settings: Settings, config: LlamaConfi
         raise ConfigError(str(error)) from None
     for name, number in _special_ids(settings).items():
         if tokenizer.special.get(name) != number:
-            raise ConfigError(f"{settings.where}: special_tokens2ids_dict: {name} is {number}, but {tokenizer.special.get(name, 'no token')} in the tokenizer")
+            raise ConfigError(
+                f"{settings.where}: special_tokens2ids_dict: {name} is {number}, but "
+                f"{tokenizer.special.get(name, 'no token')} in the tokenizer"
+            )
     if tokenizer.size > config.vocab_size:
         raise ConfigError(f"{folder}: the tokenizer has {tokenizer.size} ids, and the model {config.vocab_size} rows")
     return tokenizer, vocabulary.check(tokenizer, folder, listed, settings)
@@ -277,4 +336,8 @@ def _read_tokenizer(folder: pathlib.Path, settings: Settings, config: LlamaConfi
 def _special_ids(settings: Settings) -> dict[str, int]:
     """{token: id} of the two levels of special_tokens2ids_dict."""
     values = settings.inner("special_tokens2ids_dict").values if "special_tokens2ids_dict" in settings.values else {}
-    return {name: number for key, value in values.items() for name, number in (value.items() if isinstance(value, dict) else ((key, value),))}
+    return {
+        name: number
+        for key, value in values.items()
+        for name, number in (value.items() if isinstance(value, dict) else ((key, value),))
+    }

@@ -1,8 +1,8 @@
 """The folder that an import or an export writes: whole under its name, or not there at all.
 
-On this machine it is written in OUT.tmp/ beside OUT, is forced to the disk and then gets its name. What a killed writer left
-in OUT.tmp the next one removes, so the same command begins anew; while a writer is alive, its lock keeps others away. A bucket
-has no renaming: there config.json is written last, and what has none is begun anew.
+On this machine it is written in OUT.tmp/ beside OUT, is forced to the disk and then gets its name. What a killed writer
+left in OUT.tmp the next one removes, so the same command begins anew; while a writer is alive, its lock keeps others
+away. A bucket has no renaming: there config.json is written last, and what has none is begun anew.
 """
 
 import contextlib
@@ -15,12 +15,20 @@ from etils import epath
 from dreamjax import atomic, lock
 from dreamjax.schema import ConfigError
 
-WRITTEN = ("params", "tokenizer", "origins.json", "checksums.json")  # what a writer that was killed in a bucket may have left
+WRITTEN = (
+    "params",
+    "tokenizer",
+    "origins.json",
+    "checksums.json",
+)  # what a writer that was killed in a bucket may have left
 
 
 @contextlib.contextmanager
 def written(out: epath.Path) -> Iterator[epath.Path]:
-    """Where to write what is to stand in `out`; ConfigError where that holds something, or another process is writing it."""
+    """Where to write what is to stand in `out`.
+
+    ConfigError where that holds something, or another process is writing it.
+    """
     with in_bucket(out) if "://" in os.fspath(out) else _beside(out) as folder:
         yield folder
 

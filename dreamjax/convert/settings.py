@@ -1,4 +1,7 @@
-"""Reading foreign configuration files: defaults where a key is missing, one clear error where a value is not what we compute."""
+"""Reading foreign configuration files.
+
+Defaults where a key is missing, one clear error where a value is not what we compute.
+"""
 
 import dataclasses
 import pathlib
@@ -72,14 +75,20 @@ class Settings:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false; null, which is what Python's `if` takes for false, is false, and the default where the key is missing."""
+        """True or false.
+
+        Null, which is what Python's `if` takes for false, is false, and the default where the key is missing.
+        """
         value = self.values.get(key, default)
         if value is not None and not isinstance(value, bool):
             raise ConfigError(f"{self.where}: {key}: needs true or false, not {value!r:.80}")
         return bool(value)
 
     def per_block(self, key: str, default: int | None, count: int, most: int = MOST) -> tuple[int, ...] | None:
-        """An integer for each of `count` blocks, from a list of that length or one value for all; None where it is missing without a default."""
+        """An integer for each of `count` blocks, from a list of that length or one value for all.
+
+        None where it is missing without a default.
+        """
         value = self.get(key, default)
         if value is None:
             return None
@@ -102,4 +111,7 @@ class Settings:
             value = tuple(value) if isinstance(value, list) else value
             if value is not None and value not in tuple(values):
                 known = " or ".join(repr(v) for v in values)
-                raise ConfigError(f"{self.where}: {key}: {value!r:.200} is not supported, which would change the numbers; {known or 'null'} is")
+                raise ConfigError(
+                    f"{self.where}: {key}: {value!r:.200} is not supported, which would change the "
+                    f"numbers; {known or 'null'} is"
+                )

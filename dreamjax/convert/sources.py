@@ -12,12 +12,19 @@ from dreamjax.schema import ConfigError, gist
 from dreamjax.tokenizer import MODEL_FILE, Tokenizer
 
 LAYOUTS = (
-    "a LLaMA or CLIP folder of transformers (config.json), a Stable Diffusion folder of diffusers (unet/, vae/), the official DreamLLM release "
+    "a LLaMA or CLIP folder of transformers (config.json), a Stable Diffusion folder of diffusers "
+    "(unet/, vae/), the official DreamLLM release "
     "(config.json with plugins_init_kwargs), a llama2.c .bin"
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
-HUB_UNREAD = ["*.non_ema.*", "*-pruned*", "*emaonly*", "safety_checker/*", "open_clip_*"]  # gigabytes beside what is read
+HUB_UNREAD = [
+    "*.non_ema.*",
+    "*-pruned*",
+    "*emaonly*",
+    "safety_checker/*",
+    "open_clip_*",
+]  # gigabytes beside what is read
 
 
 def read(source: str | os.PathLike) -> Found:
@@ -33,14 +40,19 @@ def read(source: str | os.PathLike) -> Found:
     if huggingface.kind(path):
         return huggingface.read(path)
     if (path / "params").exists() or (path / "checkpoints").exists():
-        raise ConfigError(f"{source}: is a model folder or workdir of this project already; init_from and --model take it as it is")
+        raise ConfigError(
+            f"{source}: is a model folder or workdir of this project already; init_from and --model take it as it is"
+        )
     seen = huggingface.seen(path)
     known = f"known are {LAYOUTS}; of model types {', '.join(huggingface.MODEL_TYPES)}, dreamllm"
     raise ConfigError(f"{source}: is a folder in no known layout{seen and f' (it says {seen})'}; {known}")
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:
-    """The local path of a source; what is no path but may be a hub name is fetched from the hub, or found in its cache."""
+    """The local path of a source.
+
+    What is no path but may be a hub name is fetched from the hub, or found in its cache.
+    """
     path = pathlib.Path(source)
     if path.exists():
         return path
@@ -50,19 +62,35 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_UNREAD))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_UNREAD)
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ConfigError(f"{source}: no such folder here, and the hub does not give it ({gist(error)}); download it elsewhere and give the folder") from None
+        raise ConfigError(
+            f"{source}: no such folder here, and the hub does not give it ({gist(error)}); download it "
+            "elsewhere and give the folder"
+        ) from None
 
 
 def _read_llama2c(file: pathlib.Path) -> Found:
     config, tensors = llama2c.read(file)
-    leaves = assemble.read_part("llm", llama.table(config), assemble.shapes_of(ModelConfig(llm=config)), tensors, str(file))
-    return Found("llama2.c", str(file), {"llm": config}, leaves, (file,), raw={"llm": Raw(llama.write_config(config, "float32", {}), tensors)})
+    leaves = assemble.read_part(
+        "llm", llama.table(config), assemble.shapes_of(ModelConfig(llm=config)), tensors, str(file)
+    )
+    return Found(
+        "llama2.c",
+        str(file),
+        {"llm": config},
+        leaves,
+        (file,),
+        raw={"llm": Raw(llama.write_config(config, "float32", {}), tensors)},
+    )
 
 
 def read_tokenizer(path: pathlib.Path, vocab_size: int, text_only: bool) -> Tokenizer:
-    """The tokenizer of a folder, of a sentencepiece model or of a llama2.c vocabulary, with the added tokens unless it is `text_only`."""
+    """The tokenizer of a folder, of a sentencepiece model or of a llama2.c vocabulary, with the added tokens unless
+    it is `text_only`.
+    """
     require_content(path / MODEL_FILE if path.is_dir() else path)
     try:
         if path.is_dir():

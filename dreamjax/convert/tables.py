@@ -8,7 +8,9 @@ from dreamjax.convert.names import Table
 
 
 def of(part: str, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    """The Hugging Face names of llm, clip, text_encoder, clip_text, unet or vae in a model with parameters of these `shapes`."""
+    """The Hugging Face names of llm, clip, text_encoder, clip_text, unet or vae in a model with parameters of these
+    `shapes`.
+    """
     match part:
         case "llm":
             return llama.table(model.llm)

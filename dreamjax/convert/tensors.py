@@ -1,7 +1,7 @@
 """Foreign weight files as tensors that are read slice by slice, when they are asked for.
 
-safetensors files are mapped into memory, torch's pickles too where their format allows; so what is not asked for costs no
-memory, and what was read goes back to the page cache.
+safetensors files are mapped into memory, torch's pickles too where their format allows; so what is not asked for costs
+no memory, and what was read goes back to the page cache.
 """
 
 import functools
@@ -19,7 +19,16 @@ import numpy as np
 from dreamjax import paths
 from dreamjax.schema import ConfigError
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+DTYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F64": np.float64,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 SHARD = re.compile(r"-\d+-of-\d+\.")  # in the name of a file that an index names
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -62,11 +71,12 @@ def require_content(path: pathlib.Path):
 
 
 def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
-    """(tensors by name, files) of the first of `stems` that a folder holds, each as safetensors or as torch's .bin, whole or in shards.
+    """(tensors by name, files) of the first of `stems` that a folder holds, each as safetensors or as torch's .bin,
+    whole or in shards.
 
-    Plain names come before variants (`model.fp16.safetensors`), safetensors before .bin, stems in their order and one file before
-    shards. Of variants the first by name is taken, and those with weights of training beside their average (non_ema) last.
-    ConfigError where there are none, or where shards are missing.
+    Plain names come before variants (`model.fp16.safetensors`), safetensors before .bin, stems in their order and one
+    file before shards. Of variants the first by name is taken, and those with weights of training beside their average
+    (non_ema) last. ConfigError where there are none, or where shards are missing.
     """
     plain, variants = [], []
     for suffix in (".safetensors", ".bin"):
@@ -132,7 +142,9 @@ def _open_safetensors(file: pathlib.Path) -> dict[str, Tensor]:
         name = next(iter(unknown))
         raise ConfigError(f"{file}: {name} has the type {unknown[name]}, which is none of {', '.join(DTYPES)}")
     return {
-        name: Tensor(name, tuple(s.get_shape()), np.dtype(DTYPES[s.get_dtype()]), file, functools.partial(_read_slice, s))
+        name: Tensor(
+            name, tuple(s.get_shape()), np.dtype(DTYPES[s.get_dtype()]), file, functools.partial(_read_slice, s)
+        )
         for name, s in slices.items()
     }
 
@@ -152,7 +164,11 @@ def _open_pickle(file: pathlib.Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling fails in as many ways as there are files
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{file}: is not a file of weights alone: {type(error).__name__} {reason}") from error
-    odd = [name for name, value in state.items() if not isinstance(name, str) or not torch.is_tensor(value)] if isinstance(state, dict) else [type(state).__name__]
+    odd = (
+        [name for name, value in state.items() if not isinstance(name, str) or not torch.is_tensor(value)]
+        if isinstance(state, dict)
+        else [type(state).__name__]
+    )
     if odd:
         raise ConfigError(f"{file}: holds something else than tensors by name: {odd[0]!r:.80}")
     return {name: _torch_tensor(torch, name, value, file) for name, value in state.items()}
@@ -166,7 +182,10 @@ def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
     except (TypeError, RuntimeError):  # sparse, quantised, on no device
         array = None
     if array is None or array.dtype not in DTYPES.values():
-        raise ConfigError(f"{file}: {name} is a {value.layout} tensor of {value.dtype} on {value.device}, which is none of {', '.join(DTYPES)}")
+        raise ConfigError(
+            f"{file}: {name} is a {value.layout} tensor of {value.dtype} on {value.device}, which is none "
+            f"of {', '.join(DTYPES)}"
+        )
     return from_array(name, array, file)
 
 
@@ -176,7 +195,10 @@ def from_array(name: str, array: np.ndarray, file: pathlib.Path) -> Tensor:
 
 
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An array to fill, at an address that jax's CPU devices take as it is; at numpy's own, most often, they copy what they are given."""
+    """An array to fill, at an address that jax's CPU devices take as it is.
+
+    At numpy's own, most often, they copy what they are given.
+    """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
@@ -189,7 +211,9 @@ def require_torch(file: pathlib.Path):
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{file}: is a torch pickle, and torch is not installed; pip install torch, or use safetensors") from None
+        raise ConfigError(
+            f"{file}: is a torch pickle, and torch is not installed; pip install torch, or use safetensors"
+        ) from None
     return torch
 
 

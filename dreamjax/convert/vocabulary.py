@@ -1,7 +1,9 @@
-"""Whether a tokenizer is an LLM's own: ids of tokens against rows of the embedding, special tokens against config.json's ids.
+"""Whether a tokenizer is an LLM's own: ids of tokens against rows of the embedding, special tokens against
+config.json's ids.
 
-Every row needs a token. Rows without one are padding where they stand behind all tokens and only fill the vocabulary up to a
-multiple of 8, 16, 32, 64, 128 or 256, as libraries pad it for speed; any others belong to tokens that this tokenizer lacks.
+Every row needs a token. Rows without one are padding where they stand behind all tokens and only fill the vocabulary up
+to a multiple of 8, 16, 32, 64, 128 or 256, as libraries pad it for speed; any others belong to tokens that this
+tokenizer lacks.
 """
 
 import itertools
@@ -20,18 +22,32 @@ NO_PAD = -1  # the pad_token_id of models without one
 
 
 def check(tokenizer: Tokenizer, path: pathlib.Path, added: Mapping[str, int], config: Settings) -> tuple[str, ...]:
-    """Notes on rows that are padding; ConfigError where the tokenizer from `path`, with what is `listed` there, does not fit an LLM's config.json."""
+    """Notes on rows that are padding.
+
+    ConfigError where the tokenizer from `path`, with what is `listed` there, does not fit an LLM's config.json.
+    """
     rows, added = config.whole("vocab_size", 32000), dict(added)
     if path.is_dir() and (path / SPECIAL_FILE).exists():
         added |= dict(tokenizer.added)
     _check_special(tokenizer, path, config, rows)
     for name, number in added.items():
         if number < tokenizer.piece_count and tokenizer.pieces([number]) != [name]:
-            raise ConfigError(f"{path}: token {name!r} has the id {number}, which is {_piece(tokenizer, number)} in its sentencepiece model")
-    return _check_rows(tokenizer, path, config.where, rows, {number: name for name, number in added.items() if number >= tokenizer.piece_count})
+            raise ConfigError(
+                f"{path}: token {name!r} has the id {number}, which is {_piece(tokenizer, number)} in its "
+                "sentencepiece model"
+            )
+    return _check_rows(
+        tokenizer,
+        path,
+        config.where,
+        rows,
+        {number: name for name, number in added.items() if number >= tokenizer.piece_count},
+    )
 
 
-def _check_rows(tokenizer: Tokenizer, path: pathlib.Path, where: str, rows: int, added: Mapping[int, str]) -> tuple[str, ...]:
+def _check_rows(
+    tokenizer: Tokenizer, path: pathlib.Path, where: str, rows: int, added: Mapping[int, str]
+) -> tuple[str, ...]:
     pieces, within = tokenizer.piece_count, sorted(number for number in added if number < rows)
     has = f"{pieces} pieces" + (f" and {len(added)} added tokens" if added else "")
     if pieces > rows:
@@ -40,20 +56,31 @@ def _check_rows(tokenizer: Tokenizer, path: pathlib.Path, where: str, rows: int,
     without = rows - pieces - len(within)
     first = next(number for number in itertools.count(pieces) if number not in added)
     if beyond and (without or beyond != list(range(rows, rows + len(beyond)))):
-        raise ConfigError(f"{path}: token {added[beyond[-1]]!r} has the id {beyond[-1]}, and {where} says vocab_size {rows}: it is another model's tokenizer")
+        raise ConfigError(
+            f"{path}: token {added[beyond[-1]]!r} has the id {beyond[-1]}, and {where} says vocab_size "
+            f"{rows}: it is another model's tokenizer"
+        )
     if not without:
         return ()
     tokens = rows - without
     if first < tokens or not any(rows % multiple == 0 and without < multiple for multiple in MULTIPLES):
-        lacks = f"{without} rows, the first {first}, would have no token, and they do not only pad to a multiple of {MULTIPLES[-1]} or less"
-        raise ConfigError(f"{path}: has {has}, and {where} says vocab_size {rows}: {lacks}; give the model's own tokenizer (--tokenizer)")
+        lacks = (
+            f"{without} rows, the first {first}, would have no token, and they do not only pad to a multiple "
+            f"of {MULTIPLES[-1]} or less"
+        )
+        raise ConfigError(
+            f"{path}: has {has}, and {where} says vocab_size {rows}: {lacks}; give the model's own "
+            "tokenizer (--tokenizer)"
+        )
     taken = [name for name, number in tokenizer.added if tokens <= number < rows]
     note = f"rows {tokens} to {rows - 1} of the vocabulary are padding ({without})"
     return (note + (f", of which the added tokens {', '.join(taken)} take theirs as they are" if taken else ""),)
 
 
 def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, rows: int):
-    """ConfigError where config.json or the tokenizer's own files mean other tokens by <s>, </s> and <unk> than the sentencepiece model."""
+    """ConfigError where config.json or the tokenizer's own files mean other tokens by <s>, </s> and <unk> than the
+    sentencepiece model.
+    """
     own = {"bos": tokenizer.bos, "eos": tokenizer.eos, "unk": tokenizer.unk}
     for name, number in own.items():
         value = config.get(f"{name}_token_id")
@@ -61,7 +88,10 @@ def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, r
         if any(isinstance(one, bool) or not isinstance(one, int) for one in stated):
             raise ConfigError(f"{config.where}: {name}_token_id: needs a whole number, not {value!r:.80}")
         if stated and number not in stated:
-            raise ConfigError(f"{config.where}: {name}_token_id: is {value!r:.80}, but {number} ({_piece(tokenizer, number)}) in the tokenizer of {path}")
+            raise ConfigError(
+                f"{config.where}: {name}_token_id: is {value!r:.80}, but {number} "
+                f"({_piece(tokenizer, number)}) in the tokenizer of {path}"
+            )
     pad = config.whole("pad_token_id", NO_PAD, least=NO_PAD)
     if pad >= rows:
         raise ConfigError(f"{config.where}: pad_token_id: is {pad}, and the model has {rows} rows")
@@ -69,7 +99,10 @@ def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, r
         for name, number in own.items():
             token = _content(_read(file).get(f"{name}_token"), file, f"{name}_token")
             if token and token != tokenizer.pieces([number])[0]:
-                raise ConfigError(f"{file}: {name}_token: is {token!r}, but {_piece(tokenizer, number)} in the sentencepiece model beside it")
+                raise ConfigError(
+                    f"{file}: {name}_token: is {token!r}, but {_piece(tokenizer, number)} in the "
+                    "sentencepiece model beside it"
+                )
 
 
 def _piece(tokenizer: Tokenizer, number: int) -> str:
@@ -104,7 +137,9 @@ def listed(path: os.PathLike) -> dict[str, int]:
 def _entry(token, number, file: pathlib.Path) -> dict[str, int]:
     name = _content(token, file, "added token")
     if not name or isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(f"{file}: an added token needs a name and an id from 0 on, not {name!r:.80} and {number!r:.80}")
+        raise ConfigError(
+            f"{file}: an added token needs a name and an id from 0 on, not {name!r:.80} and {number!r:.80}"
+        )
     return {name: number}
 
 

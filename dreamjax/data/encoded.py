@@ -1,7 +1,9 @@
-"""What frozen encoders made of a source's pictures, kept in ArrayRecord files: one record a document, in the source's order.
+"""What frozen encoders made of a source's pictures, kept in ArrayRecord files: one record a document, in the source's
+order.
 
-A record is the byte 1, one byte for each picture of the document (0: it does not open), and for each that opens its CLIP
-features and twice its moments, of the picture and of its mirror image. encoded.json says what they are of; it is written last.
+A record is the byte 1, one byte for each picture of the document (0: it does not open), and for each that opens its
+CLIP features and twice its moments, of the picture and of its mirror image. encoded.json says what they are of; it is
+written last.
 """
 
 import dataclasses
@@ -46,7 +48,10 @@ def decode(record: bytes, count: int, layout: Encoded) -> list[Picture | None]:
         raise ValueError(f"is of version {record[0]}, not {VERSION}")
     for sound in record[1:at]:
         parts = []
-        for shape, dtype in ((layout.features, layout.dtype), ((2, *layout.moments) if layout.moments else (), "float32")):
+        for shape, dtype in (
+            (layout.features, layout.dtype),
+            ((2, *layout.moments) if layout.moments else (), "float32"),
+        ):
             size = math.prod(shape) * np.dtype(dtype).itemsize if shape and sound else 0
             parts.append(np.frombuffer(record, dtype, math.prod(shape), at).reshape(shape) if size else None)
             at += size
@@ -69,13 +74,19 @@ class EncodedPictures:
         """Those of document `index`, which has `count`."""
         try:
             return decode(self.records[index], count, self.layout)
-        except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord raises for damaged bytes, and `decode`
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # what ArrayRecord raises for damaged bytes, and `decode`
             raise SourceError(f"{self.folder}: document {index} is damaged ({error}); {AGAIN}") from None
 
 
 def card_of(fingerprint: str, layout: Encoded, encoders: str, documents: int) -> dict:
     """What a folder says it is of, fit for JSON."""
-    return json.loads(json.dumps({"source": fingerprint, "encoders": encoders, "documents": documents, "layout": layout._asdict()}))
+    return json.loads(
+        json.dumps({"source": fingerprint, "encoders": encoders, "documents": documents, "layout": layout._asdict()})
+    )
 
 
 def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = "") -> EncodedPictures:
@@ -89,7 +100,10 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = ""
     card = _read_card(path)
     wanted = card_of(fingerprint, layout, card["encoders"], card["documents"])
     if differs := [key for key in wanted if card[key] != wanted[key]]:
-        raise SourceError(f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python -m dreamjax.precompute")
+        raise SourceError(
+            f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python "
+            "-m dreamjax.precompute"
+        )
     names = [_file(folder, number, card["documents"]) for number in range(-(-card["documents"] // PER_FILE))]
     cache = cache_folder(cache) if files.is_remote(path) else ""
     try:
@@ -103,7 +117,9 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = ""
 def _read_card(path: str) -> dict:
     try:
         card = json.loads(files.read_bytes(path))
-        if not (isinstance(card["encoders"], str) and type(card["documents"]) is int and {"source", "layout"} <= set(card)):
+        if not (
+            isinstance(card["encoders"], str) and type(card["documents"]) is int and {"source", "layout"} <= set(card)
+        ):
             raise ValueError("is no card of encoded pictures")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise SourceError(f"{path}: is damaged ({error}); {AGAIN}") from None
@@ -111,11 +127,16 @@ def _read_card(path: str) -> dict:
 
 
 def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[Picture | None]]]):
-    """Writes the files that are not there yet, each whole or absent, and then the card. `documents` yields the pictures of a range of them."""
+    """Writes the files that are not there yet, each whole or absent, and then the card.
+
+    `documents` yields the pictures of a range of them.
+    """
     files.make_folder(folder)
     whole, begun = files.join(folder, CARD), files.join(folder, f"{CARD}.begun")
     if any(_read_card(path) != card for path in (whole, begun) if files.exists(path)):
-        raise SourceError(f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew")
+        raise SourceError(
+            f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew"
+        )
     if files.exists(whole):
         return
     with files.atomic_file(begun) as file:

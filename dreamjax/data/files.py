@@ -1,6 +1,8 @@
-"""Files by name, on disk or in a bucket: which ones a path means, whether one has changed, bytes out of the middle of one, and writing whole ones.
+"""Files by name, on disk or in a bucket: which ones a path means, whether one has changed, bytes out of the middle of
+one, and writing whole ones.
 
-Names with `://` go through fsspec (gs:// needs the package gcsfs), since only it reads a range without what surrounds it.
+Names with `://` go through fsspec (gs:// needs the package gcsfs), since only it reads a range without what surrounds
+it.
 """
 
 import contextlib
@@ -54,7 +56,10 @@ def _filesystem(path: str):
 
 
 def expand_braces(path: str) -> list[str]:
-    """a-{00..02}.tar and {a,b}.tar as the shell reads them: every combination, in order; numbers keep their leading zeros."""
+    """a-{00..02}.tar and {a,b}.tar as the shell reads them.
+
+    Every combination, in order; numbers keep their leading zeros.
+    """
     found = _BRACES.search(path)
     if not found:
         return [path]
@@ -65,14 +70,19 @@ def expand_braces(path: str) -> list[str]:
         choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
     else:
         choices = inside.split(",")
-    return list(itertools.chain.from_iterable(expand_braces(path[: found.start()] + choice + path[found.end() :]) for choice in choices))
+    return list(
+        itertools.chain.from_iterable(
+            expand_braces(path[: found.start()] + choice + path[found.end() :]) for choice in choices
+        )
+    )
 
 
 def expand(path: str, suffixes: Sequence[str]) -> list[str]:
-    """The files that a path means, in a fixed order: itself, what its braces and stars match, or a folder's files with one of the suffixes.
+    """The files that a path means, in a fixed order: itself, what its braces and stars match, or a folder's files with
+    one of the suffixes.
 
-    Files that are named, not matched, need not exist; one that is there with braces or stars in its name is meant by them.
-    Raises OSError where nothing matches.
+    Files that are named, not matched, need not exist; one that is there with braces or stars in its name is meant by
+    them. Raises OSError where nothing matches.
     """
     path = os.fspath(path)
     choices = [path] if not is_remote(path) and os.path.exists(path) else expand_braces(path)
@@ -113,7 +123,9 @@ def stamp(path: str) -> str:
         info = _filesystem(path).info(path)
     except FileNotFoundError:
         raise Unreadable(f"{path}: no such file", "file missing") from None
-    versions = [str(info[key]) for key in ("generation", "etag", "ETag", "md5Hash", "mtime", "created") if info.get(key)]
+    versions = [
+        str(info[key]) for key in ("generation", "etag", "ETag", "md5Hash", "mtime", "created") if info.get(key)
+    ]
     return "-".join([str(info["size"]), *versions[:1]])
 
 
@@ -139,7 +151,8 @@ def opened(path: str) -> Iterator[typing.BinaryIO]:
 
 
 def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
-    """`size` bytes from `offset` on. Raises Unreadable where the file is missing, ends before, or no longer has the stamp `expected`.
+    """`size` bytes from `offset` on. Raises Unreadable where the file is missing, ends before, or no longer has the
+    stamp `expected`.
 
     In a bucket the stamp is not asked for again, since that would cost a request for each range.
     """
@@ -159,7 +172,9 @@ def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
     except FileNotFoundError:
         raise Unreadable(f"{path}: no such file", "file missing") from None
     if len(data) != size:
-        raise Unreadable(f"{path}: ends at byte {offset + len(data):,d}, needed up to {offset + size:,d}", "file truncated")
+        raise Unreadable(
+            f"{path}: ends at byte {offset + len(data):,d}, needed up to {offset + size:,d}", "file truncated"
+        )
     return data
 
 
@@ -192,7 +207,9 @@ def names_in(folder: str) -> list[str]:
         return []
     if not is_remote(folder):
         return sorted(os.listdir(folder))
-    return sorted(os.path.basename(name.rstrip("/")) for name in _filesystem(folder).ls(folder, detail=False, refresh=True))
+    return sorted(
+        os.path.basename(name.rstrip("/")) for name in _filesystem(folder).ls(folder, detail=False, refresh=True)
+    )
 
 
 def make_folder(path: str):
@@ -208,7 +225,10 @@ def remove(path: str):
 
 
 def fetched(path: str, cache: str) -> str:
-    """The name on this machine of a file, for libraries that know no other: its own or, of one in a bucket, that of a copy in the cache folder."""
+    """The name on this machine of a file, for libraries that know no other.
+
+    Its own or, of one in a bucket, that of a copy in the cache folder.
+    """
     if not is_remote(path):
         return path
     target = os.path.join(cache, f"fetched-{hashlib.sha256(f'{path} {stamp(path)}'.encode()).hexdigest()[:32]}")
@@ -224,7 +244,10 @@ def fetched(path: str, cache: str) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """The name of a file on this machine to write to; what it holds gets the name `path` when the block ends without an error."""
+    """The name of a file on this machine to write to.
+
+    What it holds gets the name `path` when the block ends without an error.
+    """
     if not is_remote(path):
         with atomic.replaced(path) as temporary:
             yield temporary

@@ -1,7 +1,7 @@
 """Which documents and pictures are worth keeping: rules on pictures' sizes and on captions, applied once by `prepare`.
 
-A picture that fails leaves an interleaved document, whose text stays as it is; it takes with it a pair or a conversation,
-which mean nothing without it.
+A picture that fails leaves an interleaved document, whose text stays as it is; it takes with it a pair or a
+conversation, which mean nothing without it.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from dreamjax.data.sources.records import BOM, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.schema import require, require_positive
 
-# Why a record is left out that is not broken: the user's settings want others. A picture may be too small for these or for any use.
+# Why a record is left out that is not broken: the user's settings want others. A picture may be too small for these or
+# for any use.
 WANTED_OTHERWISE = frozenset({
     "low similarity", "image too small", "image too long", "too few pictures", "unwanted word",
     "caption too short", "caption too long", "address in the caption", "caption not ASCII",
@@ -36,7 +37,9 @@ class Filters:
     words: tuple[str, ...] = ()  # lower case; none of them may be in the text of any document
 
     def __post_init__(self):
-        require_positive(self, "min_side", "max_aspect", "min_pictures", "min_characters", "max_characters", or_zero=True)
+        require_positive(
+            self, "min_side", "max_aspect", "min_pictures", "min_characters", "max_characters", or_zero=True
+        )
         require(not 0 < self.max_aspect < 1, "max_aspect", f"is at least 1, or 0 for no limit, is {self.max_aspect}")
 
 
@@ -75,7 +78,13 @@ def _joined(parts: list) -> list:
     """Texts that a picture parted, and part no longer, as one."""
     joined = []
     for part in parts:
-        if joined and isinstance(part, Text) and isinstance(joined[-1], Text) and (part.role, part.learned) == (joined[-1].role, joined[-1].learned) and not part.role:
+        if (
+            joined
+            and isinstance(part, Text)
+            and isinstance(joined[-1], Text)
+            and (part.role, part.learned) == (joined[-1].role, joined[-1].learned)
+            and not part.role
+        ):
             joined[-1] = dataclasses.replace(part, text=f"{joined[-1].text} {part.text}")
         else:
             joined.append(part)
@@ -107,7 +116,11 @@ def _checked(part: Image, filters: Filters) -> bytes:
     if short < filters.min_side:
         raise images.BadImage(f"{name}: shorter side of {short} pixels, needs {filters.min_side}", "image too small")
     if filters.max_aspect and long > filters.max_aspect * short:
-        raise images.BadImage(f"{name}: {long} by {short} pixels, more than {filters.max_aspect} to 1", "image too long")
+        raise images.BadImage(
+            f"{name}: {long} by {short} pixels, more than {filters.max_aspect} to 1", "image too long"
+        )
     if filters.decode:
-        images.open_rgb(data, draft=1)  # at an eighth of its size, where it is a JPEG: all its data are read nevertheless
+        images.open_rgb(
+            data, draft=1
+        )  # at an eighth of its size, where it is a JPEG: all its data are read nevertheless
     return data

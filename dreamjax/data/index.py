@@ -1,9 +1,10 @@
 """Where the records of many files lie: found once, file by file in parallel, kept on disk, and mapped into memory.
 
-A record is one or several members, each a range of bytes in its file. What scanning one file found is kept under the file's
-stamp, so that an interrupted scan goes on where it was, and only files that changed are scanned again. All that together is
-one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through the page cache. It has
-checksums: what a failed disk or another program has damaged or deleted is said in one line, and made anew.
+A record is one or several members, each a range of bytes in its file. What scanning one file found is kept under the
+file's stamp, so that an interrupted scan goes on where it was, and only files that changed are scanned again. All that
+together is one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through the
+page cache. It has checksums: what a failed disk or another program has damaged or deleted is said in one line, and made
+anew.
 """
 
 import concurrent.futures
@@ -70,7 +71,9 @@ class Member:
     def read_bytes(self) -> bytes:
         """The bytes; raises files.Unreadable."""
         if self.size > LONGEST:
-            raise files.Unreadable(f"{self.file}: {self.size:,d} bytes, a member may have {LONGEST:,d}", "record too large")
+            raise files.Unreadable(
+                f"{self.file}: {self.size:,d} bytes, a member may have {LONGEST:,d}", "record too large"
+            )
         return files.read_range(self.file, self.offset, self.size, self.stamp)
 
     def __str__(self) -> str:
@@ -126,13 +129,26 @@ class Index:
         file, name = self.files[number], self._name(index, number)
         start, stop = _span(self._member_ends, index)
         found = {}
-        for offset, size, kind in zip(self._offsets[start:stop].tolist(), self._sizes[start:stop].tolist(), self._kind_numbers[start:stop].tolist()):
+        for offset, size, kind in zip(
+            self._offsets[start:stop].tolist(),
+            self._sizes[start:stop].tolist(),
+            self._kind_numbers[start:stop].tolist(),
+            strict=True,
+        ):
             kind = self.kinds[kind]
             found[kind] = Member(file["stored"], offset, size, f"{name}.{kind}" if kind else name, file["stamp"])
         return found
 
 
-ARRAYS = {"offsets": np.int64, "sizes": np.int64, "kinds": np.int32, "member_ends": np.int64, "name_ends": np.int64, "names": np.uint8, "file_ends": np.int64}
+ARRAYS = {
+    "offsets": np.int64,
+    "sizes": np.int64,
+    "kinds": np.int32,
+    "member_ends": np.int64,
+    "name_ends": np.int64,
+    "names": np.uint8,
+    "file_ends": np.int64,
+}
 
 
 def _map(path: str) -> np.ndarray:
@@ -161,7 +177,9 @@ def _span(ends: np.ndarray, index: int) -> tuple[int, int]:
 # Building
 
 
-def open_index(paths: Sequence[str], scan: Callable[[str, Cache], Scan], cache: Cache = Cache(), label: str = "records") -> Index:
+def open_index(
+    paths: Sequence[str], scan: Callable[[str, Cache], Scan], cache: Cache = Cache(), label: str = "records"
+) -> Index:
     """The index of the files, made where it is not kept already.
 
     `scan(path, cache)` scans one file, a function of a module; it may unpack the file into the cache. Files that are
@@ -176,7 +194,16 @@ def open_index(paths: Sequence[str], scan: Callable[[str, Cache], Scan], cache: 
     if not stamps:
         raise _nothing(paths, BadRecord(*skipped[0]))
     cache = dataclasses.replace(cache, folder=cache_folder(cache.folder))
-    settings = json.dumps([VERSION, f"{scan.__module__}.{scan.__qualname__}", list(stamps.items()), skipped, cache.max_growth, cache.max_unpacked])
+    settings = json.dumps(
+        [
+            VERSION,
+            f"{scan.__module__}.{scan.__qualname__}",
+            list(stamps.items()),
+            skipped,
+            cache.max_growth,
+            cache.max_unpacked,
+        ]
+    )
     folder = os.path.join(cache.folder, hashlib.sha256(settings.encode()).hexdigest()[:32])
     index = _kept(folder) if os.path.exists(folder) else None
     if index is None:
@@ -213,12 +240,17 @@ def _kept(folder: str) -> Index | None:
 
 
 def cache_folder(wanted: str = "") -> str:
-    """A folder for what is made of the data, such as indexes: the one wanted, or else the user's cache; never, unless it is wanted, one among the data."""
+    """A folder for what is made of the data, such as indexes.
+
+    The one wanted, or else the user's cache; never, unless it is wanted, one among the data.
+    """
     folder = wanted or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dreamjax")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise SourceError(f"{folder}: cannot be made ({error.strerror}); give a folder for indexes as the source's `cache`") from None
+        raise SourceError(
+            f"{folder}: cannot be made ({error.strerror}); give a folder for indexes as the source's `cache`"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise SourceError(f"{folder}: cannot be written; give a folder for indexes as the source's `cache`")
     return folder
@@ -229,7 +261,7 @@ def _scan_all(stamps: dict[str, str], scan, cache: Cache, label: str) -> list[st
     settings = [VERSION, scan.__qualname__, cache.max_growth, cache.max_unpacked]
     names = [hashlib.sha256(json.dumps([*settings, *item]).encode()).hexdigest()[:32] for item in stamps.items()]
     pieces = [os.path.join(cache.folder, f"scan-{name}.npz") for name in names]
-    missing = [(path, piece) for path, piece in zip(stamps, pieces) if not _is_whole(piece)]
+    missing = [(path, piece) for path, piece in zip(stamps, pieces, strict=True) if not _is_whole(piece)]
     size = sum(int(stamps[path].partition("-")[0]) for path, _ in missing)
     workers = min(os.cpu_count() or 1, len(missing))
     task = functools.partial(_scan_one, scan=scan, cache=cache)
@@ -275,9 +307,14 @@ def _scan_one(item: tuple[str, str], scan, cache: Cache):
     stored = found.stored or path
     facts = {"kinds": kinds, "skipped": found.skipped, "stored": stored, "stamp": files.stamp(stored)}
     arrays = {
-        "offsets": found.offsets, "sizes": found.sizes, "kinds": [numbers[kind] for kind in found.kinds], "member_ends": found.ends,
-        "name_ends": np.cumsum([len(name) for name in names]), "names": np.frombuffer(b"".join(names), np.uint8), "file_ends": [len(found.ends)],
-    }  # fmt: skip
+        "offsets": found.offsets,
+        "sizes": found.sizes,
+        "kinds": [numbers[kind] for kind in found.kinds],
+        "member_ends": found.ends,
+        "name_ends": np.cumsum([len(name) for name in names]),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "file_ends": [len(found.ends)],
+    }
     typed = {name: np.asarray(array, ARRAYS[name]) for name, array in arrays.items()}
     with files.atomic_file(piece) as file:
         np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **typed)
@@ -286,7 +323,7 @@ def _scan_one(item: tuple[str, str], scan, cache: Cache):
 def _combine(stamps: dict[str, str], pieces: list[str], skipped: list, folder: str):
     """Writes the arrays of all files behind each other; ends go on counting, kinds get common numbers."""
     entries, kinds, sizes = [], {}, dict.fromkeys(ARRAYS, 0)
-    for (path, stamp), piece in zip(stamps.items(), pieces):
+    for (path, stamp), piece in zip(stamps.items(), pieces, strict=True):
         with np.load(piece) as scanned:
             facts = json.loads(scanned["facts"].tobytes())
             for name in ARRAYS:
@@ -294,9 +331,13 @@ def _combine(stamps: dict[str, str], pieces: list[str], skipped: list, folder: s
         for kind in facts["kinds"]:
             kinds.setdefault(kind, len(kinds))
         skipped = skipped + facts["skipped"]
-        entries.append({"name": path, "stored": facts["stored"], "stamp": facts["stamp"] if facts["stored"] != path else stamp})
+        entries.append(
+            {"name": path, "stored": facts["stored"], "stamp": facts["stamp"] if facts["stored"] != path else stamp}
+        )
     with atomic.folder(folder) as building:
-        arrays = {name: _empty(os.path.join(building, f"{name}.npy"), dtype, sizes[name]) for name, dtype in ARRAYS.items()}
+        arrays = {
+            name: _empty(os.path.join(building, f"{name}.npy"), dtype, sizes[name]) for name, dtype in ARRAYS.items()
+        }
         at = dict.fromkeys(ARRAYS, 0)
         for piece in pieces:
             with np.load(piece) as scanned:

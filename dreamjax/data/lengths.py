@@ -1,9 +1,10 @@
-"""How long every document of a source is as a row: found once by an index pass, kept in a file, and read where it is needed.
+"""How long every document of a source is as a row: found once by an index pass, kept in a file, and read where it is
+needed.
 
-The file is an .npy of [n, 3] int32: tokens, seen and dreamed pictures of each document; 0 tokens where nothing of it can be
-trained on. A pair, whose side is drawn anew each time it is shown, has (tokens comprehended, PAIR, tokens created). Beside
-it lies a .json of what was cut and what is broken, with a checksum of the entries; it is written last. Files that a failed disk
-or another program has damaged are measured anew.
+The file is an .npy of [n, 3] int32: tokens, seen and dreamed pictures of each document; 0 tokens where nothing of it
+can be trained on. A pair, whose side is drawn anew each time it is shown, has (tokens comprehended, PAIR, tokens
+created). Beside it lies a .json of what was cut and what is broken, with a checksum of the entries; it is written last.
+Files that a failed disk or another program has damaged are measured anew.
 """
 
 import dataclasses
@@ -56,7 +57,9 @@ class Found:
 
     def to_json(self) -> dict:
         """A dict fit for JSON."""
-        return dataclasses.asdict(dataclasses.replace(self, named=())) | {"named": [record.args for record in self.named]}
+        return dataclasses.asdict(dataclasses.replace(self, named=())) | {
+            "named": [record.args for record in self.named]
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> "Found":
@@ -67,7 +70,10 @@ class Found:
 
 
 class Lengths:
-    """The entries of one source: `lengths[indices]` is [n, 3] int32. Those of a file are mapped, not read, and travel as its path."""
+    """The entries of one source.
+
+    `lengths[indices]` is [n, 3] int32. Those of a file are mapped, not read, and travel as its path.
+    """
 
     def __init__(self, stored: np.ndarray | str):
         self.stored = stored
@@ -91,13 +97,19 @@ def shown(entries: np.ndarray, coins: np.ndarray) -> np.ndarray:
 
 
 def measure_all(
-    measure: Callable[[int], Measured], count: int, key: str, folder: epath.Path | None = None, workers: int = 0, host: int = 0
+    measure: Callable[[int], Measured],
+    count: int,
+    key: str,
+    folder: epath.Path | None = None,
+    workers: int = 0,
+    host: int = 0,
 ) -> tuple[Lengths, Found]:
-    """The entries of `count` documents: those that lie in the folder under the key, or else of an index pass, which stores them.
+    """The entries of `count` documents: those that lie in the folder under the key, or else of an index pass, which
+    stores them.
 
-    `measure` is a pure function of the index; it must travel to worker processes, which many documents are given to. What an
-    interrupted pass has found stays on a local disk, and the next one goes on from there. `host` keeps hosts apart that
-    share the folder. Without a folder nothing is stored.
+    `measure` is a pure function of the index; it must travel to worker processes, which many documents are given to.
+    What an interrupted pass has found stays on a local disk, and the next one goes on from there. `host` keeps hosts
+    apart that share the folder. Without a folder nothing is stored.
     """
     if folder is None:
         return _measure_in_memory(measure, count, workers)
@@ -156,19 +168,26 @@ def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath
     log = path.with_name(f"{path.name}.log")
     chunks = _interrupted(path, log, count)
     atomic.write_text(log, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
-    found, done = sum((Found.from_json(chunk["found"]) for chunk in chunks), Found()), chunks[-1]["done"] if chunks else 0
+    found, done = (
+        sum((Found.from_json(chunk["found"]) for chunk in chunks), Found()),
+        chunks[-1]["done"] if chunks else 0,
+    )
     if not count:  # which cannot be mapped
         with open(path, "wb") as file:
             np.save(file, np.zeros((0, 3), np.int32))
         log.unlink()
         return found
-    entries = np.lib.format.open_memmap(os.fspath(path), mode="r+" if chunks else "w+", dtype=np.int32, shape=(count, 3))
+    entries = np.lib.format.open_memmap(
+        os.fspath(path), mode="r+" if chunks else "w+", dtype=np.int32, shape=(count, 3)
+    )
     with open(log, "a") as file:
         for start, chunk, more in _measured(measure, done, count, workers):
             entries[start : start + len(chunk)] = chunk
             entries.flush()
             found += more
-            file.write(json.dumps({"done": start + len(chunk), "found": more.to_json(), "checksum": checksum(chunk)}) + "\n")
+            file.write(
+                json.dumps({"done": start + len(chunk), "found": more.to_json(), "checksum": checksum(chunk)}) + "\n"
+            )
             file.flush()
     log.unlink()
     return found
@@ -184,7 +203,11 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
         for text in log.read_bytes().split(b"\n")[:-1]:
             chunk = json.loads(text)
             Found.from_json(chunk["found"])
-            if entries.shape != (count, 3) or chunk["done"] != min(done + CHUNK, count) or chunk["checksum"] != checksum(entries[done : chunk["done"]]):
+            if (
+                entries.shape != (count, 3)
+                or chunk["done"] != min(done + CHUNK, count)
+                or chunk["checksum"] != checksum(entries[done : chunk["done"]])
+            ):
                 break
             done = chunk["done"]
             chunks.append(chunk)
@@ -193,14 +216,16 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
     return chunks
 
 
-def _measured(measure: Callable[[int], Measured], done: int, count: int, workers: int) -> Iterator[tuple[int, np.ndarray, Found]]:
+def _measured(
+    measure: Callable[[int], Measured], done: int, count: int, workers: int
+) -> Iterator[tuple[int, np.ndarray, Found]]:
     """(first index, entries, what was found) of chunk after chunk, with a progress bar where it takes its time."""
     starts = range(done, count, CHUNK)
     ranges = [range(start, min(start + CHUNK, count)) for start in starts]
     with progress.bar(count, "document", "lengths", done, delay=3) as bar:
         if workers and count - done >= MANY:
             with processes.pool(workers, _keep, measure) as pool:
-                for chunk, (entries, found) in zip(ranges, pool.map(_measure_kept, ranges)):
+                for chunk, (entries, found) in zip(ranges, pool.map(_measure_kept, ranges), strict=True):
                     bar.update(len(chunk))
                     yield chunk.start, entries, found
             return

@@ -1,7 +1,7 @@
 """From sources to Batches by number, decoded ahead of time by threads or processes.
 
-Batch k of a run is a pure function of (sources, configuration, k): any number of hosts, threads and worker processes sees
-the same global batches, and a run resumes from a count of batches.
+Batch k of a run is a pure function of (sources, configuration, k): any number of hosts, threads and worker processes
+sees the same global batches, and a run resumes from a count of batches.
 """
 
 import dataclasses
@@ -56,12 +56,22 @@ class Reader:
     @property
     def key(self) -> str:
         """Another one whenever a row may have another length."""
-        told = (self.source.fingerprint, self.tokenizer, self.tokenizer.model, self.slots, self.template, self.limits, self.config.mode)
+        told = (
+            self.source.fingerprint,
+            self.tokenizer,
+            self.tokenizer.model,
+            self.slots,
+            self.template,
+            self.limits,
+            self.config.mode,
+        )
         return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
     def row(self, document: Document, limits: Limits | None = None) -> Row:
         """The row of a document as the mode shows it."""
-        return build_row(document, self.tokenizer, self.slots, self.template, limits or self.limits, labels=self.config.labels)
+        return build_row(
+            document, self.tokenizer, self.slots, self.template, limits or self.limits, labels=self.config.labels
+        )
 
     def __call__(self, index: int) -> Measured:
         if self.config.eval_share and split_of(self.source.key(index), self.config.eval_share) != self.config.split:
@@ -73,7 +83,9 @@ class Reader:
         if document.kind == "pair" and self.config.mode == "joint":
             rows = [self.row(view(document, side, 0.0)) for side in SIDES]
             (comprehended, *_), (created, *_) = (_entry(row, pair=True) for row in rows)
-            return Measured((comprehended, PAIR, created) if comprehended or created else (0, 0, 0), rows[0].cut or rows[1].cut)
+            return Measured(
+                (comprehended, PAIR, created) if comprehended or created else (0, 0, 0), rows[0].cut or rows[1].cut
+            )
         row = self.row(view(document, self.config.mode, 0.0))
         return Measured(_entry(row, document.kind == "pair"), row.cut, left_out=len(document.left_out))
 
@@ -98,22 +110,41 @@ class Loader:
     host's number among those that share it.
     """
 
-    def __init__(self, config: RunConfig, sources: Sequence[SourceConfig], tokenizer: Tokenizer, folder: epath.Path | None = None, host: int = 0):
+    def __init__(
+        self,
+        config: RunConfig,
+        sources: Sequence[SourceConfig],
+        tokenizer: Tokenizer,
+        folder: epath.Path | None = None,
+        host: int = 0,
+    ):
         self.folder, self.host = folder, host
         self.config, self.shape = config, shape_of(config, encoded=any(source.encoded for source in sources))
         limits = Limits(self.shape.length, self.shape.seen, self.shape.dreamed)
         self.readers = []
         for source in sources:
             opened = open_source(source, config.seed)
-            encoded = open_encoded(source.encoded, opened.fingerprint, self.shape.encoded, source.cache) if source.encoded else None
-            self.readers.append(Reader(opened, source, tokenizer, Slots.of(config.model), config.data.template, limits, encoded))
+            encoded = (
+                open_encoded(source.encoded, opened.fingerprint, self.shape.encoded, source.cache)
+                if source.encoded
+                else None
+            )
+            self.readers.append(
+                Reader(opened, source, tokenizer, Slots.of(config.model), config.data.template, limits, encoded)
+            )
         counts = [len(reader.source) for reader in self.readers]
-        measured = [measure_all(reader, count, reader.key, folder, config.data.workers, host) for reader, count in zip(self.readers, counts)]
+        measured = [
+            measure_all(reader, count, reader.key, folder, config.data.workers, host)
+            for reader, count in zip(self.readers, counts, strict=True)
+        ]
         self.found = sum((found for _, found in measured), Found())
         self.skipped = tuple(record for reader in self.readers for record in reader.source.skipped) + self.found.named
         if not self.found.tokens:
             where = ", ".join(f"{source.format}:{source.path} ({source.split})" for source in sources)
-            raise SourceError(f"{where}: no document fits rows of {self.shape.length} tokens with {self.shape.seen} seen and {self.shape.dreamed} dreamed pictures")
+            raise SourceError(
+                f"{where}: no document fits rows of {self.shape.length} tokens with {self.shape.seen} "
+                f"seen and {self.shape.dreamed} dreamed pictures"
+            )
         self.plan = Plan(make_mixture(sources, counts, config.seed), [lengths for lengths, _ in measured], self.shape)
 
     @property
@@ -124,7 +155,14 @@ class Loader:
     @property
     def fingerprint(self) -> str:
         """Another one whenever a batch may be another."""
-        told = [(reader.key, reader.config.labels) for reader in self.readers], self.plan.mixture, self.shape, self.config.data.flip, self.config.data.draft, VERSION
+        told = (
+            [(reader.key, reader.config.labels) for reader in self.readers],
+            self.plan.mixture,
+            self.shape,
+            self.config.data.flip,
+            self.config.data.draft,
+            VERSION,
+        )
         return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
     @property
@@ -140,10 +178,16 @@ class Loader:
     def in_words(self) -> str:
         """What there is to read, for a person."""
         share, broken = self.plan.fill(), len(self.skipped) + self.unnamed
-        left_out = f", {self.found.left_out:,d} images left out (missing, not downloaded, unlike their text)" if self.found.left_out else ""
+        left_out = (
+            f", {self.found.left_out:,d} images left out (missing, not downloaded, unlike their text)"
+            if self.found.left_out
+            else ""
+        )
         return (
-            f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; {self.found.cut} cut, {broken} broken{left_out}\n"
-            f"packed        real: {share['tokens']:.1%} of tokens, {share['seen_slots']:.1%} of seen and {share['dreamed_slots']:.1%} of dreamed slots"
+            f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; "
+            f"{self.found.cut} cut, {broken} broken{left_out}\n"
+            f"packed        real: {share['tokens']:.1%} of tokens, {share['seen_slots']:.1%} of seen and "
+            f"{share['dreamed_slots']:.1%} of dreamed slots"
         )
 
     def has(self, number: int) -> bool:
@@ -151,7 +195,10 @@ class Loader:
         return self.plan.has(number * self.config.groups)
 
     def load(self, number: int, own: Sequence[int] | None = None, endless: bool = True) -> Loaded:
-        """The groups `own` (this host's; None: all) of batch `number`; epochs follow each other without a gap, or groups past the first epoch are empty."""
+        """The groups `own` (this host's.
+
+        None: all) of batch `number`; epochs follow each other without a gap, or groups past the first epoch are empty.
+        """
         own = range(self.config.groups) if own is None else own
         batch = empty_batch(self.shape._replace(groups=len(own)))
         documents, skipped = [], []
@@ -174,9 +221,14 @@ class Loader:
             return
         name, row = document.id or str(index), reader.row(document)
         if (len(row.tokens), len(row.seen), len(row.dreamed)) != member.lengths:
-            raise SourceError(f"{name}: is another document than when lengths were measured; delete {reader.key}.* in the folder of lengths")
-        mirror = np.random.default_rng([self.config.seed, member.repeat, index]).random(len(row.dreamed)) < (0.5 if self.config.data.flip else 0)
-        flips = {id(document.parts[part]): bool(flip) for (_, part), flip in zip(row.dreamed, mirror)}
+            raise SourceError(
+                f"{name}: is another document than when lengths were measured; delete {reader.key}.* in "
+                "the folder of lengths"
+            )
+        mirror = np.random.default_rng([self.config.seed, member.repeat, index]).random(len(row.dreamed)) < (
+            0.5 if self.config.data.flip else 0
+        )
+        flips = {id(document.parts[part]): bool(flip) for (_, part), flip in zip(row.dreamed, mirror, strict=True)}
         pictures = self._pictures(reader, member.document, document)
         while broken := broken_parts(document, row, pictures):
             skipped += [BadRecord(name, error.reason, str(error)) for _, error in broken]
@@ -186,7 +238,10 @@ class Loader:
             for part, _ in reversed(broken):
                 document = document.without(part)
             row = reader.row(document, Limits(*member.lengths))  # no more than was planned
-        part_of = lambda placed: [document.parts[part] for _, part in placed]
+
+        def part_of(placed):
+            return [document.parts[part] for _, part in placed]
+
         seen = [pictures[id(part)].seen() for part in part_of(row.seen)]
         dreamed = [pictures[id(part)].dreamed(flips.get(id(part), False)) for part in part_of(row.dreamed)]
         place(batch, g, member.row, row, seen, dreamed, draw=(index + member.again * int(self.plan.first[-1])) * 256)
@@ -196,12 +251,18 @@ class Loader:
         """The pictures of a document by the identity of their parts, none of them opened yet."""
         parts = [part for part in document.parts if isinstance(part, Image)]
         if reader.encoded is not None:
-            return {id(part): Stored(part, one) for part, one in zip(parts, reader.encoded.pictures(number, len(parts)), strict=True)}
+            return {
+                id(part): Stored(part, one)
+                for part, one in zip(parts, reader.encoded.pictures(number, len(parts)), strict=True)
+            }
         clip, size = self.config.model.clip, self.config.model.decoder_size if self.config.model.unet else 0
         return {id(part): Opened(part, clip.image_size if clip else 0, size, self.config.data.draft) for part in parts}
 
     def _count_groups(self, number: int):
-        """Counts the groups up to `number`. A run that is resumed again and again counts on from where it was, by a file in the folder of lengths."""
+        """Counts the groups up to `number`.
+
+        A run that is resumed again and again counts on from where it was, by a file in the folder of lengths.
+        """
         file = self.folder / f"{self.fingerprint}.groups.npz" if self.folder is not None else None
         if file is not None and file.exists():
             try:
@@ -218,7 +279,9 @@ class Loader:
             np.savez(counted, ends=np.array(self.plan.ends, np.int64))  # a zip, which holds a checksum
             atomic.write_bytes(file, counted.getvalue())
 
-    def batches(self, start: int, stop: int, own: Sequence[int] | None = None, endless: bool = True) -> Iterator[Loaded]:
+    def batches(
+        self, start: int, stop: int, own: Sequence[int] | None = None, endless: bool = True
+    ) -> Iterator[Loaded]:
         """Batches start .. stop - 1 in order, made ahead of time by threads, of this process or of worker processes."""
         load = functools.partial(self.load, own=own, endless=endless)
         if endless and start < stop:

@@ -1,8 +1,9 @@
-"""Which documents an epoch shows, in which order: several sources by size or weight, each position a pure function of the seed.
+"""Which documents an epoch shows, in which order: several sources by size or weight, each position a pure function of
+the seed.
 
 An epoch shows sizes[i] documents of source i. A source whose size is its number of documents is shown once an epoch;
-others go on in the next epoch where they stopped in this one, in a new order each time round. Orders are seeded permutations;
-of many documents they are computed position by position, so that they take no memory.
+others go on in the next epoch where they stopped in this one, in a new order each time round. Orders are seeded
+permutations; of many documents they are computed position by position, so that they take no memory.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ from grain.experimental import index_shuffle
 from dreamjax.config import SourceConfig
 from dreamjax.schema import ConfigError
 
-FEW = 2**17  # things whose permutation is held as an array; grain's index_shuffle takes milliseconds a position for a handful
+FEW = (
+    2**17
+)  # things whose permutation is held as an array; grain's index_shuffle takes milliseconds a position for a handful
 ROUNDS = 4  # of its Feistel network
 
 
@@ -48,7 +51,7 @@ class Mixture:
         source = np.searchsorted(ends, order, side="right")
         counts, sizes = (np.maximum(values, 1)[source] for values in (self.counts, self.sizes))
         repeat, document = np.divmod(epoch * sizes + order - (ends[source] - sizes), counts)
-        for which, round_ in {*zip(source[counts != sizes].tolist(), repeat[counts != sizes].tolist())}:
+        for which, round_ in {*zip(source[counts != sizes].tolist(), repeat[counts != sizes].tolist(), strict=True)}:
             mine = (source == which) & (repeat == round_)
             document[mine] = _permuted(document[mine], self.counts[which], self.seed, round_, which)
         return Showings(source, document, repeat, repeat - epoch * sizes // counts)
@@ -77,5 +80,13 @@ def make_mixture(sources: Sequence[SourceConfig], counts: Sequence[int], seed: i
         if not all(weights) or any(source.size for source in sources):
             raise ConfigError("data.train: weights are for all sources or none, and not beside sizes")
         shares = np.array(weights) / sum(weights)
-        return Mixture(tuple(counts), tuple(int(n) if c else 0 for n, c in zip(np.rint(shares * sum(counts)), counts)), seed)
-    return Mixture(tuple(counts), tuple((source.size or count) if count else 0 for source, count in zip(sources, counts)), seed)
+        return Mixture(
+            tuple(counts),
+            tuple(int(n) if c else 0 for n, c in zip(np.rint(shares * sum(counts)), counts, strict=True)),
+            seed,
+        )
+    return Mixture(
+        tuple(counts),
+        tuple((source.size or count) if count else 0 for source, count in zip(sources, counts, strict=True)),
+        seed,
+    )

@@ -1,7 +1,7 @@
 """What training shows of a document: pictures seen, dreamed or both, and of a pair one side at a time.
 
-A pair is a Document of that kind: one picture and its caption, in any order, whatever their marks. To comprehend it, the
-picture is seen and then the caption learned; to create it, the caption is read and then the picture dreamed.
+A pair is a Document of that kind: one picture and its caption, in any order, whatever their marks. To comprehend it,
+the picture is seen and then the caption learned; to create it, the caption is read and then the picture dreamed.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ SIDES = ("comprehension_only", "creation_only")  # of a pair; a coin of 0.5 or m
 def view(document: Document, mode: str, coin: float) -> Document:
     """The document as the mode shows it; `coin` in [0, 1) decides the side of a pair in joint mode.
 
-    Without a pair, joint leaves the marks as they are, comprehension_only dreams no picture, and creation_only shows none
-    to the encoder that it also dreams. Conversations are best left joint, as the official code does.
+    Without a pair, joint leaves the marks as they are, comprehension_only dreams no picture, and creation_only shows
+    none to the encoder that it also dreams. Conversations are best left joint, as the official code does.
     """
     if document.kind == "pair":
         return _side(document, mode if mode in SIDES else SIDES[coin < 0.5])
@@ -30,7 +30,11 @@ def view(document: Document, mode: str, coin: float) -> Document:
 
 def _side(document: Document, side: str) -> Document:
     comprehend = side == "comprehension_only"
-    pictures = tuple(dataclasses.replace(part, seen=comprehend, dreamed=not comprehend) for part in document.parts if isinstance(part, Image))
+    pictures = tuple(
+        dataclasses.replace(part, seen=comprehend, dreamed=not comprehend)
+        for part in document.parts
+        if isinstance(part, Image)
+    )
     texts = tuple(dataclasses.replace(part, learned=comprehend) for part in document.parts if isinstance(part, Text))
     return dataclasses.replace(document, parts=pictures + texts if comprehend else texts + pictures, kind="")
 
@@ -42,7 +46,10 @@ def _mark(image: Image, mode: str) -> Image:
 
 
 def coins(seed: int, showings: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each (showing, document): the same whatever else is asked for. Arrays [n] of integers -> [n] float64."""
+    """A number in [0, 1) for each (showing, document).
+
+    The same whatever else is asked for. Arrays [n] of integers -> [n] float64.
+    """
     with np.errstate(over="ignore"):
         mixed = np.asarray(indices).astype(np.uint64)
         for key in (np.asarray(showings).astype(np.uint64), np.uint64(seed % 2**64)):

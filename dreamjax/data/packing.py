@@ -2,8 +2,8 @@
 
 Packing is two-dimensional: a row holds L tokens, and the R rows of a group share N seen and M dreamed slots. Rows are
 filled, longest document first; then rows with many pictures are put together with rows with few. Rows are filled in two
-ways, of which none is always the better, and the fewer groups are kept: by best fit, which does well with short documents,
-and each for the least slack (Gupta and Ho 1999), which does well with long ones.
+ways, of which none is always the better, and the fewer groups are kept: by best fit, which does well with short
+documents, and each for the least slack (Gupta and Ho 1999), which does well with long ones.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,8 @@ class Packed(NamedTuple):
 
 
 def pack(lengths: np.ndarray, shape: Shape, rng: np.random.Generator) -> Packed:
-    """Packs documents of [n, 3] int32 lengths (tokens, seen, dreamed); one with 0 tokens is left out. Groups come in random order.
+    """Packs documents of [n, 3] int32 lengths (tokens, seen, dreamed); one with 0 tokens is left out. Groups come in
+    random order.
 
     Each document must fit a group by itself: the caller has cut those that do not.
     """
@@ -39,16 +40,21 @@ def pack(lengths: np.ndarray, shape: Shape, rng: np.random.Generator) -> Packed:
     group_of, place = rank[np.array(group_of, np.int64)], np.array(place, np.int32)
     groups = group_of[row_of]
     by_group = np.argsort(groups, kind="stable")
-    return Packed(documents[by_group], place[row_of][by_group], np.searchsorted(groups[by_group], np.arange(len(rank) + 1)))
+    return Packed(
+        documents[by_group], place[row_of][by_group], np.searchsorted(groups[by_group], np.arange(len(rank) + 1))
+    )
 
 
 def _by_best_fit(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """([n] row of each document, (seen, dreamed) of each row): each document goes to the fullest row that still takes it.
+    """([n] row of each document, (seen, dreamed) of each row): each document goes to the fullest row that still takes
+    it.
 
-    Rows wait in stacks by their free tokens; the bits of `waiting` say which stacks are not empty, so that the best one is
-    found by a shift and a look at the lowest bit. A row without slots for what is still to come waits no more.
+    Rows wait in stacks by their free tokens; the bits of `waiting` say which stacks are not empty, so that the best one
+    is found by a shift and a look at the lowest bit. A row without slots for what is still to come waits no more.
     """
-    needed = np.minimum.accumulate(lengths[::-1, 1:], axis=0)[::-1].tolist()  # the fewest pictures of this and later documents
+    needed = np.minimum.accumulate(lengths[::-1, 1:], axis=0)[
+        ::-1
+    ].tolist()  # the fewest pictures of this and later documents
     stacks, waiting = [[] for _ in range(shape.length + 1)], 0
     slots: list[tuple[int, int]] = []  # left in each row
     row_of = np.empty(len(lengths), np.int64)
@@ -77,10 +83,12 @@ def _by_best_fit(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tu
 
 
 def _by_least_slack(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """As `_by_best_fit`: row after row takes the longest document that is left, and with it those that fill the rest of the row best.
+    """As `_by_best_fit`: row after row takes the longest document that is left, and with it those that fill the rest of
+    the row best.
 
-    They are searched for depth first, longest first, in TRIES steps at most, until all but one in CLOSE of the tokens is real.
-    Documents of one length wait in a stack, of which the top few are looked at; the bits of `waiting` say which are not empty.
+    They are searched for depth first, longest first, in TRIES steps at most, until all but one in CLOSE of the tokens
+    is real. Documents of one length wait in a stack, of which the top few are looked at; the bits of `waiting` say
+    which are not empty.
     """
     documents = lengths.tolist()
     stacks, waiting = [[] for _ in range(shape.length + 1)], 0
@@ -100,7 +108,10 @@ def _by_least_slack(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list
 
     while waiting:
         start = stacks[waiting.bit_length() - 1][-1]
-        free, seen, dreamed = (whole - taken for whole, taken in zip((shape.length, shape.seen, shape.dreamed), documents[start]))  # left in the row
+        free, seen, dreamed = (
+            whole - taken
+            for whole, taken in zip((shape.length, shape.seen, shape.dreamed), documents[start], strict=True)
+        )  # left in the row
         take(start)
         path, before, best, slack, tokens = [], [], [], free, free
         for _ in range(TRIES):
@@ -108,7 +119,14 @@ def _by_least_slack(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list
                 break
             tokens = (waiting & up_to[min(tokens, free)]).bit_length() - 1  # the longest that still fits
             if tokens > 0:
-                found = next((i for i in stacks[tokens][: -LOOKED_AT - 1 : -1] if documents[i][1] <= seen and documents[i][2] <= dreamed and i not in path), None)
+                found = next(
+                    (
+                        i
+                        for i in stacks[tokens][: -LOOKED_AT - 1 : -1]
+                        if documents[i][1] <= seen and documents[i][2] <= dreamed and i not in path
+                    ),
+                    None,
+                )
                 if found is None:
                     tokens -= 1
                     continue
@@ -130,12 +148,17 @@ def _by_least_slack(lengths: np.ndarray, shape: Shape) -> tuple[np.ndarray, list
 
 
 def _deal(pictures: list[tuple[int, int]], shape: Shape) -> tuple[list[int], list[int]]:
-    """(group of each row, its place there): rows with the most pictures first, each to the group that it fills least."""
+    """(group of each row, its place there).
+
+    Rows with the most pictures first, each to the group that it fills least.
+    """
     if shape.rows == 1:
         return list(range(len(pictures))), [0] * len(pictures)
     slots = np.maximum([shape.seen, shape.dreamed], 1)
     shares = np.array(pictures, np.float64).reshape(-1, 2) / slots
-    count = max(-(-len(pictures) // shape.rows), *np.ceil(shares.sum(axis=0)).astype(int).tolist())  # groups that there must be
+    count = max(
+        -(-len(pictures) // shape.rows), *np.ceil(shares.sum(axis=0)).astype(int).tolist()
+    )  # groups that there must be
     load = np.zeros((2, len(pictures) + count))  # shares of each group's slots that are taken
     taken = np.zeros(len(pictures) + count, np.int64)
     group_of, place = [0] * len(pictures), [0] * len(pictures)
@@ -148,5 +171,7 @@ def _deal(pictures: list[tuple[int, int]], shape: Shape) -> tuple[list[int], lis
         load[:, group] += shares[row]
         group_of[row], place[row] = group, int(taken[group])
         taken[group] += 1
-    numbers = {group: number for number, group in enumerate(np.flatnonzero(taken).tolist())}  # without groups that no row went to
+    numbers = {
+        group: number for number, group in enumerate(np.flatnonzero(taken).tolist())
+    }  # without groups that no row went to
     return [numbers[group] for group in group_of], place

@@ -46,7 +46,9 @@ class Stored:
     def open(self, seen: bool, dreamed: bool):
         """Nothing to do; raises BadImage where there was nothing to encode."""
         if self.encoded is None:
-            raise images.BadImage("a picture did not open when pictures were encoded", "image did not open when encoded")
+            raise images.BadImage(
+                "a picture did not open when pictures were encoded", "image did not open when encoded"
+            )
 
     def seen(self) -> np.ndarray:
         """[P, CLIP width]."""
@@ -57,8 +59,13 @@ class Stored:
         return self.encoded.moments[int(flip)]
 
 
-def broken_parts(document: Document, row: Row, pictures: dict[int, Opened | Stored]) -> list[tuple[int, images.BadImage]]:
-    """Opens the pictures of a row that are not open yet; the numbers of the parts that do not open, in order, and why."""
+def broken_parts(
+    document: Document, row: Row, pictures: dict[int, Opened | Stored]
+) -> list[tuple[int, images.BadImage]]:
+    """Opens the pictures of a row that are not open yet.
+
+    The numbers of the parts that do not open, in order, and why.
+    """
     seen, dreamed = ({part for _, part in placed} for placed in (row.seen, row.dreamed))
     broken = []
     for part in sorted(seen | dreamed):

@@ -1,11 +1,14 @@
-"""Which documents each group of a run holds: planned block by block when asked for, a pure function of (lengths, seed, epoch).
+"""Which documents each group of a run holds: planned block by block when asked for, a pure function of (lengths, seed,
+epoch).
 
 An epoch's order is cut into blocks, and each block is packed by itself; its plan needs the lengths of its own documents
-alone. Groups are numbered through all blocks and epochs, so all that is kept of what came before is how many there were.
+alone. Groups are numbered through all blocks and epochs, so all that is kept of what came before is how many there
+were.
 """
 
 import bisect
 import functools
+import itertools
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,8 +62,11 @@ class Plan:
         packed = pack(lengths, self.shape, np.random.default_rng([self.mixture.seed, epoch, place]))
         columns = (showings.source, showings.document, showings.repeat, showings.again, drawn)
         chosen = (column[packed.documents].tolist() for column in columns)
-        members = [Member(*one, row, tuple(size)) for *one, row, size in zip(*chosen, packed.rows.tolist(), lengths[packed.documents].tolist())]
-        return tuple(tuple(members[start:stop]) for start, stop in zip(packed.offsets, packed.offsets[1:]))
+        members = [
+            Member(*one, row, tuple(size))
+            for *one, row, size in zip(*chosen, packed.rows.tolist(), lengths[packed.documents].tolist(), strict=True)
+        ]
+        return tuple(tuple(members[start:stop]) for start, stop in itertools.pairwise(packed.offsets))
 
     def group(self, number: int) -> tuple[Member, ...]:
         """The documents of a group, in the order in which they stand in their rows."""
@@ -92,11 +98,19 @@ class Plan:
         return True
 
     def fill(self, blocks: int = 16) -> dict[str, float]:
-        """Share of tokens and of picture slots in packed rows that are real, over the first blocks; 1 for slots that there are none of."""
+        """Share of tokens and of picture slots in packed rows that are real, over the first blocks.
+
+        1 for slots that there are none of.
+        """
         groups = [group for number in range(min(blocks, self.blocks)) for group in self.block(number)]
         used = np.array([member.lengths for group in groups for member in group], np.int64).reshape(-1, 3).sum(axis=0)
-        capacity = np.array([self.shape.rows * self.shape.length, self.shape.seen, self.shape.dreamed]) * max(len(groups), 1)
-        return {name: float(u / c) if c else 1.0 for name, u, c in zip(("tokens", "seen_slots", "dreamed_slots"), used, capacity)}
+        capacity = np.array([self.shape.rows * self.shape.length, self.shape.seen, self.shape.dreamed]) * max(
+            len(groups), 1
+        )
+        return {
+            name: float(u / c) if c else 1.0
+            for name, u, c in zip(("tokens", "seen_slots", "dreamed_slots"), used, capacity, strict=True)
+        }
 
 
 def _replanned(mixture: Mixture, lengths: Sequence[Lengths], shape: Shape, ends: list[int]) -> Plan:

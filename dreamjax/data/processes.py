@@ -1,4 +1,7 @@
-"""Worker processes that end with the process that started them, whatever ended it: a killed command leaves nothing behind."""
+"""Worker processes that end with the process that started them, whatever ended it.
+
+A killed command leaves nothing behind.
+"""
 
 import concurrent.futures
 import multiprocessing
@@ -8,8 +11,13 @@ from collections.abc import Callable
 
 
 def pool(workers: int, initializer: Callable | None = None, *arguments) -> concurrent.futures.ProcessPoolExecutor:
-    """An executor of so many fresh processes, each of which calls the initializer first. All of it must travel to another process."""
-    return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (initializer, arguments))
+    """An executor of so many fresh processes, each of which calls the initializer first.
+
+    All of it must travel to another process.
+    """
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start, (initializer, arguments)
+    )
 
 
 def _start(initializer: Callable | None, arguments: tuple):

@@ -1,8 +1,8 @@
 """Compressed files, unpacked once into the cache folder, since no record in their middle can be read otherwise.
 
-Beside the content lies a .json with its stamp and what was wrong with the file, if anything; it is written last, so that content
-without it, or of another stamp, is not whole and is made anew. A file that grows more than data do is refused: 1.5 MB can
-unpack to 1.5 GiB, or to more than a disk holds.
+Beside the content lies a .json with its stamp and what was wrong with the file, if anything; it is written last, so
+that content without it, or of another stamp, is not whole and is made anew. A file that grows more than data do is
+refused: 1.5 MB can unpack to 1.5 GiB, or to more than a disk holds.
 """
 
 import bz2
@@ -21,10 +21,37 @@ from collections.abc import Callable
 
 from dreamjax.data import files
 
-_OPENERS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"PK\x03\x04": zipfile.ZipFile}
-_UNREAD = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"PK\x05\x06": "empty zip", b"\x1f\x9d": "compress"}
-_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, IndexError, struct.error)
-_BAD_CONTENT = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, MemoryError)  # the last where xz asks for a dictionary of gigabytes
+_OPENERS: dict[bytes, Callable] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"PK\x03\x04": zipfile.ZipFile,
+}
+_UNREAD = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+    b"PK\x05\x06": "empty zip",
+    b"\x1f\x9d": "compress",
+}
+_BAD_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    EOFError,
+    IndexError,
+    struct.error,
+)
+_BAD_CONTENT = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    MemoryError,
+)  # the last where xz asks for a dictionary of gigabytes
 UNCHECKED = 2**24  # bytes that any file may unpack to, however small it is
 MEMBER = 2**30  # bytes at most of what is unpacked in memory
 
@@ -34,7 +61,9 @@ class Cache:
     """Where what is made of the data is kept, and how far compressed files may grow there."""
 
     folder: str = ""
-    max_growth: float = 200.0  # times a file's size; text and JSON reach 2 to 17, a tar of tiny members 73, an attack 1,000
+    max_growth: float = (
+        200.0  # times a file's size; text and JSON reach 2 to 17, a tar of tiny members 73, an attack 1,000
+    )
     max_unpacked: float = 256.0  # GiB of one file
 
     def limit(self, packed: int, of: int = 1) -> int:
@@ -44,20 +73,26 @@ class Cache:
     def check(self, path: str, packed: int, unpacked: int, of: int = 1):
         """Raises Unreadable where it has become more."""
         if unpacked > self.limit(packed, of):
-            message = f"{path}: {packed:,d} bytes unpack to more than {self.limit(packed, of):,d}; if they are meant to, raise max_growth ({self.max_growth:g} times) or "
+            message = (
+                f"{path}: {packed:,d} bytes unpack to more than {self.limit(packed, of):,d}; if they are "
+                f"meant to, raise max_growth ({self.max_growth:g} times) or "
+            )
             raise files.Unreadable(f"{message}max_unpacked ({self.max_unpacked:g} GiB)", "unpacks to too much")
 
 
 def unpacked(path: str, cache: Cache) -> tuple[str, str]:
-    """The path of the file's content, its own where it is not compressed (gzip, bzip2, xz, zip), and what was wrong with it, if anything.
+    """The path of the file's content, its own where it is not compressed (gzip, bzip2, xz, zip), and what was wrong
+    with it, if anything.
 
-    What can be read of a damaged file is kept. Of a zip its only file is taken. OSError where it has several, cannot be opened or
-    written, or grows too much.
+    What can be read of a damaged file is kept. Of a zip its only file is taken. OSError where it has several, cannot be
+    opened or written, or grows too much.
     """
     with files.opened(path) as file:
         magic = file.read(6)
     if unread := next((name for start, name in _UNREAD.items() if magic.startswith(start)), ""):
-        raise files.Unreadable(f"{path}: is packed as {unread}, which is not read; unpack it, or pack it as gzip", "unknown compression")
+        raise files.Unreadable(
+            f"{path}: is packed as {unread}, which is not read; unpack it, or pack it as gzip", "unknown compression"
+        )
     opener = next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
     if opener is None:
         return path, ""
@@ -83,7 +118,10 @@ def unzip(data: bytes, name: str, cache: Cache, of: int = 1) -> bytes:
         raise files.Unreadable(f"{name}: gzip: {error}", "file damaged") from None
     cache.check(name, len(data), len(found), of)
     if len(found) > MEMBER:
-        raise files.Unreadable(f"{name}: {len(data):,d} bytes unpack to more than {MEMBER:,d}, which is the most of a member", "unpacks to too much")
+        raise files.Unreadable(
+            f"{name}: {len(data):,d} bytes unpack to more than {MEMBER:,d}, which is the most of a member",
+            "unpacks to too much",
+        )
     return found
 
 
@@ -92,7 +130,13 @@ def _kept(target: str, facts: str) -> dict | None:
     try:
         with open(facts, "rb") as file:
             kept = json.load(file)
-        return kept if kept["stamp"] == files.stamp(target) and isinstance(kept["problem"], str) and isinstance(kept["packed"], int) else None
+        return (
+            kept
+            if kept["stamp"] == files.stamp(target)
+            and isinstance(kept["problem"], str)
+            and isinstance(kept["packed"], int)
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -104,7 +148,11 @@ def _size(path: str) -> int:
 def _unpack(path: str, opener: Callable, target: str, cache: Cache) -> str:
     """Writes the content, as far as it goes; what ended it early."""
     size, written = _size(path), 0
-    with files.opened(path) as packed, _content(packed, opener, path) as content, files.atomic_path(target) as temporary:
+    with (
+        files.opened(path) as packed,
+        _content(packed, opener, path) as content,
+        files.atomic_path(target) as temporary,
+    ):
         with open(temporary, "wb") as out:
             block, problem = _next_block(content)
             while block:
@@ -135,7 +183,10 @@ def _content(packed: typing.BinaryIO, opener: Callable, path: str):
         archive = zipfile.ZipFile(packed)
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) == 1:
-            if entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack any amount at once
+            if entries[0].compress_type not in (
+                zipfile.ZIP_STORED,
+                zipfile.ZIP_DEFLATED,
+            ):  # the others unpack any amount at once
                 raise NotImplementedError(f"compression method {entries[0].compress_type} is not read")
             return archive.open(entries[0])
     except _BAD_ZIP as error:

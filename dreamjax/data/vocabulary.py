@@ -1,4 +1,7 @@
-"""The tokenizer of a run: the one its workdir holds, one from a file or an earlier run, or one trained on the documents' own text."""
+"""The tokenizer of a run.
+
+The one its workdir holds, one from a file or an earlier run, or one trained on the documents' own text.
+"""
 
 import re
 
@@ -7,18 +10,25 @@ from etils import epath
 from dreamjax.config import RunConfig
 from dreamjax.data.sources import open_source
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer, train_tokenizer
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 
 def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
-    """Opens or makes the run's tokenizer and keeps it in workdir/tokenizer; ConfigError where its ids exceed the LLM's vocabulary."""
+    """Opens or makes the run's tokenizer and keeps it in workdir/tokenizer.
+
+    ConfigError where its ids exceed the LLM's vocabulary.
+    """
     folder = workdir / "tokenizer"
     try:
         tokenizer = Tokenizer.load(folder) if folder.exists() else _find_tokenizer(config)
     except ValueError as error:  # a file that is damaged, or no tokenizer
         raise ConfigError(str(error)) from None
     if tokenizer.size > config.model.llm.vocab_size:
-        raise ConfigError(f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's {tokenizer.size} ids")
+        raise ConfigError(
+            f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's "
+            f"{tokenizer.size} ids"
+        )
     if not folder.exists():
         tokenizer.save(folder)
     return tokenizer

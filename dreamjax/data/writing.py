@@ -1,4 +1,7 @@
-"""Any source to ArrayRecord files: file by file in parallel processes, each whole or absent, so that an interrupted run goes on."""
+"""Any source to ArrayRecord files.
+
+File by file in parallel processes, each whole or absent, so that an interrupted run goes on.
+"""
 
 import collections
 import concurrent.futures
@@ -27,16 +30,25 @@ from dreamjax.tokenizer import Tokenizer
 
 NAMED = 3  # dropped records that a message names
 _OUR_NAME = re.compile(r"documents-\d+-of-\d+(\.array_record|\.json)(\..*)?")
-_OUR_REMAINS = re.compile(rf"(documents-\d+-of-\d+\.(array_record|json)|{'|'.join(map(re.escape, (SETTINGS, DROPPED, LENGTHS)))})\.[0-9a-f]+\.tmp")
+_OUR_TABLES = "|".join(map(re.escape, (SETTINGS, DROPPED, LENGTHS)))
+_OUR_REMAINS = re.compile(rf"(documents-\d+-of-\d+\.(array_record|json)|{_OUR_TABLES})\.[0-9a-f]+\.tmp")
 
 
 def check_out(out: str, source: str):
-    """Raises ConfigError where the output would lie among the source's files: it would be read as one of them, or --overwrite would remove them."""
+    """Raises ConfigError where the output would lie among the source's files.
+
+    It would be read as one of them, or --overwrite would remove them.
+    """
     if not out.isprintable():
-        raise ConfigError(f"--out: {out!r} is no name for a folder: it has characters that do not print, or is not UTF-8")
+        raise ConfigError(
+            f"--out: {out!r} is no name for a folder: it has characters that do not print, or is not UTF-8"
+        )
     if "://" not in out and os.path.exists(out) and not os.path.isdir(out):
         raise ConfigError(f"--out: {out} is a file; give a folder")
-    one = lambda path: path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
+
+    def one(path):
+        return path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
+
     if one(out) in (one(source), one(os.path.dirname(source))):
         raise ConfigError(f"--out: {out} is the folder of --source; give another one")
 
@@ -65,15 +77,22 @@ class Job:
     def settings(self) -> dict:
         """All that the files depend on."""
         model = hashlib.sha256(self.tokenizer.model).hexdigest()[:16] if self.tokenizer else None
-        facts = {"source": self.source.fingerprint, "records": len(self.source), "per_file": self.per_file, "tokenizer": model, "template": self.template}
+        facts = {
+            "source": self.source.fingerprint,
+            "records": len(self.source),
+            "per_file": self.per_file,
+            "tokenizer": model,
+            "template": self.template,
+        }
         return json.loads(json.dumps(facts | {"filters": dataclasses.asdict(self.filters)}))
 
 
 def write(job: Job, workers: int, overwrite: bool = False) -> dict:
-    """Writes what is not there yet; returns statistics over all files. `overwrite` begins anew, whatever an earlier run has written.
+    """Writes what is not there yet; returns statistics over all files. `overwrite` begins anew, whatever an earlier run
+    has written.
 
-    Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died, too many records are
-    broken, or none can be used.
+    Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died, too many records
+    are broken, or none can be used.
     """
     files.make_folder(job.out)
     if overwrite:
@@ -83,7 +102,11 @@ def write(job: Job, workers: int, overwrite: bool = False) -> dict:
     for name in there:
         if _OUR_REMAINS.fullmatch(name):  # of a run that was killed
             files.remove(files.join(job.out, name))
-    missing = [number for number in range(len(job)) if not {os.path.basename(job.path(number)) + end for end in (SUFFIX, ".json")} <= there]
+    missing = [
+        number
+        for number in range(len(job))
+        if not {os.path.basename(job.path(number)) + end for end in (SUFFIX, ".json")} <= there
+    ]
     done = sorted(set(range(len(job))) - set(missing))
     dropped = Dropped()
     dropped.add(job.source.skipped)
@@ -91,12 +114,21 @@ def write(job: Job, workers: int, overwrite: bool = False) -> dict:
         for number in itertools.chain(done, _written(job, missing, workers)):
             dropped.add(BadRecord(*record) for record in _facts(job, number)["dropped"])
             if dropped.broken > job.max_bad_share * (len(job.source) + dropped.broken):  # as training counts them
-                share = f"{dropped.broken} of {len(job.source)} records are broken, more than --max_bad_share = {job.max_bad_share:.2%}"
-                raise RunStopped(f"{share}: {dropped.in_words()}; mend them and begin anew with --overwrite, or raise --max_bad_share")
+                share = (
+                    f"{dropped.broken} of {len(job.source)} records are broken, more than --max_bad_share = "
+                    f"{job.max_bad_share:.2%}"
+                )
+                raise RunStopped(
+                    f"{share}: {dropped.in_words()}; mend them and begin anew with --overwrite, or raise "
+                    "--max_bad_share"
+                )
             bar.update(len(_records(job, number)))
     facts = _collect(job)
     if not facts["documents"]:
-        raise RunStopped(f"none of {len(job.source)} records can be used: {dropped.in_words()}; mend them and begin anew with --overwrite")
+        raise RunStopped(
+            f"none of {len(job.source)} records can be used: {dropped.in_words()}; mend them and begin "
+            "anew with --overwrite"
+        )
     return facts
 
 
@@ -128,7 +160,9 @@ def _clear(folder: str):
     """Removes what an earlier run has written, the settings last: they say whose the files are."""
     names = files.names_in(folder)
     if SETTINGS not in names and any(name.endswith(SUFFIX) for name in names):
-        raise ConfigError(f"--overwrite: {folder} holds ArrayRecord files that are not of this command; give another folder")
+        raise ConfigError(
+            f"--overwrite: {folder} holds ArrayRecord files that are not of this command; give another folder"
+        )
     ours = [name for name in names if _OUR_NAME.fullmatch(name) or name == LENGTHS]
     for name in (DROPPED, *ours, SETTINGS):  # without the first it counts as unfinished
         files.remove(files.join(folder, name))
@@ -142,7 +176,10 @@ def _claim(job: Job):
         begun = _json(path)
         other = [key for key in settings if begun.get(key) != settings[key]]
         if other:
-            raise ConfigError(f"--out: {job.out} holds documents prepared with another {other[0]}; begin anew with --overwrite, or give another folder")
+            raise ConfigError(
+                f"--out: {job.out} holds documents prepared with another {other[0]}; begin anew with "
+                "--overwrite, or give another folder"
+            )
         return
     if any(name.endswith(SUFFIX) for name in files.names_in(job.out)):
         raise ConfigError(f"--out: {job.out} holds ArrayRecord files of something else; give another folder")
@@ -191,7 +228,10 @@ def _written(job: Job, missing: list[int], workers: int) -> Iterator[int]:
         for future in concurrent.futures.as_completed([pool.submit(_work, number) for number in missing]):
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise RunStopped(f"a worker died, perhaps for want of memory; run again with fewer workers: the finished files in {job.out} are kept") from None
+        raise RunStopped(
+            "a worker died, perhaps for want of memory; run again with fewer workers: the finished files "
+            f"in {job.out} are kept"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -245,7 +285,9 @@ def _usable(job: Job, index: int) -> tuple[Document, list[images.BadImage]]:
 def _counts(document: Document) -> collections.Counter:
     texts = [part.text for part in document.parts if isinstance(part, Text)]
     pictures = [part.source for part in document.parts if isinstance(part, Image)]
-    return collections.Counter(documents=1, images=len(pictures), characters=sum(map(len, texts)), image_bytes=sum(map(len, pictures)))
+    return collections.Counter(
+        documents=1, images=len(pictures), characters=sum(map(len, texts)), image_bytes=sum(map(len, pictures))
+    )
 
 
 def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
@@ -279,8 +321,16 @@ def _collect(job: Job) -> dict:
             np.save(file, stacked)
     names = ("documents", "images", "characters", "image_bytes")
     tokens = {"tokens": int(stacked[:, 0].sum())} if job.tokenizer is not None else {}
-    return {name: counts[name] for name in names} | tokens | {
-        "files": len(job), "dropped": dict(dropped.most_common()), "images_left_out": dict(left_out.most_common()), "out": job.out}  # fmt: skip
+    return (
+        {name: counts[name] for name in names}
+        | tokens
+        | {
+            "files": len(job),
+            "dropped": dict(dropped.most_common()),
+            "images_left_out": dict(left_out.most_common()),
+            "out": job.out,
+        }
+    )
 
 
 def _log(log, dropped: collections.Counter, name: str, reason: str, detail: str):
@@ -291,7 +341,11 @@ def _log(log, dropped: collections.Counter, name: str, reason: str, detail: str)
 def in_words(facts: dict) -> str:
     """The statistics for a person."""
     size = f"{facts['image_bytes'] / 2**20:,.1f} MiB of pictures"
-    lines = [f"documents  {facts['documents']:12,d}", f"images     {facts['images']:12,d}   {size}", f"characters {facts['characters']:12,d}"]
+    lines = [
+        f"documents  {facts['documents']:12,d}",
+        f"images     {facts['images']:12,d}   {size}",
+        f"characters {facts['characters']:12,d}",
+    ]
     if "tokens" in facts:
         lines.append(f"tokens     {facts['tokens']:12,d}   without the slots of the pictures")
     for title, reasons in (("dropped", facts["dropped"]), ("images left out", facts["images_left_out"])):

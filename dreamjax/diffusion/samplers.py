@@ -2,8 +2,8 @@
 
     x_(t-1) = keep x_t + estimate x0(x_t) + before x0(x_(t+1)) + noise z
 
-x0 is the picture that the U-Net's prediction stands for. A plan holds the four weights and the timestep of each step; it is
-an array argument of the loop, so no choice of sampler, spacing, eta or number of steps compiles anything anew.
+x0 is the picture that the U-Net's prediction stands for. A plan holds the four weights and the timestep of each step;
+it is an array argument of the loop, so no choice of sampler, spacing, eta or number of steps compiles anything anew.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,10 @@ def spaced_timesteps(config: DiffusionConfig, steps: int, spacing: str) -> np.nd
             timesteps = (np.arange(steps)[::-1] * (config.timesteps // steps) + config.steps_offset).astype(np.int32)
             if timesteps[0] >= config.timesteps:  # indexing under jit would not complain
                 offset = f"steps_offset = {config.steps_offset}"
-                raise ConfigError(f"num_steps: {steps} leading steps with {offset} begin after the last of {config.timesteps} timesteps")
+                raise ConfigError(
+                    f"num_steps: {steps} leading steps with {offset} begin after the last of "
+                    f"{config.timesteps} timesteps"
+                )
             return timesteps
         case "trailing":
             return np.round(np.arange(config.timesteps, 0, -config.timesteps / steps)).astype(np.int32)[:steps] - 1
@@ -64,8 +67,13 @@ def spaced_timesteps(config: DiffusionConfig, steps: int, spacing: str) -> np.nd
     raise ConfigError(f"spacing: {spacing!r} is none of {', '.join(SPACINGS)}")
 
 
-def plan(config: DiffusionConfig, sampler: str, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
-    """The plan of a sampler by its name. `eta` is DDIM's; `pixels` says that the diffusion works on pictures, not on latents."""
+def plan(
+    config: DiffusionConfig, sampler: str, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False
+) -> Plan:
+    """The plan of a sampler by its name.
+
+    `eta` is DDIM's; `pixels` says that the diffusion works on pictures, not on latents.
+    """
     match sampler:
         case "ddpm":
             return ddpm(config, steps, spacing)
@@ -77,7 +85,10 @@ def plan(config: DiffusionConfig, sampler: str, steps: int, spacing: str, eta: f
 
 
 def ddpm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
-    """Ancestral sampling (Ho et al. 2020, eq. 7) with the posterior's variance (diffusers' fixed_small); the last step is clean."""
+    """Ancestral sampling (Ho et al.
+
+    2020, eq. 7) with the posterior's variance (diffusers' fixed_small); the last step is clean.
+    """
     timesteps = spaced_timesteps(config, steps, spacing)
     now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
     beta = 1 - now / later
@@ -89,30 +100,44 @@ def ddpm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
 def ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
     """Song et al. 2021, eq. 12: `eta` 0 is deterministic, 1 has DDPM's variance.
 
-    The last step leads to the schedule's first entry, as Stable Diffusion's configuration has it, or with the schedule's
-    `set_alpha_to_one`, and in pixels, to the clean picture.
+    The last step leads to the schedule's first entry, as Stable Diffusion's configuration has it, or with the
+    schedule's `set_alpha_to_one`, and in pixels, to the clean picture.
     """
     timesteps = spaced_timesteps(config, steps, spacing)
     # The official leading sequence goes on by its own gap, also past its last entry.
     following = timesteps - config.timesteps // steps if spacing == "leading" else np.append(timesteps[1:], -1)
-    now, later = _alphas(config, timesteps, following, last=1.0 if pixels or config.set_alpha_to_one else float(alphas_cumprod(config)[0]))
+    now, later = _alphas(
+        config,
+        timesteps,
+        following,
+        last=1.0 if pixels or config.set_alpha_to_one else float(alphas_cumprod(config)[0]),
+    )
     sigma = eta * np.sqrt((1 - later) / (1 - now) * (1 - now / later))
-    direction = np.sqrt(np.maximum(1 - later - sigma**2, 0)) / np.sqrt(1 - now)  # the noise at x_t is (x_t - sqrt(now) x0) / sqrt(1 - now)
+    direction = np.sqrt(np.maximum(1 - later - sigma**2, 0)) / np.sqrt(
+        1 - now
+    )  # the noise at x_t is (x_t - sqrt(now) x0) / sqrt(1 - now)
     return _plan(timesteps, keep=direction, estimate=np.sqrt(later) - direction * np.sqrt(now), noise=sigma)
 
 
 def dpm_solver(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
-    """DPM-Solver++ of order 2, multistep (Lu et al. 2022, algorithm 2; diffusers' midpoint form). The last step is clean.
+    """DPM-Solver++ of order 2, multistep (Lu et al. 2022, algorithm 2; diffusers' midpoint form). The last step is
+    clean.
 
     As in diffusers, the timesteps are spaced for one more, of which the last is left out, unless they trail.
     """
     extra = 0 if spacing == "trailing" else 1
     if not 0 < steps <= config.timesteps - extra:
-        raise ConfigError(f"num_steps: {steps} is not between 1 and {config.timesteps - extra}, the most of dpm_solver with {spacing} spacing")
+        raise ConfigError(
+            f"num_steps: {steps} is not between 1 and {config.timesteps - extra}, the most of dpm_solver "
+            f"with {spacing} spacing"
+        )
     timesteps = spaced_timesteps(config, steps + extra, spacing)[:steps]
     now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
     with np.errstate(divide="ignore"):
-        half_log_snr = lambda alphas: 0.5 * (np.log(alphas) - np.log1p(-alphas))
+
+        def half_log_snr(alphas):
+            return 0.5 * (np.log(alphas) - np.log1p(-alphas))
+
         width = half_log_snr(later) - half_log_snr(now)  # infinite for the last step, which is then of order 1
     keep = np.sqrt((1 - later) / (1 - now))
     total = -np.sqrt(later) * np.expm1(-width)
@@ -121,8 +146,12 @@ def dpm_solver(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     return _plan(timesteps, keep=keep, estimate=total * (1 + ratio / 2), before=-total * ratio / 2)
 
 
-def _alphas(config: DiffusionConfig, timesteps: np.ndarray, following: np.ndarray, last: float) -> tuple[np.ndarray, np.ndarray]:
-    """Float64 [steps] shares of signal variance at the timesteps and at those that follow, where a negative one has `last`."""
+def _alphas(
+    config: DiffusionConfig, timesteps: np.ndarray, following: np.ndarray, last: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 [steps] shares of signal variance at the timesteps and at those that follow, where a negative one has
+    `last`.
+    """
     alphas = alphas_cumprod(config).astype(np.float64)
     return alphas[timesteps], np.where(following >= 0, alphas[np.maximum(following, 0)], last)
 
@@ -144,13 +173,19 @@ def begin(noise: Array) -> Progress:
 
 
 def advance(
-    config: DiffusionConfig, predict: Callable[[Array, Array], Array], plan: Plan, progress: Progress, start: Array | int, stop: Array | int,
-    fresh: Callable[[Array], Array], clip: bool = False,
+    config: DiffusionConfig,
+    predict: Callable[[Array, Array], Array],
+    plan: Plan,
+    progress: Progress,
+    start: Array | int,
+    stop: Array | int,
+    fresh: Callable[[Array], Array],
+    clip: bool = False,
 ) -> Progress:
     """Runs the steps start .. stop - 1 of a plan.
 
-    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` holds each estimate
-    of the picture to [-1, 1], right for diffusion in pixels and wrong for latents.
+    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` holds each
+    estimate of the picture to [-1, 1], right for diffusion in pixels and wrong for latents.
     """
     columns = jax.tree.map(jnp.asarray, plan)
 
@@ -172,5 +207,8 @@ def guided(empty: Array, conditional: Array, scale: Array, rescale: Array) -> Ar
     (Lin et al. 2024, sec. 3.4).
     """
     whole = empty + scale * (conditional - empty)
-    spread = lambda x: jnp.std(x, axis=(1, 2, 3), keepdims=True)
+
+    def spread(x):
+        return jnp.std(x, axis=(1, 2, 3), keepdims=True)
+
     return rescale * (whole * (spread(conditional) / jnp.maximum(spread(whole), TINY))) + (1 - rescale) * whole

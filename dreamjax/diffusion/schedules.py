@@ -1,4 +1,5 @@
-"""Noise schedules and what a U-Net is trained to predict (paper eq. 4; diffusers' DDPMScheduler gives the same numbers).
+"""Noise schedules and what a U-Net is trained to predict (paper eq. 4; diffusers' DDPMScheduler gives the same
+numbers).
 
 Pictures or latents are [B, S, S, channels] float32, timesteps [B] int32 in [0, config.timesteps).
 """
@@ -16,8 +17,8 @@ from dreamjax.config import DiffusionConfig
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
     """The share of signal variance left after each timestep, [timesteps] float32, falling.
 
-    Each step's own share is rounded to float32 before they are multiplied, as in diffusers: where hardly any noise is added
-    yet, that moves the signal-to-noise ratio by 1e-4.
+    Each step's own share is rounded to float32 before they are multiplied, as in diffusers: where hardly any noise is
+    added yet, that moves the signal-to-noise ratio by 1e-4.
     """
     steps = config.timesteps
     match config.beta_schedule:
@@ -51,7 +52,9 @@ def target(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, timesteps: 
     return signal * noise - sigma * x0
 
 
-def to_x0_and_noise(config: DiffusionConfig, prediction: jax.Array, xt: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_x0_and_noise(
+    config: DiffusionConfig, prediction: jax.Array, xt: jax.Array, timesteps: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The clean picture and the noise that a prediction at x_t stands for."""
     signal, sigma = _signal_and_noise(config, timesteps)
     if config.prediction == "epsilon":
@@ -66,7 +69,10 @@ def snr(config: DiffusionConfig, timesteps: jax.Array) -> jax.Array:
 
 
 def min_snr_weight(config: DiffusionConfig, timesteps: jax.Array, gamma: float) -> jax.Array:
-    """Loss weights [B] of Hang et al. 2023: min(SNR, gamma) / SNR, for velocity over SNR + 1 (as the official code: min(SNR + 1, gamma))."""
+    """Loss weights [B] of Hang et al.
+
+    2023: min(SNR, gamma) / SNR, for velocity over SNR + 1 (as the official code: min(SNR + 1, gamma)).
+    """
     ratio = snr(config, timesteps)
     if config.prediction == "v_prediction":
         ratio = ratio + 1

@@ -4,7 +4,8 @@
     JSON        a list of rows (VQA servers, COCO captions), or an object {id: text}
     XLSX, TSV   a table with a header (MMBench)
 
-A prediction belongs to a question by (id, question): ids of pictures may stand for several questions, which the prompt tells apart.
+A prediction belongs to a question by (id, question): ids of pictures may stand for several questions, which the prompt
+tells apart.
 """
 
 import collections
@@ -15,10 +16,15 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from etils import epath
 
 from dreamjax.data.sources import SourceError
-from dreamjax.evaluation.files import shown_name, read_json, read_table, shown, without_repeats
+from dreamjax.evaluation.files import read_json, read_table, shown, shown_name, without_repeats
 
 ID_KEYS = ("question_id", "questionId", "index", "image_id", "image", "id")
-TEXT_KEYS = ("text", "prediction", "caption", "answer")  # before `answer`, which tables of MMBench use for the right one
+TEXT_KEYS = (
+    "text",
+    "prediction",
+    "caption",
+    "answer",
+)  # before `answer`, which tables of MMBench use for the right one
 PROMPT_KEYS = ("prompt", "question")
 
 
@@ -73,7 +79,9 @@ def read_answers(path: epath.PathLike, numbered: bool = False) -> list[Answer]:
 
 def answers_of(rows: Iterable[tuple[str, dict]], path: epath.PathLike, numbered: bool = False) -> list[Answer]:
     """`read_answers` of rows that were read from `path` already."""
-    answers = [_answer(row, where, path, str(number) if numbered else None) for number, (where, row) in enumerate(rows, 1)]
+    answers = [
+        _answer(row, where, path, str(number) if numbered else None) for number, (where, row) in enumerate(rows, 1)
+    ]
     if not answers:
         raise SourceError(f"{path}: holds no predictions")
     return answers
@@ -89,7 +97,9 @@ def read_rows(path: epath.PathLike) -> Iterable[tuple[str, dict]]:
 
 def rows_of(content: list | dict) -> list[tuple[str, dict]]:
     """`read_rows` of what a JSON file holds."""
-    if isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content):  # a file of one line
+    if (
+        isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content)
+    ):  # a file of one line
         content = [content]
     if isinstance(content, dict):
         rows = ((key, value if isinstance(value, dict) else {"text": value}) for key, value in content.items())
@@ -105,7 +115,13 @@ def _answer(row, where: str, path: epath.PathLike, number: str | None) -> Answer
     for name, keys, value in (("id", ID_KEYS, key), ("text", TEXT_KEYS, text)):
         if value is None:
             raise SourceError(f"{where} has no {name} (one of {', '.join(keys)})")
-    return Answer(key, text, _words(row, PROMPT_KEYS, "prompt", where, ""), _words(row, ("category",), "category", where, ""), where)
+    return Answer(
+        key,
+        text,
+        _words(row, PROMPT_KEYS, "prompt", where, ""),
+        _words(row, ("category",), "category", where, ""),
+        where,
+    )
 
 
 def _words(row: dict, keys: Sequence[str], what: str, where: str, otherwise: str | None = None) -> str | None:
@@ -113,16 +129,22 @@ def _words(row: dict, keys: Sequence[str], what: str, where: str, otherwise: str
     value = next((row[key] for key in keys if row.get(key) is not None), otherwise)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:  # isfinite fails on longer ints
+    if (
+        isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf
+    ):  # isfinite fails on longer ints
         raise SourceError(f"{where}: {shown(value)} is no {what}")
-    return str(int(value) if isinstance(value, float) and what == "id" and value.is_integer() else value)  # tables know no whole numbers
+    return str(
+        int(value) if isinstance(value, float) and what == "id" and value.is_integer() else value
+    )  # tables know no whole numbers
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Whose answer it is
 
 
-def match(answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]], questions: Sequence[Hashable], named: str) -> Matched:
+def match(
+    answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]], questions: Sequence[Hashable], named: str
+) -> Matched:
     """Predictions by question, where `find` says which question a prediction answers: none of these, or one.
 
     It may name several where the data ask the same of the same picture again; predictions take them in turn. A question
@@ -136,22 +158,41 @@ def match(answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]
         if not keys:
             unmatched.append(answer)
         elif key is None:
-            raise SourceError(f"{answer.where}: answers {_named(keys[0])} a second time; the first is {found[keys[0]].where}")
+            raise SourceError(
+                f"{answer.where}: answers {_named(keys[0])} a second time; the first is {found[keys[0]].where}"
+            )
         else:
             found[key] = answer
     if not found:
         first = unmatched[0]
-        raise SourceError(f"{first.where}: id {shown(first.id)} is of no question in {named}, and so are all {len(answers)} predictions")
+        raise SourceError(
+            f"{first.where}: id {shown(first.id)} is of no question in {named}, and so are all "
+            f"{len(answers)} predictions"
+        )
     missing = [key for key in questions if key not in found]
     warnings = []
     if missing:
-        warnings.append(f"{len(missing)} of {len(questions)} questions have no prediction and count as wrong; the first is {_named(missing[0])}")
+        warnings.append(
+            f"{len(missing)} of {len(questions)} questions have no prediction and count as wrong; the "
+            f"first is {_named(missing[0])}"
+        )
     if unmatched:
-        warnings.append(f"{len(unmatched)} of {len(answers)} predictions are of no question in {named} and left out; the first is {unmatched[0].where}")
+        warnings.append(
+            f"{len(unmatched)} of {len(answers)} predictions are of no question in {named} and left out; "
+            f"the first is {unmatched[0].where}"
+        )
     empty = [answer for answer in found.values() if not answer.text.strip()]
     if empty:
-        warnings.append(f"{len(empty)} of {len(answers)} predictions are empty texts, which are scored as they are; the first is {empty[0].where}")
-    counts = {"questions": len(questions), "predictions": len(answers), "missing": len(missing), "unmatched": len(unmatched)}
+        warnings.append(
+            f"{len(empty)} of {len(answers)} predictions are empty texts, which are scored as they are; "
+            f"the first is {empty[0].where}"
+        )
+    counts = {
+        "questions": len(questions),
+        "predictions": len(answers),
+        "missing": len(missing),
+        "unmatched": len(unmatched),
+    }
     return Matched({key: answer.text for key, answer in found.items()}, counts, tuple(warnings))
 
 

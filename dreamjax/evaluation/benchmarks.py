@@ -17,7 +17,11 @@ from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.tasks import TASKS
 from dreamjax.schema import ConfigError
 
-RUNNABLE = (*(name for name, task in TASKS.items() if task.questions or name in language.LOADERS), *creation.TASKS, "study")
+RUNNABLE = (
+    *(name for name, task in TASKS.items() if task.questions or name in language.LOADERS),
+    *creation.TASKS,
+    "study",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,9 @@ def run(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: 
         return creation_runner.run(model, task, data, out, how, settings)
     if task == "study":
         return study.run(model, data, out, how, settings)
-    return (_rank if task in language.LOADERS else _ask)(model, task, data, out / task, how, settings | {"task": task, "data": str(data)})
+    return (_rank if task in language.LOADERS else _ask)(
+        model, task, data, out / task, how, settings | {"task": task, "data": str(data)}
+    )
 
 
 def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
@@ -82,9 +88,28 @@ def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how:
     shown = []
     for question in sample(questions):
         row = texts[question.key]
-        shown.append(Shown(question.id, job.prompt(question, profile, job.examples(question)), row["text"], row["raw"], question.references))
-    words = [f"profile {how.profile}", f"{how.shots} examples in context ({how.examples})" if how.shots else "", f"first {how.count}" if how.count else ""]
-    result = Result(task, None, paper.figures(task, how.shots), {"predictions": str(path)}, shown, how=", ".join(filter(None, words)))
+        shown.append(
+            Shown(
+                question.id,
+                job.prompt(question, profile, job.examples(question)),
+                row["text"],
+                row["raw"],
+                question.references,
+            )
+        )
+    words = [
+        f"profile {how.profile}",
+        f"{how.shots} examples in context ({how.examples})" if how.shots else "",
+        f"first {how.count}" if how.count else "",
+    ]
+    result = Result(
+        task,
+        None,
+        paper.figures(task, how.shots),
+        {"predictions": str(path)},
+        shown,
+        how=", ".join(filter(None, words)),
+    )
     if table.export and how.count is None:
         result = dataclasses.replace(result, export=functools.partial(table.export, path, data, out))
     return _scored(result, table.score, path, data, how.count, dropped)
@@ -98,10 +123,28 @@ def _rank(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how
     for ranking in sample(rankings):
         said = rows[ranking.id]["text"]
         chosen = whole_number(said)
-        context, ending = (ranking.contexts[0], said) if chosen is None or chosen >= len(ranking.endings) else (ranking.contexts[chosen], ranking.endings[chosen])
+        context, ending = (
+            (ranking.contexts[0], said)
+            if chosen is None or chosen >= len(ranking.endings)
+            else (ranking.contexts[chosen], ranking.endings[chosen])
+        )
         prompt = Document((Text(ranking.heading + "".join(ranking.examples) + context),))
-        shown.append(Shown(ranking.id, prompt, ending.strip(), references=(f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})",)))
-    result = Result(task, None, paper.figures(task), {"predictions": str(path)}, shown, how=f"first {how.count} of a subject" if how.count else "")
+        shown.append(
+            Shown(
+                ranking.id,
+                prompt,
+                ending.strip(),
+                references=(f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})",),
+            )
+        )
+    result = Result(
+        task,
+        None,
+        paper.figures(task),
+        {"predictions": str(path)},
+        shown,
+        how=f"first {how.count} of a subject" if how.count else "",
+    )
     return _scored(result, TASKS[task].score, path, data, how.count, dropped)
 
 
@@ -111,7 +154,13 @@ def _scored(result: Result, scorer, path: epath.Path, data: epath.PathLike, coun
     except SourceError as error:  # a test split, or grades that come from elsewhere
         return dataclasses.replace(result, note=str(error))
     if dropped:
-        score = dataclasses.replace(score, warnings=(*score.warnings, f"{dropped} examples were left out of prompts that the model's context does not hold"))
+        score = dataclasses.replace(
+            score,
+            warnings=(
+                *score.warnings,
+                f"{dropped} examples were left out of prompts that the model's context does not hold",
+            ),
+        )
     return dataclasses.replace(result, score=score)
 
 

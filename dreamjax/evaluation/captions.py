@@ -1,7 +1,7 @@
 """Captions and paragraphs: CIDEr, BLEU, METEOR and ROUGE-L through pycocoevalcap, the COCO caption evaluation.
 
-METEOR and the Penn Treebank tokenizer are Java programs. Without Java the rest is computed on `plain_tokens` instead, and the
-figures say so: they are close to, but not, the published measure.
+METEOR and the Penn Treebank tokenizer are Java programs. Without Java the rest is computed on `plain_tokens` instead,
+and the figures say so: they are close to, but not, the published measure.
 """
 
 import dataclasses
@@ -27,7 +27,10 @@ class Measured:
 
 
 def measure(references: dict[str, Sequence[str]], captions: dict[str, str], java: bool | None = None) -> Measured:
-    """CIDEr, Bleu_1 .. Bleu_4, ROUGE_L and, with Java, METEOR of a caption for each key of `references`; `java` None: where it is there."""
+    """CIDEr, Bleu_1 ..
+
+    Bleu_4, ROUGE_L and, with Java, METEOR of a caption for each key of `references`; `java` None: where it is there.
+    """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -59,7 +62,9 @@ def _ptb(texts: dict[str, list[str]]) -> dict[str, list[str]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # The tokenizer works line by line: every kind of line break inside of a caption has to go.
-    return PTBTokenizer().tokenize({key: [{"caption": " ".join(text.split())} for text in values] for key, values in texts.items()})
+    return PTBTokenizer().tokenize(
+        {key: [{"caption": " ".join(text.split())} for text in values] for key, values in texts.items()}
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -67,19 +72,23 @@ def _ptb(texts: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def load_references(data: epath.PathLike, task: str, count: int | None = None) -> dict[str, list[str]]:
-    """{picture's id: reference captions} of all, or the first `count`, pictures; raises SourceError. Of a folder, the first of these that is there:
+    """{picture's id: reference captions} of all, or the first `count`, pictures; raises SourceError. Of a folder, the
+    first of these that is there:
 
-    dataset_coco.json (Karpathy; split test), a COCO file of annotations (COCO, NoCaps), paragraphs_v1.json with test_split.json
-    (Image2Paragraph), or plain text, a caption a line, in one or more files *ref*.txt.
+    dataset_coco.json (Karpathy; split test), a COCO file of annotations (COCO, NoCaps), paragraphs_v1.json with
+    test_split.json (Image2Paragraph), or plain text, a caption a line, in one or more files *ref*.txt.
     """
     data = epath.Path(data)
     lines = sorted(data.glob("*ref*.txt")) if data.is_dir() else [data] if data.suffix == ".txt" else []
     if lines:
         columns = [lines_of(read_text(file)) for file in lines]
-        columns = [lines_of(read_text(file), min(map(len, columns))) for file in lines]  # one may end in more empty lines than another
+        columns = [
+            lines_of(read_text(file), min(map(len, columns))) for file in lines
+        ]  # one may end in more empty lines than another
         if len({len(column) for column in columns}) > 1:
-            raise SourceError(f"{data}: {', '.join(f'{file.name} has {len(column)} lines' for file, column in zip(lines, columns))}")
-        rows = [list(texts) for texts in zip(*columns)]
+            counts = [f"{file.name} has {len(column)} lines" for file, column in zip(lines, columns, strict=True)]
+            raise SourceError(f"{data}: {', '.join(counts)}")
+        rows = [list(texts) for texts in zip(*columns, strict=True)]
         while rows and not any(text.strip() for text in rows[-1]):
             rows.pop()
         if not rows:
@@ -95,7 +104,12 @@ def load_references(data: epath.PathLike, task: str, count: int | None = None) -
         elif "annotations" in content:
             pairs = [(row["image_id"], row["caption"]) for row in content["annotations"]]
         else:
-            pairs = [(row["cocoid"], sentence["raw"]) for row in content["images"] if row["split"] == "test" for sentence in row["sentences"]]
+            pairs = [
+                (row["cocoid"], sentence["raw"])
+                for row in content["images"]
+                if row["split"] == "test"
+                for sentence in row["sentences"]
+            ]
         for key, text in pairs:
             references.setdefault(str(key), []).append(text)
     if not references:
@@ -104,7 +118,10 @@ def load_references(data: epath.PathLike, task: str, count: int | None = None) -
 
 
 def _by_line(predictions: epath.PathLike, references: dict[str, list[str]]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The lines of a file by the keys of the references, in their order, and warnings. An empty line is an empty caption, also the first and the last."""
+    """The lines of a file by the keys of the references, in their order, and warnings.
+
+    An empty line is an empty caption, also the first and the last.
+    """
     text = read_text(predictions)
     if not text:
         raise SourceError(f"{predictions}: holds no predictions")
@@ -112,17 +129,32 @@ def _by_line(predictions: epath.PathLike, references: dict[str, list[str]]) -> t
     if len(lines) != len(references):
         raise SourceError(f"{predictions}: has {len(lines)} lines for {len(references)} references")
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
-    warnings = (f"{len(empty)} of {len(lines)} lines are empty captions, which are scored as they are; the first is line {empty[0]}",) if empty else ()
-    return dict(zip(references, lines)), warnings
+    warnings = (
+        (
+            f"{len(empty)} of {len(lines)} lines are empty captions, which are scored as they are; the "
+            f"first is line {empty[0]}",
+        )
+        if empty
+        else ()
+    )
+    return dict(zip(references, lines, strict=True)), warnings
 
 
 def find_captions(data: epath.PathLike, task: str) -> epath.Path:
     """The JSON file with a task's captions."""
-    return find_file(data, "dataset_coco.json", f"*{task}*.json", "paragraphs_v1.json", "captions_*.json", "annotations/captions_val*.json")
+    return find_file(
+        data,
+        "dataset_coco.json",
+        f"*{task}*.json",
+        "paragraphs_v1.json",
+        "captions_*.json",
+        "annotations/captions_val*.json",
+    )
 
 
 def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """CIDEr, Bleu_n, ROUGE_L and METEOR, times 100 as they are published. A picture without a caption gets an empty one.
+    """CIDEr, Bleu_n, ROUGE_L and METEOR, times 100 as they are published. A picture without a caption gets an empty
+    one.
 
     Predictions: COCO results [{"image_id", "caption"}], an answer file, or a .txt with a caption a line (`captions`).
     """
@@ -135,7 +167,10 @@ def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: i
         texts, counts, warnings = matched.texts, matched.counts, matched.warnings
     measured = measure(references, {key: texts.get(key, "") for key in references})
     if measured.tokenizer == "plain":
-        warnings += ("no Java here: METEOR is left out, and the others are computed with a plain tokenizer, so they are not the published measure",)
+        warnings += (
+            "no Java here: METEOR is left out, and the others are computed with a plain tokenizer, so "
+            "they are not the published measure",
+        )
     metrics = {name: 100 * value for name, value in measured.figures.items()}
     if measured.tokenizer == "plain":
         metrics = {f"{name}_plain": value for name, value in metrics.items()}

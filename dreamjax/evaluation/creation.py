@@ -1,8 +1,11 @@
 """What is to be drawn: captions of MS-COCO and of LN-COCO, places in the documents of InstructMMC4; and how, as data.
 
-    coco_fid         annotations/captions_val2014.json, pictures below (val2014/): captions drawn at random, 30,000 of them
-    lncoco_fid       localized narratives of COCO, *.jsonl with image_id and caption, pictures below (val2017/): every narrative
-    instructmmc4_fid *.jsonl or *.json of instructions as the source `instruct` reads them, pictures below: each picture of an answer
+    coco_fid         annotations/captions_val2014.json, pictures below (val2014/): captions drawn at random, 30,000 of
+                     them
+    lncoco_fid       localized narratives of COCO, *.jsonl with image_id and caption, pictures below (val2017/): every
+                     narrative
+    instructmmc4_fid *.jsonl or *.json of instructions as the source `instruct` reads them, pictures below: each picture
+    of an answer
 
 A wish has the id of its caption (of LN-COCO the picture's and the annotator's, of InstructMMC4 the document's and the
 picture's number), and so have its pictures, whatever they are called by.
@@ -30,7 +33,10 @@ SIDE = 256  # pixels of compared pictures
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wish:
-    """One picture to draw: right after the prompt. `texts` are what it should fit, its own first; `real` is the true picture."""
+    """One picture to draw.
+
+    Right after the prompt. `texts` are what it should fit, its own first; `real` is the true picture.
+    """
 
     id: str
     prompt: Document
@@ -83,7 +89,9 @@ class Wishes:
 def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
     """`count` captions (30,000, or all where there are fewer) in an order drawn by the seed."""
     data = epath.Path(data)
-    path = find_file(data / "annotations" if (data / "annotations").is_dir() else data, "captions_val2014.json", "captions_*.json")
+    path = find_file(
+        data / "annotations" if (data / "annotations").is_dir() else data, "captions_val2014.json", "captions_*.json"
+    )
     content = read_json(path)
     with expected_form(path, "file of COCO's captions"):
         files = {row["id"]: row["file_name"] for row in content["images"]}
@@ -95,10 +103,13 @@ def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, 
         chosen = [rows[i] for i in order]
         names = [files[picture] for _, picture, _ in chosen]
     pictures = Pictures(images or data).require_names(names)
-    others = lambda picture, key: [text for other, text in of_picture[picture] if other != key]
+
+    def others(picture, key):
+        return [text for other, text in of_picture[picture] if other != key]
+
     wishes = [
         Wish(str(key), Document((Text(text),)), (text, *others(picture, key)), pictures[name])
-        for (key, picture, text), name in zip(chosen, names)
+        for (key, picture, text), name in zip(chosen, names, strict=True)
     ]
     return _unique(wishes, path)
 
@@ -107,14 +118,25 @@ def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None
     """The (first `count`) narratives, in the file's order."""
     path = find_file(data, "coco_val*.jsonl", "*narratives*.jsonl", "*.jsonl")
     with expected_form(path, "file of localized narratives"):
-        rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)][:count]
+        rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)][
+            :count
+        ]
     pictures = Pictures(images or data).require_names([picture for picture, _, _ in rows])
-    name = lambda picture, annotator: picture if annotator is None else f"{picture}-{annotator}"
-    return _unique([Wish(name(picture, by), Document((Text(text),)), (text,), pictures[picture]) for picture, by, text in rows], path)
+
+    def name(picture, annotator):
+        return picture if annotator is None else f"{picture}-{annotator}"
+
+    return _unique(
+        [Wish(name(picture, by), Document((Text(text),)), (text,), pictures[picture]) for picture, by, text in rows],
+        path,
+    )
 
 
 def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
-    """Each picture of the (first `count`) documents' answers, after all that stands before it; records that cannot be used are counted."""
+    """Each picture of the (first `count`) documents' answers, after all that stands before it.
+
+    Records that cannot be used are counted.
+    """
     path = find_file(data, "*.jsonl", "*.json")
     source = open_source(SourceConfig("instruct", path=str(path), images=images or beside(path)))
     wishes, bad = [], [str(record) for record in source.skipped]
@@ -127,11 +149,23 @@ def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None 
         for i, part in enumerate(parts):
             if isinstance(part, Image):
                 before = [other.text for other in parts[:i] if isinstance(other, Text)]
-                prompt = tuple(dataclasses.replace(other, dreamed=False) if isinstance(other, Image) else other for other in parts[:i])
+                prompt = tuple(
+                    dataclasses.replace(other, dreamed=False) if isinstance(other, Image) else other
+                    for other in parts[:i]
+                )
                 wishes.append(Wish(f"{number}-{i}", Document(prompt), (before[-1],), part))
     if bad and not wishes:
-        raise SourceError(f"{path}: holds nothing to draw; the first of {len(bad)} documents that cannot be used is {bad[0]}")
-    warnings = (f"{len(bad)} of {len(source) + len(source.skipped)} documents cannot be used and are left out; the first is {bad[0]}",) if bad else ()
+        raise SourceError(
+            f"{path}: holds nothing to draw; the first of {len(bad)} documents that cannot be used is {bad[0]}"
+        )
+    warnings = (
+        (
+            f"{len(bad)} of {len(source) + len(source.skipped)} documents cannot be used and are left "
+            f"out; the first is {bad[0]}",
+        )
+        if bad
+        else ()
+    )
     return dataclasses.replace(_unique(wishes, path), warnings=warnings)
 
 
@@ -139,7 +173,9 @@ def _unique(wishes: list[Wish], path: epath.Path) -> Wishes:
     if not wishes:
         raise SourceError(f"{path}: holds nothing to draw")
     for wish in wishes:
-        if "/" in wish.id or len(wish.id.encode("utf-8", "replace")) > 200 or not wish.id.isprintable():  # it names the picture's file
+        if (
+            "/" in wish.id or len(wish.id.encode("utf-8", "replace")) > 200 or not wish.id.isprintable()
+        ):  # it names the picture's file
             raise SourceError(f"{path}: the id {shown(wish.id)} cannot be the name of a file")
     if len({wish.id for wish in wishes}) < len(wishes):
         twice = next(wish.id for i, wish in enumerate(wishes) if wish.id in {other.id for other in wishes[:i]})
@@ -147,14 +183,24 @@ def _unique(wishes: list[Wish], path: epath.Path) -> Wishes:
     return Wishes(wishes)
 
 
-TASKS: dict[str, Callable[..., Wishes]] = {"coco_fid": load_coco, "lncoco_fid": load_lncoco, "instructmmc4_fid": load_instructmmc4}
+TASKS: dict[str, Callable[..., Wishes]] = {
+    "coco_fid": load_coco,
+    "lncoco_fid": load_lncoco,
+    "instructmmc4_fid": load_instructmmc4,
+}
 
 
 def shortened(wish: Wish, fits: Callable[[Document], bool]) -> tuple[Wish, bool]:
-    """The wish with the latest parts of its prompt that fit, after the first; and whether any was left out. ConfigError where the last alone does not fit."""
+    """The wish with the latest parts of its prompt that fit, after the first.
+
+    And whether any was left out. ConfigError where the last alone does not fit.
+    """
     parts = wish.prompt.parts
     for left_out in range(len(parts)):
         kept = Document((*parts[:1], *parts[1 + left_out :]))
         if fits(kept):
             return dataclasses.replace(wish, prompt=kept), left_out > 0
-    raise ConfigError(f"{wish.id}: its prompt is longer than the model's context, even alone: {math.ceil(len(wish.prompt.text) / 1000)} thousand characters")
+    raise ConfigError(
+        f"{wish.id}: its prompt is longer than the model's context, even alone: "
+        f"{math.ceil(len(wish.prompt.text) / 1000)} thousand characters"
+    )

@@ -1,11 +1,12 @@
 """Draws a task's pictures, keeps the best of each wish's candidates, and measures them against real ones.
 
-    out/TASK/predictions.jsonl    a row a wish: question_id, prompt, text (the picture's file), seeds, scores of the candidates
+    out/TASK/predictions.jsonl    a row a wish: question_id, prompt, text (the picture's file), seeds, scores of the
+                                  candidates
     out/TASK/pictures/ID.png      the picture that was kept, 256 pixels
     out/TASK/baseline/...         the same of Stable Diffusion with its own text encoder
 
-A picture is written before its row, so a run that was interrupted draws again what has no row. Its noise comes from the seed
-and the wish's id alone: what is drawn beside it changes nothing.
+A picture is written before its row, so a run that was interrupted draws again what has no row. Its noise comes from the
+seed and the wish's id alone: what is drawn beside it changes nothing.
 """
 
 import dataclasses
@@ -62,25 +63,55 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
     """Draws what out/TASK lacks, measures, and says what to show; `how` is a benchmarks.How."""
     measures, manner, out = how.measures, creation.manner_of(how.profile, task), out / task
     asked = creation.TASKS[task](data, how.images, how.count, how.seed)
-    towers, extractor = features.towers(model, measures.clip), features.extractor(measures.features, measures.inception, model)
+    towers, extractor = (
+        features.towers(model, measures.clip),
+        features.extractor(measures.features, measures.inception, model),
+    )
     warnings = list(asked.warnings)
     if manner.candidates > 1 and towers is None:
-        warnings.append(f"no CLIP text tower is there to rank {manner.candidates} candidates with: one picture is drawn; --clip=DIR names a CLIP with both")
+        warnings.append(
+            f"no CLIP text tower is there to rank {manner.candidates} candidates with: one picture is "
+            "drawn; --clip=DIR names a CLIP with both"
+        )
         manner = dataclasses.replace(manner, candidates=1)
     asked, note = _fitting(model, asked)
     warnings += note
-    settings = settings | {"task": task, "data": str(data), "profile": how.profile, "seed": how.seed, "candidates": manner.candidates, "clip": measures.clip}
+    settings = settings | {
+        "task": task,
+        "data": str(data),
+        "profile": how.profile,
+        "seed": how.seed,
+        "candidates": manner.candidates,
+        "clip": measures.clip,
+    }
     folder = draw(_painter(model, manner), asked.wishes, manner, towers, out, settings, how.batch_size, task)
     real = _real(asked.wishes, measures.reference, extractor)
     score = measure(folder, asked.wishes, real, extractor, towers)
     drawn, beside = {"ours": folder}, {}
     if measures.baseline:
         painter = _baseline_painter(measures.baseline, manner)
-        drawn["baseline"] = draw(painter, asked.wishes, manner, towers, out / "baseline", settings | {"model": measures.baseline}, how.batch_size, "baseline")
-        beside = {"Stable Diffusion, measured": measure(drawn["baseline"], asked.wishes, real, extractor, towers).metrics}
+        drawn["baseline"] = draw(
+            painter,
+            asked.wishes,
+            manner,
+            towers,
+            out / "baseline",
+            settings | {"model": measures.baseline},
+            how.batch_size,
+            "baseline",
+        )
+        beside = {
+            "Stable Diffusion, measured": measure(drawn["baseline"], asked.wishes, real, extractor, towers).metrics
+        }
     shown = [_shown(wish, drawn) for wish in sample(asked.wishes, SHOWN)]
-    words = [f"profile {how.profile}", f"{manner.candidates} candidates ranked by CLIP" if manner.candidates > 1 else "one picture each"]
-    words += [f"features of {extractor.name}", f"reference {measures.reference or 'the real pictures of the same wishes'}"]
+    words = [
+        f"profile {how.profile}",
+        f"{manner.candidates} candidates ranked by CLIP" if manner.candidates > 1 else "one picture each",
+    ]
+    words += [
+        f"features of {extractor.name}",
+        f"reference {measures.reference or 'the real pictures of the same wishes'}",
+    ]
     score = dataclasses.replace(score, warnings=(*warnings, *score.warnings))
     files = {"predictions": str(out / "predictions.jsonl"), "pictures": str(folder)}
     return Result(task, score, paper.figures(task), files, shown, how=", ".join(words), measured=beside)
@@ -89,10 +120,20 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
 def _fitting(model: DreamLLM, asked: Wishes) -> tuple[Wishes, list[str]]:
     """The wishes with prompts that the context holds, and a warning where some were shortened."""
     room = model.parts.config.llm.max_positions - model.parts.config.dream_queries - 2
-    fits = lambda prompt: prompt_tokens(model.parts, model.tokenizer, prompt, model.template) <= room
+
+    def fits(prompt):
+        return prompt_tokens(model.parts, model.tokenizer, prompt, model.template) <= room
+
     done = [creation.shortened(wish, fits) for wish in asked.wishes]
     count = sum(shortened for _, shortened in done)
-    note = [f"{count} of {len(done)} prompts are longer than the model's context and lost what is farthest from the picture"] if count else []
+    note = (
+        [
+            f"{count} of {len(done)} prompts are longer than the model's context and lost what is "
+            "farthest from the picture"
+        ]
+        if count
+        else []
+    )
     return dataclasses.replace(asked, wishes=[wish for wish, _ in done]), note
 
 
@@ -123,7 +164,14 @@ def seed_of(wish: Wish, seed: int) -> int:
 
 
 def draw(
-    paint: Painter, wishes: Sequence[Wish], manner: Manner, towers: Towers | None, out: epath.Path, settings: dict, batch_size: int, desc: str
+    paint: Painter,
+    wishes: Sequence[Wish],
+    manner: Manner,
+    towers: Towers | None,
+    out: epath.Path,
+    settings: dict,
+    batch_size: int,
+    desc: str,
 ) -> epath.Path:
     """Draws every wish that has no row yet and keeps its best candidate; the folder of pictures."""
     path, folder = out / "predictions.jsonl", out / "pictures"
@@ -166,14 +214,27 @@ def _real(wishes: Sequence[Wish], reference: str, extractor: Extractor) -> frech
     """The given reference, else the real pictures of the wishes, each once, at the size of the drawn ones."""
     if reference:
         return features.reference(reference, extractor, SIDE)
-    real = list({wish.real.source if isinstance(wish.real.source, (str, bytes)) else str(wish.real.source): wish.real for wish in wishes}.values())
-    return features.collect(extractor, (features.square(picture.pil(), SIDE) for picture in real), len(real), "real pictures")
+    real = list(
+        {
+            wish.real.source if isinstance(wish.real.source, (str, bytes)) else str(wish.real.source): wish.real
+            for wish in wishes
+        }.values()
+    )
+    return features.collect(
+        extractor, (features.square(picture.pil(), SIDE) for picture in real), len(real), "real pictures"
+    )
 
 
 def measure(
-    folder: epath.Path, wishes: Sequence[Wish], real: frechet.Statistics | np.ndarray, extractor: Extractor, towers: Towers | None
+    folder: epath.Path,
+    wishes: Sequence[Wish],
+    real: frechet.Statistics | np.ndarray,
+    extractor: Extractor,
+    towers: Towers | None,
 ) -> Score:
-    """Distances of the wishes' pictures in a folder to the real ones, and `clip_score`, the mean of 100 cosines of picture and caption."""
+    """Distances of the wishes' pictures in a folder to the real ones, and `clip_score`, the mean of 100 cosines of
+    picture and caption.
+    """
     missing = [wish for wish in wishes if not (folder / f"{wish.id}.png").exists()]
     if missing:
         first = f"{missing[0].id}.png; use another --out, or delete {folder.parent}"
@@ -184,7 +245,11 @@ def measure(
     if towers:
         fits = []
         for batch in runner.batched(wishes, features.BATCH):
-            fits += list(towers.agreement([images.open_rgb(folder / f"{wish.id}.png") for wish in batch], [wish.texts[0] for wish in batch]))
+            fits += list(
+                towers.agreement(
+                    [images.open_rgb(folder / f"{wish.id}.png") for wish in batch], [wish.texts[0] for wish in batch]
+                )
+            )
         metrics["clip_score"] = float(np.mean(fits))
     counts = {"pictures": len(wishes)} | ({} if isinstance(real, frechet.Statistics) else {"real_pictures": len(real)})
     return Score(metrics, counts, warnings)

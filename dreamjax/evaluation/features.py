@@ -1,8 +1,9 @@
 """Pictures as features, for the distances in frechet.py; and how well a picture fits a text, by CLIP.
 
-    inception            2,048 numbers of the Inception network, with pytorch-fid's weights: what published FID figures are of
-    clip                 the class token of a CLIP picture encoder, the measured model's own or that of another folder
-    package.module:name  a function of yours: a list of Pillow images -> an array [n, d]
+inception            2,048 numbers of the Inception network, with pytorch-fid's weights: what published FID figures are
+                     of
+clip                 the class token of a CLIP picture encoder, the measured model's own or that of another folder
+package.module:name  a function of yours: a list of Pillow images -> an array [n, d]
 """
 
 import dataclasses
@@ -64,8 +65,10 @@ def check(features: str, weights: str):
     if features == "inception":
         if not weights:
             raise ConfigError(
-                f"--inception: is missing: FID is measured in the features of pytorch-fid's Inception network; download {WEIGHTS} from that project "
-                "and name the file, or choose --features=clip or --features=package.module:function, which give figures of their own"
+                "--inception: is missing: FID is measured in the features of pytorch-fid's Inception "
+                f"network; download {WEIGHTS} from that project "
+                "and name the file, or choose --features=clip or --features=package.module:function, "
+                "which give figures of their own"
             )
         if not pathlib.Path(weights).is_file():
             raise ConfigError(f"--inception: {weights}: no such file")
@@ -92,14 +95,20 @@ def _inception(weights: str) -> Extractor:
     params = jax.device_put(load(weights))
 
     def network(pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
-        return np.asarray(inception.features(params, jnp.stack([inception.prepare(np.asarray(picture)) for picture in pictures])))
+        return np.asarray(
+            inception.features(params, jnp.stack([inception.prepare(np.asarray(picture)) for picture in pictures]))
+        )
 
     return Extractor("inception", lambda pictures: _filled(pictures, network))
 
 
 def _clip_features(model: DreamLLM, pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
     size = model.parts.config.clip.image_size
-    return np.asarray(few_shot.unit_features(model.parts, model.params, np.stack([images.for_encoder(picture, size) for picture in pictures])))
+    return np.asarray(
+        few_shot.unit_features(
+            model.parts, model.params, np.stack([images.for_encoder(picture, size) for picture in pictures])
+        )
+    )
 
 
 def _filled(pictures: Sequence[PIL.Image.Image], network: Callable) -> np.ndarray:
@@ -120,7 +129,9 @@ def _function(name: str) -> Callable:
 
 def _checked(name: str, found: np.ndarray, count: int) -> np.ndarray:
     if found.ndim != 2 or len(found) != count:
-        raise ConfigError(f"--features: {name} gave an array {list(found.shape)} for {count} pictures, needs [{count}, d]")
+        raise ConfigError(
+            f"--features: {name} gave an array {list(found.shape)} for {count} pictures, needs [{count}, d]"
+        )
     return found
 
 
@@ -155,12 +166,17 @@ def load_statistics(path: epath.PathLike) -> frechet.Statistics:
     except (KeyError, ValueError, OSError, EOFError) as error:
         raise SourceError(f"{path}: is no npz with mu and sigma: {gist(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise SourceError(f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [d] and [d, d]")
+        raise SourceError(
+            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [d] and [d, d]"
+        )
     return frechet.Statistics(mean, covariance)
 
 
 def reference(path: epath.PathLike, extractor: Extractor, side: int | None = None) -> frechet.Statistics | np.ndarray:
-    """What drawn pictures are compared with: the statistics of an npz, or features of the pictures below a folder, cropped to `side` where it is given."""
+    """What drawn pictures are compared with.
+
+    The statistics of an npz, or features of the pictures below a folder, cropped to `side` where it is given.
+    """
     if epath.Path(path).suffix == ".npz":
         return load_statistics(path)
     folder = epath.Path(path)
@@ -176,11 +192,13 @@ def square(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(images.for_decoder(picture, side))
 
 
-def compare(real: frechet.Statistics | np.ndarray, drawn: np.ndarray, named: str) -> tuple[dict[str, float], tuple[str, ...]]:
+def compare(
+    real: frechet.Statistics | np.ndarray, drawn: np.ndarray, named: str
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """(metrics, warnings) of drawn features [n, d] against real ones or their statistics.
 
-    `fid` (`frechet` in other features than Inception's), and against features also `kid_x1000` and, in percent, `precision`
-    and `recall`.
+    `fid` (`frechet` in other features than Inception's), and against features also `kid_x1000` and, in percent,
+    `precision` and `recall`.
     """
     known = isinstance(real, frechet.Statistics)
     width = len(real.mean) if known else real.shape[1]
@@ -191,10 +209,17 @@ def compare(real: frechet.Statistics | np.ndarray, drawn: np.ndarray, named: str
     statistics = real if known else frechet.statistics(real)
     name = "fid" if named == "inception" else "frechet"
     metrics = {name: frechet.frechet_distance(statistics, frechet.statistics(drawn))}
-    warnings = [] if named == "inception" else [f"the features are of {named}: the distances are not those of published tables"]
+    warnings = (
+        []
+        if named == "inception"
+        else [f"the features are of {named}: the distances are not those of published tables"]
+    )
     fewest = len(drawn) if known else min(len(drawn), len(real))
     if fewest <= width:
-        warnings.append(f"{fewest} pictures for {width} features: the covariance is not of full rank, and the distance is far above that of many pictures")
+        warnings.append(
+            f"{fewest} pictures for {width} features: the covariance is not of full rank, and the "
+            "distance is far above that of many pictures"
+        )
     if not known:
         metrics["kid_x1000"] = 1000 * frechet.kernel_distance(real, drawn)[0]
     if not known and fewest > frechet.NEIGHBOURS:

@@ -1,7 +1,8 @@
 """Examples in context: questions with their answers that come before the one asked, at random or by RICES.
 
-RICES (Yang et al. 2022; Alayrac et al. 2022) takes those whose pictures are nearest in CLIP's features, the nearest one last,
-right before the question. The features are of the model's own encoder: the class token of its last state, after the post norm.
+RICES (Yang et al. 2022; Alayrac et al. 2022) takes those whose pictures are nearest in CLIP's features, the nearest one
+last, right before the question. The features are of the model's own encoder: the class token of its last state, after
+the post norm.
 """
 
 import functools
@@ -26,7 +27,10 @@ METHODS = ("random", "rices")
 
 
 def at_random(pool: Sequence[Question], shots: int, seed: int = 0) -> Callable[[Question], list[Question]]:
-    """`shots` examples for each question, drawn by the seed and the question alone; never one of the question's own picture."""
+    """`shots` examples for each question, drawn by the seed and the question alone.
+
+    Never one of the question's own picture.
+    """
     pool = usable(pool, shots)
 
     def choose(question: Question) -> list[Question]:
@@ -37,8 +41,13 @@ def at_random(pool: Sequence[Question], shots: int, seed: int = 0) -> Callable[[
     return choose
 
 
-def by_pictures(pool: Sequence[Question], shots: int, features: Mapping[str | bytes, np.ndarray]) -> Callable[[Question], list[Question]]:
-    """`shots` examples for each question by RICES, given a unit feature [d] for each picture's name; equally near ones in the pool's order."""
+def by_pictures(
+    pool: Sequence[Question], shots: int, features: Mapping[str | bytes, np.ndarray]
+) -> Callable[[Question], list[Question]]:
+    """`shots` examples for each question by RICES, given a unit feature [d] for each picture's name.
+
+    Equally near ones in the pool's order.
+    """
     pool = usable(pool, shots)
     matrix = np.stack([features[example.pictures[0]] for example in pool])
 
@@ -53,7 +62,10 @@ def usable(pool: Sequence[Question], shots: int) -> list[Question]:
     """The examples that have an answer and one picture; raises SourceError where there are not more than `shots`."""
     pool = [example for example in pool if example.answer and len(example.pictures) == 1]
     if len(pool) <= shots:
-        raise SourceError(f"--shots: {shots} examples of {len(pool)} questions that have an answer and a picture; --shots_from names other data")
+        raise SourceError(
+            f"--shots: {shots} examples of {len(pool)} questions that have an answer and a picture; "
+            "--shots_from names other data"
+        )
     return pool
 
 
@@ -67,7 +79,9 @@ def _others(question: Question, ordered, shots: int) -> list[Question]:
     return found
 
 
-def picture_features(model: DreamLLM, pictures: Mapping[str | bytes, Image], batch_size: int = 32) -> dict[str | bytes, np.ndarray]:
+def picture_features(
+    model: DreamLLM, pictures: Mapping[str | bytes, Image], batch_size: int = 32
+) -> dict[str | bytes, np.ndarray]:
     """{name: unit feature [d] float32} of all pictures."""
     if model.parts.clip is None:
         raise ConfigError("--examples: rices needs a model with a picture encoder")
@@ -78,7 +92,7 @@ def picture_features(model: DreamLLM, pictures: Mapping[str | bytes, Image], bat
             pixels = np.zeros((batch_size, size, size, 3), np.uint8)
             for i, name in enumerate(now):
                 pixels[i] = images.for_encoder(pictures[name].pil(), size)
-            found |= dict(zip(now, np.asarray(unit_features(model.parts, model.params, pixels))))
+            found |= dict(zip(now, np.asarray(unit_features(model.parts, model.params, pixels)), strict=False))
             progress.update(len(now))
     return found
 

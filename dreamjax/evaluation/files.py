@@ -1,7 +1,8 @@
 """Files of benchmarks and of predictions: text, JSON, and tables. What is wrong with one is a SourceError in one line.
 
-A table is XLSX, TSV or CSV with a header. In XLSX every text is a cell of text, whatever it begins with, so that no program
-computes it; what XML cannot hold is written as _xHHHH_, which is Excel's own form, and read back. TSV and CSV know no types.
+A table is XLSX, TSV or CSV with a header. In XLSX every text is a cell of text, whatever it begins with, so that no
+program computes it; what XML cannot hold is written as _xHHHH_, which is Excel's own form, and read back. TSV and CSV
+know no types.
 """
 
 import contextlib
@@ -25,7 +26,10 @@ LONGEST_CELL = 32_767  # UTF-16 units, of Excel
 
 
 def find_file(data: epath.PathLike, *patterns: str) -> epath.Path:
-    """`data` itself where it is a file, else the only file in it for the first of `patterns` that has any; raises SourceError."""
+    """`data` itself where it is a file, else the only file in it for the first of `patterns` that has any.
+
+    Raises SourceError.
+    """
     data = epath.Path(data)
     if data.is_file():
         return data
@@ -34,7 +38,9 @@ def find_file(data: epath.PathLike, *patterns: str) -> epath.Path:
     for pattern in patterns:
         found = sorted(data.glob(pattern))
         if len(found) > 1:
-            raise SourceError(f"{data}: holds {len(found)} files {pattern}: {', '.join(file.name for file in found[:3])}; name one")
+            raise SourceError(
+                f"{data}: holds {len(found)} files {pattern}: {', '.join(file.name for file in found[:3])}; name one"
+            )
         if found:
             return found[0]
     raise SourceError(f"{data}: holds no file {' or '.join(patterns)}")
@@ -71,7 +77,10 @@ def _decoded(path: epath.PathLike) -> str:
 
 
 def lines_of(text: str, count: int | None = None) -> list[str]:
-    """A text's lines, empty ones too: what the last line feed ends is the last. With a `count`, empty lines beyond it at the end are left out."""
+    """A text's lines, empty ones too.
+
+    What the last line feed ends is the last. With a `count`, empty lines beyond it at the end are left out.
+    """
     lines = text.removesuffix("\n").split("\n") if count is None else text.split("\n")
     while count is not None and len(lines) > count and not lines[-1]:
         lines.pop()
@@ -79,7 +88,8 @@ def lines_of(text: str, count: int | None = None) -> list[str]:
 
 
 def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None) -> list | dict:
-    """What a JSON file holds, a list or an object; of a JSONL file, one object a line, the list of them. Raises SourceError.
+    """What a JSON file holds, a list or an object; of a JSONL file, one object a line, the list of them. Raises
+    SourceError.
 
     `pairs` makes the objects of their keys and values, as json.loads has it.
     """
@@ -94,7 +104,9 @@ def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None)
                 raise SourceError(f"{path}: holds {shown(content)}, needs a list or an object")
             return content
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which also cuts at separators inside of strings
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # not splitlines, which also cuts at separators inside of strings
         if line.strip():
             try:
                 rows.append(_parse(line, path, f"line {number} ", pairs))
@@ -115,7 +127,10 @@ def _parse(text: str, path: epath.PathLike, where: str, pairs: Callable[[list], 
 
 
 def without_repeats(pairs: list) -> dict:
-    """An object of pairs; raises ValueError where a key stands there twice, of which json.loads drops the first in silence."""
+    """An object of pairs.
+
+    Raises ValueError where a key stands there twice, of which json.loads drops the first in silence.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -158,7 +173,7 @@ def read_table(path: epath.PathLike) -> list[dict]:
         if any(cell != "" for cell in row[len(names) :]):
             raise SourceError(f"{path}: row {number} has more cells than the header names")
     filled = ([*row, *[""] * (len(names) - len(row))] for row in rows if any(cell != "" for cell in row))
-    return [dict(zip(names, row)) for row in filled]
+    return [dict(zip(names, row, strict=True)) for row in filled]
 
 
 def _separated_rows(path: epath.Path) -> list[list[str]]:
@@ -181,7 +196,9 @@ def _xlsx_rows(path: epath.Path) -> list[list]:
         raise
     except Exception as error:  # whatever the damaged part leads openpyxl, the archive or its XML to
         raise SourceError(f"{path}: is no XLSX file ({type(error).__name__}: {shown(str(error))})") from None
-    return [["" if cell is None else _unescaped(cell) if isinstance(cell, str) else cell for cell in row] for row in cells]
+    return [
+        ["" if cell is None else _unescaped(cell) if isinstance(cell, str) else cell for cell in row] for row in cells
+    ]
 
 
 def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> tuple[str, ...]:
@@ -192,12 +209,18 @@ def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequ
     text = "".join(map(_separated, rows))
     atomic.write_text(path, text, "backslashreplace")
     broken = len(re.findall("[\ud800-\udfff]", text))
-    return (f"{path.name}: {broken} characters are half a surrogate pair, which is no text, and are written as \\uHHHH",) if broken else ()
+    return (
+        (f"{path.name}: {broken} characters are half a surrogate pair, which is no text, and are written as \\uHHHH",)
+        if broken
+        else ()
+    )
 
 
 def _separated(row: Sequence) -> str:
     file = io.StringIO()
-    csv.writer(file, delimiter="\t", lineterminator="\r\n").writerow(row)  # with this end it quotes a carriage return too, at which a reader parts rows
+    csv.writer(file, delimiter="\t", lineterminator="\r\n").writerow(
+        row
+    )  # with this end it quotes a carriage return too, at which a reader parts rows
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -221,12 +244,15 @@ def _write_xlsx(path: epath.Path, rows: list[Sequence]) -> tuple[str, ...]:
     file = io.BytesIO()
     book.save(file)
     atomic.write_bytes(path, file.getvalue())
-    said = f"{path.name}: {len(cut)} cells are longer than the {LONGEST_CELL:,d} characters that Excel holds, and are cut; the first is in row"
+    said = (
+        f"{path.name}: {len(cut)} cells are longer than the {LONGEST_CELL:,d} characters that Excel holds, "
+        "and are cut; the first is in row"
+    )
     return (f"{said} {cut[0]}",) if cut else ()
 
 
-# What XML 1.0 has no character for, a carriage return (which XML reads as a line feed), and what looks like an escape itself.
-# An underscore begins one also where it comes to stand before one.
+# What XML 1.0 has no character for, a carriage return (which XML reads as a line feed), and what looks like an escape
+# itself. An underscore begins one also where it comes to stand before one.
 _NO_XML = "[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]"
 _UNWRITABLE = re.compile(f"{_NO_XML}|_(?=x[0-9A-Fa-f]{{4}}(?:_|{_NO_XML}))")
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
@@ -235,11 +261,16 @@ _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
 def _escaped(text: str) -> tuple[str, bool]:
     """A text as a cell holds it, at most LONGEST_CELL long, and whether it is whole."""
     text = _UNWRITABLE.sub(lambda found: f"_x{ord(found[0]):04X}_", text)
-    units = lambda piece: len(piece.encode("utf-16-le")) // 2
+
+    def units(piece):
+        return len(piece.encode("utf-16-le")) // 2
+
     if len(text) <= LONGEST_CELL and units(text) <= LONGEST_CELL:
         return text, True
     kept, room = [], LONGEST_CELL
-    for piece in re.findall(f"{_ESCAPE.pattern.replace('(', '(?:')}|.", text[: LONGEST_CELL + len("_x0000_")], re.DOTALL):  # no escape is cut through
+    for piece in re.findall(
+        f"{_ESCAPE.pattern.replace('(', '(?:')}|.", text[: LONGEST_CELL + len("_x0000_")], re.DOTALL
+    ):  # no escape is cut through
         room -= units(piece)
         if room < 0:
             break

@@ -1,4 +1,5 @@
-"""How far drawn pictures lie from real ones, in the features of a network: Fréchet distance (FID), KID, precision and recall.
+"""How far drawn pictures lie from real ones, in the features of a network: Fréchet distance (FID), KID, precision and
+recall.
 
 All in float64 on arrays [n, d] of features. FID: Heusel et al. 2017; KID: Binkowski et al. 2018; precision and recall:
 Kynkäänniemi et al. 2019. Which features, is the caller's: published FID figures are of pytorch-fid's Inception network.
@@ -28,8 +29,8 @@ def statistics(features: np.ndarray) -> Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: the root
-    of C_a C_b itself, which is not, gets small complex eigenvalues that would have to be mended.
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: the
+    root of C_a C_b itself, which is not, gets small complex eigenvalues that would have to be mended.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {a.mean.size} and of {b.mean.size} numbers cannot be compared")
@@ -42,27 +43,44 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _without_noise(values: np.ndarray) -> np.ndarray:
-    """Eigenvalues with those that are 0 but for rounding as 0: fewer pictures than dimensions leave many, and a root makes them large."""
+    """Eigenvalues with those that are 0 but for rounding as 0.
+
+    Fewer pictures than dimensions leave many, and a root makes them large.
+    """
     return np.where(values > len(values) * np.finfo(np.float64).eps * values.max(), values, 0.0)
 
 
-def kernel_distance(real: np.ndarray, drawn: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """KID: mean and standard deviation, over random subsets, of the unbiased squared MMD with the kernel (x y / d + 1)^3."""
+def kernel_distance(
+    real: np.ndarray, drawn: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID.
+
+    Mean and standard deviation, over random subsets, of the unbiased squared MMD with the kernel (x y / d + 1)^3.
+    """
     real, drawn = _checked(real), _checked(drawn)
     size = min(size, len(real), len(drawn))
     rng = np.random.default_rng(seed)
-    draw = lambda features: features[rng.choice(len(features), size, replace=False)]
+
+    def draw(features):
+        return features[rng.choice(len(features), size, replace=False)]
+
     found = [_squared_mmd(draw(real), draw(drawn)) for _ in range(subsets)]
     return float(np.mean(found)), float(np.std(found))
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    apart = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def apart(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
     return float(apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean())
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS, block: int = 1024) -> tuple[float, float]:
+def precision_recall(
+    real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS, block: int = 1024
+) -> tuple[float, float]:
     """Shares of drawn features among the real ones, and of real ones among the drawn.
 
     A feature is among others where it lies within the distance of one of them to its own `neighbours`-th nearest.
@@ -74,7 +92,9 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIG
 def _share_among(asked: np.ndarray, others: np.ndarray, neighbours: int, block: int) -> float:
     if len(others) <= neighbours:
         raise ValueError(f"{len(others)} features have no {neighbours}-th neighbour")
-    radii = np.concatenate([np.partition(part, neighbours, axis=1)[:, neighbours] for part in _distances(others, others, block)])
+    radii = np.concatenate(
+        [np.partition(part, neighbours, axis=1)[:, neighbours] for part in _distances(others, others, block)]
+    )
     return float(np.concatenate([(part <= radii).any(1) for part in _distances(asked, others, block)]).mean())
 
 

@@ -26,7 +26,10 @@ class Kept:
         missing = [i for i, key in enumerate(keys) if key not in self.rows]
         if missing:
             made = self.model.generate_batch(prompts, seeds, **options)
-            rows = [{"key": keys[i], "prompt": prompts[i].text, "text": made[i].text, "document": made[i].to_json()} for i in missing]
+            rows = [
+                {"key": keys[i], "prompt": prompts[i].text, "text": made[i].text, "document": made[i].to_json()}
+                for i in missing
+            ]
             runner.append(self.path, rows)
             self.rows.update((row["key"], row["document"]) for row in rows)
         return [runner.document_of(self.rows[key], self.path.parent, str(self.path)) for key in keys]

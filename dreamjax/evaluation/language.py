@@ -1,8 +1,9 @@
-"""Questions of language alone, answered by the likeliest of given continuations: PIQA, SIQA, HellaSwag, WinoGrande, BoolQ, MMLU.
+"""Questions of language alone, answered by the likeliest of given continuations: PIQA, SIQA, HellaSwag, WinoGrande,
+BoolQ, MMLU.
 
-Read from the sets' own files, or from the instructions of LLM-Adapters (PIQA, SIQA, WinoGrande, BoolQ, the last without its
-passage). A continuation's score is the sum of its tokens' log-probabilities; HellaSwag's is divided by its characters.
-MMLU has five examples of its subject's `dev` before each question.
+Read from the sets' own files, or from the instructions of LLM-Adapters (PIQA, SIQA, WinoGrande, BoolQ, the last without
+its passage). A continuation's score is the sum of its tokens' log-probabilities; HellaSwag's is divided by its
+characters. MMLU has five examples of its subject's `dev` before each question.
 """
 
 import csv
@@ -23,7 +24,10 @@ MMLU_SHOTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """A question whose continuations are ranked. `contexts` has the words before each; `examples` stand before them, in whole or not at all."""
+    """A question whose continuations are ranked.
+
+    `contexts` has the words before each; `examples` stand before them, in whole or not at all.
+    """
 
     id: str
     contexts: tuple[str, ...]
@@ -52,19 +56,31 @@ def load_piqa(data: epath.PathLike) -> list[Ranking]:
         rows = [(row["goal"], (row["a"], row["b"]), right) for row, right in _instructions(path, form, "solution")]
     else:
         rows = [(row["goal"], (row["sol1"], row["sol2"]), right) for row, right in _labelled(path, 0)]
-    return [Ranking(str(i), (f"Question: {goal}\nAnswer:",) * 2, tuple(f" {end}" for end in ends), right) for i, (goal, ends, right) in enumerate(rows)]
+    return [
+        Ranking(str(i), (f"Question: {goal}\nAnswer:",) * 2, tuple(f" {end}" for end in ends), right)
+        for i, (goal, ends, right) in enumerate(rows)
+    ]
 
 
 def load_siqa(data: epath.PathLike) -> list[Ranking]:
     """social_i_qa.test.json, or socialiqa's dev.jsonl with dev-labels.lst."""
     path = find_file(data, "social_i_qa*.json", "dev.jsonl", "*.jsonl")
     if path.suffix == ".json":
-        form = r"answer to the question: (?P<q>.*)\n\nAnswer1: (?P<a>.*?) Answer2: (?P<b>.*?) Answer3: (?P<c>.*)\n\nAnswer format"
+        form = (
+            r"answer to the question: (?P<q>.*)\n\nAnswer1: (?P<a>.*?) Answer2: (?P<b>.*?) Answer3: "
+            r"(?P<c>.*)\n\nAnswer format"
+        )
         rows = [(row["q"], (row["a"], row["b"], row["c"]), right) for row, right in _instructions(path, form, "answer")]
     else:
-        rows = [(f"{row['context']}\n{row['question']}", (row["answerA"], row["answerB"], row["answerC"]), right) for row, right in _labelled(path, 1)]
+        rows = [
+            (f"{row['context']}\n{row['question']}", (row["answerA"], row["answerB"], row["answerC"]), right)
+            for row, right in _labelled(path, 1)
+        ]
     ask = "Read the context. Choose A, B or C to answer the question.\n{}\n{}\nAnswer:"
-    return [Ranking(str(i), **letters_after(ask.format(question, _choices(words)), 3, right=right)) for i, (question, words, right) in enumerate(rows)]
+    return [
+        Ranking(str(i), **letters_after(ask.format(question, _choices(words)), 3, right=right))
+        for i, (question, words, right) in enumerate(rows)
+    ]
 
 
 def load_winogrande(data: epath.PathLike) -> list[Ranking]:
@@ -75,7 +91,9 @@ def load_winogrande(data: epath.PathLike) -> list[Ranking]:
         rows = [(row["s"], (row["a"], row["b"]), right) for row, right in _instructions(path, form, "option")]
     else:
         with expected_form(path, "file of WinoGrande"):
-            rows = [(row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1) for row in read_json(path)]
+            rows = [
+                (row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1) for row in read_json(path)
+            ]
     rankings = []
     for i, (sentence, names, right) in enumerate(rows):
         before, blank, after = sentence.partition("_")
@@ -93,35 +111,60 @@ def load_boolq(data: epath.PathLike) -> list[Ranking]:
         rows = [("", row["q"], right) for row, right in _instructions(path, form, ("false", "true"))]
     else:
         with expected_form(path, "file of BoolQ"):
-            rows = [(row["passage"] + "\n", row["question"], int(row["answer"] if "answer" in row else row["label"])) for row in read_json(path)]
+            rows = [
+                (row["passage"] + "\n", row["question"], int(row["answer"] if "answer" in row else row["label"]))
+                for row in read_json(path)
+            ]
     ask = "Choose yes or no to answer the question.\n{}Question: {}?\nAnswer:"
-    return [Ranking(str(i), (ask.format(passage, question),) * 2, (" no", " yes"), right) for i, (passage, question, right) in enumerate(rows)]
+    return [
+        Ranking(str(i), (ask.format(passage, question),) * 2, (" no", " yes"), right)
+        for i, (passage, question, right) in enumerate(rows)
+    ]
 
 
 def load_hellaswag(data: epath.PathLike) -> list[Ranking]:
     """hellaswag_val.jsonl."""
     path = find_file(data, "hellaswag_val.jsonl", "*.jsonl")
-    plain = lambda text: " ".join(re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).split())
+
+    def plain(text):
+        return " ".join(re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).split())
+
     with expected_form(path, "file of HellaSwag"):
         return [
-            Ranking(str(row.get("ind", i)), (plain(f"{row['activity_label']}: {row['ctx']}"),) * 4, tuple(" " + plain(end) for end in row["endings"]),
-                    int(row["label"]), by_length=True)
+            Ranking(
+                str(row.get("ind", i)),
+                (plain(f"{row['activity_label']}: {row['ctx']}"),) * 4,
+                tuple(" " + plain(end) for end in row["endings"]),
+                int(row["label"]),
+                by_length=True,
+            )
             for i, row in enumerate(read_json(path))
         ]
 
 
 def load_mmlu(data: epath.PathLike) -> list[Ranking]:
-    """test/SUBJECT_test.csv with dev/SUBJECT_dev.csv: question, four choices, the letter or number of the right one; a header is left out."""
+    """test/SUBJECT_test.csv with dev/SUBJECT_dev.csv.
+
+    Question, four choices, the letter or number of the right one; a header is left out.
+    """
     files = sorted(epath.Path(data).glob("test/*_test.csv"))
     if not files:
         raise SourceError(f"{data}: holds no test/SUBJECT_test.csv of MMLU")
     rankings = []
     for file in files:
         subject = file.name.removesuffix("_test.csv")
-        shots = tuple(f"{ask} {LETTERS[right]}\n\n" for ask, right in _mmlu_rows(epath.Path(data) / "dev" / f"{subject}_dev.csv")[:MMLU_SHOTS])
+        shots = tuple(
+            f"{ask} {LETTERS[right]}\n\n"
+            for ask, right in _mmlu_rows(epath.Path(data) / "dev" / f"{subject}_dev.csv")[:MMLU_SHOTS]
+        )
         heading = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
         for i, (ask, right) in enumerate(_mmlu_rows(file)):
-            rankings.append(Ranking(f"{subject}/{i}", **letters_after(ask, 4, right=right, category=subject, heading=heading, examples=shots)))
+            rankings.append(
+                Ranking(
+                    f"{subject}/{i}",
+                    **letters_after(ask, 4, right=right, category=subject, heading=heading, examples=shots),
+                )
+            )
     return rankings
 
 
@@ -129,21 +172,29 @@ def _mmlu_rows(path: epath.Path) -> list[tuple[str, int]]:
     rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
     rows = rows[1:] if rows and rows[0][0] == "question" else rows
     with expected_form(path, "file of MMLU"):
-        return [(f"{ask.strip()}\n{_choices(choices)}\nAnswer:", LETTERS.index(right) if right in LETTERS else int(right)) for ask, *choices, right in rows]
+        return [
+            (f"{ask.strip()}\n{_choices(choices)}\nAnswer:", LETTERS.index(right) if right in LETTERS else int(right))
+            for ask, *choices, right in rows
+        ]
 
 
 def _choices(words: Sequence[str]) -> str:
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, words))
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, words, strict=False))
 
 
 def _instructions(path: epath.Path, form: str, answers) -> list[tuple[dict, int]]:
-    """(fields, number of the right answer) of a file of instructions; `answers` are the answers' words, or what stands before their number."""
+    """(fields, number of the right answer) of a file of instructions.
+
+    `answers` are the answers' words, or what stands before their number.
+    """
     rows = []
     for i, row in enumerate(read_json(path)):
         found = re.search(form, row["instruction"], re.DOTALL)
         if not found:
             raise SourceError(f"{path}: row {i} is not of the expected form: {row['instruction'][:80]!r}")
-        right = int(row["answer"].removeprefix(answers)) - 1 if isinstance(answers, str) else answers.index(row["answer"])
+        right = (
+            int(row["answer"].removeprefix(answers)) - 1 if isinstance(answers, str) else answers.index(row["answer"])
+        )
         rows.append((found.groupdict(), right))
     return rows
 
@@ -154,11 +205,16 @@ def _labelled(path: epath.Path, lowest: int) -> list[tuple[dict, int]]:
     rows = read_json(path)
     if len(rows) != len(labels):
         raise SourceError(f"{path}: has {len(rows)} rows, and its labels are {len(labels)}")
-    return [(row, int(label) - lowest) for row, label in zip(rows, labels)]
+    return [(row, int(label) - lowest) for row, label in zip(rows, labels, strict=True)]
 
 
 LOADERS: dict[str, Callable[[epath.PathLike], list[Ranking]]] = {
-    "piqa": load_piqa, "siqa": load_siqa, "hellaswag": load_hellaswag, "winogrande": load_winogrande, "boolq": load_boolq, "mmlu": load_mmlu,
+    "piqa": load_piqa,
+    "siqa": load_siqa,
+    "hellaswag": load_hellaswag,
+    "winogrande": load_winogrande,
+    "boolq": load_boolq,
+    "mmlu": load_mmlu,
 }
 
 
@@ -176,17 +232,27 @@ def load(task: str, data: epath.PathLike, count: int | None = None) -> list[Rank
 
 
 def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`accuracy` over questions in percent; of MMLU also `subject_mean` and each subject's. A missing prediction is wrong."""
+    """`accuracy` over questions in percent.
+
+    Of MMLU also `subject_mean` and each subject's. A missing prediction is wrong.
+    """
     rankings = load(task, data, count)
     matched = by_id(read_answers(predictions), [ranking.id for ranking in rankings], str(data))
     right = {ranking: matched.texts.get(ranking.id) == str(ranking.right) for ranking in rankings}
-    strange = [ranking for ranking in rankings if matched.texts.get(ranking.id, "0") not in map(str, range(len(ranking.endings)))]
+    strange = [
+        ranking
+        for ranking in rankings
+        if matched.texts.get(ranking.id, "0") not in map(str, range(len(ranking.endings)))
+    ]
     metrics = {"accuracy": percent(right.values()), "chance": percent(1 / len(ranking.endings) for ranking in rankings)}
     subjects = percent_by(right, lambda ranking: ranking.category)
     if task == "mmlu":
         metrics |= {"subject_mean": sum(subjects.values()) / len(subjects)} | subjects
     warnings = matched.warnings
     if strange:
-        said = f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first is {shown(matched.texts[strange[0].id])}"
+        said = (
+            f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first "
+            f"is {shown(matched.texts[strange[0].id])}"
+        )
         warnings += (f"{said} for question {strange[0].id}",)
     return Score(metrics, matched.counts | {"no_choice": len(strange)}, warnings)

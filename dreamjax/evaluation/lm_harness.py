@@ -4,7 +4,8 @@
     from dreamjax.evaluation.lm_harness import DreamJAX
     lm_eval.simple_evaluate(DreamJAX("runs/stage3"), tasks=["piqa", "mmlu"], num_fewshot=5)
 
-Importing this file also registers the class as `dreamjax`: simple_evaluate("dreamjax", model_args="model=runs/stage3", ...).
+Importing this file also registers the class as `dreamjax`: simple_evaluate("dreamjax", model_args="model=runs/stage3",
+...).
 """
 
 import collections
@@ -31,10 +32,18 @@ DEFAULT_TOKENS = 256  # written where a task sets no limit
 class DreamJAX(TemplateLM):
     """A model folder (or an opened model) with the harness's three requests, each in batches of `batch_size`.
 
-    Contexts begin with <s>. What is longer than the model's context loses its beginning, as in the harness's own models.
+    Contexts begin with <s>. What is longer than the model's context loses its beginning, as in the harness's own
+    models.
     """
 
-    def __init__(self, model: str | os.PathLike | DreamLLM, batch_size: int | str = 8, which: str = "last", max_batch_size=None, device=None):
+    def __init__(
+        self,
+        model: str | os.PathLike | DreamLLM,
+        batch_size: int | str = 8,
+        which: str = "last",
+        max_batch_size=None,
+        device=None,
+    ):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"batch_size: {batch_size!r} is no number from 1 on")
@@ -53,21 +62,36 @@ class DreamJAX(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         return ([] if add_special_tokens is False else [self.model.tokenizer.bos]) + self.model.tokenizer.encode(string)
 
-    def _loglikelihood_tokens(self, requests: Sequence, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities, whether greedy decoding writes it) of each (_, context, continuation), the latter two in tokens."""
+    def _loglikelihood_tokens(
+        self, requests: Sequence, disable_tqdm: bool = False, **kwargs
+    ) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities, whether greedy decoding writes it) of each (_, context, continuation), the
+        latter two in tokens.
+        """
         for number, (pair, _, continuation) in enumerate(requests):
             if not continuation:  # the sum of nothing, 0, would win
                 raise ConfigError(f"request {number}: the continuation has no token of its own: {pair!r:.200}")
-        rows = [_row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests]
+        rows = [
+            _row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests
+        ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # those of a length side by side
         found: list = [None] * len(rows)
         shares: list = [None] * len(rows)
         with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
             for now in batched(order, self.batch_size):
-                made = scores.likelihoods(self.model.parts, self.model.params, [Document(())] * len(now), [rows[i] for i in now], self.batch_size)
-                for i, likelihood in zip(now, made):
+                made = scores.likelihoods(
+                    self.model.parts,
+                    self.model.params,
+                    [Document(())] * len(now),
+                    [rows[i] for i in now],
+                    self.batch_size,
+                )
+                for i, likelihood in zip(now, made, strict=True):
                     shares[i] = likelihood.log_probabilities
-                    found[i] = (float(likelihood.log_probabilities.sum(dtype=np.float64)), bool(likelihood.likeliest.all()))
+                    found[i] = (
+                        float(likelihood.log_probabilities.sum(dtype=np.float64)),
+                        bool(likelihood.likeliest.all()),
+                    )
                 progress.update(len(now))
         finite.require_rows(shares, "request", self.model.parts, self.model.params)
         return found
@@ -81,7 +105,7 @@ class DreamJAX(TemplateLM):
                 windows.append((None, *make_disjoint_window(window)))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for number, (total, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm)):
+        for number, (total, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
             totals[number] += total
         return totals
 
@@ -95,17 +119,26 @@ class DreamJAX(TemplateLM):
                 options = self._options(requests[numbers[0]].args[1])
                 for now in batched(numbers, self.batch_size):
                     prompts = [self._fitting(requests[number].args[0], options["max_tokens"]) for number in now]
-                    made = self.model.generate_batch(prompts, list(now), batch_size=self.batch_size, max_images=0, **options)
-                    for number, document in zip(now, made):
+                    made = self.model.generate_batch(
+                        prompts, list(now), batch_size=self.batch_size, max_images=0, **options
+                    )
+                    for number, document in zip(now, made, strict=True):
                         found[number] = document.text
                     progress.update(len(now))
         return found
 
     def _options(self, asked: dict) -> dict:
         until = asked.get("until") or ()
-        options = {"max_tokens": int(asked.get("max_gen_toks", asked.get("max_tokens", DEFAULT_TOKENS))), "stop": (until,) if isinstance(until, str) else tuple(until)}
+        options = {
+            "max_tokens": int(asked.get("max_gen_toks", asked.get("max_tokens", DEFAULT_TOKENS))),
+            "stop": (until,) if isinstance(until, str) else tuple(until),
+        }
         if asked.get("do_sample", asked.get("temperature", 0) > 0):
-            options |= {"temperature": float(asked.get("temperature", 1.0)), "top_p": float(asked.get("top_p", 1.0)), "top_k": int(asked.get("top_k", 0))}
+            options |= {
+                "temperature": float(asked.get("temperature", 1.0)),
+                "top_p": float(asked.get("top_p", 1.0)),
+                "top_k": int(asked.get("top_k", 0)),
+            }
         return options
 
     def _fitting(self, text: str, max_tokens: int) -> str:

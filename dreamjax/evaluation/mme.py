@@ -1,7 +1,9 @@
-"""MME (Fu et al. 2023): two yes-or-no questions for each picture, in ten categories of perception and four of cognition.
+"""MME (Fu et al. 2023): two yes-or-no questions for each picture, in ten categories of perception and four of
+cognition.
 
-A category's score is the accuracy over questions plus the accuracy over pictures with both answers right, each in percent
-(so 200 at most), as in the benchmark's calculation.py; answers are matched to questions as LLaVA's convert_answer_to_mme.py does.
+A category's score is the accuracy over questions plus the accuracy over pictures with both answers right, each in
+percent (so 200 at most), as in the benchmark's calculation.py; answers are matched to questions as LLaVA's
+convert_answer_to_mme.py does.
 """
 
 import collections
@@ -12,7 +14,7 @@ from etils import epath
 
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation.answers import Answer, Score, first, match, percent, percent_by, read_answers
-from dreamjax.evaluation.files import shown_name, read_text, shown
+from dreamjax.evaluation.files import read_text, shown, shown_name
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -52,10 +54,12 @@ def said(text: str) -> str:
 
 
 def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
-    """All questions below a folder, in the benchmark's order of categories, of each the first `count` (made even); raises SourceError.
+    """All questions below a folder, in the benchmark's order of categories, of each the first `count` (made even);
+    raises SourceError.
 
-    The folder (or gt/ in it) has CATEGORY.txt with lines of picture, question, answer by tabs, or is the released benchmark:
-    CATEGORY/ with, for each picture, a .txt (in questions_answers_YN/ where there is one) with lines of question, answer.
+    The folder (or gt/ in it) has CATEGORY.txt with lines of picture, question, answer by tabs, or is the released
+    benchmark: CATEGORY/ with, for each picture, a .txt (in questions_answers_YN/ where there is one) with lines of
+    question, answer.
     """
     data = epath.Path(data)
     if not data.is_dir():
@@ -73,7 +77,10 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
         raise SourceError(f"{root}: holds neither CATEGORY.txt nor CATEGORY/*.txt of MME, such as existence.txt")
     for question in questions:
         if question.answer not in ("yes", "no"):
-            raise SourceError(f"{root}: {question.category}, {shown_name(question.picture)}: the answer {shown(question.answer)} is neither Yes nor No")
+            raise SourceError(
+                f"{root}: {question.category}, {shown_name(question.picture)}: the answer "
+                f"{shown(question.answer)} is neither Yes nor No"
+            )
     for (category, picture), asked in collections.Counter(question.key[:2] for question in questions).items():
         if asked % 2:
             raise SourceError(f"{root}: {category}, {shown_name(picture)}: has {asked} questions; they come in pairs")
@@ -92,7 +99,9 @@ def _lines(file: epath.Path, fields: int) -> list[list[str]]:
 
 
 def read_predictions(path: epath.PathLike) -> list[Answer]:
-    """LLaVA's answer file (question_id "category/picture", prompt, text), or a folder of CATEGORY.txt with picture, question, answer, prediction."""
+    """LLaVA's answer file (question_id "category/picture", prompt, text), or a folder of CATEGORY.txt with picture,
+    question, answer, prediction.
+    """
     path = epath.Path(path)
     if not path.is_dir():
         return read_answers(path)
@@ -117,7 +126,10 @@ def keys_of(questions: list[Question]) -> list[tuple]:
 
 
 def finder(keys: list[tuple]) -> Callable[[Answer], list[tuple]]:
-    """Which question, by its key, an answer is of: that of its picture which its prompt holds, the longer one where it holds both."""
+    """Which question, by its key, an answer is of.
+
+    That of its picture which its prompt holds, the longer one where it holds both.
+    """
     of_picture = collections.defaultdict(list)
     for key in keys:
         of_picture[key[:2]].append(key)
@@ -132,20 +144,45 @@ def finder(keys: list[tuple]) -> Callable[[Answer], list[tuple]]:
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`perception`, `cognition` and `total`, sums of category scores, and each category's score under its name. A missing answer is wrong."""
+    """`perception`, `cognition` and `total`, sums of category scores, and each category's score under its name.
+
+    A missing answer is wrong.
+    """
     questions = load_questions(data, count)
     keys = keys_of(questions)
     matched = match(read_predictions(predictions), finder(keys), keys, str(data))
-    right = {key: said(matched.texts.get(key, "")) == question.answer for key, question in zip(keys, questions)}
+    right = {
+        key: said(matched.texts.get(key, "")) == question.answer for key, question in zip(keys, questions, strict=True)
+    }
     of_picture = collections.defaultdict(list)
     for key, value in right.items():
         of_picture[key[:2]].append(value)
-    both = {(*key, at): values[at] and values[at + 1] for key, values in of_picture.items() for at in range(0, len(values), 2)}
+    both = {
+        (*key, at): values[at] and values[at + 1]
+        for key, values in of_picture.items()
+        for at in range(0, len(values), 2)
+    }
     single, pairs = percent_by(right, lambda key: key[0]), percent_by(both, lambda key: key[0])
     of_category = {category: single[category] + pairs[category] for category in single}
-    total = lambda names: sum(of_category.get(name, 0.0) for name in names)
-    metrics = {"perception": total(PERCEPTION), "cognition": total(COGNITION), "total": total(CATEGORIES), "accuracy": percent(right.values())} | of_category
+
+    def total(names):
+        return sum(of_category.get(name, 0.0) for name in names)
+
+    metrics = {
+        "perception": total(PERCEPTION),
+        "cognition": total(COGNITION),
+        "total": total(CATEGORIES),
+        "accuracy": percent(right.values()),
+    } | of_category
     lacking = [category for category in CATEGORIES if category not in of_category]
-    warnings = (f"the questions lack {len(lacking)} of 14 categories, which add nothing to the sums: {', '.join(lacking)}",) if lacking else ()
+    warnings = (
+        (f"the questions lack {len(lacking)} of 14 categories, which add nothing to the sums: {', '.join(lacking)}",)
+        if lacking
+        else ()
+    )
     unclear = sum(said(text) == "other" for text in matched.texts.values())
-    return Score(metrics, matched.counts | {"neither_yes_nor_no": unclear, "categories": len(of_category)}, matched.warnings + warnings)
+    return Score(
+        metrics,
+        matched.counts | {"neither_yes_nor_no": unclear, "categories": len(of_category)},
+        matched.warnings + warnings,
+    )

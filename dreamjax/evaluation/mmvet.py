@@ -1,7 +1,9 @@
-"""MM-Vet (Yu et al. 2023): free answers, graded by a language model elsewhere. Here: the file for its grader, and figures from its grades.
+"""MM-Vet (Yu et al. 2023): free answers, graded by a language model elsewhere. Here: the file for its grader, and
+figures from its grades.
 
-The figures are those of the benchmark's mm-vet_evaluator.py: for each run the sum of grades over the number of questions, in
-percent, then the mean over runs; by each of six capabilities, and by each combination that questions need.
+The figures are those of the benchmark's mm-vet_evaluator.py: for each run the sum of grades over the number of
+questions, in percent, then the mean over runs; by each of six capabilities, and by each combination that questions
+need.
 """
 
 import json
@@ -15,11 +17,21 @@ from dreamjax.data.sources import SourceError
 from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
 from dreamjax.evaluation.files import expected_form, find_file, read_json
 
-CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, spatial awareness, mathematics
+CAPABILITIES = (
+    "rec",
+    "ocr",
+    "know",
+    "gen",
+    "spat",
+    "math",
+)  # recognition, text, knowledge, generation, spatial awareness, mathematics
 
 
 def load_questions(data: epath.PathLike, count: int | None = None) -> dict[str, dict]:
-    """The (first `count`) questions of mm-vet.json: {id: {imagename, question, answer, capability}}; raises SourceError."""
+    """The (first `count`) questions of mm-vet.json.
+
+    {id: {imagename, question, answer, capability}}; raises SourceError.
+    """
     path = find_file(data, "mm-vet.json", "*.json")
     content = read_json(path)
     with expected_form(path, "mm-vet.json"):
@@ -29,20 +41,29 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> dict[str, 
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`total` and its `std` over runs, CAPABILITY and combinations such as ocr+math, in percent, from the grader's *-grade-*runs.json.
+    """`total` and its `std` over runs, CAPABILITY and combinations such as ocr+math, in percent, from the grader's
+    *-grade-*runs.json.
 
     A question without a grade counts as 0. Raises SourceError for answers that nobody graded.
     """
     questions, grades = load_questions(data, count), load_grades(predictions)
     known = [key for key in grades if key in questions]
     if not known:
-        raise SourceError(f"{predictions}: {next(iter(grades))} is no question of {data}, and neither are all {len(grades)} graded ones")
+        raise SourceError(
+            f"{predictions}: {next(iter(grades))} is no question of {data}, and neither are all "
+            f"{len(grades)} graded ones"
+        )
     runs = {len(grades[key]) for key in known}
     if len(runs) > 1:
-        raise SourceError(f"{predictions}: some questions have {min(runs)} grades and others {max(runs)}; let the grader finish")
+        raise SourceError(
+            f"{predictions}: some questions have {min(runs)} grades and others {max(runs)}; let the grader finish"
+        )
     ungraded = [0.0] * runs.pop()
     graded = {key: grades.get(key, ungraded) for key in questions}
-    of = lambda chosen: statistics.fmean(_totals([graded[key] for key in chosen]))
+
+    def of(chosen):
+        return statistics.fmean(_totals([graded[key] for key in chosen]))
+
     needs = {key: set(row["capability"]) for key, row in questions.items()}
     metrics = {"total": of(questions), "std": statistics.pstdev(_totals(list(graded.values())))}
     for capability in sorted(set().union(*needs.values()), key=_order):
@@ -51,10 +72,20 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
         if "+" in combination:
             metrics[combination] = of([key for key in questions if needs[key] == set(combination.split("+"))])
     missing = [key for key in questions if key not in grades]
-    warnings = [f"{len(missing)} of {len(questions)} questions have no grade and count as 0; the first is {missing[0]}"] if missing else []
+    warnings = (
+        [f"{len(missing)} of {len(questions)} questions have no grade and count as 0; the first is {missing[0]}"]
+        if missing
+        else []
+    )
     if len(grades) > len(known):
         warnings.append(f"{len(grades) - len(known)} of {len(grades)} graded questions are not in {data} and left out")
-    counts = {"questions": len(questions), "predictions": len(grades), "missing": len(missing), "unmatched": len(grades) - len(known), "runs": len(ungraded)}
+    counts = {
+        "questions": len(questions),
+        "predictions": len(grades),
+        "missing": len(missing),
+        "unmatched": len(grades) - len(known),
+        "runs": len(ungraded),
+    }
     return Score(metrics, counts, tuple(warnings))
 
 
@@ -66,11 +97,16 @@ def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
     grades: dict[str, list[float]] = {}
     for where, row in read_rows(path):
         if isinstance(row, dict) and "total" in row and not set(ID_KEYS) & set(row):
-            raise SourceError(f"{path}: holds the sums of MM-Vet's grader, not its grades, which are in *-grade-*runs.json beside it")
+            raise SourceError(
+                f"{path}: holds the sums of MM-Vet's grader, not its grades, which are in *-grade-*runs.json beside it"
+            )
         if isinstance(row, dict) and isinstance(row.get("text"), int | float | list):  # {id: grade}
             row = {"score": row["text"], **row}
         if not isinstance(row, dict) or row.get("score") in (None, ""):
-            raise SourceError(f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those, from mmvet_answers.json, which --out=DIR writes")
+            raise SourceError(
+                f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those, from "
+                "mmvet_answers.json, which --out=DIR writes"
+            )
         with expected_form(path, "file of grades"):
             key = full_id(str(next(row[name] for name in ID_KEYS if name in row)))
             values = [float(grade) for grade in (row["score"] if isinstance(row["score"], list) else [row["score"]])]
@@ -92,7 +128,10 @@ def full_id(key: str) -> str:
 def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
     """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get ""."""
     questions = load_questions(data)
-    find = lambda answer: (full_id(answer.id),) if full_id(answer.id) in questions else ()
+
+    def find(answer):
+        return (full_id(answer.id),) if full_id(answer.id) in questions else ()
+
     matched = match(read_answers(predictions), find, list(questions), str(data))
     path = out / "mmvet_answers.json"
     atomic.write_text(path, json.dumps({key: matched.texts.get(key, "") for key in questions}, indent=2))

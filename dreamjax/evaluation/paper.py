@@ -1,4 +1,6 @@
-"""The figures of the paper's tables (DreamLLM, ICLR 2024) under the names of our metrics, in percent where they are shares."""
+"""The figures of the paper's tables (DreamLLM, ICLR 2024) under the names of our metrics, in percent where they are
+shares.
+"""
 
 # {task: {metric: {model: figure}}}; "+ SFT" is the model whose fine-tuning has LLaVA-1.5's data.
 PAPER: dict[str, dict[str, dict[str, float]]] = {
@@ -11,8 +13,12 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
     "mmbench": {"accuracy": {"DreamLLM": 49.9, "+ SFT": 58.2}},
     "mmvet": {"total": {"DreamLLM": 35.9, "+ SFT": 36.6}},
     "pope": {
-        "random_accuracy": {"DreamLLM": 86.36}, "random_f1": {"DreamLLM": 86.91}, "popular_accuracy": {"DreamLLM": 80.07},
-        "popular_f1": {"DreamLLM": 81.61}, "adversarial_accuracy": {"DreamLLM": 72.63}, "adversarial_f1": {"DreamLLM": 76.47},
+        "random_accuracy": {"DreamLLM": 86.36},
+        "random_f1": {"DreamLLM": 86.91},
+        "popular_accuracy": {"DreamLLM": 80.07},
+        "popular_f1": {"DreamLLM": 81.61},
+        "adversarial_accuracy": {"DreamLLM": 72.63},
+        "adversarial_f1": {"DreamLLM": 76.47},
     },
     "piqa": {"accuracy": {"DreamLLM": 78.6}},
     "siqa": {"accuracy": {"DreamLLM": 48.8}},

@@ -1,9 +1,10 @@
-"""How questions are put to a model, as data: for each task a profile `clean` and, where DreamLLM's own evaluation has one, `official`.
+"""How questions are put to a model, as data: for each task a profile `clean` and, where DreamLLM's own evaluation has
+one, `official`.
 
-`official` follows the strings of the official code (omni/eval and scripts/eval of RunpeiDong/DreamLLM), so that published
-figures can be approached: the words around the picture, what the answer is made to begin with, how it is clipped. There nothing
-stands between a question and the words after it. Its runs ask for beams and a temperature at once; a beam search here draws no
-lots, so its temperature is left out.
+`official` follows the strings of the official code (omni/eval and scripts/eval of RunpeiDong/DreamLLM), so that
+published figures can be approached: the words around the picture, what the answer is made to begin with, how it is
+clipped. There nothing stands between a question and the words after it. Its runs ask for beams and a temperature at
+once; a beam search here draws no lots, so its temperature is left out.
 """
 
 import dataclasses
@@ -78,7 +79,9 @@ class Profile:
     says_no: Callable[[str], bool] = has_no  # whether what is said to that is a no
     if_no: "Profile | str" = ""  # then: the prediction, or how to ask instead
 
-    def prompt(self, question: Question, pictures: Sequence[Image], examples: Sequence[tuple[Question, Sequence[Image]]] = ()) -> Document:
+    def prompt(
+        self, question: Question, pictures: Sequence[Image], examples: Sequence[tuple[Question, Sequence[Image]]] = ()
+    ) -> Document:
         """The question as a Document, after examples with their answers; its last turn is left open for the model."""
         parts: list = [Text(self.opening, role="system")] if self.opening else []
         for example, shown in examples:
@@ -87,9 +90,15 @@ class Profile:
         return Document((*parts, Text(self.prefix, role="assistant")) if self.prefix else tuple(parts), question.id)
 
     def _turn(self, question: Question, pictures: Sequence[Image]) -> list:
-        choices = (self.choice.format(letter=chr(ord("A") + i), words=words) for i, words in enumerate(question.choices))
-        words = self.ask.format(question=question.text, hint=question.hint or self.no_hint, choices=self.between.join(choices))
-        words = "\n".join(line.strip() for line in words.split("\n") if line.strip())  # of a question without a hint its line is left out
+        choices = (
+            self.choice.format(letter=chr(ord("A") + i), words=words) for i, words in enumerate(question.choices)
+        )
+        words = self.ask.format(
+            question=question.text, hint=question.hint or self.no_hint, choices=self.between.join(choices)
+        )
+        words = "\n".join(
+            line.strip() for line in words.split("\n") if line.strip()
+        )  # of a question without a hint its line is left out
         before = [Text(self.before, role="user")] if self.before else []
         return [*before, *pictures, *([Text(words, role="user")] if words else [])]
 
@@ -113,36 +122,64 @@ _HINTED = "Hint:{hint}Question:{question}"
 
 OFFICIAL: dict[str, Profile] = {
     "coco": _official(
-        "Please summarize object in one sentence within 10 words.", before="Based on the image, give the image caption briefly.",
-        prefix="The image depicts", tidy=capitalise,
+        "Please summarize object in one sentence within 10 words.",
+        before="Based on the image, give the image caption briefly.",
+        prefix="The image depicts",
+        tidy=capitalise,
     ),
     "image2paragraph": _official(
-        "Please describe the image in detail.", before="Based on the image, please describe the image in detail.", prefix="The image depicts",
+        "Please describe the image in detail.",
+        before="Based on the image, please describe the image in detail.",
+        prefix="The image depicts",
         tidy=capitalise,
     ),
     "nocaps": _official("Please summarize object briefly in one sentence within 5 words.", tidy=capitalise),
     "vqav2": _official(_WORD, before=_VQA, prefix=_BRIEF, tidy=clip),
-    "okvqa": _official("{question}Please provide an accurate and brief answer within one word.", prefix=_BRIEF, tidy=clip),
+    "okvqa": _official(
+        "{question}Please provide an accurate and brief answer within one word.", prefix=_BRIEF, tidy=clip
+    ),
     "textvqa": _official(_WORD, before=_VQA, prefix="The answer is:", tidy=clip),
     "vizwiz": _official(
-        _WORD, before=_VQA, prefix="The answer is:", tidy=clip, first=_official(f"{{question}}{_KNOWN}"), if_no="unanswerable",
+        _WORD,
+        before=_VQA,
+        prefix="The answer is:",
+        tidy=clip,
+        first=_official(f"{{question}}{_KNOWN}"),
+        if_no="unanswerable",
     ),
     # A question without a hint has pandas' "nan" there, and every choice is numbered 0.
     "mmbench": _official(
-        f"{_HINTED}{_DETAILED}", before=_EXAM, no_hint="nan", first=_official(f"{_HINTED}{_KNOWN}", no_hint="nan"), says_no=begins_with_no,
-        if_no=_official(f"{_HINTED}Options: {{choices}} {_DETAILED}", before=_EXAM, no_hint="nan", choice="(0). {words}", between=" "),
+        f"{_HINTED}{_DETAILED}",
+        before=_EXAM,
+        no_hint="nan",
+        first=_official(f"{_HINTED}{_KNOWN}", no_hint="nan"),
+        says_no=begins_with_no,
+        if_no=_official(
+            f"{_HINTED}Options: {{choices}} {_DETAILED}",
+            before=_EXAM,
+            no_hint="nan",
+            choice="(0). {words}",
+            between=" ",
+        ),
     ),
     "mmvet": _official(
-        "{question}Please provide an accurate, detailed and comprehensive answer.", before="This is an exam, please answer according to the image and question.",
+        "{question}Please provide an accurate, detailed and comprehensive answer.",
+        before="This is an exam, please answer according to the image and question.",
     ),
     "pope": _official(
-        "{question}", before="Based on the image, please objectively and accurately indicate whether the object exists.", prefix="The answer is:",
+        "{question}",
+        before="Based on the image, please objectively and accurately indicate whether the object exists.",
+        prefix="The answer is:",
         decoding={"temperature": 0.2, "max_tokens": 1024},
     ),
 }
 
 _SHORT = {"max_tokens": 16}
-_CHOOSE = Profile("{hint}\n{question}\n{choices}\nAnswer with the letter of the right choice.", tidy=letter, decoding={"max_tokens": 8})
+_CHOOSE = Profile(
+    "{hint}\n{question}\n{choices}\nAnswer with the letter of the right choice.",
+    tidy=letter,
+    decoding={"max_tokens": 8},
+)
 _ONE_WORD = Profile("{question}\nAnswer in one word or a short phrase.", tidy=first_line, decoding=_SHORT)
 _CAPTION = Profile("Describe the picture in one sentence.", tidy=first_line, decoding={"max_tokens": 64})
 _YES_NO = Profile("{question}\nAnswer yes or no.", decoding={"max_tokens": 8})
@@ -154,7 +191,10 @@ CLEAN: dict[str, Profile] = {
     "vqav2": _ONE_WORD,
     "okvqa": _ONE_WORD,
     "textvqa": _ONE_WORD,
-    "vizwiz": dataclasses.replace(_ONE_WORD, ask="{question}\nAnswer in one word or a short phrase, or unanswerable where the picture does not tell."),
+    "vizwiz": dataclasses.replace(
+        _ONE_WORD,
+        ask="{question}\nAnswer in one word or a short phrase, or unanswerable where the picture does not tell.",
+    ),
     "gqa": _ONE_WORD,
     "mme": Profile("{question}", decoding={"max_tokens": 8}),  # the benchmark's questions say how to answer
     "pope": _YES_NO,

@@ -1,8 +1,11 @@
-"""A benchmark's own files as questions: for each the words, the names of its pictures, and what is right, in the files' order.
+"""A benchmark's own files as questions: for each the words, the names of its pictures, and what is right, in the files'
+order.
 
-Pictures are looked for below the data's folder (or another one) by their names, as benchmarks leave them in folders of many kinds:
+Pictures are looked for below the data's folder (or another one) by their names, as benchmarks leave them in folders of
+many kinds:
 
-    COCO    val2014/COCO_val2014_000000000042.jpg, by file name or number     TextVQA    train_images/0054c91397f2fe05.jpg
+    COCO    val2014/COCO_val2014_000000000042.jpg, by file name or number     TextVQA
+            train_images/0054c91397f2fe05.jpg
     VizWiz  val/VizWiz_val_00000000.jpg        GQA     images/n161313.jpg     ScienceQA  test/4/image.png
     MME     artwork/images/10002.jpg           MM-Vet  images/v1_0.png        MMBench    inside of its table
 """
@@ -62,7 +65,9 @@ def of_captions(name: str, data: epath.PathLike, count: int | None = None) -> li
     references, names = captions.load_references(data, name, count), _caption_pictures(data, name)
     lacking = [key for key in references if key not in names]
     if lacking:
-        raise SourceError(f"{data}: names no picture for {len(lacking)} of {len(references)} captions, such as {lacking[0]}")
+        raise SourceError(
+            f"{data}: names no picture for {len(lacking)} of {len(references)} captions, such as {lacking[0]}"
+        )
     return [Question(key, "", (names[key],), references=tuple(texts)) for key, texts in references.items()]
 
 
@@ -79,7 +84,10 @@ def _caption_pictures(data: epath.PathLike, name: str) -> dict[str, str]:
 
 
 def of_pope(data: epath.PathLike, count: int | None = None) -> list[Question]:
-    return [Question(q.id, q.text, (q.image,), category=q.category, references=("yes" if q.yes else "no",)) for q in pope.load_questions(data, count)]
+    return [
+        Question(q.id, q.text, (q.image,), category=q.category, references=("yes" if q.yes else "no",))
+        for q in pope.load_questions(data, count)
+    ]
 
 
 def of_mme(data: epath.PathLike, count: int | None = None) -> list[Question]:
@@ -87,7 +95,9 @@ def of_mme(data: epath.PathLike, count: int | None = None) -> list[Question]:
     questions = []
     for q in mme.load_questions(data, count):
         name = f"{q.category}/{q.picture}"
-        questions.append(Question(name, f"{mme.bare(q.text)} {mme.YES_OR_NO}", (name,), category=q.category, references=(q.answer,)))
+        questions.append(
+            Question(name, f"{mme.bare(q.text)} {mme.YES_OR_NO}", (name,), category=q.category, references=(q.answer,))
+        )
     return questions
 
 
@@ -96,8 +106,15 @@ def of_mmbench(data: epath.PathLike, count: int | None = None) -> list[Question]
     turns = mmbench.load_questions(data, count)
     images = {str(q.index): q.image for q in turns}
     return [
-        Question(str(q.index), q.text, (_decoded(_followed(images, q.image), q.index, data),), tuple(words for _, words in q.choices), q.hint,
-                 q.category, (q.answer,) if q.answer else ())
+        Question(
+            str(q.index),
+            q.text,
+            (_decoded(_followed(images, q.image), q.index, data),),
+            tuple(words for _, words in q.choices),
+            q.hint,
+            q.category,
+            (q.answer,) if q.answer else (),
+        )
         for q in turns
     ]
 
@@ -114,7 +131,10 @@ def _decoded(text: str, index: int, data: epath.PathLike) -> bytes:
 
 
 def of_mmvet(data: epath.PathLike, count: int | None = None) -> list[Question]:
-    return [Question(key, row["question"], (row["imagename"],), references=(str(row["answer"]),)) for key, row in mmvet.load_questions(data, count).items()]
+    return [
+        Question(key, row["question"], (row["imagename"],), references=(str(row["answer"]),))
+        for key, row in mmvet.load_questions(data, count).items()
+    ]
 
 
 def of_gqa(data: epath.PathLike, count: int | None = None) -> list[Question]:
@@ -127,18 +147,33 @@ def of_scienceqa(data: epath.PathLike, count: int | None = None) -> list[Questio
     data = epath.Path(data)
     if (data / "problems.json").exists():
         problems = read_json(data / "problems.json")
-        picture = lambda key: (f"{key}/{problems[key]['image']}",) if problems[key].get("image") else ()
+
+        def picture(key):
+            return (f"{key}/{problems[key]['image']}",) if problems[key].get("image") else ()
+
         with expected_form(data / "problems.json", "file of problems"):
             return [
-                Question(key, problems[key]["question"], picture(key), tuple(problems[key]["choices"]), problems[key].get("hint", ""), references=(right[key],))
+                Question(
+                    key,
+                    problems[key]["question"],
+                    picture(key),
+                    tuple(problems[key]["choices"]),
+                    problems[key].get("hint", ""),
+                    references=(right[key],),
+                )
                 for key in right
             ]
     path = find_file(data, "llava_test*.json", "*.json")
     with expected_form(path, "file of conversations"):
         return [
-            Question(str(row["id"]), row["conversations"][0]["value"].replace("<image>", "").strip(), (row["image"],) if row.get("image") else (),
-                     references=(right[str(row["id"])],))
-            for row in read_json(path) if str(row["id"]) in right
+            Question(
+                str(row["id"]),
+                row["conversations"][0]["value"].replace("<image>", "").strip(),
+                (row["image"],) if row.get("image") else (),
+                references=(right[str(row["id"])],),
+            )
+            for row in read_json(path)
+            if str(row["id"]) in right
         ]
 
 
@@ -155,11 +190,19 @@ def beside(path: epath.Path) -> str:
 def picture_files(folder: epath.PathLike) -> list[str]:
     """The paths of all picture files below a folder, relative to it, in order."""
     walk = os.walk(folder, followlinks=True)
-    return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in walk for name in names if name.lower().endswith(ENDINGS))
+    return sorted(
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, names in walk
+        for name in names
+        if name.lower().endswith(ENDINGS)
+    )
 
 
 class Pictures:
-    """The picture files below a folder, found by name: with or without ending and folders, or by the number that a name ends with."""
+    """The picture files below a folder, found by name.
+
+    With or without ending and folders, or by the number that a name ends with.
+    """
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
@@ -184,10 +227,14 @@ class Pictures:
         *folders, base = name.split("/")
         stem, ending = os.path.splitext(base) if base.lower().endswith(ENDINGS) else (base, "")
         found = self._by_stem.get(stem) or (self._by_number.get(stem.lstrip("0"), []) if stem.isdecimal() else [])
-        found = [path for path in found if set(folders) <= set(path.split("/"))]  # MME's artwork/1.jpg is artwork/images/1.jpg
+        found = [
+            path for path in found if set(folders) <= set(path.split("/"))
+        ]  # MME's artwork/1.jpg is artwork/images/1.jpg
         found = [path for path in found if path.endswith(ending)] or found
         if len(found) > 1:
-            raise SourceError(f"{self.folder}: {name} may be {found[0]} or {found[1]}; leave the pictures of one split there")
+            raise SourceError(
+                f"{self.folder}: {name} may be {found[0]} or {found[1]}; leave the pictures of one split there"
+            )
         return str(self.root / found[0]) if found else None
 
     def require(self, questions: Sequence[Question]) -> dict[str | bytes, Image]:
@@ -199,5 +246,8 @@ class Pictures:
         found = {name: self.find(name) for name in dict.fromkeys(names)}
         missing = [name for name, picture in found.items() if picture is None]
         if missing:
-            raise SourceError(f"{self.folder}: {len(missing)} of {len(found)} pictures are missing, the first is {missing[0]}; --images names their folder")
+            raise SourceError(
+                f"{self.folder}: {len(missing)} of {len(found)} pictures are missing, the first is "
+                f"{missing[0]}; --images names their folder"
+            )
         return found

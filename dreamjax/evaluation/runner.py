@@ -3,8 +3,8 @@
     out/TASK/run.json             what the predictions are of; another model or profile needs another folder
     out/TASK/predictions.jsonl    a row a question: question_id, prompt, text (as it is scored), raw, category
 
-A run that was interrupted goes on after its last whole row. A prediction depends on its question, the options and the size of
-the batch, never on the questions beside it, so the end is the same.
+A run that was interrupted goes on after its last whole row. A prediction depends on its question, the options and the
+size of the batch, never on the questions beside it, so the end is the same.
 """
 
 import dataclasses
@@ -30,7 +30,10 @@ ROOM = 32  # positions that examples leave for the answer, or all of a short one
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What to ask: questions, their pictures by name, how, and after which examples (those nearest to the question last)."""
+    """What to ask.
+
+    Questions, their pictures by name, how, and after which examples (those nearest to the question last).
+    """
 
     questions: Sequence[Question]
     pictures: Mapping[str | bytes, Image]
@@ -38,12 +41,17 @@ class Job:
     examples: Callable[[Question], Sequence[Question]] = lambda question: ()
 
     def prompt(self, question: Question, profile: Profile, examples: Sequence[Question] = ()) -> Document:
-        shown = lambda asked: [self.pictures[name] for name in asked.pictures]
+        def shown(asked):
+            return [self.pictures[name] for name in asked.pictures]
+
         return profile.prompt(question, shown(question), [(example, shown(example)) for example in examples])
 
 
-def predict(model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_size: int = 16, desc: str = "") -> tuple[epath.Path, int]:
-    """Answers every question that has no row yet; the file of predictions, and how many examples were left out for want of context.
+def predict(
+    model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_size: int = 16, desc: str = ""
+) -> tuple[epath.Path, int]:
+    """Answers every question that has no row yet; the file of predictions, and how many examples were left out for want
+    of context.
 
     `settings` say whose the predictions are: a folder with others' raises ConfigError.
     """
@@ -59,14 +67,26 @@ def predict(model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_si
         for batch in batched(waiting, batch_size):
             chosen = [_fitting(model, job, question) for question in batch]
             dropped += sum(missing for _, missing in chosen)
-            texts = _answers(model, job, batch, [examples for examples, _ in chosen], [numbers[question.key] for question in batch], batch_size)
-            append(path, [_row(question, *text) for question, text in zip(batch, texts)])
+            texts = _answers(
+                model,
+                job,
+                batch,
+                [examples for examples, _ in chosen],
+                [numbers[question.key] for question in batch],
+                batch_size,
+            )
+            append(path, [_row(question, *text) for question, text in zip(batch, texts, strict=True)])
             progress.update(len(batch))
     return path, dropped
 
 
-def _answers(model: DreamLLM, job: Job, batch: Sequence[Question], examples: Sequence, seeds: Sequence[int], size: int) -> list[tuple[str, str]]:
-    """(prediction, the model's own words) for each question; whether it can be answered is asked first where the profile does."""
+def _answers(
+    model: DreamLLM, job: Job, batch: Sequence[Question], examples: Sequence, seeds: Sequence[int], size: int
+) -> list[tuple[str, str]]:
+    """(prediction, the model's own words) for each question.
+
+    Whether it can be answered is asked first where the profile does.
+    """
     profile, found = job.profile, {}
     ways = [profile] * len(batch)
     if profile.first:
@@ -81,12 +101,16 @@ def _answers(model: DreamLLM, job: Job, batch: Sequence[Question], examples: Seq
         if mine:
             prompts = [job.prompt(batch[i], ways[i], examples[i]) for i in mine]
             said = _generate(model, ways[mine[0]], prompts, [seeds[i] for i in mine], size)
-            found |= {i: (ways[i].tidy(text), text) for i, text in zip(mine, said)}
+            found |= {i: (ways[i].tidy(text), text) for i, text in zip(mine, said, strict=True)}
     return [found[i] for i in range(len(batch))]
 
 
-def _generate(model: DreamLLM, profile: Profile, prompts: Sequence[Document], seeds: Sequence[int], size: int) -> list[str]:
-    made = model.generate_batch(prompts, seeds, batch_size=size, max_images=0, **_template(model, profile), **profile.decoding)
+def _generate(
+    model: DreamLLM, profile: Profile, prompts: Sequence[Document], seeds: Sequence[int], size: int
+) -> list[str]:
+    made = model.generate_batch(
+        prompts, seeds, batch_size=size, max_images=0, **_template(model, profile), **profile.decoding
+    )
     return [document.text for document in made]
 
 
@@ -95,7 +119,10 @@ def _template(model: DreamLLM, profile: Profile) -> dict:
 
 
 def _fitting(model: DreamLLM, job: Job, question: Question) -> tuple[list[Question], int]:
-    """The examples that fit the context with the question, the first ones left out where they do not; and how many were."""
+    """The examples that fit the context with the question, the first ones left out where they do not.
+
+    And how many were.
+    """
     examples = list(job.examples(question))
     wanted, context = len(examples), model.parts.config.llm.max_positions
     room = min(ROOM, model.options(dict(job.profile.decoding)).max_tokens)
@@ -106,13 +133,18 @@ def _fitting(model: DreamLLM, job: Job, question: Question) -> tuple[list[Questi
             break
         examples.pop(0)
     if needed >= context:
-        raise ConfigError(f"question {question.id}: its prompt takes {needed} tokens, which leaves nothing of the model's context of {context}")
+        raise ConfigError(
+            f"question {question.id}: its prompt takes {needed} tokens, which leaves nothing of the "
+            f"model's context of {context}"
+        )
     return examples, wanted - len(examples)
 
 
 def _row(question: Question, text: str, raw: str) -> dict:
     row = {"question_id": question.id, "prompt": question.text, "text": text}
-    return row | ({"category": question.category} if question.category else {}) | {"raw": raw, "key": list(question.key)}
+    return (
+        row | ({"category": question.category} if question.category else {}) | {"raw": raw, "key": list(question.key)}
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -128,7 +160,10 @@ def check_settings(out: epath.Path, settings: dict):
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             name = changed[0]
-            raise ConfigError(f"--out: {out} holds predictions with {name} = {before.get(name)!r}, not {settings[name]!r}; use another folder")
+            raise ConfigError(
+                f"--out: {out} holds predictions with {name} = {before.get(name)!r}, not "
+                f"{settings[name]!r}; use another folder"
+            )
     atomic.write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
@@ -138,7 +173,10 @@ def _settings_of(path: epath.Path) -> dict:
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise ConfigError(f"--out: {path}, which says whose the predictions beside it are, is damaged; delete its folder or use another one")
+        raise ConfigError(
+            f"--out: {path}, which says whose the predictions beside it are, is damaged; delete its "
+            "folder or use another one"
+        )
     return settings
 
 
@@ -152,9 +190,11 @@ def begin(out: epath.Path, settings: dict):
 
 
 def resume(path: epath.Path, **fields: type) -> list[dict]:
-    """The rows of a file of predictions that was being written; half a line at its end is cut off. None where there is no file.
+    """The rows of a file of predictions that was being written; half a line at its end is cut off. None where there is
+    no file.
 
-    Each row has the named `fields`, of these types; raises SourceError where one has not: the file is read as what anybody wrote.
+    Each row has the named `fields`, of these types; raises SourceError where one has not: the file is read as what
+    anybody wrote.
     """
     if not path.exists():
         return []
@@ -174,7 +214,9 @@ def _row_of(line: bytes, where: str, fields: dict[str, type]) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise SourceError(f"{where} is not JSON; delete the file or use another folder") from None
-    wrong = next((name for name, kind in fields.items() if not isinstance(row, dict) or type(row.get(name)) is not kind), None)
+    wrong = next(
+        (name for name, kind in fields.items() if not isinstance(row, dict) or type(row.get(name)) is not kind), None
+    )
     if wrong:
         raise SourceError(f"{where} is no prediction of a run: has no {wrong}; delete the file or use another folder")
     return row
@@ -185,7 +227,9 @@ def document_of(record: dict, folder: epath.Path, where: str) -> Document:
     try:
         return Document.from_json(record, folder)
     except (ValueError, TypeError) as error:
-        raise SourceError(f"{where}: holds a document that cannot be read: {error}; delete the file or use another folder") from None
+        raise SourceError(
+            f"{where}: holds a document that cannot be read: {error}; delete the file or use another folder"
+        ) from None
 
 
 def append(path: epath.Path, rows: Sequence[dict]):

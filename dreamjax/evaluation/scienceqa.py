@@ -1,4 +1,7 @@
-"""ScienceQA (Lu et al. 2022): questions of several choices, with or without a picture. Answers are read as LLaVA's eval_science_qa.py does."""
+"""ScienceQA (Lu et al.
+
+2022): questions of several choices, with or without a picture. Answers are read as LLaVA's eval_science_qa.py does.
+"""
 
 import dataclasses
 import re
@@ -22,7 +25,10 @@ class Question:
 
 
 def chosen(text: str) -> str:
-    """The letter that an answer chooses: it alone, or before ". ", or once in "The answer is X."; "" where none is to be read."""
+    """The letter that an answer chooses.
+
+    It alone, or before ". ", or once in "The answer is X."; "" where none is to be read.
+    """
     if text in tuple(LETTERS):
         return text
     if text[:1] in tuple(LETTERS) and text[1:3] == ". ":
@@ -32,25 +38,37 @@ def chosen(text: str) -> str:
 
 
 def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
-    """LLaVA's file of conversations (llava_test_*.json), or the folder with the benchmark's problems.json and pid_splits.json (split test)."""
+    """LLaVA's file of conversations (llava_test_*.json), or the folder with the benchmark's problems.json and
+    pid_splits.json (split test).
+    """
     data = epath.Path(data)
     if (data / "problems.json").exists():
         path = data / "problems.json"
         problems = read_json(path)
         with expected_form(path, "file of problems"):
             chosen_ids = read_json(data / "pid_splits.json")["test"]
-            questions = [Question(key, LETTERS[problems[key]["answer"]], bool(problems[key].get("image"))) for key in chosen_ids]
+            questions = [
+                Question(key, LETTERS[problems[key]["answer"]], bool(problems[key].get("image"))) for key in chosen_ids
+            ]
     else:
         path = find_file(data, "llava_test*.json", "*.json")
         with expected_form(path, "file of conversations"):
-            questions = [Question(str(row["id"]), _right(row["conversations"][-1]["value"], row["id"], path), bool(row.get("image"))) for row in read_json(path)]
+            questions = [
+                Question(
+                    str(row["id"]), _right(row["conversations"][-1]["value"], row["id"], path), bool(row.get("image"))
+                )
+                for row in read_json(path)
+            ]
     if not questions or len({question.id for question in questions}) < len(questions):
         raise SourceError(f"{path}: {'holds an id twice' if questions else 'holds no questions'}")
     return first(questions, count)
 
 
 def _right(text: str, name: str, path: epath.Path) -> str:
-    """The right letter out of what the conversation's last turn says: it alone, or "The answer is X." after (or before) reasons."""
+    """The right letter out of what the conversation's last turn says.
+
+    It alone, or "The answer is X." after (or before) reasons.
+    """
     letter = chosen(text.strip()) or next(iter(re.findall(r"answer is ([A-E])\b", text)), "")
     if not letter:
         raise SourceError(f"{path}: {name}: the last turn names no letter: {text[:60]!r}")
@@ -67,7 +85,8 @@ def read_predictions(path: epath.PathLike) -> list[Answer]:
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`accuracy` over all questions, `image_accuracy` over those with a picture and `text_accuracy` over the others, in percent.
+    """`accuracy` over all questions, `image_accuracy` over those with a picture and `text_accuracy` over the others, in
+    percent.
 
     A missing answer, and one that names no letter, is wrong.
     """
@@ -80,4 +99,6 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
         "image_accuracy": percent(value for question, value in right.items() if question.has_image),
         "text_accuracy": percent(value for question, value in right.items() if not question.has_image),
     }
-    return Score(metrics, matched.counts | {"no_letter": sum(not letter for letter in letters.values())}, matched.warnings)
+    return Score(
+        metrics, matched.counts | {"no_letter": sum(not letter for letter in letters.values())}, matched.warnings
+    )

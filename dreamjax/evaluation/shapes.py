@@ -1,6 +1,7 @@
 """What a model trained on the embedded shapes data can do, judged exactly: on documents it did not train on.
 
-* stories: the model goes on after a first sentence; its pictures should come where they belong and show what the sentence
+* stories: the model goes on after a first sentence; its pictures should come where they belong and show what the
+  sentence
   before them names. Prompts cover all combinations evenly; those that training leaves out are reported apart.
 * questions about a picture, whose answer is in the picture alone; asked again with the pictures swapped.
 * recalls: "The same again, in blue." must be drawn from an earlier picture and the text together.
@@ -46,7 +47,8 @@ class Item:
 
 
 def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512, **options) -> tuple[dict, list[Item]]:
-    """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`; the figures and what was judged.
+    """Runs all tasks on `count` documents each, writes items.jsonl, pictures, stories.html and stories.png to `out`;
+    the figures and what was judged.
 
     Documents are written to predictions.jsonl as they come; the same model, by `settings`, goes on there.
     """
@@ -59,7 +61,10 @@ def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512,
     progress.close()
     write_items(items, out)
     shown = [item for item in items if item.task == "story"][:SHOWN]
-    page = render_html([Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown], title="Stories by DreamJAX")
+    page = render_html(
+        [Document(item.prompt.parts + item.made.parts, notes=item.made.notes) for item in shown],
+        title="Stories by DreamJAX",
+    )
     atomic.write_text(out / "stories.html", page, "backslashreplace")
     save_picture([item for item in items if item.task == "story"], out / "stories.png")
     return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}, items
@@ -73,7 +78,11 @@ def stories(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
     """Stories told on from a first sentence; a story without its first picture counts as drawn wrong."""
     prompts = [prompt for prompt, _ in shapes.story_prompts(count)]
     items = []
-    for prompt, made in zip(prompts, _generate(model, prompts, progress, {"max_tokens": 64, "max_images": 4, "temperature": 1.0} | options)):
+    for prompt, made in zip(
+        prompts,
+        _generate(model, prompts, progress, {"max_tokens": 64, "max_images": 4, "temperature": 1.0} | options),
+        strict=True,
+    ):
         whole = Document(prompt.parts + made.parts)
         judged = _judge(made.images)
         named = _named_before_pictures(whole) or (shapes.named(prompt.text),)
@@ -87,12 +96,15 @@ def questions(model: DreamLLM, count: int, progress, options: dict) -> list[Item
     asked = shapes.questions(count)
     prompts = [prompt for prompt, *_ in asked]
     order = np.random.default_rng(0).permutation(count)
-    other = dict(zip(order, np.roll(order, 1)))  # a permutation that leaves none in place
+    other = dict(zip(order, np.roll(order, 1), strict=True))  # a permutation that leaves none in place
     swapped = [Document((prompts[other[i]].parts[0], *prompt.parts[1:])) for i, prompt in enumerate(prompts)]
     items = []
     for task, given in (("question", prompts), ("question_swapped", swapped)):
         made = _generate(model, given, progress, options | {"max_tokens": 8, "max_images": 0})
-        items += [Item(task, p, m, (right,), (_first_word(m.text),)) for p, m, (_, right, *_) in zip(given, made, asked)]
+        items += [
+            Item(task, p, m, (right,), (_first_word(m.text),))
+            for p, m, (_, right, *_) in zip(given, made, asked, strict=True)
+        ]
     return items
 
 
@@ -102,7 +114,10 @@ def recalls(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
     prompts = [prompt for prompt, _ in asked]
     made = _generate(model, prompts, progress, {"max_tokens": 8, "max_images": 1} | options)
     named = [((scene.colour, scene.shape),) for _, scene in asked]
-    return [Item("recall", p, m, n, _judge(m.images)[:1] or ((None, None),)) for p, m, n in zip(prompts, made, named)]
+    return [
+        Item("recall", p, m, n, _judge(m.images)[:1] or ((None, None),))
+        for p, m, n in zip(prompts, made, named, strict=True)
+    ]
 
 
 def _generate(model: DreamLLM, prompts: Sequence[Document], progress, options: dict) -> list[Document]:
@@ -139,13 +154,19 @@ def _named_before_pictures(story: Document) -> tuple:
 
 
 def is_well_placed(story: Document) -> bool:
-    """Whether each sentence that names a shape is followed at once by one picture, no other picture comes, and the story ends as stories do."""
+    """Whether each sentence that names a shape is followed at once by one picture, no other picture comes, and the
+    story ends as stories do.
+    """
     expected = []
     for part in story.parts:
         if isinstance(part, Image):
             expected.append("picture")
         else:
-            expected += ["named" if shapes.named(sentence) else sentence.strip() for sentence in re.findall(r"[^.]+\.?", part.text) if sentence.strip()]
+            expected += [
+                "named" if shapes.named(sentence) else sentence.strip()
+                for sentence in re.findall(r"[^.]+\.?", part.text)
+                if sentence.strip()
+            ]
     pages = len(expected) // 2
     return pages > 0 and expected == ["named", "picture"] * pages + [shapes.ENDING]
 
@@ -156,7 +177,10 @@ def is_well_placed(story: Document) -> bool:
 
 def figures(items: Sequence[Item]) -> dict:
     """Shares of what is right, each beside what chance gives."""
-    share = lambda task: _right([(item.named, item.judged) for item in items if item.task == task])
+
+    def share(task):
+        return _right([(item.named, item.judged) for item in items if item.task == task])
+
     values = {"colour": len(shapes.COLOURS), "shape": len(shapes.SHAPES), "place": len(shapes.PLACES)}
     return figures_of_stories([item for item in items if item.task == "story"]) | {
         "answer_accuracy": share("question"),
@@ -169,7 +193,7 @@ def figures(items: Sequence[Item]) -> dict:
 
 def figures_of_stories(items: Sequence[Item]) -> dict:
     """What stories show of the pictures and their places; combinations that training leaves out are apart."""
-    pairs = [pair for item in items for pair in zip(item.named, item.judged)]
+    pairs = [pair for item in items for pair in zip(item.named, item.judged, strict=True)]
     unseen = [pair for pair in pairs if pair[0] in shapes.UNSEEN]
     return {
         "picture_agreement": _right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
@@ -197,7 +221,7 @@ def judge_accuracy(count: int) -> float:
     """Share of true pictures, those of `count` evaluation prompts, that the judge names right."""
     scenes = [scene for _, scene in shapes.story_prompts(count)]
     found = _judge([scene.picture() for scene in scenes])
-    return float(np.mean([judged == (scene.colour, scene.shape) for judged, scene in zip(found, scenes)]))
+    return float(np.mean([judged == (scene.colour, scene.shape) for judged, scene in zip(found, scenes, strict=True)]))
 
 
 def result(task: str, results: dict, items: Sequence[Item], files: dict) -> Result:
@@ -207,10 +231,17 @@ def result(task: str, results: dict, items: Sequence[Item], files: dict) -> Resu
     shown = []
     for kind in dict.fromkeys(item.task for item in items):
         for number, item in sample(list(enumerate(one for one in items if one.task == kind)), SHOWN_OF_A_KIND):
-            said, right = (", ".join(" ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in side) for side in (item.judged, item.named))
+            said, right = (
+                ", ".join(" ".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in side)
+                for side in (item.judged, item.named)
+            )
             words = f"the judge sees: {said}" if item.made.images else f"prediction: {said}"
             made = dataclasses.replace(item.made, notes=(*item.made.notes, words))
-            shown.append(Shown(f"{kind.replace('_', ' ')} {number}", item.prompt, item.made.text, references=(right,), goes_on=made))
+            shown.append(
+                Shown(
+                    f"{kind.replace('_', ' ')} {number}", item.prompt, item.made.text, references=(right,), goes_on=made
+                )
+            )
     return Result(task, score, {}, files, shown, how="documents that were not trained on")
 
 
@@ -224,7 +255,9 @@ def in_words(results: dict) -> str:
         ("drawn right from an earlier picture", "recall_agreement", "recall_chance"),
         ("pictures placed where they belong", "placement", "placement_chance"),
     ]
-    table = "\n".join(f"{label:38s} {results[value]:7.1%}   chance {results[chance]:.1%}" for label, value, chance in lines)
+    table = "\n".join(
+        f"{label:38s} {results[value]:7.1%}   chance {results[chance]:.1%}" for label, value, chance in lines
+    )
     return f"{table}\n{'true pictures the judge names right':38s} {results['judge_accuracy']:7.1%}"
 
 
@@ -245,8 +278,14 @@ def write_items(items: Sequence[Item], out: epath.Path):
         whole = Document(item.prompt.parts + item.made.parts)
         lines.append(
             {
-                "task": item.task, "text": _marked(whole), "pictures": files, "named": item.named, "judged": item.judged,
-                "right": [named == judged for named, judged in zip(item.named, item.judged)], "placed": item.placed, "notes": item.made.notes,
+                "task": item.task,
+                "text": _marked(whole),
+                "pictures": files,
+                "named": item.named,
+                "judged": item.judged,
+                "right": [named == judged for named, judged in zip(item.named, item.judged, strict=True)],
+                "placed": item.placed,
+                "notes": item.made.notes,
             }
         )
     atomic.write_text(out / "items.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,8 +1,8 @@
 """Says what a drawn picture of the shapes data shows: the nearest of all shapes in all colours, wherever they lie.
 
-The generator's renderer makes every candidate, so no trained judge is needed: each shape, colour and size, centred at every
-half pixel at which it lies in the picture (a model may put a shape where no true picture has it). A picture that is far
-from all of them shows nothing recognisable and counts as wrong.
+The generator's renderer makes every candidate, so no trained judge is needed: each shape, colour and size, centred at
+every half pixel at which it lies in the picture (a model may put a shape where no true picture has it). A picture that
+is far from all of them shows nothing recognisable and counts as wrong.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import PIL.Image
 
 from dreamjax.data.sources.shapes import COLOURS, INKS, OFFSETS, PAPER, RADII, SHAPES, coverage
 
-# RMS over pixels and channels, in units of 0..255. Gaussian noise of sigma 20, which leaves a shape plain to see, puts a
-# picture at 15 to 18.5; blank paper lies at 33, and 86 % of the even blends of two pictures lie beyond 22.
+# RMS over pixels and channels, in units of 0..255. Gaussian noise of sigma 20, which leaves a shape plain to see, puts
+# a picture at 15 to 18.5; blank paper lies at 33, and 86 % of the even blends of two pictures lie beyond 22.
 REJECTION_DISTANCE = 22.0
 SIZE = 16  # pixels; the generator's own
 REACH = 5.0  # pixels from the middle at which a shape may be centred: true ones lie up to 4 away
@@ -23,7 +23,10 @@ REACH = 5.0  # pixels from the middle at which a shape may be centred: true ones
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What a picture shows (None three times: nothing recognisable), and its RMS distance from the nearest true picture."""
+    """What a picture shows (None three times.
+
+    Nothing recognisable), and its RMS distance from the nearest true picture.
+    """
 
     colour: str | None
     shape: str | None
@@ -45,7 +48,7 @@ def judge(pictures: np.ndarray) -> list[Judgement]:
     # |drawn - known|^2 without |drawn|^2, which is the same for every candidate.
     nearest = (np.square(known).sum(1) - 2 * drawn @ known.T).argmin(1)
     judgements = []
-    for picture, i in zip(drawn, nearest):
+    for picture, i in zip(drawn, nearest, strict=True):
         distance = float(np.sqrt(np.square(picture - known[i]).mean()))
         what = labels[i] if distance <= REJECTION_DISTANCE else (None, None, None)
         judgements.append(Judgement(*what, distance))

@@ -41,21 +41,31 @@ class StableDiffusion:
         plan = importing.make_plan([folder], parts=PARTS)
         where = plan.found[0].clip_tokenizers.get("text_encoder")
         if plan.model.unet is None or plan.model.text_encoder is None or where is None:
-            raise ConfigError(f"--baseline: {folder} needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/, as diffusers writes them")
+            raise ConfigError(
+                f"--baseline: {folder} needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/, as "
+                "diffusers writes them"
+            )
         shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(plan.model), mesh)
         return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves, shardings), clip_tokenizer.load(where))
 
     def draw(self, texts: Sequence[str], seeds: Sequence[int], options: Options) -> list[PIL.Image.Image]:
         """A picture for each text. The unconditional context is that of the empty text."""
         config = self.parts.config
-        read = lambda words: _read(self.parts, self.params, clip_tokenizer.encode(self.tokenizer, words, config.text_encoder.positions))
+
+        def read(words):
+            return _read(
+                self.parts, self.params, clip_tokenizer.encode(self.tokenizer, words, config.text_encoder.positions)
+            )
+
         context = read(texts)[None]
         if options.guidance_scale > 1:
             context = jnp.concatenate([jnp.broadcast_to(read([""]), context.shape), context])
         keys = pictures.picture_keys(seeds)
         progress = samplers.begin(image.first_noise(keys, image.latent_shape(config, options)))
         steps = np.int32(0), np.int32(options.num_steps)
-        progress = image.denoise(self.parts, self.params, context, progress, image.drawing(config, options), keys, None, *steps)
+        progress = image.denoise(
+            self.parts, self.params, context, progress, image.drawing(config, options), keys, None, *steps
+        )
         drawn = image.decode(self.parts, self.params, progress.x)
         finite.require_flags(np.asarray(drawn.finite), "picture", self.parts, self.params)
         return [PIL.Image.fromarray(picture) for picture in np.asarray(drawn.pictures)]
@@ -65,4 +75,3 @@ class StableDiffusion:
 def _read(parts: Parts, params: dict, tokens: jax.Array) -> jax.Array:
     """Tokens [B, L] -> the U-Net's context [B, L, E]."""
     return parts.text_encoder.apply({"params": params["text_encoder"]}, tokens)
-

@@ -1,8 +1,8 @@
 """Does the text of a real picture story steer its pictures? Measured on held-back stories by the denoising loss.
 
 For each held-back page the image loss is measured at fixed noise and timesteps under the page's own condition and under
-those of pages of other stories, a few for each. `text` conditions on the page's text alone; `context` on all of the story up
-to the picture, earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
+those of pages of other stories, a few for each. `text` conditions on the page's text alone; `context` on all of the
+story up to the picture, earlier pictures included. The difference is paired: same picture, same noise, same timesteps.
 """
 
 import dataclasses
@@ -44,7 +44,10 @@ class Page:
 
 
 def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, list[Shown]]:
-    """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on; the figures and these stories."""
+    """Runs the comparison on all held-back pages that fit the context, tells some held-back stories on.
+
+    The figures and these stories.
+    """
     stories = Storybook(data, "eval")
     pages = collect_pages(model, stories)
     numbers = [page.story for page in pages]
@@ -53,7 +56,10 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, 
     for name in ("text", "context"):
         prompts = [getattr(page, name) for page in pages]
         own = page_losses(model, prompts, pages, progress)
-        draws = [page_losses(model, [prompts[i] for i in another_story(numbers, seed)], pages, progress) for seed in range(OTHERS)]
+        draws = [
+            page_losses(model, [prompts[i] for i in another_story(numbers, seed)], pages, progress)
+            for seed in range(OTHERS)
+        ]
         swapped = np.mean(draws, axis=0)
         results |= {f"{name}_{key}": value for key, value in compare(own, swapped, numbers).items()}
     progress.close()
@@ -84,21 +90,33 @@ def another_story(stories: Sequence[int], seed: int = 0) -> list[int]:
 
 
 def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Page], progress) -> np.ndarray:
-    """Image loss of each page's picture under the condition read after each prompt: [pages, TIMESTEPS], noise fixed per page and timestep."""
+    """Image loss of each page's picture under the condition read after each prompt.
+
+    [pages, TIMESTEPS], noise fixed per page and timestep.
+    """
     rows = []
     for start in range(0, len(pages), BATCH):
         chosen = slice(start, start + BATCH)
-        hidden = prefill.condition_after(model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH)
+        hidden = prefill.condition_after(
+            model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH
+        )
         targets = [images.for_decoder(page.picture.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
         padded = np.stack(targets + [targets[-1]] * (BATCH - len(targets)))
-        rows.append(np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[: len(targets)])
+        rows.append(
+            np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[
+                : len(targets)
+            ]
+        )
         progress.update(len(targets))
     return np.concatenate(rows)
 
 
 @functools.partial(jax.jit, static_argnames="parts")
 def _errors(parts: dreamllm.Parts, params: dict, pictures, hidden, numbers) -> jax.Array:
-    """[B, TIMESTEPS] errors of pictures [B, H, W, 3] under hidden [B, Q, D]; timesteps lie in the middle of equal shares of the schedule."""
+    """[B, TIMESTEPS] errors of pictures [B, H, W, 3] under hidden [B, Q, D].
+
+    Timesteps lie in the middle of equal shares of the schedule.
+    """
     total = parts.config.diffusion.timesteps
 
     def at(k):
@@ -110,13 +128,21 @@ def _errors(parts: dreamllm.Parts, params: dict, pictures, hidden, numbers) -> j
 
 
 def compare(own: np.ndarray, swapped: np.ndarray, stories: Sequence[int]) -> dict:
-    """Mean losses and the paired difference (swapped - own) in standard errors, over pages and, more strictly, over stories."""
+    """Mean losses and the paired difference (swapped - own) in standard errors, over pages and, more strictly, over
+    stories.
+    """
     difference = (swapped - own).mean(axis=1)
     by_story = np.array([difference[np.asarray(stories) == story].mean() for story in sorted(set(stories))])
-    in_errors = lambda values: float(values.mean() / (values.std(ddof=1) / np.sqrt(len(values))))
+
+    def in_errors(values):
+        return float(values.mean() / (values.std(ddof=1) / np.sqrt(len(values))))
+
     return {
-        "own": float(own.mean()), "other": float(swapped.mean()), "difference": float(difference.mean()),
-        "standard_errors": in_errors(difference), "standard_errors_by_story": in_errors(by_story),
+        "own": float(own.mean()),
+        "other": float(swapped.mean()),
+        "difference": float(difference.mean()),
+        "standard_errors": in_errors(difference),
+        "standard_errors_by_story": in_errors(by_story),
     }
 
 
@@ -125,17 +151,26 @@ def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> tuple
     prompts = [Document(stories[i].parts[:2]) for i in range(min(SHOWN, len(stories)))]
     prompts = [Document(tuple(part for part in prompt.parts if isinstance(part, Text))) for prompt in prompts]
     made = model.generate_batch(prompts, max_tokens=160, max_images=4, temperature=0.8, top_p=0.9, min_images=1)
-    page = render_html([Document(p.parts + m.parts, notes=m.notes) for p, m in zip(prompts, made)], title="Held-back stories, told on by DreamJAX")
+    page = render_html(
+        [Document(p.parts + m.parts, notes=m.notes) for p, m in zip(prompts, made, strict=True)],
+        title="Held-back stories, told on by DreamJAX",
+    )
     path = out / "stories.html"
     atomic.write_text(path, page, "backslashreplace")
-    return str(path), [Shown(p.text.strip(), p, m.text, m.text, goes_on=m) for p, m in zip(prompts, made)]
+    return str(path), [Shown(p.text.strip(), p, m.text, m.text, goes_on=m) for p, m in zip(prompts, made, strict=True)]
 
 
 def in_words(results: dict) -> str:
     """The figures as a table for a person."""
-    lines = [f"image loss on {results['pages']} held-back pages of {results['stories']} stories, {results['timesteps']} timesteps"]
+    lines = [
+        f"image loss on {results['pages']} held-back pages of {results['stories']} stories, "
+        f"{results['timesteps']} timesteps"
+    ]
     for name, label in (("text", "page's text alone"), ("context", "story up to the picture")):
-        r = {key: results[f"{name}_{key}"] for key in ("own", "other", "difference", "standard_errors", "standard_errors_by_story")}
+        r = {
+            key: results[f"{name}_{key}"]
+            for key in ("own", "other", "difference", "standard_errors", "standard_errors_by_story")
+        }
         lines.append(
             f"{label:24s} own {r['own']:.5f}  another story's {r['other']:.5f}  difference {r['difference']:.5f} = "
             f"{r['standard_errors']:.1f} standard errors over pages, {r['standard_errors_by_story']:.1f} over stories"

@@ -2,11 +2,14 @@
 
 For each held-back page with at least four pages before it, after k = 0, 2 and 4 of these:
 
-    perplexity    of the page's text after k pages as they stand in the story (text, then picture), by the tokens of all pages
-    CIDEr         of what the model writes about the page's picture after k pages with the picture before the text, as in-context
+    perplexity    of the page's text after k pages as they stand in the story (text, then picture), by the tokens of all
+                  pages
+    CIDEr         of what the model writes about the page's picture after k pages with the picture before the text, as
+                  in-context
                   examples; against the page's own text, on plain tokens
 
-The pages are the same for every k. Each is written to out/captions/predictions.jsonl as it comes; the same model goes on there.
+The pages are the same for every k. Each is written to out/captions/predictions.jsonl as it comes; the same model goes
+on there.
 """
 
 import dataclasses
@@ -41,9 +44,15 @@ class Page:
 
 
 def collect(model: DreamLLM, stories: Storybook, count: int | None = None) -> tuple[list[Page], int]:
-    """The (first `count`) pages that fit the model's context with four pages before them, each once for every k; and how many do not fit."""
+    """The (first `count`) pages that fit the model's context with four pages before them, each once for every k.
+
+    And how many do not fit.
+    """
     pages, left_out, room = [], 0, model.parts.config.llm.max_positions - WRITING["max_tokens"]
-    fits = lambda document: prompt_tokens(model.parts, model.tokenizer, document, model.template) <= room
+
+    def fits(document):
+        return prompt_tokens(model.parts, model.tokenizer, document, model.template) <= room
+
     for story in stories.stories:
         whole = [page for page in story.pages if all(page) and stories.may_show(page[1])]
         for number in range(max(CONTEXTS), len(whole)):
@@ -61,20 +70,29 @@ def _page(stories: Storybook, story: Story, whole: Sequence[tuple[str, str]], nu
     shown = [(Text(text), epath.Path(stories.place(image))) for text, image in whole[number - shots : number + 1]]
     before = [part for text, image in shown[:-1] for part in (text, Image(image))]
     examples = [part for text, image in shown for part in (Image(image, dreamed=False), text)]
-    return Page(f"{story.id}/{number}", shots, whole[number][0], Document(tuple(before)), Document(tuple(examples[:-1])))
+    return Page(
+        f"{story.id}/{number}", shots, whole[number][0], Document(tuple(before)), Document(tuple(examples[:-1]))
+    )
 
 
 def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path, settings: dict, count: int | None = None) -> dict:
-    """perplexity_kN and cider_kN (times 100) for each N of CONTEXTS, the pages and how many the context does not hold."""
+    """perplexity_kN and cider_kN (times 100) for each N of CONTEXTS, the pages and how many the context does not
+    hold.
+    """
     pages, left_out = collect(model, Storybook(data, "eval"), count)
     counts = {"caption_pages": len(pages) // len(CONTEXTS), "caption_pages_left_out": left_out}
     if not pages:
         return counts
-    rows = {(row["question_id"], row["shots"]): row for row in _write(model, pages, out / "captions", settings | {"data": str(data)})}
+    rows = {
+        (row["question_id"], row["shots"]): row
+        for row in _write(model, pages, out / "captions", settings | {"data": str(data)})
+    }
     results = {}
     for shots in CONTEXTS:
         mine = [rows[page.id, page.shots] for page in pages if page.shots == shots]
-        results[f"perplexity_k{shots}"] = float(np.exp(-sum(row["log_probability"] for row in mine) / sum(row["tokens"] for row in mine)))
+        results[f"perplexity_k{shots}"] = float(
+            np.exp(-sum(row["log_probability"] for row in mine) / sum(row["tokens"] for row in mine))
+        )
     for shots in CONTEXTS:
         mine = [page for page in pages if page.shots == shots]
         references = {page.id: [page.text] for page in mine}
@@ -97,7 +115,7 @@ def _write(model: DreamLLM, pages: Sequence[Page], out: epath.Path, settings: di
             rows = [
                 {"question_id": page.id, "shots": page.shots, "text": document.text.strip(), "reference": page.text,
                  "log_probability": float(shares.sum(dtype=np.float64)), "tokens": len(shares)}
-                for page, shares, document in zip(batch, likely, made)
+                for page, shares, document in zip(batch, likely, made, strict=True)
             ]  # fmt: skip
             runner.append(path, rows)
             progress.update(len(batch))
@@ -106,15 +124,27 @@ def _write(model: DreamLLM, pages: Sequence[Page], out: epath.Path, settings: di
 
 def shown(model: DreamLLM, data: epath.Path, out: epath.Path, pages: int) -> list[Shown]:
     """The first `pages` pages with their examples, for a report, each once for every k; after `evaluate`."""
-    said = {(row["question_id"], row["shots"]): row["text"] for row in runner.resume(out / "captions" / "predictions.jsonl")}
+    said = {
+        (row["question_id"], row["shots"]): row["text"] for row in runner.resume(out / "captions" / "predictions.jsonl")
+    }
     first, _ = collect(model, Storybook(data, "eval"), pages)
-    return [Shown(f"{p.id}, k = {p.shots}", p.examples, said[p.id, p.shots], references=(p.text,)) for p in first if (p.id, p.shots) in said]
+    return [
+        Shown(f"{p.id}, k = {p.shots}", p.examples, said[p.id, p.shots], references=(p.text,))
+        for p in first
+        if (p.id, p.shots) in said
+    ]
 
 
 def in_words(results: dict) -> str:
     """The figures as lines for a person."""
     if not results["caption_pages"]:
         return "no page has four pages before it that the context holds: no captions with context"
-    lines = [f"texts of {results['caption_pages']} held-back pages after k pages ({results['caption_pages_left_out']} more do not fit the context)"]
-    lines += [f"k = {k}: perplexity {results[f'perplexity_k{k}']:8.2f}   CIDEr of captions {results[f'cider_k{k}']:6.2f}" for k in CONTEXTS]
+    lines = [
+        f"texts of {results['caption_pages']} held-back pages after k pages "
+        f"({results['caption_pages_left_out']} more do not fit the context)"
+    ]
+    lines += [
+        f"k = {k}: perplexity {results[f'perplexity_k{k}']:8.2f}   CIDEr of captions {results[f'cider_k{k}']:6.2f}"
+        for k in CONTEXTS
+    ]
     return "\n".join(lines)

@@ -1,13 +1,15 @@
-"""The paper's study of interleaved documents: people see written and real ones mixed, without names, and say which they support.
+"""The paper's study of interleaved documents: people see written and real ones mixed, without names, and say which they
+support.
 
-The data are instructions as the source `instruct` reads them, with a `topic` each: of every topic five are taken, 150 in
-all. The model answers each instruction; the record's own answer is the real document. Written to out/study:
+The data are instructions as the source `instruct` reads them, with a `topic` each: of every topic five are taken, 150
+in all. The model answers each instruction; the record's own answer is the real document. Written to out/study:
 
     predictions.jsonl, drawn/    the model's documents as they come, a row each; a run that was interrupted goes on
     judge.html, pictures/        the page to judge: give judges the two, nothing else
     key.json                     which code stands for which document; not for judges
 
-Each judge sends back the file that the page makes; `score --task=study --predictions=FOLDER --data=OUT/study` counts them.
+Each judge sends back the file that the page makes; `score --task=study --predictions=FOLDER --data=OUT/study` counts
+them.
 """
 
 import collections
@@ -28,8 +30,9 @@ from dreamjax.data.sources.records import Folder, Unusable
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation import features, runner, study_page
 from dreamjax.evaluation.answers import Score, first, percent
-from dreamjax.evaluation.files import expected_form, find_file, shown_name, read_json, shown as in_message, without_repeats
 from dreamjax.evaluation.features import Extractor, Towers
+from dreamjax.evaluation.files import expected_form, find_file, read_json, shown_name, without_repeats
+from dreamjax.evaluation.files import shown as in_message
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.progress import bar
@@ -51,7 +54,9 @@ class Asked:
     real: Document
 
 
-def load(data: epath.PathLike, folder: str = "", count: int | None = None, seed: int = 0) -> tuple[list[Asked], tuple[str, ...]]:
+def load(
+    data: epath.PathLike, folder: str = "", count: int | None = None, seed: int = 0
+) -> tuple[list[Asked], tuple[str, ...]]:
     """Five instructions of each topic, drawn by the seed, `count` (150) in all; and warnings. Raises SourceError."""
     path = find_file(data, "*.jsonl", "*.json")
     pictures = Folder(folder or beside(path))
@@ -71,7 +76,9 @@ def load(data: epath.PathLike, folder: str = "", count: int | None = None, seed:
     order = [usable[i] for i in np.random.default_rng(seed).permutation(len(usable))]
     chosen = order if len(topics) == 1 else first(order, OF_A_TOPIC, lambda asked: asked.topic)
     chosen = _whole_topics(chosen, count or DOCUMENTS)
-    warnings = [f"{len(bad)} of {len(rows)} documents cannot be used and are left out; the first is {bad[0]}"] if bad else []
+    warnings = (
+        [f"{len(bad)} of {len(rows)} documents cannot be used and are left out; the first is {bad[0]}"] if bad else []
+    )
     if len(topics) == 1:
         warnings.append("the documents have no topics, which the paper's study has 30 of; they are drawn from all")
     return chosen, tuple(warnings)
@@ -92,18 +99,29 @@ def _plain(parts) -> tuple:
 
 
 def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, settings: dict) -> Result:
-    """Writes the documents that are missing, then the kit; automatic measures of them are the score. `how` is a benchmarks.How."""
+    """Writes the documents that are missing, then the kit.
+
+    Automatic measures of them are the score. `how` is a benchmarks.How.
+    """
     out = out / "study"
     asked, warnings = load(data, how.images, how.count, how.seed)
-    extractor, towers = features.extractor(how.measures.features, how.measures.inception, model), features.towers(model, how.measures.clip)
+    extractor, towers = (
+        features.extractor(how.measures.features, how.measures.inception, model),
+        features.towers(model, how.measures.clip),
+    )
     made = write(model, asked, out, settings | {"task": "study", "data": str(data), "seed": how.seed}, how.batch_size)
     side = model.parts.config.decoder_size
     key = make_kit(asked, made, out, how.seed, min(side, SIDE))
     metrics, noted = measure(made, [one.real for one in asked], extractor, towers)
     score = Score(metrics, {"documents": len(asked), "topics": len({one.topic for one in asked})}, (*warnings, *noted))
-    shown = [Shown(one.id, one.prompt, document.text, pictures=()) for one, document in sample(list(zip(asked, made)))]
+    shown = [
+        Shown(one.id, one.prompt, document.text, pictures=())
+        for one, document in sample(list(zip(asked, made, strict=True)))
+    ]
     files = {"judge": str(out / study_page.NAME), "key": str(key)}
-    return Result("study", score, PAPER, files, shown, how="answers to instructions; support is counted by score --task=study")
+    return Result(
+        "study", score, PAPER, files, shown, how="answers to instructions; support is counted by score --task=study"
+    )
 
 
 def write(model: DreamLLM, asked: Sequence[Asked], out: epath.Path, settings: dict, batch_size: int) -> list[Document]:
@@ -115,21 +133,38 @@ def write(model: DreamLLM, asked: Sequence[Asked], out: epath.Path, settings: di
     waiting = [(number, one) for number, one in enumerate(asked) if one.id not in done]
     with bar(len(asked), "document", "study", len(asked) - len(waiting)) as progress:
         for batch in runner.batched(waiting, batch_size):
-            made = model.generate_batch([one.prompt for _, one in batch], [number for number, _ in batch], batch_size=batch_size, **WRITING)
-            for (_, one), document in zip(batch, made):
+            made = model.generate_batch(
+                [one.prompt for _, one in batch], [number for number, _ in batch], batch_size=batch_size, **WRITING
+            )
+            for (_, one), document in zip(batch, made, strict=True):
                 names = [f"{one.id}-{k}.png" for k in range(len(document.images))]
-                for name, picture in zip(names, document.images):
+                for name, picture in zip(names, document.images, strict=True):
                     atomic.write_bytes(folder / name, images.to_png(picture))
                 plain = dataclasses.replace(document, parts=_plain(document.parts), id=one.id)
-                runner.append(path, [{"question_id": one.id, "prompt": one.prompt.text, "text": document.text, "document": plain.to_json(names)}])
+                runner.append(
+                    path,
+                    [
+                        {
+                            "question_id": one.id,
+                            "prompt": one.prompt.text,
+                            "text": document.text,
+                            "document": plain.to_json(names),
+                        }
+                    ],
+                )
             progress.update(len(batch))
     rows = {row["question_id"]: row for row in runner.resume(path)}
     return [runner.document_of(rows[one.id]["document"], folder, str(path)) for one in asked]
 
 
 def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, seed: int, side: int) -> epath.Path:
-    """judge.html with its pictures and key.json, whose path is returned: all documents of both kinds, in an order and under numbers drawn by the seed."""
-    both = [("written", one, document) for one, document in zip(asked, made)] + [("real", one, one.real) for one in asked]
+    """judge.html with its pictures and key.json, whose path is returned.
+
+    All documents of both kinds, in an order and under numbers drawn by the seed.
+    """
+    both = [("written", one, document) for one, document in zip(asked, made, strict=True)] + [
+        ("real", one, one.real) for one in asked
+    ]
     order = np.random.default_rng([seed, len(both)]).permutation(len(both))
     (out / "pictures").mkdir(exist_ok=True)
     key, pages = {}, []
@@ -163,27 +198,40 @@ def kit_of(key: dict) -> str:
 # Measures without people
 
 
-def measure(made: Sequence[Document], real: Sequence[Document], extractor: Extractor, towers: Towers | None) -> tuple[dict[str, float], tuple[str, ...]]:
-    """(metrics, warnings): where pictures come, how far they lie from the real documents', how well they fit the text before them.
+def measure(
+    made: Sequence[Document], real: Sequence[Document], extractor: Extractor, towers: Towers | None
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """(metrics, warnings): where pictures come, how far they lie from the real documents', how well they fit the text
+    before them.
 
-    `placed` is the share, in percent, of documents with pictures in which each has text of its own before it. What begins
-    with real_ is the same of the real documents.
+    `placed` is the share, in percent, of documents with pictures in which each has text of its own before it. What
+    begins with real_ is the same of the real documents.
     """
     metrics = {}
     for name, documents in (("", made), ("real_", real)):
         counts = [sum(isinstance(part, Image) for part in document.parts) for document in documents]
         metrics[f"{name}with_pictures"] = percent(count > 0 for count in counts)
         metrics[f"{name}pictures_per_document"] = sum(counts) / len(counts)
-        metrics[f"{name}placed"] = percent(is_placed(document) for document, count in zip(documents, counts) if count)
+        metrics[f"{name}placed"] = percent(
+            is_placed(document) for document, count in zip(documents, counts, strict=True) if count
+        )
         pairs = [pair for document in documents for pair in illustrated(document)]
         if towers and pairs:
-            fits = [towers.agreement([picture.pil() for picture, _ in now], [text for _, text in now]) for now in runner.batched(pairs, features.BATCH)]
+            fits = [
+                towers.agreement([picture.pil() for picture, _ in now], [text for _, text in now])
+                for now in runner.batched(pairs, features.BATCH)
+            ]
             metrics[f"{name}clip_agreement"] = float(np.mean(np.concatenate(fits)))
-    drawn, true = ([part for document in documents for part in document.parts if isinstance(part, Image)] for documents in (made, real))
+    drawn, true = (
+        [part for document in documents for part in document.parts if isinstance(part, Image)]
+        for documents in (made, real)
+    )
     if min(len(drawn), len(true)) < 2:
         return metrics, (f"{len(drawn)} pictures are drawn and {len(true)} are real: too few for a distance",)
     found = [
-        features.collect(extractor, (features.square(part.pil(), 256) for part in parts), len(parts), f"{name} pictures")
+        features.collect(
+            extractor, (features.square(part.pil(), 256) for part in parts), len(parts), f"{name} pictures"
+        )
         for parts, name in ((true, "real"), (drawn, "drawn"))
     ]
     distances, warnings = features.compare(*found, extractor.name)
@@ -193,7 +241,9 @@ def measure(made: Sequence[Document], real: Sequence[Document], extractor: Extra
 def is_placed(document: Document) -> bool:
     """Whether each picture comes after text that no other picture follows."""
     written = [part for part in document.parts if isinstance(part, Image) or part.text.strip()]
-    return all(not isinstance(part, Image) or i > 0 and isinstance(written[i - 1], Text) for i, part in enumerate(written))
+    return all(
+        not isinstance(part, Image) or i > 0 and isinstance(written[i - 1], Text) for i, part in enumerate(written)
+    )
 
 
 def illustrated(document: Document) -> list[tuple[Image, str]]:
@@ -213,10 +263,11 @@ def illustrated(document: Document) -> list[tuple[Image, str]]:
 
 
 def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
-    """`support` of the written documents and `real_support`, in percent of judgements; by topic too; and how far judges agree.
+    """`support` of the written documents and `real_support`, in percent of judgements; by topic too; and how far judges
+    agree.
 
-    `judgements` is a judge's file or a folder of them, `data` the kit's folder or its key.json. A document that a judge left
-    out is counted and warned of, not judged for. `agreement`: Fleiss' kappa over documents that all judges judged.
+    `judgements` is a judge's file or a folder of them, `data` the kit's folder or its key.json. A document that a judge
+    left out is counted and warned of, not judged for. `agreement`: Fleiss' kappa over documents that all judges judged.
     """
     key = _read_key(find_file(data, "key.json"))
     folder = epath.Path(judgements)
@@ -227,14 +278,19 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
     for file in files:
         content = read_json(file, without_repeats)
         with expected_form(file, "file that the page makes"):
-            judge, said = _name(content["judge"]), {str(code): _vote(support) for code, support in content["support"].items()}
+            judge, said = (
+                _name(content["judge"]),
+                {str(code): _vote(support) for code, support in content["support"].items()},
+            )
         if content.get("kit", kit_of(key)) != kit_of(key):
             raise SourceError(f"{file}: judges the documents of another kit than {data}")
         if judge in by_judge:
             raise SourceError(f"{file}: is of judge {in_message(judge)}, whose file was counted already")
         strange = [code for code in said if code not in key]
         if strange:
-            raise SourceError(f"{file}: judges document {shown_name(strange[0])}, which {data} does not have: is it of another kit?")
+            raise SourceError(
+                f"{file}: judges document {shown_name(strange[0])}, which {data} does not have: is it of another kit?"
+            )
         by_judge[judge] = said
     votes = collections.defaultdict(list)
     for said in by_judge.values():
@@ -242,15 +298,27 @@ def tally(judgements: epath.PathLike, data: epath.PathLike) -> Score:
             votes[code].append(support)
     if not votes:
         raise SourceError(f"{folder}: holds no judgements")
-    of = lambda chosen: percent(vote for code in key if chosen(key[code]) for vote in votes[code])
-    metrics = {"support": of(lambda row: row["kind"] == "written"), "real_support": of(lambda row: row["kind"] == "real")}
+
+    def of(chosen):
+        return percent(vote for code in key if chosen(key[code]) for vote in votes[code])
+
+    metrics = {
+        "support": of(lambda row: row["kind"] == "written"),
+        "real_support": of(lambda row: row["kind"] == "real"),
+    }
     metrics["agreement"] = kappa([tuple(given) for given in votes.values() if len(given) == len(by_judge)])
     for topic in dict.fromkeys(row["topic"] for row in key.values() if row["topic"]):
         metrics[f"topic/{topic}"] = of(lambda row, topic=topic: row["kind"] == "written" and row["topic"] == topic)
     given = sum(map(len, votes.values()))
     missing = len(key) * len(by_judge) - given
-    warnings = (f"{missing} of {len(key) * len(by_judge)} judgements are missing: judges left documents out",) if missing else ()
-    return Score(metrics, {"documents": len(key), "judges": len(by_judge), "judgements": given, "missing": missing}, warnings)
+    warnings = (
+        (f"{missing} of {len(key) * len(by_judge)} judgements are missing: judges left documents out",)
+        if missing
+        else ()
+    )
+    return Score(
+        metrics, {"documents": len(key), "judges": len(by_judge), "judgements": given, "missing": missing}, warnings
+    )
 
 
 def _read_key(path: epath.Path) -> dict[str, dict]:
@@ -274,7 +342,10 @@ def _vote(support) -> bool:
 
 
 def kappa(votes: Sequence[tuple[bool, ...]]) -> float:
-    """Fleiss' kappa of yes-or-no votes, as many for each document; nan for one judge, and where all votes are the same."""
+    """Fleiss' kappa of yes-or-no votes, as many for each document.
+
+    Nan for one judge, and where all votes are the same.
+    """
     if not votes or len(votes[0]) < 2:
         return float("nan")
     judges, yes = len(votes[0]), np.array([sum(given) for given in votes])

@@ -1,6 +1,7 @@
 """The page on which a person judges documents: one after the other, support or not; it makes the file for the tally.
 
-Pictures are files beside the page. What was judged stays in the browser until the file is made, so the page can be closed.
+Pictures are files beside the page. What was judged stays in the browser until the file is made, so the page can be
+closed.
 """
 
 import html
@@ -11,18 +12,23 @@ from dreamjax.document import html_page
 NAME = "judge.html"
 
 _HEAD = """<style>
-.bar { position: sticky; top: 0; padding: .8rem 0; background: var(--paper); border-bottom: 1px solid var(--line); font: 1rem/1.4 system-ui, sans-serif; }
+.bar { position: sticky; top: 0; padding: .8rem 0; background: var(--paper); border-bottom: 1px solid var(--line);
+    font: 1rem/1.4 system-ui, sans-serif; }
 .bar input { font: inherit; padding: .2rem .5rem; width: 10rem; }
-button { font: 600 1rem/1 system-ui, sans-serif; padding: .7rem 1.2rem; border: 1px solid var(--line); border-radius: 10px;
+button { font: 600 1rem/1 system-ui, sans-serif; padding: .7rem 1.2rem; border: 1px solid var(--line); border-radius:
+    10px;
   background: var(--card); color: var(--ink); cursor: pointer; }
 button.chosen { background: var(--accent); color: var(--paper); }
 .answers { display: flex; gap: .8rem; margin: 1.5rem 0 0; }
 </style>
 """
 _INTRODUCTION = """<h1>Which documents do you support?</h1>
-<p>Each answers the wish above it with text and pictures. Support a document if it makes sense as a whole, if its pictures belong to the
-text beside them, and if you would be content with it as an answer. Judge every document, in any order, then save your file and send it back.</p>
-<div class="bar"><label>Your name <input id="judge"></label> <span id="count"></span> <button id="save">Save my file</button></div>"""
+<p>Each answers the wish above it with text and pictures. Support a document if it makes sense as a whole, if its
+pictures belong to the
+text beside them, and if you would be content with it as an answer. Judge every document, in any order, then save your
+file and send it back.</p>
+<div class="bar"><label>Your name <input id="judge"></label> <span id="count"></span> <button id="save">Save my
+file</button></div>"""
 _SCRIPT = """<script>
 const name = document.getElementById("judge"), articles = [...document.querySelectorAll("article")];
 const kit = document.getElementById("kit").dataset.kit, kept = "study " + kit;
@@ -52,15 +58,25 @@ show();
 
 
 def render(pages: Sequence[tuple[str, str, Sequence[tuple[str, str]]]], kit: str) -> str:
-    """The page of documents (code, wish, parts), each part (picture's file, "") or ("", text); `kit` is what judgements are kept under."""
+    """The page of documents (code, wish, parts), each part (picture's file, "") or ("", text).
+
+    `kit` is what judgements are kept under.
+    """
     articles = "\n".join(_article(*page) for page in pages)
-    return html_page("Judging documents", f'{_INTRODUCTION}\n<div id="kit" data-kit="{html.escape(kit)}">\n{articles}\n</div>\n{_SCRIPT}', _HEAD)
+    return html_page(
+        "Judging documents",
+        f'{_INTRODUCTION}\n<div id="kit" data-kit="{html.escape(kit)}">\n{articles}\n</div>\n{_SCRIPT}',
+        _HEAD,
+    )
 
 
 def _article(code: str, wish: str, parts: Sequence[tuple[str, str]]) -> str:
-    figure = lambda name: f'<div class="pictures"><figure><img src="{html.escape(name)}" alt=""></figure></div>'
+    def figure(name):
+        return f'<div class="pictures"><figure><img src="{html.escape(name)}" alt=""></figure></div>'
+
     blocks = [figure(name) if name else f"<p>{html.escape(text.strip())}</p>" for name, text in parts]
     answers = '<div class="answers"><button value="yes">I support it</button><button value="no">I do not</button></div>'
     return (
-        f'<article data-code="{code}"><h2>{code}</h2>\n<section class="turn user"><p>{html.escape(wish)}</p></section>\n' + "\n".join(blocks) + f"\n{answers}</article>"
+        f'<article data-code="{code}"><h2>{code}</h2>\n<section class="turn '
+        f'user"><p>{html.escape(wish)}</p></section>\n' + "\n".join(blocks) + f"\n{answers}</article>"
     )

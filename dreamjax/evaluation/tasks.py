@@ -1,4 +1,7 @@
-"""One table of the benchmarks: how files become questions, how predictions are scored, what is written where the scorer is elsewhere."""
+"""One table of the benchmarks.
+
+How files become questions, how predictions are scored, what is written where the scorer is elsewhere.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +16,10 @@ from dreamjax.evaluation.questions import Question
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A benchmark, its functions with the arguments named here; with a `count`, only its first so many questions are meant."""
+    """A benchmark, its functions with the arguments named here.
+
+    With a `count`, only its first so many questions are meant.
+    """
 
     score: Callable[..., Score]  # (predictions, data, count=None)
     questions: Callable[..., list[Question]] | None = None  # (data, count=None); None: there is nothing to ask a model
@@ -25,7 +31,11 @@ def _captions(name: str) -> Task:
 
 
 def _vqa(name: str) -> Task:
-    return Task(functools.partial(vqa.score, name), functools.partial(questions.of_vqa, name), functools.partial(vqa.export, name))
+    return Task(
+        functools.partial(vqa.score, name),
+        functools.partial(questions.of_vqa, name),
+        functools.partial(vqa.export, name),
+    )
 
 
 TASKS: dict[str, Task] = {
@@ -38,5 +48,7 @@ TASKS: dict[str, Task] = {
     "mmbench": Task(mmbench.score, questions.of_mmbench, mmbench.export),
     "mmvet": Task(mmvet.score, questions.of_mmvet, mmvet.export),
     "pope": Task(pope.score, questions.of_pope),
-    **{name: Task(functools.partial(language.score, name)) for name in language.LOADERS},  # ranked, not asked: language_runner
+    **{
+        name: Task(functools.partial(language.score, name)) for name in language.LOADERS
+    },  # ranked, not asked: language_runner
 }

@@ -1,7 +1,7 @@
 """Attention behind one place: the only file that knows which kernel computes it.
 
-Axes: B rows, L query positions, T key positions, H heads, K kv heads (K divides H), C head width. Queries are
-[B, L, H, C], keys and values [B, T, K, C], results [B, L, H, C]; scores are scaled by 1 / sqrt(C) and the softmax runs in
+Axes: B rows, L query positions, T key positions, H heads, K kv heads (K divides H), C head width. Queries are [B, L, H,
+C], keys and values [B, T, K, C], results [B, L, H, C]; scores are scaled by 1 / sqrt(C) and the softmax runs in
 float32, whatever the inputs' dtype.
 """
 
@@ -24,7 +24,9 @@ HIDDEN = -1e30  # score of a slot that a query does not see; finite, so that a d
 
 
 def causal_attention(q: Array, k: Array, v: Array, segments: Array | None = None, wanted: str = "auto") -> Array:
-    """Each position attends to itself and to earlier positions, of its own segment where [B, L] `segments` are given."""
+    """Each position attends to itself and to earlier positions, of its own segment where [B, L] `segments` are
+    given.
+    """
     return _attend(q, k, v, segments, True, wanted)
 
 
@@ -34,11 +36,12 @@ def full_attention(q: Array, k: Array, v: Array, wanted: str = "auto") -> Array:
 
 
 def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positions: Array) -> Array:
-    """Queries at [B, L] `positions` attend to the cache slots of a layer at or before their own; slot number is position.
+    """Queries at [B, L] `positions` attend to the cache slots of a layer at or before their own; slot number is
+    position.
 
     `keys` and `values` [layers, B, T, K, C] are read in blocks, up to the last one that a query sees, with a running
-    softmax (Milakov & Gimelshein 2018). So the time depends on what is filled, not on T, and blocks that only other rows
-    need change no bit of a row's result. Positions outside 0 .. T - 1 have no meaning here.
+    softmax (Milakov & Gimelshein 2018). So the time depends on what is filled, not on T, and blocks that only other
+    rows need change no bit of a row's result. Positions outside 0 .. T - 1 have no meaning here.
     """
     batch, length, heads, width = q.shape
     slots, kv_heads = keys.shape[2:4]
@@ -48,13 +51,18 @@ def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positio
 
     def attend(number: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         highest, total, attended = running
-        read = lambda x: jax.lax.dynamic_slice(x, (layer, 0, number * block, 0, 0), (1, batch, block, kv_heads, width))[0]
+
+        def read(x):
+            return jax.lax.dynamic_slice(x, (layer, 0, number * block, 0, 0), (1, batch, block, kv_heads, width))[0]
+
         scores = jnp.einsum("blkgc,btkc->bkglt", grouped, read(keys), preferred_element_type=jnp.float32)
         visible = number * block + jnp.arange(block) <= positions[:, None, None, :, None]
         scores = jnp.where(visible, scores, HIDDEN)
         higher = jnp.maximum(highest, scores.max(axis=-1))
         weights, faded = jnp.exp(scores - higher[..., None]), jnp.exp(highest - higher)
-        seen = jnp.einsum("bkglt,btkc->bkglc", weights.astype(values.dtype), read(values), preferred_element_type=jnp.float32)
+        seen = jnp.einsum(
+            "bkglt,btkc->bkglc", weights.astype(values.dtype), read(values), preferred_element_type=jnp.float32
+        )
         return higher, total * faded + weights.sum(axis=-1), attended * faded[..., None] + seen
 
     last = jnp.max(jnp.where((positions >= 0) & (positions < slots), positions, 0))
@@ -69,10 +77,12 @@ def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positio
 
 
 def implementation(wanted: str, platform: str, q: Array, k: Array) -> str:
-    """Which of xla, splash, cudnn computes attention: the one that `wanted` forces, for "auto" the platform's, XLA where that cannot.
+    """Which of xla, splash, cudnn computes attention: the one that `wanted` forces, for "auto" the platform's, XLA
+    where that cannot.
 
-    splash (Pallas, TPU; Dao et al. 2022 in blocks) needs as many keys as queries, in whole blocks of 128, and heads 64 or a multiple of
-    128 wide. Below SPLASH_FROM positions the scores are small, and "auto" leaves them to XLA. cudnn needs 16 bits and heads of at most 128.
+    splash (Pallas, TPU; Dao et al. 2022 in blocks) needs as many keys as queries, in whole blocks of 128, and heads 64
+    or a multiple of 128 wide. Below SPLASH_FROM positions the scores are small, and "auto" leaves them to XLA. cudnn
+    needs 16 bits and heads of at most 128.
     """
     positions, width = q.shape[1], q.shape[-1]
     blocks = positions == k.shape[1] and positions % BLOCK == 0 and (width == 64 or width % 128 == 0) and width <= 256
@@ -114,7 +124,10 @@ def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
         mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
     kernel = functools.partial(_splash, interpret=platform != "tpu") if kind == "splash" else _cudnn
-    run = lambda q, k, v, *segments: kernel(q, k, v, *(segments or (None,)), causal=causal)
+
+    def run(q, k, v, *segments):
+        return kernel(q, k, v, *(segments or (None,)), causal=causal)
+
     arrays = (q, k, v) if segments is None else (q, k, v, segments)
     if mesh.empty or mesh.size == 1:
         return run(*arrays)
@@ -122,7 +135,9 @@ def _attend(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     heads = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 and k.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = P(rows, None, heads, None)
     # No check of varying axes: Pallas calls do not say over which axes their results vary.
-    return jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec, P(rows, None))[: len(arrays)], out_specs=spec, check_vma=False)(*arrays)
+    return jax.shard_map(
+        run, mesh=mesh, in_specs=(spec, spec, spec, P(rows, None))[: len(arrays)], out_specs=spec, check_vma=False
+    )(*arrays)
 
 
 def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, interpret: bool) -> Array:
@@ -137,19 +152,36 @@ def _splash(q: Array, k: Array, v: Array, segments: Array | None, causal: bool, 
     length, heads = q.shape[1:3]
     block = next(size for size in (512, 256, BLOCK) if length % size == 0)
     sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
     kernel = splash.make_splash_mha_single_device(
-        splash_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret, residual_checkpoint_name=ATTENDED
+        splash_mask.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        interpret=interpret,
+        residual_checkpoint_name=ATTENDED,
     )
-    heads_first = lambda x: x.transpose(0, 2, 1, 3)
-    one_row = lambda q, k, v, segments: kernel(q, k, v, segment_ids=None if segments is None else splash.SegmentIds(segments, segments))
+
+    def heads_first(x):
+        return x.transpose(0, 2, 1, 3)
+
+    def one_row(q, k, v, segments):
+        return kernel(q, k, v, segment_ids=None if segments is None else splash.SegmentIds(segments, segments))
+
     return heads_first(jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v), segments))
 
 
 def _cudnn(q: Array, k: Array, v: Array, segments: Array | None, causal: bool) -> Array:
-    """cuDNN's fused attention. It knows no segments: packed rows give it a [B, 1, L, L] mask, which it reads as a bias in q's dtype."""
+    """cuDNN's fused attention.
+
+    It knows no segments: packed rows give it a [B, 1, L, L] mask, which it reads as a bias in q's dtype.
+    """
     mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")

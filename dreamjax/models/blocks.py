@@ -1,12 +1,12 @@
 """Layers that the Stable Diffusion U-Net and VAE share. Submodule names follow diffusers.
 
-Axes: B pictures, S side of a feature map, D channels, L query positions, T key positions, E width of what keys are made of.
-Feature maps are channels-last, [B, S, S, D]. Parameters are float32; `dtype` is the type that is computed in, while
+Axes: B pictures, S side of a feature map, D channels, L query positions, T key positions, E width of what keys are made
+of. Feature maps are channels-last, [B, S, S, D]. Parameters are float32; `dtype` is the type that is computed in, while
 normalisation statistics are always float32.
 
-The result of every 3x3 convolution, every residual sum and what enters a transformer are held to rows over (data, fsdp).
-With constraints between blocks alone XLA computes the right loss and wrong gradients on some meshes, through two convolutions
-whose kernels are split over (fsdp, tensor) and through a projection before attention.
+The result of every 3x3 convolution, every residual sum and what enters a transformer are held to rows over (data,
+fsdp). With constraints between blocks alone XLA computes the right loss and wrong gradients on some meshes, through two
+convolutions whose kernels are split over (fsdp, tensor) and through a projection before attention.
 """
 
 import functools
@@ -34,14 +34,20 @@ class Conv3x3(nn.Conv):
 
 
 def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """A GroupNorm whose variance is E[(x - mean)^2], since E[x^2] - mean^2 loses digits where |mean| is large, as it is in the VAE.
+    """A GroupNorm whose variance is E[(x - mean)^2], since E[x^2] - mean^2 loses digits where |mean| is large, as it is
+    in the VAE.
 
-    In 16 bits such digits are rounded away before, so there it is E[x^2] - mean^2, which reads the map once and not twice.
+    In 16 bits such digits are rounded away before, so there it is E[x^2] - mean^2, which reads the map once and not
+    twice.
     """
-    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, use_fast_variance=jnp.dtype(dtype).itemsize == 2, dtype=dtype, name=name)
+    return nn.GroupNorm(
+        num_groups=groups, epsilon=epsilon, use_fast_variance=jnp.dtype(dtype).itemsize == 2, dtype=dtype, name=name
+    )
 
 
-def multi_head_attention(x: Array, context: Array, heads: int, use_bias: bool, dtype: jnp.dtype, attention: str = "auto") -> Array:
+def multi_head_attention(
+    x: Array, context: Array, heads: int, use_bias: bool, dtype: jnp.dtype, attention: str = "auto"
+) -> Array:
     """Attention from [B, L, D] `x` to [B, T, E] `context` (diffusers' Attention); call it in a compact method.
 
     The submodules to_q, to_k, to_v (with a bias where `use_bias`) and to_out_0 (always with one) become the caller's.
@@ -66,7 +72,10 @@ class Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None) -> Array:
-        """[B, S, S, D] -> [B, S, S, channels]; `time`, [B, 4D], is the embedded timestep after its SiLU, None in a VAE."""
+        """[B, S, S, D] -> [B, S, S, channels].
+
+        `time`, [B, 4D], is the embedded timestep after its SiLU, None in a VAE.
+        """
         norm = functools.partial(group_norm, self.groups, self.epsilon, self.dtype)
         hidden = Conv3x3(self.channels, dtype=self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
         if time is not None:

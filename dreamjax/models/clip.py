@@ -1,7 +1,7 @@
 """CLIP's vision transformer (Radford et al. 2021), as `CLIPVisionModel` of transformers computes it.
 
-Axes: B pictures, P patches, h and w pixels, H heads, C head width; hidden states are [B, P + 1, width] with the class token first. Parameters
-are float32; those of the layers are stacked on axis 0:
+Axes: B pictures, P patches, h and w pixels, H heads, C head width; hidden states are [B, P + 1, width] with the class
+token first. Parameters are float32; those of the layers are stacked on axis 0:
 
     class_embedding [width]    patch_embedding/kernel [p, p, 3, width]    position_embedding [P + 1, width]
     {pre,post}_layernorm/{scale,bias} [width]                layers/layer_norm{1,2}/{scale,bias} [layers, width]
@@ -23,7 +23,10 @@ Array = jax.Array
 
 
 def normalise(images: Array, config: ClipConfig, dtype: jnp.dtype = jnp.float32) -> Array:
-    """uint8 RGB pictures [..., h, w, 3] (0 .. 255) to the pixels that `ClipVision` takes; runs where the images lie, so that they travel as bytes."""
+    """uint8 RGB pictures [..., h, w, 3] (0 ..
+
+    255) to the pixels that `ClipVision` takes; runs where the images lie, so that they travel as bytes.
+    """
     pixels = images.astype(jnp.float32) / 255
     return ((pixels - jnp.array(config.image_mean)) / jnp.array(config.image_std)).astype(dtype)
 
@@ -38,7 +41,9 @@ class ClipVision(nn.Module):
         config = self.config
         token_init = nn.initializers.normal(config.width**-0.5)
         patch = (config.patch_size, config.patch_size)
-        self.patch_embedding = nn.Conv(config.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")
+        self.patch_embedding = nn.Conv(
+            config.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding"
+        )
         self.class_embedding = self.param("class_embedding", token_init, (config.width,))
         self.position_embedding = self.param("position_embedding", token_init, (config.patches + 1, config.width))
         self.pre_layernorm = layer_norm(config, self.dtype, "pre_layernorm")
@@ -47,15 +52,18 @@ class ClipVision(nn.Module):
         self.post_layernorm = layer_norm(config, self.dtype, "post_layernorm")
 
     def __call__(self, pixels: Array, index: int | None = None) -> Array:
-        """Hidden state number `index` (config.select_layer if None), [B, P + 1, width], of normalised pixels [B, h, w, 3].
+        """Hidden state number `index` (config.select_layer if None), [B, P + 1, width], of normalised pixels [B, h, w,
+        3].
 
-        Numbered like `hidden_states` of transformers: 0 enters the first layer, i leaves layer i, negative ones count from
-        the end; without the post layer norm. Raises ValueError for a number or a picture size that does not exist.
+        Numbered like `hidden_states` of transformers: 0 enters the first layer, i leaves layer i, negative ones count
+        from the end; without the post layer norm. Raises ValueError for a number or a picture size that does not exist.
         """
         return self._states(pixels, self.config.select_layer if index is None else index)[1]
 
     def pooled(self, pixels: Array) -> Array:
-        """The class token of the last hidden state after the post layer norm, [B, width] (`pooler_output` of transformers)."""
+        """The class token of the last hidden state after the post layer norm, [B, width] (`pooler_output` of
+        transformers).
+        """
         last, _ = self._states(pixels, self.config.layers)
         return self.post_layernorm(last[:, 0])
 
@@ -67,10 +75,14 @@ class ClipVision(nn.Module):
         """The last hidden state and state number `index`, each [B, P + 1, width]."""
         config = self.config
         if not -config.layers - 1 <= index <= config.layers:
-            raise ValueError(f"ClipVision: there is no hidden state {index}; {config.layers} layers have {config.layers + 1} states")
+            raise ValueError(
+                f"ClipVision: there is no hidden state {index}; {config.layers} layers have {config.layers + 1} states"
+            )
         if pixels.shape[1:] != (config.image_size, config.image_size, 3):
             size = config.image_size
-            raise ValueError(f"ClipVision: pixels are {pixels.shape}, must be [B, {size}, {size}, 3]; resize and crop them first")
+            raise ValueError(
+                f"ClipVision: pixels are {pixels.shape}, must be [B, {size}, {size}, 3]; resize and crop them first"
+            )
         patches = self.patch_embedding(pixels.astype(self.dtype)).reshape(len(pixels), config.patches, config.width)
         first = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (len(pixels), 1, config.width))
         x = jnp.concatenate([first, patches], axis=1) + self.position_embedding.astype(self.dtype)
@@ -89,7 +101,10 @@ def layer_norm(config: ClipConfig | ClipTextConfig, dtype: jnp.dtype, name: str)
 
 
 class _Layer(nn.Module):
-    """One layer, in the form of a scan: the carry is (x, kept), both [B, P + 1, width]; `wanted` (bool): keep what leaves this layer."""
+    """One layer, in the form of a scan.
+
+    The carry is (x, kept), both [B, P + 1, width]; `wanted` (bool): keep what leaves this layer.
+    """
 
     config: ClipConfig
     dtype: jnp.dtype
@@ -103,7 +118,9 @@ class _Layer(nn.Module):
 
 def transformer_layer(config: ClipConfig | ClipTextConfig, dtype: jnp.dtype, x: Array, attend: Callable) -> Array:
     """One layer of either tower, [B, L, width]; call it in a compact method, whose module gets the submodules."""
-    x = constrain_rows(x + _Attention(config, dtype, attend, name="attention")(layer_norm(config, dtype, "layer_norm1")(x)))
+    x = constrain_rows(
+        x + _Attention(config, dtype, attend, name="attention")(layer_norm(config, dtype, "layer_norm1")(x))
+    )
     return constrain_rows(x + _Mlp(config, dtype, name="mlp")(layer_norm(config, dtype, "layer_norm2")(x)))
 
 

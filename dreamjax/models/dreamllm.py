@@ -1,12 +1,15 @@
-"""DreamLLM: the parts put together. Pictures are spliced into the LLM's input, conditions are read out of its hidden states.
+"""DreamLLM: the parts put together. Pictures are spliced into the LLM's input, conditions are read out of its hidden
+states.
 
     uint8 picture -> CLIP -> visual projector --.                                    .--> LM head -> next token
     text -> token embedding --------------------+-> LLaMA -> hidden states, normed --+
-    dream queries (learned) --------------------'                                    '--> (at the queries) condition projector -> U-Net
+    dream queries (learned) --------------------'                                    '--> (at the queries) condition
+        projector -> U-Net
 
 Parameters are one nested dict with an entry per part: llm, clip, unet, vae, visual_projector, condition_projector,
-dream_queries, text_encoder, clip_text. Everything here is a pure function of (parts, params, arrays). Axes as in DESIGN's legend: G groups, R rows,
-L tokens, D width, N seen and M dreamed slots, P patches, Q dream queries, S latent side, E context width.
+dream_queries, text_encoder, clip_text. Everything here is a pure function of (parts, params, arrays). Axes as in
+DESIGN's legend: G groups, R rows, L tokens, D width, N seen and M dreamed slots, P patches, Q dream queries, S latent
+side, E context width.
 """
 
 from typing import NamedTuple
@@ -49,10 +52,14 @@ def build(config: ModelConfig) -> Parts:
         config=config,
         llm=Llama(config.llm, dtype) if config.llm else None,
         clip=ClipVision(config.clip, dtype) if config.clip else None,
-        visual_projector=VisualProjector(config.visual_projector, config.llm.width, dtype) if config.clip and config.llm else None,
+        visual_projector=VisualProjector(config.visual_projector, config.llm.width, dtype)
+        if config.clip and config.llm
+        else None,
         unet=UNet(config.unet, dtype) if config.unet else None,
         vae=AutoencoderKL(config.vae, dtype) if config.vae else None,
-        condition_projector=ConditionProjector(config.unet.context_width, dtype) if config.unet and config.llm else None,
+        condition_projector=ConditionProjector(config.unet.context_width, dtype)
+        if config.unet and config.llm
+        else None,
         text_encoder=ClipText(config.text_encoder, dtype) if config.text_encoder else None,
         clip_text=ClipText(config.clip_text, dtype) if config.clip_text else None,
     )
@@ -61,8 +68,14 @@ def build(config: ModelConfig) -> Parts:
 def init(parts: Parts, key: Array) -> dict:
     """Fresh float32 parameters of every part; `jax.eval_shape` of this is how sizes are counted without memory."""
     config = parts.config
-    keys = dict(zip(("llm", "clip", "visual_projector", "unet", "vae", "condition_projector", "dream_queries"), jax.random.split(key, 7)))
-    keys |= dict(zip(("text_encoder", "clip_text"), jax.random.split(jax.random.fold_in(key, 7), 2)))
+    keys = dict(
+        zip(
+            ("llm", "clip", "visual_projector", "unet", "vae", "condition_projector", "dream_queries"),
+            jax.random.split(key, 7),
+            strict=True,
+        )
+    )
+    keys |= dict(zip(("text_encoder", "clip_text"), jax.random.split(jax.random.fold_in(key, 7), 2), strict=True))
     params = {}
     for name in ("llm", "clip", "text_encoder", "clip_text"):
         if module := getattr(parts, name):
@@ -72,11 +85,18 @@ def init(parts: Parts, key: Array) -> dict:
         params["visual_projector"] = parts.visual_projector.init(keys["visual_projector"], patches)["params"]
     if parts.unet:
         size = config.unet.sample_size
-        latents, context = jnp.zeros((1, size, size, config.unet.in_channels)), jnp.zeros((1, config.dream_queries, config.unet.context_width))
+        latents, context = (
+            jnp.zeros((1, size, size, config.unet.in_channels)),
+            jnp.zeros((1, config.dream_queries, config.unet.context_width)),
+        )
         params["unet"] = parts.unet.init(keys["unet"], latents, jnp.zeros(1, jnp.int32), context)["params"]
     if parts.condition_projector:
-        params["condition_projector"] = parts.condition_projector.init(keys["condition_projector"], jnp.zeros((1, 1, config.llm.width)))["params"]
-        params["dream_queries"] = nn.initializers.normal(0.02)(keys["dream_queries"], (config.dream_queries, config.llm.width))
+        params["condition_projector"] = parts.condition_projector.init(
+            keys["condition_projector"], jnp.zeros((1, 1, config.llm.width))
+        )["params"]
+        params["dream_queries"] = nn.initializers.normal(0.02)(
+            keys["dream_queries"], (config.dream_queries, config.llm.width)
+        )
     if parts.vae:
         size = config.decoder_size
         params["vae"] = parts.vae.init(keys["vae"], jnp.zeros((1, size, size, 3)))["params"]
@@ -88,7 +108,10 @@ def init(parts: Parts, key: Array) -> dict:
 
 
 def see(parts: Parts, params: dict, images: Array) -> Array:
-    """uint8 pictures [B, h, w, 3], or their patches' features, -> one embedding per patch [B, P, D] (paper Sec. 3.1)."""
+    """uint8 pictures [B, h, w, 3], or their patches' features, -> one embedding per patch [B, P, D] (paper Sec.
+
+    3.1).
+    """
     patches = patch_features(parts, params, images) if images.dtype == jnp.uint8 else images
     return constrain_rows(parts.visual_projector.apply({"params": params["visual_projector"]}, constrain_rows(patches)))
 
@@ -110,14 +133,18 @@ def queries(parts: Parts, params: dict, batch: int) -> Array:
 
 
 def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
-    """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write nothing.
+    """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write
+    nothing.
 
     Both are held to their groups' devices: left alone, XLA gathers the features of all groups on every device.
     """
     embeds, features = constrain_rows(embeds), constrain_rows(features)
     index = start[..., None] + jnp.arange(features.shape[2])
     index = jnp.where(valid[..., None], index, embeds.shape[1])
-    write = lambda row, at, what: row.at[at.reshape(-1)].set(what.reshape(-1, what.shape[-1]).astype(row.dtype), mode="drop")
+
+    def write(row, at, what):
+        return row.at[at.reshape(-1)].set(what.reshape(-1, what.shape[-1]).astype(row.dtype), mode="drop")
+
     return jax.vmap(write)(embeds, index, features)
 
 
@@ -127,19 +154,27 @@ def embed_batch(parts: Parts, params: dict, batch: Batch) -> Array:
     embeds = embed(parts, params, batch.tokens).reshape(groups, rows * length, -1)
     if (slots := batch.seen_start.shape[1]) > 0:
         images = constrain_rows(batch.seen_images.reshape(groups * slots, *batch.seen_images.shape[2:]))
-        # The pictures behind the tokens: where it may choose, the TPU compiler gathers the embeddings anew in each layer of CLIP.
+        # The pictures behind the tokens: where it may choose, the TPU compiler gathers the embeddings anew in each
+        # layer of CLIP.
         embeds, images = jax.lax.optimization_barrier((constrain_rows(embeds), images))
         features = see(parts, params, images)
-        embeds = splice(embeds, features.reshape(groups, slots, *features.shape[1:]), batch.seen_start, batch.seen_valid)
+        embeds = splice(
+            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.seen_start, batch.seen_valid
+        )
     if (slots := batch.dreamed_start.shape[1]) > 0:
         features = queries(parts, params, groups * slots)
-        embeds = splice(embeds, features.reshape(groups, slots, *features.shape[1:]), batch.dreamed_start, batch.dreamed_valid)
+        embeds = splice(
+            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.dreamed_start, batch.dreamed_valid
+        )
     return constrain_rows(embeds.reshape(groups * rows, length, -1))
 
 
 def hidden_states(parts: Parts, params: dict, batch: Batch) -> Array:
     """The LLM's final hidden states, after the last norm, of a batch: [G R, L, D]."""
-    flat = lambda x: x.reshape(-1, x.shape[-1])
+
+    def flat(x):
+        return x.reshape(-1, x.shape[-1])
+
     embeds = embed_batch(parts, params, batch)
     hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, flat(batch.positions), flat(batch.segments))
     return hidden
@@ -162,9 +197,9 @@ def read_out(parts: Parts, hidden: Array, batch: Batch) -> Array:
 def unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
     """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
 
-    The same form in training (condition dropout) and in guidance. The official training code does not splice the queries
-    in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a token's id,
-    that token stands in the queries' places.
+    The same form in training (condition dropout) and in guidance. The official training code does not splice the
+    queries in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a
+    token's id, that token stands in the queries' places.
     """
     embeds = embed_unconditional(parts, params, bos, dream_start, instead)
     hidden, _ = parts.llm.apply({"params": params["llm"]}, embeds, jnp.arange(embeds.shape[1])[None])
@@ -172,7 +207,10 @@ def unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instea
 
 
 def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, instead: int | None = None) -> Array:
-    """What the LLM reads for `unconditional`, [1, Q + 2, D]; what would follow the queries changes nothing before it."""
+    """What the LLM reads for `unconditional`, [1, Q + 2, D].
+
+    What would follow the queries changes nothing before it.
+    """
     opening = embed(parts, params, jnp.array([[bos, dream_start]]))
     learned = queries(parts, params, 1)
     stand_in = learned if instead is None else embed(parts, params, jnp.full(learned.shape[:2], instead))
@@ -182,8 +220,8 @@ def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, 
 def gathered_readout(parts: Parts, params: dict) -> dict:
     """The LLM's parameters with the matrix of the logits whole on every device, for who reads out in many small steps.
 
-    Gathered in the compute dtype, held in float32: so the gradients of all steps add up in float32 on each device, and cross
-    the network once.
+    Gathered in the compute dtype, held in float32: so the gradients of all steps add up in float32 on each device, and
+    cross the network once.
     """
     llm = params["llm"]
     part, name = ("embed", "embedding") if parts.config.llm.tie_embeddings else ("head", "kernel")
@@ -197,7 +235,9 @@ def condition(parts: Parts, params: dict, hidden: Array) -> Array:
 
 
 def denoise(parts: Parts, params: dict, noisy: Array, timesteps: Array, context: Array) -> Array:
-    """The U-Net's prediction [B, S, S, channels] float32 for noisy latents of the same shape, timesteps [B], context [B, Q, E]."""
+    """The U-Net's prediction [B, S, S, channels] float32 for noisy latents of the same shape, timesteps [B], context
+    [B, Q, E].
+    """
     return parts.unet.apply({"params": params["unet"]}, noisy, timesteps, context)
 
 
@@ -223,7 +263,9 @@ def encode_latents(parts: Parts, params: dict, images: Array, posterior_noise: A
 
 
 def latent_moments(parts: Parts, params: dict, images: Array) -> Array:
-    """uint8 pictures [B, H, W, 3] -> mean and log-variance of the VAE's posterior side by side, [B, S, S, 2 channels] float32."""
+    """uint8 pictures [B, H, W, 3] -> mean and log-variance of the VAE's posterior side by side, [B, S, S, 2
+    channels] float32.
+    """
     moments = parts.vae.apply({"params": params["vae"]}, to_unit(images), method="encode")
     return jnp.concatenate(moments, axis=-1).astype(jnp.float32)
 

@@ -1,8 +1,9 @@
 """The Inception-v3 network whose last average pool is the feature of published FID figures.
 
-It is the network of 2015 that pytorch-fid (`FIDInceptionV3`) computes: torchvision's Inception-v3 (Szegedy et al. 2016) but for
-average pools that leave their padding out of the mean, and a maximum in the place of the last block's average pool. Modules
-have torchvision's names. Batch normalisation has fixed statistics, so it is part of each convolution's kernel and bias.
+It is the network of 2015 that pytorch-fid (`FIDInceptionV3`) computes: torchvision's Inception-v3 (Szegedy et al. 2016)
+but for average pools that leave their padding out of the mean, and a maximum in the place of the last block's average
+pool. Modules have torchvision's names. Batch normalisation has fixed statistics, so it is part of each convolution's
+kernel and bias.
 """
 
 from typing import NamedTuple
@@ -82,20 +83,40 @@ def _e(pool) -> tuple:
 
 
 STEM = (
-    Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"), Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"), Conv("Conv2d_2b_3x3", 64, (3, 3)), _halve,
-    Conv("Conv2d_3b_1x1", 80), Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"), _halve,
-)  # fmt: skip
+    Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
+    Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
+    Conv("Conv2d_2b_3x3", 64, (3, 3)),
+    _halve,
+    Conv("Conv2d_3b_1x1", 80),
+    Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
+    _halve,
+)
 BLOCKS = {
-    "Mixed_5b": _a(32), "Mixed_5c": _a(64), "Mixed_5d": _a(64),
-    "Mixed_6a": ((_reduce("branch3x3", 384),), (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), _reduce("branch3x3dbl_3", 96)), (_halve,)),
-    "Mixed_6b": _c(128), "Mixed_6c": _c(160), "Mixed_6d": _c(160), "Mixed_6e": _c(192),
-    "Mixed_7a": (
-        (Conv("branch3x3_1", 192), _reduce("branch3x3_2", 320)),
-        (Conv("branch7x7x3_1", 192), Conv("branch7x7x3_2", 192, (1, 7)), Conv("branch7x7x3_3", 192, (7, 1)), _reduce("branch7x7x3_4", 192)),
+    "Mixed_5b": _a(32),
+    "Mixed_5c": _a(64),
+    "Mixed_5d": _a(64),
+    "Mixed_6a": (
+        (_reduce("branch3x3", 384),),
+        (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), _reduce("branch3x3dbl_3", 96)),
         (_halve,),
     ),
-    "Mixed_7b": _e(_mean), "Mixed_7c": _e(_max),
-}  # fmt: skip
+    "Mixed_6b": _c(128),
+    "Mixed_6c": _c(160),
+    "Mixed_6d": _c(160),
+    "Mixed_6e": _c(192),
+    "Mixed_7a": (
+        (Conv("branch3x3_1", 192), _reduce("branch3x3_2", 320)),
+        (
+            Conv("branch7x7x3_1", 192),
+            Conv("branch7x7x3_2", 192, (1, 7)),
+            Conv("branch7x7x3_3", 192, (7, 1)),
+            _reduce("branch7x7x3_4", 192),
+        ),
+        (_halve,),
+    ),
+    "Mixed_7b": _e(_mean),
+    "Mixed_7c": _e(_max),
+}
 
 
 class Inception(nn.Module):
@@ -132,7 +153,10 @@ def _convolve(conv: Conv, x: Array) -> Array:
 
 @jax.jit
 def prepare(picture: Array) -> Array:
-    """A uint8 picture [h, w, 3] as pytorch-fid gives it to the network: bilinear to SIDE without smoothing, in [-1, 1]."""
+    """A uint8 picture [h, w, 3] as pytorch-fid gives it to the network.
+
+    Bilinear to SIDE without smoothing, in [-1, 1].
+    """
     x = picture.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (SIDE, SIDE, 3), "bilinear", antialias=False) - 1
 

@@ -26,14 +26,17 @@ Array = jax.Array
 # Fan-in scaling: at D = 4096 close to the 0.02 of Hugging Face, and right for small widths, which 0.02 starves.
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
-# What config.remat = "attention" keeps of each layer, five times [B, L, D]: what goes into attention and comes out of it, in the
-# kernels' own form, and the residual stream behind it. Norms and the MLP's products are computed again. Of all that could be kept
-# it saves the most time for its memory.
+# What config.remat = "attention" keeps of each layer, five times [B, L, D]: what goes into attention and comes out of
+# it, in the kernels' own form, and the residual stream behind it. Norms and the MLP's products are computed again. Of
+# all that could be kept it saves the most time for its memory.
 _KEPT = (*TAKEN, ATTENDED, "attention_residual")
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Array]:
-    """Empty keys and values {"k", "v"}: [layers, B, T, K, C] for B = `batch` rows of T = `length` slots, in the model's compute dtype."""
+    """Empty keys and values {"k", "v"}.
+
+    [layers, B, T, K, C] for B = `batch` rows of T = `length` slots, in the model's compute dtype.
+    """
     shape = (config.layers, batch, length, config.kv_heads, config.width // config.heads)
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
@@ -41,7 +44,8 @@ def init_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -
 class Llama(nn.Module):
     """The decoder in three steps, `embed`, the call, `logits`, so that other embeddings can be spliced in between.
 
-    All parameters: `Llama(config).init(key, method="init_all")`, of which `jax.eval_shape` gives the shapes of any size.
+    All parameters: `Llama(config).init(key, method="init_all")`, of which `jax.eval_shape` gives the shapes of any
+    size.
     """
 
     config: LlamaConfig
@@ -49,33 +53,53 @@ class Llama(nn.Module):
 
     def setup(self):
         config = self.config
-        self.embedding = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, embedding_init=nn.initializers.normal(config.width**-0.5), name="embed")
+        self.embedding = nn.Embed(
+            config.vocab_size,
+            config.width,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(config.width**-0.5),
+            name="embed",
+        )
         self.layers = _scan_layers(config)(config, self.dtype, name="layers")
         self.norm = RMSNorm(config.rms_norm_eps, self.dtype, name="norm")
         if not config.tie_embeddings:
-            self.head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=_INIT, dot_general=_dot_float32, name="head")
+            self.head = nn.Dense(
+                config.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=_INIT,
+                dot_general=_dot_float32,
+                name="head",
+            )
 
     def embed(self, tokens: Array) -> Array:
         """Token ids [..., L] int32 to embeddings [..., L, D] in the compute dtype."""
         return self.embedding(tokens)
 
-    def __call__(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
-        """Runs the layers over [B, L, D] `embeds`; returns the hidden states [B, L, D] after the last norm, and the new cache or None.
+    def __call__(
+        self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None
+    ):
+        """Runs the layers over [B, L, D] `embeds`; returns the hidden states [B, L, D] after the last norm, and the new
+        cache or None.
 
         `positions` [B, L] int32 turn the queries and keys. `segments` [B, L] int32 keep packed documents apart. With a
-        cache, a token's position is also its slot: its key and value are written there (nowhere, if the cache has no such
-        slot) and it attends to all slots up to its own. So padding needs no mask if it is on the right: a slot that it
-        wrote is written again before a query can reach it. Raises ValueError where both segments and a cache are given.
+        cache, a token's position is also its slot: its key and value are written there (nowhere, if the cache has no
+        such slot) and it attends to all slots up to its own. So padding needs no mask if it is on the right: a slot
+        that it wrote is written again before a query can reach it. Raises ValueError where both segments and a cache
+        are given.
         """
         if segments is not None and cache is not None:
             raise ValueError("Llama: a cache holds one document per row; pass either segments or a cache")
         residual, cache = self.residual(embeds, positions, segments, cache)
         return constrain_rows(self.norm(residual)), cache
 
-    def residual(self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None):
+    def residual(
+        self, embeds: Array, positions: Array, segments: Array | None = None, cache: dict[str, Array] | None = None
+    ):
         """The call without the last norm: the residual stream [B, L, D] behind the last layer."""
         rotation = _rotation(positions, self.config)
-        # The cache travels with the residual stream, so that a step writes a few slots in place instead of copying every layer.
+        # The cache travels with the residual stream, so that a step writes a few slots in place instead of copying
+        # every layer.
         carry = constrain_rows(embeds.astype(self.dtype)), cache
         return self.layers(carry, rotation, positions, segments, jnp.arange(self.config.layers))[0]
 
@@ -93,16 +117,24 @@ class Llama(nn.Module):
         return self.logits(hidden)
 
 
-# Logits leave the matrix product as they were accumulated: rounding them to bfloat16 first would lose what tells close tokens apart.
+# Logits leave the matrix product as they were accumulated: rounding them to bfloat16 first would lose what tells close
+# tokens apart.
 _dot_float32 = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 def _scan_layers(config: LlamaConfig):
-    """The class of all layers as one: scanned over the parameters, recomputed in the backward pass by `config.remat`."""
+    """The class of all layers as one.
+
+    Scanned over the parameters, recomputed in the backward pass by `config.remat`.
+    """
     layer = _Layer
     if config.remat != "none":
         policies = jax.checkpoint_policies
-        policy = {"full": None, "attention": policies.save_only_these_names(*_KEPT), "dots": policies.dots_with_no_batch_dims_saveable}[config.remat]
+        policy = {
+            "full": None,
+            "attention": policies.save_only_these_names(*_KEPT),
+            "dots": policies.dots_with_no_batch_dims_saveable,
+        }[config.remat]
         # Inside a scan nothing can be shared with the forward pass, so the barriers against that would only cost.
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
@@ -116,7 +148,10 @@ def _scan_layers(config: LlamaConfig):
 
 
 def _rotation(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
-    """Cosine and sine [B, L, 1, C] float32 of the angle by which each entry of a head turns (RoPE, Su et al. 2021), the same in both halves."""
+    """Cosine and sine [B, L, 1, C] float32 of the angle by which each entry of a head turns (RoPE, Su et al.
+
+    2021), the same in both halves.
+    """
     half = config.width // config.heads // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * jnp.tile(frequencies, 2)
@@ -124,10 +159,11 @@ def _rotation(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
 
 
 def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-    """Turns queries or keys [B, L, heads, C] in float32; entry i pairs with entry i + C / 2, as in the Hugging Face weights.
+    """Turns queries or keys [B, L, heads, C] in float32; entry i pairs with entry i + C / 2, as in the Hugging Face
+    weights.
 
-    The halves change places in a product with a matrix of 0, 1 and -1, which is exact: a matrix unit does that in passing,
-    while cutting registers of 128 lanes in two costs a TPU as much as the projection of the queries.
+    The halves change places in a product with a matrix of 0, 1 and -1, which is exact: a matrix unit does that in
+    passing, while cutting registers of 128 lanes in two costs a TPU as much as the projection of the queries.
     """
     cos, sin = rotation
     width = x.shape[-1]
@@ -156,13 +192,23 @@ class RMSNorm(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Decoder layer number `layer`, in the form of a scan: the carry is x [B, L, D] and the cache of all layers or None."""
+    """Decoder layer number `layer`, in the form of a scan.
+
+    The carry is x [B, L, D] and the cache of all layers or None.
+    """
 
     config: LlamaConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, dict | None], rotation: tuple[Array, Array], positions: Array, segments: Array | None, layer: Array):
+    def __call__(
+        self,
+        carry: tuple[Array, dict | None],
+        rotation: tuple[Array, Array],
+        positions: Array,
+        segments: Array | None,
+        layer: Array,
+    ):
         x, cache = carry
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, self.dtype)
         attention = _Attention(self.config, self.dtype, name="attention")
@@ -178,7 +224,15 @@ class _Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, rotation: tuple[Array, Array], positions: Array, segments: Array | None, cache: dict[str, Array] | None, layer: Array):
+    def __call__(
+        self,
+        x: Array,
+        rotation: tuple[Array, Array],
+        positions: Array,
+        segments: Array | None,
+        cache: dict[str, Array] | None,
+        layer: Array,
+    ):
         config = self.config
 
         def heads(name, count):
@@ -199,7 +253,8 @@ class _Attention(nn.Module):
 class _FromHeads(nn.Module):
     """A projection from heads: [B, L, H, C] to [B, L, D], with a kernel [H C, D].
 
-    The product sums over both axes of the heads as they lie: behind a reshape a TPU would copy them to another order first.
+    The product sums over both axes of the heads as they lie: behind a reshape a TPU would copy them to another order
+    first.
     """
 
     width: int
@@ -212,7 +267,10 @@ class _FromHeads(nn.Module):
 
 
 def _write(slots: Array, values: Array, layer: Array, positions: Array) -> Array:
-    """Puts [B, L, K, C] values into a layer's slots of [layers, B, T, K, C] at their rows' positions; those outside 0 .. T - 1 are dropped."""
+    """Puts [B, L, K, C] values into a layer's slots of [layers, B, T, K, C] at their rows' positions.
+
+    Those outside 0 .. T - 1 are dropped.
+    """
     rows = jnp.arange(slots.shape[1])[:, None]
     # Without the last argument -1 would mean the last slot.
     return slots.at[layer, rows, positions].set(values.astype(slots.dtype), mode="drop", wrap_negative_indices=False)

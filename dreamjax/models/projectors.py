@@ -1,7 +1,8 @@
-"""What joins the LLM to its eyes and its brush: CLIP patches to LLM embeddings, dream-query states to U-Net conditions (DreamLLM, Sec. 3).
+"""What joins the LLM to its eyes and its brush: CLIP patches to LLM embeddings, dream-query states to U-Net conditions
+(DreamLLM, Sec. 3).
 
-Axes: P patches, Q dream queries, D LLM width, E U-Net context width. Parameters are float32 and start as torch's `Linear`
-does, uniform in +-1 / sqrt(inputs), like those of the official code.
+Axes: P patches, Q dream queries, D LLM width, E U-Net context width. Parameters are float32 and start as torch's
+`Linear` does, uniform in +-1 / sqrt(inputs), like those of the official code.
 """
 
 import flax.linen as nn
@@ -12,7 +13,10 @@ Array = jax.Array
 
 
 class VisualProjector(nn.Module):
-    """CLIP's patches [..., P, inputs] to one LLM embedding each, [..., P, D]: "linear", or "mlp" with one hidden layer of width D and exact GELU."""
+    """CLIP's patches [..., P, inputs] to one LLM embedding each, [..., P, D].
+
+    "linear", or "mlp" with one hidden layer of width D and exact GELU.
+    """
 
     kind: str
     width: int

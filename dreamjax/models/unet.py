@@ -1,8 +1,9 @@
 """Stable Diffusion's U-Net, the score function of the paper's eq. 4 and 5 (diffusers' UNet2DConditionModel).
 
-Axes: B pictures, S latent side (halved from level to level), D channels of a level, Q dream queries, E U-Net context width,
-L = S S positions. Feature maps are channels-last, [B, S, S, D]. A *level* is one entry of `UNetConfig.block_channels`; level
-0 has the full side. Submodule names are diffusers', with list indices joined by an underscore.
+Axes: B pictures, S latent side (halved from level to level), D channels of a level, Q dream queries, E U-Net context
+width, L = S S positions. Feature maps are channels-last, [B, S, S, D]. A *level* is one entry of
+`UNetConfig.block_channels`; level 0 has the full side. Submodule names are diffusers', with list indices joined by an
+underscore.
 """
 
 import flax.linen as nn
@@ -22,7 +23,10 @@ MAX_PERIOD = 10000.0  # of the timestep's sinusoids
 
 
 def timestep_embedding(timesteps: Array, width: int) -> Array:
-    """[B] timesteps -> [B, width] float32: cosines, then sines, of width / 2 geometric frequencies from 1 towards 1 / 10000."""
+    """[B] timesteps -> [B, width] float32.
+
+    Cosines, then sines, of width / 2 geometric frequencies from 1 towards 1 / 10000.
+    """
     half = width // 2
     frequencies = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
@@ -82,7 +86,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each normalised before and added (diffusers' BasicTransformerBlock)."""
+    """Self-attention, cross-attention and feed-forward, each normalised before and added (diffusers'
+    BasicTransformerBlock).
+    """
 
     heads: int
     dtype: jnp.dtype
@@ -91,17 +97,22 @@ class TransformerLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
         """[B, L, D] with [B, Q, E] context -> [B, L, D]."""
+
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=self.dtype, name=name)
 
         normed = norm("norm1")(x)
         x = constrain_rows(x + Attention(self.heads, self.dtype, self.attention, name="attn1")(normed, normed))
-        x = constrain_rows(x + Attention(self.heads, self.dtype, self.attention, name="attn2")(norm("norm2")(x), context))
+        x = constrain_rows(
+            x + Attention(self.heads, self.dtype, self.attention, name="attn2")(norm("norm2")(x), context)
+        )
         return constrain_rows(x + FeedForward(self.dtype, name="ff")(norm("norm3")(x)))
 
 
 class Transformer(nn.Module):
-    """One transformer layer over a feature map's positions, with a residual path around it (diffusers' Transformer2DModel)."""
+    """One transformer layer over a feature map's positions, with a residual path around it (diffusers'
+    Transformer2DModel).
+    """
 
     config: UNetConfig
     heads: int
@@ -119,7 +130,9 @@ class Transformer(nn.Module):
 
         normed = group_norm(self.config.norm_groups, TRANSFORMER_EPSILON, self.dtype, "norm")(x)
         hidden = constrain_rows(projection("proj_in")(normed)).reshape(batch, height * width, channels)
-        hidden = TransformerLayer(self.heads, self.dtype, self.config.attention, name="transformer_blocks_0")(hidden, context)
+        hidden = TransformerLayer(self.heads, self.dtype, self.config.attention, name="transformer_blocks_0")(
+            hidden, context
+        )
         return constrain_rows(x + projection("proj_out")(hidden.reshape(x.shape)))
 
 
@@ -141,11 +154,16 @@ class _Block(nn.Module):
 
 
 class DownBlock(_Block):
-    """Resnets, with a transformer after each where the level has cross-attention, then a downsampling except on the last level."""
+    """Resnets, with a transformer after each where the level has cross-attention, then a downsampling except on the
+    last level.
+    """
 
     @nn.compact
     def __call__(self, x: Array, time: Array, context: Array) -> tuple[Array, ...]:
-        """[B, S, S, D], [B, 4D] time and [B, Q, E] context -> the maps that the up blocks read; the last is the block's output."""
+        """[B, S, S, D], [B, 4D] time and [B, Q, E] context -> the maps that the up blocks read.
+
+        The last is the block's output.
+        """
         maps = []
         for index in range(self.config.layers_per_block):
             x = self.resnet(index)(x, time)
@@ -171,8 +189,12 @@ class UpBlock(_Block):
     """The down block's mirror: each resnet also reads one of its maps; then an upsampling except on level 0."""
 
     @nn.compact
-    def __call__(self, x: Array, skips: tuple[Array, ...], time: Array, context: Array, sides: tuple[int, int]) -> Array:
-        """[B, S, S, D] and maps of the same side, the last one read first -> [B, *sides, D] for the next level, on level 0 [B, S, S, D]."""
+    def __call__(
+        self, x: Array, skips: tuple[Array, ...], time: Array, context: Array, sides: tuple[int, int]
+    ) -> Array:
+        """[B, S, S, D] and maps of the same side, the last one read first -> [B, *sides, D] for the next level, on
+        level 0 [B, S, S, D].
+        """
         for index, skip in enumerate(reversed(skips)):
             x = self.resnet(index)(jnp.concatenate([x, skip], axis=-1), time)
             if self.config.cross_attention[self.level]:

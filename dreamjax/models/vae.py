@@ -1,9 +1,10 @@
-"""Stable Diffusion's variational autoencoder between pixels and latents (diffusers' AutoencoderKL; Rombach et al. 2022).
+"""Stable Diffusion's variational autoencoder between pixels and latents (diffusers' AutoencoderKL; Rombach et al.
+2022).
 
-Axes: B pictures, S side of a feature map, D channels of a level; a picture's height and width are `VaeConfig.downsampling`
-times its latents' h and w. Feature maps are channels-last. Latents here are the autoencoder's own: who feeds a U-Net
-multiplies them by `VaeConfig.scaling_factor`, who decodes divides. Submodule names are diffusers', with list indices joined
-by an underscore.
+Axes: B pictures, S side of a feature map, D channels of a level; a picture's height and width are
+`VaeConfig.downsampling` times its latents' h and w. Feature maps are channels-last. Latents here are the autoencoder's
+own: who feeds a U-Net multiplies them by `VaeConfig.scaling_factor`, who decodes divides. Submodule names are
+diffusers', with list indices joined by an underscore.
 """
 
 import flax.linen as nn
@@ -54,7 +55,9 @@ class MidBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The encoder's resnets on one level, then a downsampling except on the last level (diffusers' DownEncoderBlock2D)."""
+    """The encoder's resnets on one level, then a downsampling except on the last level (diffusers'
+    DownEncoderBlock2D).
+    """
 
     config: VaeConfig
     level: int
@@ -71,7 +74,9 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The decoder's resnets on one level, one more than the encoder's, then an upsampling except on level 0 (diffusers' UpDecoderBlock2D)."""
+    """The decoder's resnets on one level, one more than the encoder's, then an upsampling except on level 0
+    (diffusers' UpDecoderBlock2D).
+    """
 
     config: VaeConfig
     level: int
@@ -134,19 +139,24 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv(self.config.latent_channels, kernel_size=(1, 1), dtype=self.dtype)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
-        """[B, height, width, image_channels] in [-1, 1] -> mean and log-variance, both [B, h, w, latent_channels] float32, not scaled.
+        """[B, height, width, image_channels] in [-1, 1] -> mean and log-variance, both [B, h, w, latent_channels]
+        float32, not scaled.
 
         Raises ValueError where the pictures' shape does not fit the config.
         """
         factor = self.config.downsampling
         if images.shape[3] != self.config.image_channels or images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(f"AutoencoderKL: images {images.shape} need {self.config.image_channels} channels and sides that are multiples of {factor}")
+            raise ValueError(
+                f"AutoencoderKL: images {images.shape} need {self.config.image_channels} channels and "
+                f"sides that are multiples of {factor}"
+            )
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Array) -> Array:
-        """[B, h, w, latent_channels], not scaled -> [B, height, width, image_channels] float32, about [-1, 1] and not clipped.
+        """[B, h, w, latent_channels], not scaled -> [B, height, width, image_channels] float32, about [-1, 1] and not
+        clipped.
 
         Raises ValueError where the latents' channels do not fit the config.
         """

@@ -17,7 +17,11 @@ MODULES = {"unet": "UNet", "vae": "AutoencoderKL", "clip": "ClipVision"}
 def windowed_products(module: Module) -> list[str]:
     """Loops that XLA has made of a product with a gathered weight."""
     loops = [name for name in module.computations if "windowed_dot_general" in name and "body" in name]
-    return [f"{len(loops)} windowed-einsum loops, as {loops[0]}: is xla_jf_spmd_threshold_for_windowed_einsum_mib set?"] if loops else []
+    return (
+        [f"{len(loops)} windowed-einsum loops, as {loops[0]}: is xla_jf_spmd_threshold_for_windowed_einsum_mib set?"]
+        if loops
+        else []
+    )
 
 
 def _loops(module: Module) -> list[hlo.Instruction]:
@@ -51,7 +55,9 @@ def _collectives(module: Module, names, devices: int):
 
 
 def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tensor: int) -> list[str]:
-    """All-reduces, inside a loop, of as many elements as one layer's gradient of a stacked weight has on its tensor shard."""
+    """All-reduces, inside a loop, of as many elements as one layer's gradient of a stacked weight has on its tensor
+    shard.
+    """
     sizes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
         name = path_of(path)
@@ -59,55 +65,104 @@ def gradients_reduced_whole(module: Module, trainable: dict, devices: int, tenso
             sizes[math.prod(leaf.shape[1:]) // tensor] = name
             sizes[math.prod(leaf.shape[1:])] = name
     found = [
-        (sizes[size], shape) for one in _collectives(module, _bodies(module, _loops(module)), devices) for shape in one.shapes
-        if one.kind == "all-reduce" and (size := math.prod(shape[1])) in sizes and size >= SMALL and "transpose(" in one.op_name
-    ]  # fmt: skip
+        (sizes[size], shape)
+        for one in _collectives(module, _bodies(module, _loops(module)), devices)
+        for shape in one.shapes
+        if one.kind == "all-reduce"
+        and (size := math.prod(shape[1])) in sizes
+        and size >= SMALL
+        and "transpose(" in one.op_name
+    ]
     if not found:
         return []
     name, shape = found[0]
     mib = hlo.bytes_of((shape,)) / 2**20
     advice = "is config.mesh.fsdp a whole slice, or more than the LLM's heads?"
-    return [f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {name} ({mib:.0f} MiB): {advice}"]
+    return [
+        f"{len(found)} full-size all-reduces of gradients inside the layer scan, as that of {name} "
+        f"({mib:.0f} MiB): {advice}"
+    ]
 
 
 def gathers_of_whole(module: Module, frozen: dict, whole: set[str], devices: int) -> list[str]:
     """Gathers of U-Net, VAE or CLIP weights, of the parts in `whole`, which every device is to hold."""
     findings = []
     for part in sorted(whole & set(MODULES) & set(frozen)):
-        weights = {shape for leaf in jax.tree.leaves(frozen[part]) for shape in (leaf.shape, leaf.shape[1:])}  # whole, or one layer of a stack
+        weights = {
+            shape for leaf in jax.tree.leaves(frozen[part]) for shape in (leaf.shape, leaf.shape[1:])
+        }  # whole, or one layer of a stack
         sizes = {size for size in map(math.prod, weights) if size >= SMALL}
         found = [
-            one for one in _collectives(module, module.computations, devices)
-            if one.kind == "all-gather" and MODULES[part] in one.op_name and any(math.prod(shape) in sizes for _, shape in one.shapes)
-        ]  # fmt: skip
+            one
+            for one in _collectives(module, module.computations, devices)
+            if one.kind == "all-gather"
+            and MODULES[part] in one.op_name
+            and any(math.prod(shape) in sizes for _, shape in one.shapes)
+        ]
         if found:
             findings.append(f"{len(found)} gathers of {part} weights, as in {found[0].op_name}")
     return findings
 
 
 def gathers_of_activations(module: Module, trees: tuple[dict, ...], devices: int) -> list[str]:
-    """Gathers larger than any layer's weight: what each device computed comes together on all, and grows with their number."""
-    layer = lambda path, leaf: leaf.shape[1:] if "/layers/" in path_of(path) else leaf.shape
-    weight = max(4 * math.prod(layer(path, leaf)) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
-    found = [one for one in _collectives(module, module.computations, devices) if one.kind == "all-gather" and one.bytes > weight]
-    return [f"{len(found)} gathers of activations, as of {found[0].bytes / 2**30:.2f} GiB in {found[0].op_name}"] if found else []
+    """Gathers larger than any layer's weight.
+
+    What each device computed comes together on all, and grows with their number.
+    """
+
+    def layer(path, leaf):
+        return leaf.shape[1:] if "/layers/" in path_of(path) else leaf.shape
+
+    weight = max(
+        4 * math.prod(layer(path, leaf)) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    )
+    found = [
+        one
+        for one in _collectives(module, module.computations, devices)
+        if one.kind == "all-gather" and one.bytes > weight
+    ]
+    return (
+        [f"{len(found)} gathers of activations, as of {found[0].bytes / 2**30:.2f} GiB in {found[0].op_name}"]
+        if found
+        else []
+    )
 
 
 def gathers_in_layer_scans(module: Module, trees: tuple[dict, ...], devices: int, tensor: int) -> list[str]:
-    """Gathers of weights that belong to no layer, in each turn of a loop over layers: XLA may move a gather to its use, and that into a loop."""
+    """Gathers of weights that belong to no layer, in each turn of a loop over layers.
+
+    XLA may move a gather to its use, and that into a loop.
+    """
     leaves = [(path_of(path), leaf.shape) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     stacked = [shape for name, shape in leaves if "/layers/" in name]
-    shards = lambda shapes: {math.prod(shape) // parts for shape in shapes for parts in (1, tensor)}
-    sizes = {size for size in shards(shape for name, shape in leaves if "/layers/" not in name) - shards(shape[1:] for shape in stacked) if size >= SMALL}
+
+    def shards(shapes):
+        return {math.prod(shape) // parts for shape in shapes for parts in (1, tensor)}
+
+    sizes = {
+        size
+        for size in shards(shape for name, shape in leaves if "/layers/" not in name)
+        - shards(shape[1:] for shape in stacked)
+        if size >= SMALL
+    }
     scans = [loop for loop in _loops(module) if hlo.trip_count(module, loop) in {shape[0] for shape in stacked}]
     found = [
         one for one in _collectives(module, _bodies(module, scans), devices)
         if one.kind == "all-gather" and any(math.prod(shape) in sizes for _, shape in one.shapes)
     ]  # fmt: skip
-    return [f"{len(found)} gathers, in each turn of a scan over layers, of weights that are in no layer, as in {found[0].op_name}"] if found else []
+    return (
+        [
+            f"{len(found)} gathers, in each turn of a scan over layers, of weights that are in no layer, "
+            f"as in {found[0].op_name}"
+        ]
+        if found
+        else []
+    )
 
 
-def run(module: Module, trainable: dict, frozen: dict, whole: set[str], devices: int, tensor: int) -> dict[str, list[str]]:
+def run(
+    module: Module, trainable: dict, frozen: dict, whole: set[str], devices: int, tensor: int
+) -> dict[str, list[str]]:
     """The findings of each check, empty where all is well."""
     return {
         "windowed_einsum_loops": windowed_products(module),

@@ -1,6 +1,8 @@
-"""How long a compiled step may take: the compiler's schedule with its own cycle counts, walked in order, and a model of the network.
+"""How long a compiled step may take: the compiler's schedule with its own cycle counts, walked in order, and a model of
+the network.
 
-An estimate, never checked on hardware: for comparing designs. What is assumed stands in ASSUMPTIONS and is printed with it.
+An estimate, never checked on hardware: for comparing designs. What is assumed stands in ASSUMPTIONS and is printed with
+it.
 """
 
 import dataclasses
@@ -17,15 +19,29 @@ ASSUMPTIONS = (
     "fusions take the cycles that the compiler estimates, which count matrix units and HBM",
     f"Pallas kernels run at {KERNEL_SHARE:.0%} of the peak",
     "instructions without an estimate take the time of their bytes in HBM",
-    "a collective moves its bytes over all links of the torus axes that its group spans, in both directions where one closes; groups that lie apart share them",
-    "collectives run one after the other, between slices beside those within; asynchronous ones run beside computation, the others not",
+    "a collective moves its bytes over all links of the torus axes that its group spans, in both "
+    "directions where one closes; groups that lie apart share them",
+    "collectives run one after the other, between slices beside those within; asynchronous ones run "
+    "beside computation, the others not",
 )
 # Matrix products in each splash attention kernel, by the end of its name; queries x keys x width each.
 KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 FREE = {
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done", "slice-start", "slice-done",
-    "partition-id", "after-all", "opt-barrier", "send", "send-done",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "copy-start",
+    "copy-done",
+    "slice-start",
+    "slice-done",
+    "partition-id",
+    "after-all",
+    "opt-barrier",
+    "send",
+    "send-done",
+}
 
 
 @dataclasses.dataclass
@@ -50,7 +66,9 @@ class Cost:
 
 
 class Walk:
-    """Costs of a module's computations on a topology, whose devices lie at `coordinates` (slice, then torus) by partition number."""
+    """Costs of a module's computations on a topology, whose devices lie at `coordinates` (slice, then torus) by
+    partition number.
+    """
 
     def __init__(self, module: Module, topology: Topology, coordinates: list[tuple[int, ...]]):
         self.module, self.topology, self.coordinates = module, topology, coordinates
@@ -63,7 +81,10 @@ class Walk:
         return self.known[computation]
 
     def _run(self, computation: str) -> Cost:
-        """The schedule from top to bottom: `clock` is when the core is free, `free` when the links of a slice and those between slices are."""
+        """The schedule from top to bottom.
+
+        `clock` is when the core is free, `free` when the links of a slice and those between slices are.
+        """
         cost, clock, free = Cost(), 0.0, {"within": 0.0, "between": 0.0}
         ends: dict[str, float] = {}  # when a started collective is through
         seen: set[str] = set()  # channels already counted: a collective may be spread over several fusions
@@ -87,7 +108,11 @@ class Walk:
                 took = self._network_seconds(found)
                 if self.largest is None or found.bytes > self.largest.bytes:
                     self.largest = found
-                asynchronous = one.opcode == "recv" or one.opcode.endswith("-start") or one.name.startswith("async-collective-start")
+                asynchronous = (
+                    one.opcode == "recv"
+                    or one.opcode.endswith("-start")
+                    or one.name.startswith("async-collective-start")
+                )
                 key = (found.kind, asynchronous)
                 count = cost.collectives.setdefault(key, [0, 0.0])
                 count[0] += 1
@@ -115,9 +140,11 @@ class Walk:
         elif one.opcode == "call":
             cost.add(self.cost(one.attribute("to_apply")))
         else:
-            branches = re.findall(r"%([\w.\-]+)", re.search(r"branch_computations=\{([^}]*)\}", one.rest)[1]) if "branch_computations" in one.rest else [
-                one.attribute("true_computation"), one.attribute("false_computation")
-            ]  # fmt: skip
+            branches = (
+                re.findall(r"%([\w.\-]+)", re.search(r"branch_computations=\{([^}]*)\}", one.rest)[1])
+                if "branch_computations" in one.rest
+                else [one.attribute("true_computation"), one.attribute("false_computation")]
+            )
             cost.add(max((self.cost(branch) for branch in branches), key=lambda one: one.seconds))
         return cost
 
@@ -164,27 +191,37 @@ class Walk:
         n = slices if slices > 1 else len(members)
         if n < 2:
             return 0.0
-        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0, "one-to-one": 1.0}.get(found.kind, (n - 1) / n)
+        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0, "one-to-one": 1.0}.get(
+            found.kind, (n - 1) / n
+        )
         chip, speed = self.topology.chip, DCN_GBYTES if slices > 1 else 0.0
         if slices == 1:
-            for axis, (side, wraps) in enumerate(zip(self.topology.shape, self.topology.wraps), 1):
+            for axis, (side, wraps) in enumerate(zip(self.topology.shape, self.topology.wraps, strict=True), 1):
                 places = sorted({place[axis] for place in members})
                 gap = (places[-1] - places[0]) / (len(places) - 1) if len(places) > 1 else 1
                 if len(places) == 2 and wraps:
                     gap = min(gap, side - gap)
                 speed += chip.link_gbytes * torus.links(len(places), gap, side, wraps)
-        return share * found.bytes / (speed * 1e9) if speed else 0.0  # 0: the first pair of a permutation may be a chip with itself
+        return (
+            share * found.bytes / (speed * 1e9) if speed else 0.0
+        )  # 0: the first pair of a permutation may be a chip with itself
 
 
 def kernel_flops(one: Instruction, types: dict) -> float:
-    """FLOPs of a splash attention kernel from its operands' shapes, whole blocks behind a causal diagonal left out; 0 for other kernels.
+    """FLOPs of a splash attention kernel from its operands' shapes, whole blocks behind a causal diagonal left out; 0
+    for other kernels.
 
     Of the package's kernels those that know segments are causal, and the others are not (models/attention.py).
     """
     name = re.match(r"splash_m[hq]a_(fwd|dq|dkv)(_segmented)?", one.name)
     if not name:
         return 0.0
-    heads = [shape for operand in one.operands for kind, shape in types.get(operand, ()) if len(shape) in (3, 4) and kind in ("bf16", "f32", "f16")]
+    heads = [
+        shape
+        for operand in one.operands
+        for kind, shape in types.get(operand, ())
+        if len(shape) in (3, 4) and kind in ("bf16", "f32", "f16")
+    ]
     *batch, length, width = heads[0]
     keys = heads[1][-2]
     block = re.search(r'block_q(?:_dkv|_dq)?\\?": (\d+)', one.rest)

@@ -1,7 +1,8 @@
 """FLOPs of a step by formula: what the model needs, whatever a program computes twice, pads or leaves empty.
 
-A multiply-add counts 2. Only matrix products and convolutions count. The backward pass costs a product as much again as the
-forward pass for the gradient of its input, and once more for that of its weights where they train. Axes as in DESIGN's legend.
+A multiply-add counts 2. Only matrix products and convolutions count. The backward pass costs a product as much again as
+the forward pass for the gradient of its input, and once more for that of its weights where they train. Axes as in
+DESIGN's legend.
 """
 
 import dataclasses
@@ -29,7 +30,10 @@ class Work:
         return self.weights + self.scores
 
     def backward(self, trained: bool) -> float:
-        """Of the gradient to the input; with that to the weights where they are `trained`. A product of two inputs has two gradients."""
+        """Of the gradient to the input.
+
+        With that to the weights where they are `trained`. A product of two inputs has two gradients.
+        """
         return self.weights * (2 if trained else 1) + self.scores * 2
 
 
@@ -47,34 +51,56 @@ def llama_layer(config: LlamaConfig, length: int) -> Work:
     """One decoder layer over a row that holds one document."""
     kv = config.kv_heads * (config.width // config.heads)
     projections = linear(length, config.width, 2 * config.width + 2 * kv)
-    return projections + attention(length, (length + 1) / 2, config.width) + linear(length, config.width, 3 * config.ffn_width)
+    return (
+        projections
+        + attention(length, (length + 1) / 2, config.width)
+        + linear(length, config.width, 3 * config.ffn_width)
+    )
 
 
 def clip_picture(config: ClipConfig) -> Work:
     """One picture up to the selected hidden state."""
     tokens, width = config.patches + 1, config.width
-    layer = linear(tokens, width, 4 * width) + attention(tokens, tokens, width) + linear(tokens, width, 2 * config.ffn_width)
+    layer = (
+        linear(tokens, width, 4 * width)
+        + attention(tokens, tokens, width)
+        + linear(tokens, width, 2 * config.ffn_width)
+    )
     layers = config.select_layer % (config.layers + 1)
     return linear(config.patches, 3 * config.patch_size**2, width) + layer * layers
 
 
 def conv(side: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> Work:
-    """A convolution with a square kernel (1 or 3) whose result has so many positions a side; what would fall on the padding is not counted."""
+    """A convolution with a square kernel (1 or 3) whose result has so many positions a side.
+
+    What would fall on the padding is not counted.
+    """
     outside = {1: 0, 3: 2 if stride == 1 else 1}[kernel]
     return linear((kernel * side - outside) ** 2, inputs, outputs)
 
 
 def _resnet(side: int, inputs: int, outputs: int, time: int = 0) -> Work:
     shortcut = conv(side, inputs, outputs, 1) if inputs != outputs else Work()
-    return conv(side, inputs, outputs) + conv(side, outputs, outputs) + shortcut + (linear(1, time, outputs) if time else Work())
+    return (
+        conv(side, inputs, outputs)
+        + conv(side, outputs, outputs)
+        + shortcut
+        + (linear(1, time, outputs) if time else Work())
+    )
 
 
 def _unet_transformer(config: UNetConfig, side: int, width: int, queries: int) -> tuple[Work, Work]:
     """(up to the cross-attention, from it on) of one transformer."""
     positions = side**2
     before = linear(positions, width, 5 * width) + attention(positions, positions, width)  # in, q, k, v, out
-    cross = linear(positions, width, 2 * width) + linear(queries, config.context_width, 2 * width) + attention(positions, queries, width)
-    return before, cross + linear(positions, width, 8 * width) + linear(positions, 4 * width, width) + linear(positions, width, width)
+    cross = (
+        linear(positions, width, 2 * width)
+        + linear(queries, config.context_width, 2 * width)
+        + attention(positions, queries, width)
+    )
+    return before, cross + linear(positions, width, 8 * width) + linear(positions, 4 * width, width) + linear(
+        positions, width, width
+    )
 
 
 def unet_layers(config: UNetConfig, queries: int) -> Iterator[tuple[Work, bool]]:
@@ -119,7 +145,10 @@ def unet_picture(config: UNetConfig, queries: int) -> Work:
 
 
 def unet_behind_condition(config: UNetConfig, queries: int) -> Work:
-    """What of it stands behind the first layer that reads the condition: a gradient to the condition goes through no more."""
+    """What of it stands behind the first layer that reads the condition.
+
+    A gradient to the condition goes through no more.
+    """
     layers = list(unet_layers(config, queries))
     first = next((i for i, (_, reads) in enumerate(layers) if reads), len(layers))
     return sum((work for work, _ in layers[first:]), Work())
@@ -142,11 +171,17 @@ def vae_encoder_picture(config: VaeConfig, size: int) -> Work:
 
 
 def step_flops(config: RunConfig, trained: set[str]) -> dict[str, float]:
-    """FLOPs of a step over all devices by part, every row full and every slot used; `trained` names the parts with trained weights."""
+    """FLOPs of a step over all devices by part, every row full and every slot used.
+
+    `trained` names the parts with trained weights.
+    """
     model, shape = config.model, shape_of(config)
     rows, seen, dreamed = shape.groups * shape.rows, shape.groups * shape.seen, shape.groups * shape.dreamed
     encoded = bool(config.data.train[0].encoded)
-    both = lambda work, part: work.forward + work.backward(part in trained)
+
+    def both(work, part):
+        return work.forward + work.backward(part in trained)
+
     dreamed = dreamed if config.loss.image_weight else 0
     work = {"llm": rows * both(llama_layer(model.llm, shape.length) * model.llm.layers, "llm")}
     if config.loss.lm_weight:
@@ -157,11 +192,21 @@ def step_flops(config: RunConfig, trained: set[str]) -> dict[str, float]:
         projector = linear(model.clip.patches, model.clip.width, model.llm.width)
         if model.visual_projector == "mlp":
             projector += linear(model.clip.patches, model.llm.width, model.llm.width)
-        work["visual_projector"] = seen * (projector.forward + projector.weights * ("visual_projector" in trained) + projector.weights * ("clip" in trained))
+        work["visual_projector"] = seen * (
+            projector.forward
+            + projector.weights * ("visual_projector" in trained)
+            + projector.weights * ("clip" in trained)
+        )
     if dreamed:
-        work["condition_projector"] = dreamed * both(linear(model.dream_queries, model.llm.width, model.unet.context_width), "condition_projector")
+        work["condition_projector"] = dreamed * both(
+            linear(model.dream_queries, model.llm.width, model.unet.context_width), "condition_projector"
+        )
         unet = unet_picture(model.unet, model.dream_queries)
-        backward = unet.backward(True) if "unet" in trained else unet_behind_condition(model.unet, model.dream_queries).backward(False)
+        backward = (
+            unet.backward(True)
+            if "unet" in trained
+            else unet_behind_condition(model.unet, model.dream_queries).backward(False)
+        )
         work["unet"] = dreamed * (unet.forward + backward)
         if model.vae:
             vae = vae_encoder_picture(model.vae, model.decoder_size)

@@ -1,7 +1,7 @@
 """Reading a compiled and scheduled module (`compiled.as_text()`): instructions, loops, collectives.
 
-Most fusions of a TPU module carry `estimated_cycles`. Collectives come as instructions of their own, inside fusions, and
-spread over several fusions between async-collective-start and async-collective-done.
+Most fusions of a TPU module carry `estimated_cycles`. Collectives come as instructions of their own, inside fusions,
+and spread over several fusions between async-collective-start and async-collective-done.
 """
 
 import dataclasses
@@ -12,7 +12,23 @@ import re
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+BYTES = {
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*)\(")
@@ -73,7 +89,9 @@ class Module:
 
 def shapes_of(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """All array types in a text, as (element type, sizes)."""
-    return tuple((kind, tuple(int(n) for n in sizes.split(",") if n)) for kind, sizes in _SHAPE.findall(text) if kind in BYTES)
+    return tuple(
+        (kind, tuple(int(n) for n in sizes.split(",") if n)) for kind, sizes in _SHAPE.findall(text) if kind in BYTES
+    )
 
 
 def bytes_of(shapes) -> float:
@@ -82,13 +100,20 @@ def bytes_of(shapes) -> float:
 
 
 def parse(text: str) -> Module:
-    """A module from its text; an instruction may take several lines, since kernels put line breaks into their attributes."""
+    """A module from its text.
+
+    An instruction may take several lines, since kernels put line breaks into their attributes.
+    """
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry, name, lines = "", None, []
 
     def close():
         if name is not None:
-            computations[name] = tuple(Instruction(m[2], m[3], m[4], line[m.end() :], bool(m[1])) for line in lines if (m := _INSTRUCTION.match(line)))
+            computations[name] = tuple(
+                Instruction(m[2], m[3], m[4], line[m.end() :], bool(m[1]))
+                for line in lines
+                if (m := _INSTRUCTION.match(line))
+            )
 
     for line in text.splitlines():
         if (header := _HEADER.match(line)) and " = " not in line.split("(", 1)[0]:
@@ -108,7 +133,10 @@ def parse(text: str) -> Module:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a loop's body runs: what the compiler says, else the constant that the condition compares its counter with."""
+    """How often a loop's body runs.
+
+    What the compiler says, else the constant that the condition compares its counter with.
+    """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
@@ -131,7 +159,9 @@ class Collective:
     """A collective of one run of its computation."""
 
     kind: str
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # whole arrays, several where they were combined: gathers' results, what reduce-scatters read
+    shapes: tuple[
+        tuple[str, tuple[int, ...]], ...
+    ]  # whole arrays, several where they were combined: gathers' results, what reduce-scatters read
     group: tuple[int, ...]  # devices of the first group, as partition numbers
     channel: str  # the same in all pieces of one collective
     op_name: str
@@ -143,7 +173,9 @@ class Collective:
 
 def first_group(rest: str, devices: int) -> tuple[int, ...]:
     """The first of an instruction's replica groups, in any of the notations: listed, iota, or by axes of a mesh."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         axes = re.findall(r"'([^']+)'", found[4])
         grid = _iota(found[2] or str(math.prod(sizes.values())), found[3]).reshape(tuple(sizes.values()))
@@ -155,7 +187,9 @@ def first_group(rest: str, devices: int) -> tuple[int, ...]:
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return int(found[1]), int(found[2])
     if re.search(r"replica_groups=(?!\{\})", rest):
-        raise ValueError(f"replica groups in a notation that is not known: {rest[rest.index('replica_groups=') :][:120]}")
+        raise ValueError(
+            f"replica groups in a notation that is not known: {rest[rest.index('replica_groups=') :][:120]}"
+        )
     return tuple(range(devices))
 
 
@@ -166,7 +200,10 @@ def _iota(sizes: str, axes: str | None) -> np.ndarray:
 
 
 def collective_of(module: Module, computation: str, instruction: Instruction, devices: int) -> Collective | None:
-    """The collective that an instruction is, starts or (a fusion) holds; None for the rest and for what only ends one."""
+    """The collective that an instruction is, starts or (a fusion) holds.
+
+    None for the rest and for what only ends one.
+    """
     if instruction.opcode == "fusion":
         inside = instruction.attribute("calls")
         held = [c for one in module.computations.get(inside, ()) if (c := collective_of(module, inside, one, devices))]
@@ -177,7 +214,9 @@ def collective_of(module: Module, computation: str, instruction: Instruction, de
     channel = found[1] if (found := re.search(r"channel_id=(\d+)", instruction.rest)) else instruction.name
     if kind == "recv" and (found := re.search(r'megascale_transfer_type="(\w+)"', instruction.rest)):
         # Between slices hosts send and receive; this is one device's part, which was reduced within its slice.
-        return Collective(found[1].lower().replace("_", "-"), shapes[:1], tuple(range(devices)), channel, instruction.op_name)
+        return Collective(
+            found[1].lower().replace("_", "-"), shapes[:1], tuple(range(devices)), channel, instruction.op_name
+        )
     if kind not in COLLECTIVES:
         return None
     if kind == "reduce-scatter":
@@ -195,8 +234,15 @@ def collective_of(module: Module, computation: str, instruction: Instruction, de
 
 
 def matmul_flops(instruction: Instruction, types: dict[str, tuple]) -> float:
-    """2 x multiply-adds of a dot or a convolution, only where its window meets the input: XLA also writes products as convolutions with padding."""
-    (_, out), (_, left), (_, right) = instruction.shapes[0], types[instruction.operands[0]][0], types[instruction.operands[1]][0]
+    """2 x multiply-adds of a dot or a convolution, only where its window meets the input.
+
+    XLA also writes products as convolutions with padding.
+    """
+    (_, out), (_, left), (_, right) = (
+        instruction.shapes[0],
+        types[instruction.operands[0]][0],
+        types[instruction.operands[1]][0],
+    )
     if instruction.opcode == "dot":
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
         return 2 * math.prod(out) * math.prod(left[int(n)] for n in found[1].split(",") if n)
@@ -206,7 +252,10 @@ def matmul_flops(instruction: Instruction, types: dict[str, tuple]) -> float:
     spatial = sorted(letter for letter in labels[2] if letter.isdigit())
     meets = 1.0
     for axis, letter in enumerate(spatial):
-        pick = lambda name, default, axis=axis: fields.get(name, "x".join([default] * len(spatial))).split("x")[axis]
+
+        def pick(name, default, axis=axis):
+            return fields.get(name, "x".join([default] * len(spatial))).split("x")[axis]
+
         low, high = map(int, pick("pad", "0_0").split("_"))
         meets *= _meets(
             left[labels[1].index(letter)], right[labels[2].index(letter)], out[labels[3].index(letter)],
@@ -216,8 +265,10 @@ def matmul_flops(instruction: Instruction, types: dict[str, tuple]) -> float:
     return 2 * meets * others * right[labels[2].index("i")]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _meets(size: int, kernel: int, out: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
-    """Pairs of an output position and a kernel position of one axis that meet an entry of the input, not padding or a hole."""
+    """Pairs of an output position and a kernel position of one axis that meet an entry of the input, not padding or
+    a hole.
+    """
     at = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * kernel_dilate - low
     return int(np.sum((at >= 0) & (at % dilate == 0) & (at // dilate < size)))

@@ -1,4 +1,6 @@
-"""Programs lowered from shapes alone and compiled for devices that are not at hand, with what the compiler says of them kept on disk."""
+"""Programs lowered from shapes alone and compiled for devices that are not at hand, with what the compiler says of
+them kept on disk.
+"""
 
 import dataclasses
 import gzip
@@ -47,19 +49,31 @@ class Compiled:
 
 def placed(tree, where):
     """Shapes with shardings, to lower for."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
+    )
 
 
-def lower_train_step(config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], mesh: Mesh) -> jax.stages.Lowered:
-    """The step of `dreamjax.train`, lowered for a mesh without data or weights; shapes and shardings of (state, frozen)."""
+def lower_train_step(
+    config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of `dreamjax.train`, lowered for a mesh without data or weights.
+
+    Shapes and shardings of (state, frozen).
+    """
     rows = NamedSharding(mesh, ROWS)
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):
-        return jit_train_step(config, parts, IDS, where, mesh).lower(*placed(shapes, where), placed(batch, jax.tree.map(lambda _: rows, batch)))
+        return jit_train_step(config, parts, IDS, where, mesh).lower(
+            *placed(shapes, where), placed(batch, jax.tree.map(lambda _: rows, batch))
+        )
 
 
 def too_large(error: jax.errors.JaxRuntimeError) -> float:
-    """GiB of a device that a program would need which the compiler gave up for that; raises the error where it is another one."""
+    """GiB of a device that a program would need which the compiler gave up for that.
+
+    Raises the error where it is another one.
+    """
     used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
     if not used:
         raise error
@@ -72,7 +86,11 @@ def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Com
     The compilation cache of jax cannot do that: it does not read programs back for devices that are not there.
     """
     versions = f"{jax.__version__} {jaxlib.__version__} {json.dumps(TPU_OPTIONS)}"
-    entry = None if cache is None else cache / f"{hashlib.sha256((versions + lowered.as_text()).encode()).hexdigest()[:24]}.json.gz"
+    entry = (
+        None
+        if cache is None
+        else cache / f"{hashlib.sha256((versions + lowered.as_text()).encode()).hexdigest()[:24]}.json.gz"
+    )
     if entry is not None and entry.exists():
         try:
             return Compiled(**json.loads(gzip.decompress(entry.read_bytes())))

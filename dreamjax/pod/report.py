@@ -20,19 +20,35 @@ def basics(config: RunConfig, topology: Topology, summary: dict) -> dict:
     trained = {name for name in summary["parameters"] if name in summary["trained_parts"]}
     work = flops.step_flops(config, trained)
     return {
-        "topology": topology.name, "slices": topology.slices, "chips": topology.chips, "peak_tflops_per_chip": topology.chip.tflops,
-        "hbm_limit_gib": topology.chip.hbm_gib, "mesh": summary["mesh"],
-        "rows": summary["rows"], "length": summary["length"], "seen_slots": summary["seen_slots"], "dreamed_slots": summary["dreamed_slots"],
-        "pictures_at_once": summary["dreamed_slots"] // (config.accumulate * config.loss.picture_chunks * topology.chips // summary["mesh"]["tensor"]),
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": topology.chips,
+        "peak_tflops_per_chip": topology.chip.tflops,
+        "hbm_limit_gib": topology.chip.hbm_gib,
+        "mesh": summary["mesh"],
+        "rows": summary["rows"],
+        "length": summary["length"],
+        "seen_slots": summary["seen_slots"],
+        "dreamed_slots": summary["dreamed_slots"],
+        "pictures_at_once": summary["dreamed_slots"]
+        // (config.accumulate * config.loss.picture_chunks * topology.chips // summary["mesh"]["tensor"]),
         "model_tflops": sum(work.values()) / topology.chips / 1e12,
         "model_tflops_by_part": {name: value / topology.chips / 1e12 for name, value in work.items()},
-    }  # fmt: skip
+    }
 
 
 def memory(compiled: Compiled, bytes_per_device: dict) -> dict:
     """GiB of one device by kind; the arguments that are no parameters are the batch."""
-    held = {"parameters": bytes_per_device["trainable"] + bytes_per_device["average"], "frozen": bytes_per_device["frozen"], "optimiser": bytes_per_device["optimiser"]}
-    held |= {"batch": max(compiled.arguments - sum(held.values()), 0), "activations": compiled.temporary, "code": compiled.code}
+    held = {
+        "parameters": bytes_per_device["trainable"] + bytes_per_device["average"],
+        "frozen": bytes_per_device["frozen"],
+        "optimiser": bytes_per_device["optimiser"],
+    }
+    held |= {
+        "batch": max(compiled.arguments - sum(held.values()), 0),
+        "activations": compiled.temporary,
+        "code": compiled.code,
+    }
     return {name: size / GIB for name, size in held.items()} | {"peak": compiled.peak / GIB}
 
 
@@ -51,54 +67,92 @@ def measured(compiled: Compiled, topology: Topology, places: list[tuple[int, ...
         "xla_tflops": cost.flops / 1e12,
         "step_seconds_estimate": cost.seconds,
         "terms": {  # seconds
-            "roofline_compute": cost.flops / (chip.tflops * 1e12), "roofline_hbm": cost.hbm_bytes / (chip.hbm_gbytes * 1e9), "roofline_interconnect": cost.network,
-            "schedule_fusions": cost.seconds - cost.waiting - cost.kernels, "schedule_kernels": cost.kernels, "schedule_waiting_for_collectives": cost.waiting,
+            "roofline_compute": cost.flops / (chip.tflops * 1e12),
+            "roofline_hbm": cost.hbm_bytes / (chip.hbm_gbytes * 1e9),
+            "roofline_interconnect": cost.network,
+            "schedule_fusions": cost.seconds - cost.waiting - cost.kernels,
+            "schedule_kernels": cost.kernels,
+            "schedule_waiting_for_collectives": cost.waiting,
         },
         "collectives": collectives,
         "collective_gib": sum(entry["gib"] for entry in collectives),
-        "largest_collective": {"kind": largest.kind, "gib": largest.bytes / GIB, "where": largest.op_name} if largest else None,
+        "largest_collective": {"kind": largest.kind, "gib": largest.bytes / GIB, "where": largest.op_name}
+        if largest
+        else None,
         "assumptions": list(estimate.ASSUMPTIONS),
         "compile_seconds": compiled.seconds,
-    }  # fmt: skip
+    }
 
 
-def of_step(config: RunConfig, topology: Topology, mesh, compiled: Compiled, facts: dict, bytes_per_device: dict, trees: tuple[dict, dict]) -> dict:
+def of_step(
+    config: RunConfig,
+    topology: Topology,
+    mesh,
+    compiled: Compiled,
+    facts: dict,
+    bytes_per_device: dict,
+    trees: tuple[dict, dict],
+) -> dict:
     """The report of a compiled step; `facts` are its basics, `trees` the shapes of (trainable, frozen)."""
     module, found = measured(compiled, topology, coordinates(mesh))
     hbm = memory(compiled, bytes_per_device)
     whole = {part for part in trees[1] if any(re.search(pattern, f"{part}/") for pattern in config.whole)}
     findings = checks.run(module, *trees, whole, topology.chips, mesh.shape["tensor"])
-    return facts | {
-        "fits": hbm["peak"] <= facts["hbm_limit_gib"], "hbm_peak_gib": hbm["peak"], "hbm_share": hbm["peak"] / facts["hbm_limit_gib"], "hbm_gib": hbm,
-    } | found | {
-        "recompute_ratio": found["xla_tflops"] / facts["model_tflops"],
-        "mfu_estimate": facts["model_tflops"] / (found["step_seconds_estimate"] * facts["peak_tflops_per_chip"]),
-        "checks": findings,
-    }  # fmt: skip
+    return (
+        facts
+        | {
+            "fits": hbm["peak"] <= facts["hbm_limit_gib"],
+            "hbm_peak_gib": hbm["peak"],
+            "hbm_share": hbm["peak"] / facts["hbm_limit_gib"],
+            "hbm_gib": hbm,
+        }
+        | found
+        | {
+            "recompute_ratio": found["xla_tflops"] / facts["model_tflops"],
+            "mfu_estimate": facts["model_tflops"] / (found["step_seconds_estimate"] * facts["peak_tflops_per_chip"]),
+            "checks": findings,
+        }
+    )
 
 
 def too_large(facts: dict, used_gib: float, seconds: float) -> dict:
     """The report of a step that the compiler gave up since it does not fit."""
     missing = dict.fromkeys(("xla_tflops", "step_seconds_estimate", "mfu_estimate"))
     share = used_gib / facts["hbm_limit_gib"]
-    return facts | missing | {"fits": False, "hbm_peak_gib": used_gib, "hbm_share": share, "collectives": [], "compile_seconds": seconds, "checks": {}}
+    return (
+        facts
+        | missing
+        | {
+            "fits": False,
+            "hbm_peak_gib": used_gib,
+            "hbm_share": share,
+            "collectives": [],
+            "compile_seconds": seconds,
+            "checks": {},
+        }
+    )
 
 
 def _at_once(pictures: int) -> str:
     """How many pictures a chip denoises at once, and what that leaves empty."""
     left = -pictures % PICTURE_TILE
-    return f"{pictures} pictures on a chip" + (f" in the time of {pictures + left}: a multiple of {PICTURE_TILE} would leave nothing empty" if left else "")
+    return f"{pictures} pictures on a chip" + (
+        f" in the time of {pictures + left}: a multiple of {PICTURE_TILE} would leave nothing empty" if left else ""
+    )
 
 
 def in_words(report: dict) -> str:
     """The report for a person to read."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     lines = [
-        f"slice         {report['slices']} x {report['topology']}: {report['chips']} chips of {report['peak_tflops_per_chip']} TFLOP/s, {report['hbm_limit_gib']} GiB",
+        f"slice         {report['slices']} x {report['topology']}: {report['chips']} chips of "
+        f"{report['peak_tflops_per_chip']} TFLOP/s, {report['hbm_limit_gib']} GiB",
         f"mesh          {mesh}",
-        f"a step        {report['rows']} rows of {report['length']} tokens, {report['seen_slots']} seen and {report['dreamed_slots']} dreamed slots",
+        f"a step        {report['rows']} rows of {report['length']} tokens, {report['seen_slots']} seen "
+        f"and {report['dreamed_slots']} dreamed slots",
         f"at once       {_at_once(report['pictures_at_once'])}",
-        f"HBM           {report['hbm_peak_gib']:.2f} of {report['hbm_limit_gib']} GiB a chip ({report['hbm_share']:.1%}): {'fits' if report['fits'] else 'DOES NOT FIT'}",
+        f"HBM           {report['hbm_peak_gib']:.2f} of {report['hbm_limit_gib']} GiB a chip "
+        f"({report['hbm_share']:.1%}): {'fits' if report['fits'] else 'DOES NOT FIT'}",
     ]
     if "hbm_gib" in report:
         lines.append("              " + ", ".join(f"{name} {size:.2f}" for name, size in report["hbm_gib"].items()))
@@ -107,16 +161,21 @@ def in_words(report: dict) -> str:
         lines += [
             f"model         {report['model_tflops']:.2f} TFLOP a chip, every row full and every slot used: {parts}",
             f"XLA           {report['xla_tflops']:.2f} TFLOP a chip, {report['recompute_ratio']:.2f} times the model's",
-            f"a step takes  {report['step_seconds_estimate']:.3f} s, {report['mfu_estimate']:.1%} of the peak: an ESTIMATE from the compiler's schedule, in seconds:",
+            f"a step takes  {report['step_seconds_estimate']:.3f} s, {report['mfu_estimate']:.1%} of the "
+            "peak: an ESTIMATE from the compiler's schedule, in seconds:",
             *(f"              {value:8.3f}  {name.replace('_', ' ')}" for name, value in report["terms"].items()),
             *(f"              assumed: {line}" for line in report["assumptions"]),
             "collectives",
             *(
-                f"              {one['kind']:20s} {one['count']:6d} {one['gib']:10.2f} GiB  {'asynchronous' if one['asynchronous'] else 'waited for'}"
+                f"              {one['kind']:20s} {one['count']:6d} {one['gib']:10.2f} GiB  "
+                f"{'asynchronous' if one['asynchronous'] else 'waited for'}"
                 for one in report["collectives"]
             ),
         ]
     for name, facts in report.get("sampling", {}).items():
-        lines.append(f"{name:13s} {facts['hbm_peak_gib']:.2f} GiB a chip, {facts['seconds_estimate']:.4f} s estimated, compiled in {facts['compile_seconds']:.0f} s")
+        lines.append(
+            f"{name:13s} {facts['hbm_peak_gib']:.2f} GiB a chip, {facts['seconds_estimate']:.4f} s "
+            f"estimated, compiled in {facts['compile_seconds']:.0f} s"
+        )
     lines += [f"FAILED        {line}" for findings in report["checks"].values() for line in findings]
     return "\n".join([*lines, f"compiled      in {report['compile_seconds']:.0f} s"])

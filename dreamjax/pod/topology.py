@@ -1,7 +1,7 @@
 """TPU slices by name, `v4:4x4x8`: their devices for the compiler, and what their chips can do.
 
-The compiler for TPUs runs on any machine with libtpu (`pip install "jax[tpu]"`). Names count chips along each side of the
-torus; cloud names such as v4-128 count cores.
+The compiler for TPUs runs on any machine with libtpu (`pip install "jax[tpu]"`). Names count chips along each side of
+the torus; cloud names such as v4-128 count cores.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ CHIPS = {
     "v6e": Chip(918, 32, 1640, 90, 2, 1.75),
 }
 DCN_GBYTES = 6.25  # per chip, between slices
-# Feature maps lie in the registers with so many pictures beside each other: convolutions of nine pictures take as long as of sixteen.
+# Feature maps lie in the registers with so many pictures beside each other: convolutions of nine pictures take as long
+# as of sixteen.
 PICTURE_TILE = 8
 
 
@@ -60,7 +61,10 @@ def parse(name: str, slices: int = 1) -> Topology:
     """The topology of `v4:4x4x8`; ConfigError where there is no such chip or shape."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in CHIPS:
-        raise ConfigError(f"--topology: {name!r} is no topology; write a chip ({', '.join(CHIPS)}) and its sides, as v4:4x4x8 or v5e:16x16")
+        raise ConfigError(
+            f"--topology: {name!r} is no topology; write a chip ({', '.join(CHIPS)}) and its sides, as "
+            "v4:4x4x8 or v5e:16x16"
+        )
     chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     if len(shape) != chip.sides or not all(shape):
         raise ConfigError(f"--topology: {name!r} needs {chip.sides} sides, each at least 1")
@@ -70,15 +74,22 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """The slice's devices, one a chip, to compile for; ConfigError without libtpu or where the compiler knows no such slice."""
+    """The slice's devices, one a chip, to compile for.
+
+    ConfigError without libtpu or where the compiler knows no such slice.
+    """
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError('--topology: the compiler for TPUs is missing; pip install "jax[tpu]" brings it (libtpu), no TPU is needed')
+        raise ConfigError(
+            '--topology: the compiler for TPUs is missing; pip install "jax[tpu]" brings it (libtpu), no TPU is needed'
+        )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud what machine this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is opened that only one process may have
     options = {"chip_config_name": "megacore"} if topology.chip.megacore else {}
     wrap = (*topology.wraps, False, False)[:3]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, wrap=wrap, num_slices=topology.slices, **options)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, wrap=wrap, num_slices=topology.slices, **options
+        )
     except Exception as error:  # raised by the plugin, of whatever type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"--topology: the compiler knows no {topology.name!r}: {reason}") from None

@@ -2,7 +2,8 @@
 
     FOLDER/story.html      the prompt and what followed, in one file
     FOLDER/image_0.png     pictures that the model drew, prompt_0.png those that it was given
-    FOLDER/story.json      the document with these file names, its seed, its options, and how many of its parts are the prompt; written last
+    FOLDER/story.json      the document with these file names, its seed, its options, and how many of its parts are the
+                           prompt; written last
 
 So story.json says all that is needed to write the document again, to the byte (`asked`).
 """
@@ -26,7 +27,10 @@ KEYS = ("parts", "id", "notes", "seed", "batch_size", "prompt_parts", "options",
 
 def fingerprint(prompt: Document, seed: int, options: Options) -> str:
     """16 hex digits over everything that decides what a model makes of a prompt."""
-    settings = dataclasses.asdict(dataclasses.replace(options, negative=None)) | {"negative": _json(options.negative), "seed": seed}
+    settings = dataclasses.asdict(dataclasses.replace(options, negative=None)) | {
+        "negative": _json(options.negative),
+        "seed": seed,
+    }
     asked = {name: value for name, value in prompt.to_json().items() if name in ("kind", "parts")}
     return hashlib.sha256(json.dumps([asked, settings], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -35,15 +39,23 @@ def _json(document: Document | None) -> dict | None:
     return None if document is None else document.to_json()
 
 
-def write(folder: epath.Path, prompt: Document, made: Document, seed: int, options: Options, batch_size: int = 1) -> dict:
+def write(
+    folder: epath.Path, prompt: Document, made: Document, seed: int, options: Options, batch_size: int = 1
+) -> dict:
     """Writes the files of a document that was made in a batch of `batch_size` rows; returns what story.json holds."""
     folder.mkdir(parents=True, exist_ok=True)
     given, drawn = _save(folder, "prompt", prompt), _save(folder, "image", made)
     whole = Document(prompt.parts + made.parts, prompt.id, made.notes, prompt.kind)
     whole.save_html(folder / "story.html")
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "negative"}
+    settings = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "negative"
+    }
     record = whole.to_json([*given, *drawn]) | {
-        "seed": seed, "batch_size": batch_size, "prompt_parts": len(prompt.parts), "options": settings | {"negative": _json(options.negative)}, "pictures": drawn,
+        "seed": seed,
+        "batch_size": batch_size,
+        "prompt_parts": len(prompt.parts),
+        "options": settings | {"negative": _json(options.negative)},
+        "pictures": drawn,
         "fingerprint": fingerprint(prompt, seed, options),
     }
     atomic.write_text(folder / "story.json", json.dumps(record) + "\n")
@@ -61,7 +73,10 @@ def _save(folder: epath.Path, name: str, document: Document) -> list[str]:
 
 
 def read(folder: epath.Path, prompt: Document, seed: int, options: Options) -> dict | None:
-    """What story.json holds, None where there is none, or one of numbers that were not finite; ConfigError where it is damaged or of something else."""
+    """What story.json holds, None where there is none, or one of numbers that were not finite.
+
+    ConfigError where it is damaged or of something else.
+    """
     path = folder / "story.json"
     if not path.exists():
         return None
@@ -98,9 +113,11 @@ class Asked(NamedTuple):
 
 
 def asked(folder: epath.Path) -> Asked:
-    """What the document of a folder was made of, from its story.json; ConfigError, naming the key, where that does not say it.
+    """What the document of a folder was made of, from its story.json; ConfigError, naming the key, where that does not
+    say it.
 
-    The file may be from anybody: pictures are read beside it alone, and every value is checked as an option of the command is.
+    The file may be from anybody: pictures are read beside it alone, and every value is checked as an option of the
+    command is.
     """
     path = folder / "story.json"
     if not path.exists():
@@ -115,7 +132,10 @@ def asked(folder: epath.Path) -> Asked:
         parts = require_number("prompt_parts", record["prompt_parts"], 0, len(whole.parts))
         prompt = Document(whole.parts[:parts], whole.id, kind=whole.kind)
         return Asked(
-            prompt, require_seed("seed", record["seed"]), from_dict(Options, settings, "options"), require_number("batch_size", record["batch_size"], 1, MANY)
+            prompt,
+            require_seed("seed", record["seed"]),
+            from_dict(Options, settings, "options"),
+            require_number("batch_size", record["batch_size"], 1, MANY),
         )
     except ValueError as error:
         raise ConfigError(f"{path}: does not say what its document was made of: {printable(str(error)):.300}") from None

@@ -1,7 +1,7 @@
 """Where each dream query looks: the U-Net's cross-attention between queries and latent positions (the paper's Fig. 6).
 
-Maps are averaged over time steps and heads; every query has one for each side at which the U-Net attends. The weights are
-computed again from what enters the attention layers, so that the model itself needs no way to give them out.
+Maps are averaged over time steps and heads; every query has one for each side at which the U-Net attends. The weights
+are computed again from what enters the attention layers, so that the model itself needs no way to give them out.
 """
 
 import functools
@@ -31,13 +31,18 @@ MARGIN = 4
 
 
 class Watched(NamedTuple):
-    """A picture and where each dream query looked while it was drawn: {(h, w) of the latents there: maps [Q, h, w] float32}."""
+    """A picture and where each dream query looked while it was drawn.
+
+    {(h, w) of the latents there: maps [Q, h, w] float32}.
+    """
 
     picture: PIL.Image.Image
     maps: dict[tuple[int, int], np.ndarray]
 
     def save(self, folder: str | os.PathLike):
-        """Writes picture.png, attention_maps.npz, with an array "HxW" for each side, and attention_maps.png, the figure of their mean."""
+        """Writes picture.png, attention_maps.npz, with an array "HxW" for each side, and attention_maps.png, the
+        figure of their mean.
+        """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "picture.png").write_bytes(images.to_png(self.picture))
@@ -49,12 +54,18 @@ class Watched(NamedTuple):
 def mean_of(maps: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
     """The mean over all sides, [Q, h, w] at the largest, to which the others are stretched."""
     height, width = max(maps)
-    stretch = lambda values: np.asarray(PIL.Image.fromarray(values).resize((width, height), PIL.Image.Resampling.BILINEAR))
+
+    def stretch(values):
+        return np.asarray(PIL.Image.fromarray(values).resize((width, height), PIL.Image.Resampling.BILINEAR))
+
     return np.mean([[stretch(values) for values in of_side.astype(np.float32)] for of_side in maps.values()], axis=0)
 
 
-def attention_maps(parts: Parts, params: dict, hidden: Array, empty: Array | None, keys: Array, options: Options) -> tuple[Array, dict[tuple[int, int], np.ndarray]]:
-    """Draws pictures for hidden states [B, Q, D] and watches: (latents [B, h, w, C], {(h, w): maps [B, Q, h, w] float32}).
+def attention_maps(
+    parts: Parts, params: dict, hidden: Array, empty: Array | None, keys: Array, options: Options
+) -> tuple[Array, dict[tuple[int, int], np.ndarray]]:
+    """Draws pictures for hidden states [B, Q, D] and watches: (latents [B, h, w, C], {(h, w): maps [B, Q, h, w]
+    float32}).
 
     At every position a map says which share of the attention the query has, so that the maps of all queries sum to 1.
     Layers of the same side are averaged.
@@ -78,7 +89,10 @@ def attention_maps(parts: Parts, params: dict, hidden: Array, empty: Array | Non
 def _maps_at(parts: Parts, params: dict, context: Array, x: Array, timestep: Array) -> Mapping[str, Array]:
     """{name of a cross-attention layer: [B, positions, Q] weights, averaged over heads} at one timestep."""
     timesteps = jnp.full(len(x), timestep)
-    is_query = lambda module, method: method == "__call__" and module.name == "to_q" and module.path[-2] == "attn2"
+
+    def is_query(module, method):
+        return method == "__call__" and module.name == "to_q" and module.path[-2] == "attn2"
+
     variables = {"params": params["unet"]}
     _, kept = parts.unet.apply(variables, x, timesteps, context, capture_intermediates=is_query)
     found = {}
@@ -92,7 +106,10 @@ def _maps_at(parts: Parts, params: dict, context: Array, x: Array, timestep: Arr
 
 def _weights(queries: Array, keys: Array, heads: int) -> Array:
     """Attention weights of [B, L, D] to [B, Q, D], averaged over heads: [B, L, Q] float32."""
-    split = lambda y: y.reshape(*y.shape[:2], heads, -1)
+
+    def split(y):
+        return y.reshape(*y.shape[:2], heads, -1)
+
     scores = jnp.einsum("blhc,bqhc->bhlq", split(queries), split(keys), preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / math.sqrt(queries.shape[-1] // heads), axis=-1).mean(axis=1)
 
@@ -120,7 +137,9 @@ def figure(picture: PIL.Image.Image, maps: np.ndarray) -> PIL.Image.Image:
     columns = math.ceil(math.sqrt(len(maps)))
     rows = -(-len(maps) // columns)
     sheet = PIL.Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * (TILE + MARGIN) + MARGIN), "white")
-    behind = np.asarray(picture.convert("L").convert("RGB").resize((TILE, TILE), PIL.Image.Resampling.BICUBIC), np.float32)
+    behind = np.asarray(
+        picture.convert("L").convert("RGB").resize((TILE, TILE), PIL.Image.Resampling.BICUBIC), np.float32
+    )
     for number, values in enumerate(maps):
         spread = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
         heat = PIL.Image.fromarray(np.uint8(255 * spread)).resize((TILE, TILE), PIL.Image.Resampling.BICUBIC)

@@ -1,4 +1,5 @@
-"""Beam search: text alone, the likeliest of several continuations (transformers' beam search with early_stopping false).
+"""Beam search: text alone, the likeliest of several continuations (transformers' beam search with early_stopping
+false).
 
 Axes: B documents, K beams, V vocabulary, W most tokens written. Documents of a batch do not touch each other.
 """
@@ -31,22 +32,38 @@ class Beams(NamedTuple):
     broken: Array  # [B] int32: the token, counted from 1, for which the logits of a beam were not finite; 0: none
 
 
-def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: float) -> State:
-    """The state with the best continuation of each document written; none is WRITING any more, and the cache is that of before."""
+def write(
+    parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: float
+) -> State:
+    """The state with the best continuation of each document written.
+
+    None is WRITING any more, and the cache is that of before.
+    """
     return _search(parts, params, state, settings, special, beams, jnp.float32(length_penalty))
 
 
-def _search_loop(parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: Array) -> State:
+def _search_loop(
+    parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: Array
+) -> State:
     count, width = state.tokens.shape
     limits = jnp.minimum(settings.max_tokens, settings.context - state.length)
     spread = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), state._replace(cache={}))
     spread = spread._replace(cache=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), state.cache))
     nothing = jnp.full((count, beams), NEVER)
     found = Beams(
-        spread, nothing.at[:, 0].set(0.0), jnp.zeros((count, beams, width), jnp.int32), nothing, jnp.zeros((count, beams), jnp.int32),
-        limits > 0, jnp.int32(0), jnp.zeros(count, jnp.int32),
+        spread,
+        nothing.at[:, 0].set(0.0),
+        jnp.zeros((count, beams, width), jnp.int32),
+        nothing,
+        jnp.zeros((count, beams), jnp.int32),
+        limits > 0,
+        jnp.int32(0),
+        jnp.zeros(count, jnp.int32),
     )
-    step = lambda found: _step(parts, params, found, settings, special, limits, length_penalty)
+
+    def step(found):
+        return _step(parts, params, found, settings, special, limits, length_penalty)
+
     found = jax.lax.while_loop(lambda found: jnp.any(found.hopeful), step, found)
     broken = found.broken > 0  # the document has what a beam had written by then
     tokens = jnp.where(broken[:, None], found.state.tokens.reshape(count, beams, width)[:, 0], found.done[:, 0])
@@ -54,14 +71,21 @@ def _search_loop(parts: Parts, params: dict, state: State, settings: Settings, s
     last = jnp.take_along_axis(tokens, jnp.maximum(written - 1, 0)[:, None], axis=1)[:, 0]
     limit = jnp.where(settings.max_tokens <= settings.context - state.length, TOKEN_LIMIT, CONTEXT_LIMIT)
     status = jnp.where(broken, NOT_FINITE, jnp.where((written > 0) & (last == special.eos), ENDED, limit))
-    return state._replace(tokens=tokens, written=written, status=jnp.where(state.status == WRITING, status, state.status))
+    return state._replace(
+        tokens=tokens, written=written, status=jnp.where(state.status == WRITING, status, state.status)
+    )
 
 
 _search = jax.jit(_search_loop, static_argnames=("parts", "special", "beams"))
 
 
-def _step(parts: Parts, params: dict, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array) -> Beams:
-    """One more token: the best 2 K continuations of all beams, of which those that end compete with the ended ones and K go on."""
+def _step(
+    parts: Parts, params: dict, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array
+) -> Beams:
+    """One more token.
+
+    The best 2 K continuations of all beams, of which those that end compete with the ended ones and K go on.
+    """
     state, (count, beams) = found.state, found.scores.shape
     shares = jax.nn.log_softmax(state.logits, axis=-1)
     shares = text.penalise(shares, state.present, settings.repetition_penalty)
@@ -71,7 +95,10 @@ def _step(parts: Parts, params: dict, found: Beams, settings: Settings, special:
     scores, index = jax.lax.top_k(whole, 2 * beams)  # with one way to end, K of these go on
     parents, tokens = index // vocabulary, index % vocabulary
     ends = (tokens == special.eos) | (found.step + 1 >= limits[:, None])
-    of_parents = lambda x: jnp.take_along_axis(x.reshape(count, beams, -1), parents[..., None], axis=1)
+
+    def of_parents(x):
+        return jnp.take_along_axis(x.reshape(count, beams, -1), parents[..., None], axis=1)
+
     written = of_parents(state.tokens).at[:, :, found.step].set(tokens)
 
     length = (found.step + 1).astype(jnp.float32)
@@ -79,12 +106,20 @@ def _step(parts: Parts, params: dict, found: Beams, settings: Settings, special:
     eligible = ends & first & found.hopeful[:, None]
     ended = jnp.where(eligible, scores / length**length_penalty, NEVER)
     all_scores, best = jax.lax.top_k(jnp.concatenate([found.done_scores, ended], axis=1), beams)
-    pick = lambda mine, new: jnp.take_along_axis(jnp.concatenate([mine, new], axis=1), best.reshape(best.shape + (1,) * (mine.ndim - 2)), axis=1)
+
+    def pick(mine, new):
+        return jnp.take_along_axis(
+            jnp.concatenate([mine, new], axis=1), best.reshape(best.shape + (1,) * (mine.ndim - 2)), axis=1
+        )
+
     done = pick(found.done, written)
     done_lengths = pick(found.done_lengths, jnp.where(eligible, found.step + 1, 0))
 
     running, kept = jax.lax.top_k(jnp.where(ends, scores + NEVER, scores), beams)
-    keep = lambda x: jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    def keep(x):
+        return jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
+
     state = _go_on(parts, params, state, keep(parents), keep(tokens), keep(written))
     worst = jnp.where(jnp.all(done_lengths > 0, axis=1), all_scores[:, -1], NEVER)
     sound = jnp.all(found.state.finite.reshape(count, beams), axis=1)
@@ -104,4 +139,6 @@ def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Arr
         present=state.present[rows].at[jnp.arange(len(rows)), chosen].set(True),
         tokens=written.reshape(len(rows), -1),
     )
-    return text.extend(parts, params, state, dreamllm.embed(parts, params, chosen)[:, None], jnp.ones_like(state.length))[0]
+    return text.extend(
+        parts, params, state, dreamllm.embed(parts, params, chosen)[:, None], jnp.ones_like(state.length)
+    )[0]

@@ -1,6 +1,8 @@
-"""Numbers that are not finite: NaN in the weights, or an overflow, would look like a clean end or a black picture. They are said.
+"""Numbers that are not finite: NaN in the weights, or an overflow, would look like a clean end or a black picture. They
+are said.
 
-The sampler carries a flag for each document on the device and ends that document alone, with a note; who asked gets NotFinite.
+The sampler carries a flag for each document on the device and ends that document alone, with a note; who asked gets
+NotFinite.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,10 @@ NOTE = "not finite: "  # what the note of such a document begins with
 
 
 class NotFinite(RunStopped):
-    """The model's numbers are NaN or infinite. `made` is what was made nevertheless, sound documents or latents among it."""
+    """The model's numbers are NaN or infinite.
+
+    `made` is what was made nevertheless, sound documents or latents among it.
+    """
 
     def __init__(self, message: str, made: Any = None):
         super().__init__(message)
@@ -74,5 +79,8 @@ def cause(parts: Parts, params: dict) -> str:
     """Where the weights are not finite, or that they are."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
-            return f"the weights hold NaN or infinities, first in {path_of(path)}: use another checkpoint, or import them anew"
+            return (
+                f"the weights hold NaN or infinities, first in {path_of(path)}: use another checkpoint, or "
+                "import them anew"
+            )
     return f"the weights are finite: numbers leave the range of {parts.config.dtype}, or what was given is not finite"

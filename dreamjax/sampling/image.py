@@ -32,7 +32,10 @@ class Drawing(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Pictures in the middle of their denoising: [B, h, w, C] latents and the estimate of where they go, after `step` of `steps`."""
+    """Pictures in the middle of their denoising.
+
+    [B, h, w, C] latents and the estimate of where they go, after `step` of `steps`.
+    """
 
     step: int
     steps: int
@@ -41,8 +44,14 @@ class Moment(NamedTuple):
 
 def drawing(config: ModelConfig, options: Options) -> Drawing:
     """The plan and the guidance that the options ask for; ConfigError where the schedule cannot have them."""
-    plan = samplers.plan(config.diffusion, options.sampler, options.num_steps, options.spacing, options.eta, pixels=config.vae is None)
-    return Drawing(samplers.padded(plan, config.diffusion.timesteps), np.float32(options.guidance_scale), np.float32(options.guidance_rescale))
+    plan = samplers.plan(
+        config.diffusion, options.sampler, options.num_steps, options.spacing, options.eta, pixels=config.vae is None
+    )
+    return Drawing(
+        samplers.padded(plan, config.diffusion.timesteps),
+        np.float32(options.guidance_scale),
+        np.float32(options.guidance_rescale),
+    )
 
 
 def latent_shape(config: ModelConfig, options: Options) -> tuple[int, int, int]:
@@ -51,12 +60,16 @@ def latent_shape(config: ModelConfig, options: Options) -> tuple[int, int, int]:
     sides = {name: getattr(options, name) or config.decoder_size for name in ("height", "width")}
     for name, side in sides.items():
         if side % factor:
-            raise ConfigError(f"{name}: {side} pixels is not a multiple of {factor}, the side that the VAE makes one latent of")
+            raise ConfigError(
+                f"{name}: {side} pixels is not a multiple of {factor}, the side that the VAE makes one latent of"
+            )
     return sides["height"] // factor, sides["width"] // factor, config.unet.in_channels
 
 
 def check(config: ModelConfig, options: Options, rows: int):
-    """Raises ConfigError where `rows` pictures at once cannot be drawn as the options ask, and warns of sizes far from the training size."""
+    """Raises ConfigError where `rows` pictures at once cannot be drawn as the options ask, and warns of sizes far
+    from the training size.
+    """
     drawing(config, options)
     shape = latent_shape(config, options)
     memory.require_room_for_pictures(config, shape, rows, 1 if options.guidance_scale == 1 else 2)
@@ -64,12 +77,17 @@ def check(config: ModelConfig, options: Options, rows: int):
     if max(height, width) > FAR * trained or FAR * min(height, width) < trained:
         size = f"{width * config.decoder_size // trained} x {height * config.decoder_size // trained} pixels"
         warnings.warn(
-            f"height, width: {size}, and the model was trained on {config.decoder_size} x {config.decoder_size}: things may come twice or fall apart", stacklevel=2
+            f"height, width: {size}, and the model was trained on {config.decoder_size} x "
+            f"{config.decoder_size}: things may come twice or fall apart",
+            stacklevel=2,
         )
 
 
 def picture_keys(keys: Array, numbers: Array) -> Array:
-    """The keys by which documents with [B] keys draw their pictures number 1, 2, ...; writing folds in lengths, which are positive too."""
+    """The keys by which documents with [B] keys draw their pictures number 1, 2, ...
+
+    Writing folds in lengths, which are positive too.
+    """
     return jax.vmap(jax.random.fold_in)(keys, -numbers)
 
 
@@ -81,7 +99,10 @@ def first_noise(keys: Array, shape: tuple[int, int, int]) -> Array:
 
 @functools.partial(jax.jit, static_argnames="parts")
 def contexts(parts: Parts, params: dict, hidden: Array, empty: Array | None) -> Array:
-    """What the U-Net reads, [k, B, Q, E], of hidden states [B, Q, D]; `empty` [B, Q, D] or [Q, D], where there is guidance, comes first."""
+    """What the U-Net reads, [k, B, Q, E], of hidden states [B, Q, D].
+
+    `empty` [B, Q, D] or [Q, D], where there is guidance, comes first.
+    """
     both = hidden[None] if empty is None else jnp.stack([jnp.broadcast_to(empty, hidden.shape), hidden])
     context = dreamllm.condition(parts, params, both.reshape(-1, *hidden.shape[1:]))
     return context.reshape(*both.shape[:3], -1)
@@ -89,7 +110,15 @@ def contexts(parts: Parts, params: dict, hidden: Array, empty: Array | None) -> 
 
 @functools.partial(jax.jit, static_argnames="parts")
 def denoise(
-    parts: Parts, params: dict, context: Array, progress: Progress, drawing: Drawing, keys: Array, fresh: Array | None, start: Array, stop: Array
+    parts: Parts,
+    params: dict,
+    context: Array,
+    progress: Progress,
+    drawing: Drawing,
+    keys: Array,
+    fresh: Array | None,
+    start: Array,
+    stop: Array,
 ) -> Progress:
     """Runs the steps start .. stop - 1; the guided prediction takes both contexts in one batch.
 
@@ -99,7 +128,9 @@ def denoise(
     flat = context.reshape(-1, *context.shape[2:])
 
     def predict(x: Array, timesteps: Array) -> Array:
-        repeat = lambda y: jnp.concatenate([y] * copies)
+        def repeat(y):
+            return jnp.concatenate([y] * copies)
+
         predictions = jnp.split(dreamllm.denoise(parts, params, repeat(x), repeat(timesteps), flat), copies)
         return predictions[0] if copies == 1 else samplers.guided(*predictions, drawing.guidance, drawing.rescale)
 
@@ -108,11 +139,16 @@ def denoise(
             return fresh[step]
         return first_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, step), progress.x.shape[1:])
 
-    return samplers.advance(parts.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=parts.vae is None)
+    return samplers.advance(
+        parts.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=parts.vae is None
+    )
 
 
 class Decoded(NamedTuple):
-    """uint8 pictures [B, H, W, 3], and whether the numbers that they were made of were finite, [B] bool: as levels NaN is black."""
+    """uint8 pictures [B, H, W, 3], and whether the numbers that they were made of were finite, [B] bool.
+
+    As levels NaN is black.
+    """
 
     pictures: Array
     finite: Array
@@ -126,13 +162,21 @@ def decode(parts: Parts, params: dict, latents: Array) -> Decoded:
 
 
 def moments(
-    parts: Parts, params: dict, hidden: Array, empty: Array | None, keys: Array, options: Options,
-    noise: Array | None = None, fresh: Array | None = None, every: int = 0,
+    parts: Parts,
+    params: dict,
+    hidden: Array,
+    empty: Array | None,
+    keys: Array,
+    options: Options,
+    noise: Array | None = None,
+    fresh: Array | None = None,
+    every: int = 0,
 ) -> Iterator[Moment]:
-    """Denoises pictures for hidden states [B, Q, D] at the queries: a Moment after every `every` steps (0: none) and one at the end.
+    """Denoises pictures for hidden states [B, Q, D] at the queries: a Moment after every `every` steps (0: none) and
+    one at the end.
 
-    `empty` [Q, D] or [B, Q, D] is what guidance leads away from. Each picture's noise comes from its own key [B], or from
-    `noise` [B, h, w, C] and, for each step, `fresh` [steps, B, h, w, C].
+    `empty` [Q, D] or [B, Q, D] is what guidance leads away from. Each picture's noise comes from its own key [B], or
+    from `noise` [B, h, w, C] and, for each step, `fresh` [steps, B, h, w, C].
     """
     plan, shape, steps = drawing(parts.config, options), latent_shape(parts.config, options), options.num_steps
     if noise is not None and noise.shape != (len(hidden), *shape):

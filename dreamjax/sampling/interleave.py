@@ -1,10 +1,11 @@
-"""Free-form illustrated documents: the model writes, decides where a picture comes, draws it, looks at it and writes on.
+"""Free-form illustrated documents: the model writes, decides where a picture comes, draws it, looks at it and writes
+on.
 
     prefill -> write -> (at <dream_start>) dream -> draw -> look -> write -> ... -> </s> or a limit
 
-Every document of a batch is in its own state; all share the jitted pieces. Shapes come from buckets, and those in which a
-document is computed depend on itself, the size of the batch and the options, never on the other documents: what it becomes
-is the same to the bit whatever is written beside it. Pictures are drawn for all waiting documents at once.
+Every document of a batch is in its own state; all share the jitted pieces. Shapes come from buckets, and those in which
+a document is computed depend on itself, the size of the batch and the options, never on the other documents: what it
+becomes is the same to the bit whatever is written beside it. Pictures are drawn for all waiting documents at once.
 """
 
 import dataclasses
@@ -25,7 +26,18 @@ from dreamjax.sampling import beam, finite, image, memory, text
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
 from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
-from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, NOT_FINITE, PICTURE_LIMIT, STOPPED, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling.text import (
+    CONTEXT_LIMIT,
+    DREAMING,
+    NOT_FINITE,
+    PICTURE_LIMIT,
+    STOPPED,
+    TOKEN_LIMIT,
+    WRITING,
+    Settings,
+    Special,
+    State,
+)
 from dreamjax.schema import ConfigError, require_seed
 from dreamjax.tokenizer import Tokenizer
 
@@ -108,13 +120,19 @@ Event = Wrote | Drawing | Drawn | Finished
 
 
 def generate(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options,
-    watch: Callable[[Event], None] | None = None, size: int = 0,
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
+    options: Options,
+    watch: Callable[[Event], None] | None = None,
+    size: int = 0,
 ) -> list[Document]:
     """What the model writes and draws after each prompt (the prompt itself is not repeated), one Document each.
 
-    `watch` is called with each Event, after every few tokens and denoising steps. `size` rows are computed (0: the power of
-    two that holds the prompts).
+    `watch` is called with each Event, after every few tokens and denoising steps. `size` rows are computed (0: the
+    power of two that holds the prompts).
     """
     task, state = begin(parts, params, tokenizer, prompts, seeds, options, size)
     pace = {"tokens": CHECK_EVERY, "steps": 5} if watch else {}
@@ -125,7 +143,13 @@ def generate(
 
 
 def begin(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options, size: int = 0
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
+    options: Options,
+    size: int = 0,
 ) -> tuple[Task, State]:
     """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
     if parts.unet is None and options.min_images:
@@ -144,11 +168,20 @@ def begin(
     memory.require_room_for_documents(parts.config, count, min(wanted, context))
     width = bucket(max(min(options.max_tokens, context), 1), 64)
     state = prefill(parts, params, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
-    limit = lambda value: np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
+
+    def limit(value):
+        return np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
+
     settings = Settings(
-        np.float32(options.temperature), np.int32(options.top_k), np.float32(options.top_p), np.float32(options.repetition_penalty),
-        limit(options.max_tokens), limit(options.max_images), limit(options.min_images),
-        banned(parts, tokenizer, options.unmasked), np.int32(context),
+        np.float32(options.temperature),
+        np.int32(options.top_k),
+        np.float32(options.top_p),
+        np.float32(options.repetition_penalty),
+        limit(options.max_tokens),
+        limit(options.max_images),
+        limit(options.min_images),
+        banned(parts, tokenizer, options.unmasked),
+        np.int32(context),
     )
     special = Special(tokenizer.eos, tokenizer.dream_start, room)
     return Task(parts, params, tokenizer, prompts, options, settings, special), state
@@ -161,7 +194,9 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
     """
     options, pictures = task.options, [[] for _ in task.prompts]
     if options.beams > 1:
-        state = beam.write(task.parts, task.params, state, task.settings, task.special, options.beams, options.length_penalty)
+        state = beam.write(
+            task.parts, task.params, state, task.settings, task.special, options.beams, options.length_penalty
+        )
     pace = np.int32(tokens or (CHECK_EVERY if options.stop else ENDLESS))
     while True:
         state = _write(task.parts, task.params, state, task.settings, task.special, pace)
@@ -214,26 +249,38 @@ def document(task: Task, state: State, b: int, pictures: Sequence[np.ndarray]) -
     """What document b wrote, as parts; in a chat they are the assistant's. The notes say where a limit ended it."""
     tokens = np.asarray(state.tokens[b])[: int(state.written[b])].tolist()
     role = answering(task.prompts[b])
-    parts = [Text(part, role=role) if isinstance(part, str) else Image(part, role=role) for part in content(task, b, tokens, pictures)]
+    parts = [
+        Text(part, role=role) if isinstance(part, str) else Image(part, role=role)
+        for part in content(task, b, tokens, pictures)
+    ]
     limits = {
         TOKEN_LIMIT: f"stopped at the limit of {task.options.max_tokens} tokens",
         CONTEXT_LIMIT: "stopped at the end of the model's context",
         PICTURE_LIMIT: f"stopped at the limit of {task.options.max_images} pictures",
     }
-    stray = len([token for token in tokens if token in task.tokenizer.special_ids - {task.tokenizer.eos, task.tokenizer.dream_start}])
+    stray = len(
+        [
+            token
+            for token in tokens
+            if token in task.tokenizer.special_ids - {task.tokenizer.eos, task.tokenizer.dream_start}
+        ]
+    )
     limits[NOT_FINITE] = finite.note(len(tokens), len(pictures), int(state.pictures[b]))
     notes = [limits[status]] if (status := int(state.status[b])) in limits else []
     return Document(tuple(parts), notes=(*notes, *([f"control tokens out of place: {stray}"] if stray else [])))
 
 
 def content(task: Task, b: int, tokens: Sequence[int], pictures: Sequence[np.ndarray]) -> list[str | np.ndarray]:
-    """Texts and pictures that document b's tokens stand for, up to a stop string; a picture that is not drawn yet is left out.
+    """Texts and pictures that document b's tokens stand for, up to a stop string; a picture that is not drawn yet is
+    left out.
 
     A space before its first words is kept where the prompt ended in text.
     """
     prompt = task.prompts[b]
     last = prompt.parts[-1] if prompt.parts else None
-    keeps_space = isinstance(last, Text) and last.text != "" and not answering(prompt)  # an empty prompt is the beginning of a text
+    keeps_space = (
+        isinstance(last, Text) and last.text != "" and not answering(prompt)
+    )  # an empty prompt is the beginning of a text
     found, drawn = [], iter(pictures)
     for number, run in enumerate(_runs(task.tokenizer, tokens)):
         if number and (picture := next(drawn, None)) is not None:

@@ -1,4 +1,5 @@
-"""What sampling needs at the least, beside the memory that there is: what cannot fit is refused before it is tried, not by the system's killer.
+"""What sampling needs at the least, beside the memory that there is: what cannot fit is refused before it is tried, not
+by the system's killer.
 
 All are lower bounds, of the largest array alone; what they let pass may still be too much.
 """
@@ -27,7 +28,9 @@ def exhausted_is_said() -> Iterator[None]:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         said = str(error).splitlines()[0]
-        raise ConfigError(f"memory: {said}; ask for smaller pictures, fewer tokens, or fewer documents at once (--batch_size)") from None
+        raise ConfigError(
+            f"memory: {said}; ask for smaller pictures, fewer tokens, or fewer documents at once (--batch_size)"
+        ) from None
 
 
 def there_is() -> int:
@@ -38,13 +41,18 @@ def there_is() -> int:
 
 
 def require_room_for_pictures(config: ModelConfig, latents: tuple[int, int, int], rows: int, copies: int):
-    """Raises ConfigError where `rows` pictures of [h, w, C] latents, `copies` of each where there is guidance, cannot be drawn at once."""
+    """Raises ConfigError where `rows` pictures of [h, w, C] latents, `copies` of each where there is guidance,
+    cannot be drawn at once.
+    """
     height, width, _ = latents
     factor = config.vae.downsampling if config.vae else 1
     need, what = max(_pictures(config, height, width, rows, copies))
     if need > there_is():
         size = f"{rows} pictures of {width * factor} x {height * factor} pixels at once"
-        raise ConfigError(f"height, width: {size} take more than {need / GIB:,.0f} GiB ({what}), there are {there_is() / GIB:,.0f} GiB")
+        raise ConfigError(
+            f"height, width: {size} take more than {need / GIB:,.0f} GiB ({what}), there are "
+            f"{there_is() / GIB:,.0f} GiB"
+        )
 
 
 def _pictures(config: ModelConfig, height: int, width: int, rows: int, copies: int) -> list[tuple[int, str]]:
@@ -68,5 +76,7 @@ def require_room_for_documents(config: ModelConfig, rows: int, slots: int):
     cache = jax.eval_shape(lambda: init_cache(config.llm, rows, slots, jnp.dtype(config.dtype)))
     need = sum(array.size * array.dtype.itemsize for array in cache.values())
     if need > there_is():
-        took = f"{rows} documents of up to {slots:,} tokens at once take {need / GIB:,.0f} GiB for keys and values alone"
+        took = (
+            f"{rows} documents of up to {slots:,} tokens at once take {need / GIB:,.0f} GiB for keys and values alone"
+        )
         raise ConfigError(f"batch_size, max_tokens: {took}, there are {there_is() / GIB:,.0f} GiB")

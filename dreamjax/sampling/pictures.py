@@ -18,7 +18,12 @@ from dreamjax.tokenizer import Tokenizer
 
 
 def conditions(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], negatives: Sequence[Document], options: Options
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Document],
+    negatives: Sequence[Document],
+    options: Options,
 ) -> tuple[jax.Array, jax.Array | None]:
     """(hidden states at the queries, what guidance leads away from), [B, Q, D] each, B a power of two.
 
@@ -30,7 +35,10 @@ def conditions(
         raise ConfigError(f"negative: {len(negatives)} negative prompts for {len(prompts)} prompts")
     size = bucket(len(prompts), 1)
     after = condition_after_padding if options.padding == "right" else condition_after
-    read = lambda documents: _filled(after(parts, params, tokenizer, documents, options.template)[: len(documents)], size)
+
+    def read(documents):
+        return _filled(after(parts, params, tokenizer, documents, options.template)[: len(documents)], size)
+
     if options.guidance_scale == 1:
         return read(prompts), None
     if negatives:
@@ -40,11 +48,20 @@ def conditions(
 
 
 def draw_after(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], seeds: Sequence[int], options: Options,
-    negatives: Sequence[Document] = (), latents: np.ndarray | None = None, step_noise: np.ndarray | None = None,
-    watch: Callable[[Moment], None] | None = None, every: int = 0,
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
+    options: Options,
+    negatives: Sequence[Document] = (),
+    latents: np.ndarray | None = None,
+    step_noise: np.ndarray | None = None,
+    watch: Callable[[Moment], None] | None = None,
+    every: int = 0,
 ) -> jax.Array:
-    """The latents of one picture right after each prompt, [B, h, w, C] float32, not divided by the VAE's scaling factor.
+    """The latents of one picture right after each prompt, [B, h, w, C] float32, not divided by the VAE's scaling
+    factor.
 
     Noise comes from the seeds, or from `latents` [B, h, w, C] and, for each step, `step_noise` [steps, B, h, w, C].
     `watch` is called after every `every` steps with a Moment.
@@ -56,7 +73,9 @@ def draw_after(
     size = len(hidden)
     keys = picture_keys([*seeds, *[0] * (size - len(prompts))])
     noise = None if latents is None else _filled(np.asarray(latents, np.float32), size)
-    fresh = None if step_noise is None else jnp.stack([_filled(step, size) for step in np.asarray(step_noise, np.float32)])
+    fresh = (
+        None if step_noise is None else jnp.stack([_filled(step, size) for step in np.asarray(step_noise, np.float32)])
+    )
     for moment in image.moments(parts, params, hidden, empty, keys, options, noise, fresh, every if watch else 0):
         if watch and moment.step < moment.steps:
             watch(moment._replace(progress=jax.tree.map(lambda x: x[: len(prompts)], moment.progress)))
@@ -75,4 +94,8 @@ def _picture_keys(seeds) -> jax.Array:
 
 def _filled(rows, size: int) -> jax.Array:
     """The first axis filled up to `size` with copies of its last row."""
-    return jnp.concatenate([rows, jnp.broadcast_to(rows[-1], (size - len(rows), *rows.shape[1:]))]) if len(rows) < size else jnp.asarray(rows)
+    return (
+        jnp.concatenate([rows, jnp.broadcast_to(rows[-1], (size - len(rows), *rows.shape[1:]))])
+        if len(rows) < size
+        else jnp.asarray(rows)
+    )

@@ -25,10 +25,18 @@ from dreamjax.tokenizer import Tokenizer
 
 
 def prefill(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], rows: Sequence[Row], seeds: Sequence[int],
-    slots: int, width: int = 64, size: int = 0,
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Document],
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    slots: int,
+    width: int = 64,
+    size: int = 0,
 ) -> State:
-    """The state after the prompts, nothing written yet, of `size` documents (0: the power of two that holds the prompts).
+    """The state after the prompts, nothing written yet, of `size` documents (0: the power of two that holds the
+    prompts).
 
     There is room for `slots` positions, rounded up, and `width` written tokens.
     """
@@ -48,7 +56,9 @@ def _fresh(parts: Parts, keys, slots: int, width: int) -> State:
     cache = init_cache(parts.config.llm, count, slots, parts.llm.dtype)
     present = jnp.zeros((count, vocabulary), bool)
     tokens = jnp.zeros((count, width), jnp.int32)
-    return State(cache, zeros, jnp.zeros((count, vocabulary)), present, tokens, zeros, zeros, zeros + WRITING, keys, zeros == 0)
+    return State(
+        cache, zeros, jnp.zeros((count, vocabulary)), present, tokens, zeros, zeros, zeros + WRITING, keys, zeros == 0
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("parts", "dream_start"))
@@ -75,7 +85,10 @@ def context_of(parts: Parts, options: Options) -> int:
 
 def framed(parts: Parts, params: dict, frame: tuple[int, int], features: jax.Array) -> jax.Array:
     """[B, n, D] features between the embeddings of two tokens."""
-    before, after = (jnp.broadcast_to(dreamllm.embed(parts, params, jnp.int32(token)), (features.shape[0], 1, features.shape[2])) for token in frame)
+    before, after = (
+        jnp.broadcast_to(dreamllm.embed(parts, params, jnp.int32(token)), (features.shape[0], 1, features.shape[2]))
+        for token in frame
+    )
     return jnp.concatenate([before, features, after], axis=1)
 
 
@@ -86,15 +99,23 @@ def dream_frame(tokenizer: Tokenizer) -> tuple[int, int]:
 
 @functools.partial(jax.jit, static_argnames=("parts", "frame"))
 def dream(parts: Parts, params: dict, state: State, frame: tuple[int, int]) -> tuple[State, jax.Array]:
-    """Runs <dream_start>, the queries and <dream_end> over the cache of the waiting documents; hidden states at the queries [B, Q, D]."""
+    """Runs <dream_start>, the queries and <dream_end> over the cache of the waiting documents.
+
+    Hidden states at the queries [B, Q, D].
+    """
     embeds = framed(parts, params, frame, dreamllm.queries(parts, params, len(state.length)))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
     state, hidden = text.extend(parts, params, state, embeds, counts)
     return state, hidden[:, 1:-1]
 
 
-def condition_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int = 0) -> jax.Array:
-    """The hidden states [size, Q, D] at dream queries put right after each prompt; rows beyond the prompts mean nothing."""
+def condition_after(
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int = 0
+) -> jax.Array:
+    """The hidden states [size, Q, D] at dream queries put right after each prompt.
+
+    Rows beyond the prompts mean nothing.
+    """
     rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in prompts]
     needed, longest = parts.config.dream_queries + 2, parts.config.llm.max_positions
     for row in rows:
@@ -105,8 +126,11 @@ def condition_after(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: S
     return dream(parts, params, state, dream_frame(tokenizer))[1]
 
 
-def condition_after_padding(parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str) -> jax.Array:
-    """`condition_after` as the official code has it, [B, Q, D]: prompts padded on the right to the longest, padding counted in the positions.
+def condition_after_padding(
+    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str
+) -> jax.Array:
+    """`condition_after` as the official code has it, [B, Q, D]: prompts padded on the right to the longest, padding
+    counted in the positions.
 
     So the queries of a shorter prompt stand farther from it, and what it becomes depends on the longest one.
     """
@@ -117,7 +141,10 @@ def condition_after_padding(parts: Parts, params: dict, tokenizer: Tokenizer, pr
     longest = max(len(row.tokens) for row in rows)
     found = [None] * len(prompts)
     for batch in batches(parts, asked, rows, len(prompts)):
-        batch, mine = _with_gap(batch, longest, parts.config.dream_queries), np.flatnonzero(batch.segments.any(axis=(1, 2)))
+        batch, mine = (
+            _with_gap(batch, longest, parts.config.dream_queries),
+            np.flatnonzero(batch.segments.any(axis=(1, 2))),
+        )
         hidden = _padded_condition(parts, params, batch)
         for b in mine:
             found[b] = hidden[b]
@@ -128,7 +155,9 @@ def _with_gap(batch: Batch, longest: int, count: int) -> Batch:
     """Moves the last picture's tokens, <dream_start>, queries and <dream_end>, to where the longest prompt has them."""
     lengths = np.sum(batch.segments > 0, axis=-1, keepdims=True)
     later = np.arange(batch.tokens.shape[-1]) >= lengths - count - 2
-    return batch._replace(positions=np.where(later, batch.positions + longest - lengths, batch.positions).astype(np.int32))
+    return batch._replace(
+        positions=np.where(later, batch.positions + longest - lengths, batch.positions).astype(np.int32)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="parts")
@@ -143,7 +172,10 @@ unconditional = jax.jit(dreamllm.unconditional, static_argnames=("parts", "bos",
 
 
 def empty_condition(parts: Parts, params: dict, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
-    """What guidance leads away from, [Q, D]: the hidden states after the negative prompt, or those without any context; None without guidance."""
+    """What guidance leads away from, [Q, D].
+
+    The hidden states after the negative prompt, or those without any context; None without guidance.
+    """
     if options.guidance_scale == 1:
         return None
     if options.negative is None:

@@ -1,4 +1,7 @@
-"""A file of prompts, one on each line: a Document as `Document.to_json` writes it, with picture files beside the file, or just a string."""
+"""A file of prompts, one on each line.
+
+A Document as `Document.to_json` writes it, with picture files beside the file, or just a string.
+"""
 
 import json
 
@@ -12,10 +15,13 @@ from dreamjax.schema import ConfigError, printable, require_seed
 def read_prompts(path: epath.Path, seed: int = 0, allow_outside: bool = False) -> list[tuple[Document, int]]:
     """(prompt, seed) of each line; ConfigError names the line that makes no sense.
 
-    `seed` is that of the first line, those behind count on; `allow_outside` takes names of pictures that lead out of the file's folder.
+    `seed` is that of the first line, those behind count on; `allow_outside` takes names of pictures that lead out of
+    the file's folder.
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold what else Python takes for the end of a line
+        lines = (
+            path.read_bytes().decode("utf-8-sig").split("\n")
+        )  # JSON may hold what else Python takes for the end of a line
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompts: {path}: is no UTF-8: {error}") from None
     prompts = []
@@ -24,7 +30,11 @@ def read_prompts(path: epath.Path, seed: int = 0, allow_outside: bool = False) -
             continue
         try:
             record = json.loads(line)
-            document = Document.of(record) if isinstance(record, str) else Document.from_json(record, path.parent, allow_outside)
+            document = (
+                Document.of(record)
+                if isinstance(record, str)
+                else Document.from_json(record, path.parent, allow_outside)
+            )
             own = require_seed("seed", seed + number if isinstance(record, str) else record.get("seed", seed + number))
         except (ValueError, RecursionError) as error:
             hint = "; --allow_outside takes it" if isinstance(error.__cause__, OutsideFolder) else ""

@@ -36,15 +36,20 @@ def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template
 
 
 def check_row(parts: Parts, row: Row, context: int, room: int = 1):
-    """Raises ConfigError where a prompt leaves less than `room` of `context` positions, or has a picture that the model cannot see."""
+    """Raises ConfigError where a prompt leaves less than `room` of `context` positions, or has a picture that the
+    model cannot see.
+    """
     if len(row.tokens) + room > context:
-        raise ConfigError(f"prompt: takes {len(row.tokens)} tokens, with {room} to come that is more than the context of {context}")
+        raise ConfigError(
+            f"prompt: takes {len(row.tokens)} tokens, with {room} to come that is more than the context of {context}"
+        )
     if parts.config.clip is None and row.seen:
         raise ConfigError("prompt: has a picture, and this model has no picture encoder")
 
 
 def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[Row], size: int) -> Iterator[Batch]:
-    """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are empty.
+    """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are
+    empty.
 
     One batch for each bucket of (tokens, seen pictures, dreamed pictures). So the shapes in which a prompt is computed
     depend on itself and on `size` alone, and with them every bit of what comes out.
@@ -61,7 +66,8 @@ def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[Row], size
 
 
 def banned(parts: Parts, tokenizer: Tokenizer, unmasked: bool = False) -> np.ndarray:
-    """[V] bool: ids that are never written: control tokens other than </s> and <dream_start>, and rows that no token has.
+    """[V] bool: ids that are never written: control tokens other than </s> and <dream_start>, and rows that no token
+    has.
 
     `unmasked` leaves the control tokens free.
     """

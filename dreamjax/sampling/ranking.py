@@ -1,4 +1,7 @@
-"""Keeping the best of several pictures: CLIP's text and picture towers say how well each fits its text (the paper draws eight)."""
+"""Keeping the best of several pictures.
+
+CLIP's text and picture towers say how well each fits its text (the paper draws eight).
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,27 +33,40 @@ class Ranked(NamedTuple):
 def rank(pictures: Sequence[PIL.Image.Image], texts: Sequence[str], score: Scorer) -> list[Ranked]:
     """Orders len(pictures) / len(texts) candidates of each text, given text by text."""
     each = len(pictures) // len(texts)
-    scores = np.asarray(score(pictures, [text for text in texts for _ in range(each)]), np.float32).reshape(len(texts), each)
+    scores = np.asarray(score(pictures, [text for text in texts for _ in range(each)]), np.float32).reshape(
+        len(texts), each
+    )
     if not np.isfinite(scores).all():
-        raise NotFinite(f"rank: {NOTE}the score of candidate {tuple(map(int, np.argwhere(~np.isfinite(scores))[0]))} (prompt, picture, from 0)")
+        raise NotFinite(
+            f"rank: {NOTE}the score of candidate {tuple(map(int, np.argwhere(~np.isfinite(scores))[0]))} "
+            "(prompt, picture, from 0)"
+        )
     order = np.argsort(-scores, axis=1, kind="stable")
     return [Ranked([pictures[each * i + k] for k in order[i]], scores[i, order[i]]) for i in range(len(texts))]
 
 
 def marked(ranked: Sequence[Ranked], keep: int) -> list[PIL.Image.Image]:
-    """The `keep` best pictures of each prompt; a picture's own score stands in `info["score"]`, all of its prompt's in `info["scores"]`."""
+    """The `keep` best pictures of each prompt.
+
+    A picture's own score stands in `info["score"]`, all of its prompt's in `info["scores"]`.
+    """
     best = []
     for candidates in ranked:
-        for picture, score in list(zip(candidates.pictures, candidates.scores))[:keep]:
+        for picture, score in list(zip(candidates.pictures, candidates.scores, strict=True))[:keep]:
             picture.info |= {"score": float(score), "scores": candidates.scores.tolist()}
             best.append(picture)
     return best
 
 
 def clip_scorer(parts: Parts, params: dict, tokenizer) -> Scorer:
-    """CLIP's own score, the cosine of picture and text times its learned scale; `tokenizer` is that of the text tower (clip_tokenizer.load)."""
+    """CLIP's own score, the cosine of picture and text times its learned scale.
+
+    `tokenizer` is that of the text tower (clip_tokenizer.load).
+    """
     if parts.clip is None or parts.clip_text is None or tokenizer is None:
-        raise ConfigError("rank: needs CLIP's picture encoder and its text tower with projections and tokenizer; this model lacks one")
+        raise ConfigError(
+            "rank: needs CLIP's picture encoder and its text tower with projections and tokenizer; this model lacks one"
+        )
 
     def score(pictures: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
         pixels = np.stack([images.for_encoder(picture, parts.config.clip.image_size) for picture in pictures])
@@ -67,5 +83,7 @@ def clip_scorer(parts: Parts, params: dict, tokenizer) -> Scorer:
 @functools.partial(jax.jit, static_argnames="parts")
 def _fit(parts: Parts, params: dict, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
     """uint8 pictures [B, h, w, 3] and tokens [B, L] -> how well they fit, pair by pair, [B] float32."""
-    pooled = parts.clip.apply({"params": params["clip"]}, normalise(pixels, parts.config.clip, parts.clip.dtype), method="pooled")
+    pooled = parts.clip.apply(
+        {"params": params["clip"]}, normalise(pixels, parts.config.clip, parts.clip.dtype), method="pooled"
+    )
     return parts.clip_text.apply({"params": params["clip_text"]}, tokens, pooled, method="scores").diagonal()

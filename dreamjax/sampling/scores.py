@@ -31,20 +31,27 @@ class Likelihood(NamedTuple):
 def log_probabilities(
     parts: Parts, params: dict, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, str]], template: str = "plain"
 ) -> list[np.ndarray]:
-    """The log-probability of each token of each continuation after its prompt, float32 [tokens]; the sum is the continuation's.
+    """The log-probability of each token of each continuation after its prompt, float32 [tokens]; the sum is the
+    continuation's.
 
     Prompt and continuation are encoded as one running text and parted as lm-evaluation-harness does: white space at the
     prompt's end counts to the continuation, and so do the tokens beyond as many as the prompt alone has. In a chat the
-    template sets the continuation off. Raises ConfigError for a continuation without a token and one beyond the context.
+    template sets the continuation off. Raises ConfigError for a continuation without a token and one beyond the
+    context.
     """
-    whole, rows = zip(*(_scored(parts, tokenizer, prompt, continuation, template) for prompt, continuation in pairs))
+    whole, rows = zip(
+        *(_scored(parts, tokenizer, prompt, continuation, template) for prompt, continuation in pairs), strict=True
+    )
     for row in rows:
         check_row(parts, row, parts.config.llm.max_positions, room=0)
     return [found.log_probabilities for found in likelihoods(parts, params, whole, rows, bucket(len(pairs), 1))]
 
 
-def likelihoods(parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[Row], size: int) -> list[Likelihood]:
-    """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which must hold them all.
+def likelihoods(
+    parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[Row], size: int
+) -> list[Likelihood]:
+    """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which
+    must hold them all.
 
     `documents` hold the pictures that rows have; rows are checked where they are made.
     """
@@ -58,17 +65,28 @@ def likelihoods(parts: Parts, params: dict, documents: Sequence[Document], rows:
 
 
 def alternatives(
-    parts: Parts, params: dict, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, Sequence[str]]], size: int, template: str = "plain"
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[Document, Sequence[str]]],
+    size: int,
+    template: str = "plain",
 ) -> list[np.ndarray] | None:
-    """For each (prompt, continuations) the log-probability of each continuation, float32 [n], where these differ in their one token alone.
+    """For each (prompt, continuations) the log-probability of each continuation, float32 [n], where these differ in
+    their one token alone.
 
-    The prompt, which they share, is computed once. None where a continuation is of several tokens: `log_probabilities` then
-    says it. Computed `size` prompts at once, which must hold them all.
+    The prompt, which they share, is computed once. None where a continuation is of several tokens: `log_probabilities`
+    then says it. Computed `size` prompts at once, which must hold them all.
     """
     documents, rows, wanted = [], [], []
     for prompt, continuations in pairs:
         ways = [_scored(parts, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
-        if any(int(way.learned.sum()) != 1 or not way.learned[-1] or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1]) for way in ways):
+        if any(
+            int(way.learned.sum()) != 1
+            or not way.learned[-1]
+            or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1])
+            for way in ways
+        ):
             return None
         check_row(parts, ways[0], parts.config.llm.max_positions, room=0)
         documents.append(prompt)
@@ -76,7 +94,7 @@ def alternatives(
         wanted.append([int(way.tokens[-1]) for way in ways])
     most = max(map(len, wanted))
     ids, ends = np.zeros((size, most), np.int32), np.zeros(size, np.int32)
-    for b, (row, tokens) in enumerate(zip(rows, wanted)):
+    for b, (row, tokens) in enumerate(zip(rows, wanted, strict=True)):
         ids[b, : len(tokens)], ends[b] = tokens, len(row.tokens) - 1
     found: list = [None] * len(rows)
     for batch in batches(parts, documents, rows, size):
@@ -95,7 +113,9 @@ def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, toke
     return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
 
 
-def _scored(parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str) -> tuple[Document, Row]:
+def _scored(
+    parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
+) -> tuple[Document, Row]:
     """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
     if not isinstance(continuation, str) or not continuation:
         raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")
@@ -121,11 +141,16 @@ def _scored(parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: 
 
 @functools.partial(jax.jit, static_argnames="parts")
 def _shares(parts: Parts, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """[B, L] float32 and bool: the log-probability of each token given those before it, and whether it is the likeliest; 0 and no for the first."""
+    """[B, L] float32 and bool.
+
+    The log-probability of each token given those before it, and whether it is the likeliest; 0 and no for the first.
+    """
     hidden = dreamllm.hidden_states(parts, params, batch)
     tokens = batch.tokens[:, 0]
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    chunks = lambda x: x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]).swapaxes(0, 1)
+
+    def chunks(x):
+        return x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, wanted = chunk

@@ -56,13 +56,20 @@ Event = TextPiece | PictureStarted | Preview | PictureDone | Finished
 
 
 def stream(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompt: Document, seed: int, options: Options, every: int = 1, preview_every: int = 0,
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompt: Document,
+    seed: int,
+    options: Options,
+    every: int = 1,
+    preview_every: int = 0,
     watch: Callable[[interleave.Event], None] | None = None,
 ) -> Iterator[Event]:
     """What `interleave.generate` makes of the prompt, event by event, the last one Finished.
 
-    Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). `watch` is called
-    with the events of `interleave.run`.
+    Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). `watch` is
+    called with the events of `interleave.run`.
     """
     task, state = interleave.begin(parts, params, tokenizer, [prompt], [seed], options)
     pictures: list[np.ndarray] = []
@@ -86,7 +93,10 @@ def stream(
 
 
 def _new_text(task: Task, state: State, pictures: Sequence[np.ndarray], shown: dict[int, int]) -> Iterator[TextPiece]:
-    """The piece, if any, by which the last text has grown; while it is being written what may still change is held back."""
+    """The piece, if any, by which the last text has grown.
+
+    While it is being written what may still change is held back.
+    """
     tokens = np.asarray(state.tokens[0])[: int(state.written[0])].tolist()
     content = interleave.content(task, 0, tokens, pictures)
     if not content or not isinstance(content[-1], str):
@@ -100,14 +110,21 @@ def _new_text(task: Task, state: State, pictures: Sequence[np.ndarray], shown: d
 
 
 def settled(words: str, stop: Sequence[str]) -> int:
-    """Characters that no further token can change: not the bytes of an unfinished character, nor what may become a stop string."""
+    """Characters that no further token can change.
+
+    Not the bytes of an unfinished character, nor what may become a stop string.
+    """
     whole = len(words.rstrip("\ufffd"))
     begun = [n for string in stop for n in range(1, len(string)) if words[:whole].endswith(string[:n])]
     return whole - max(begun, default=0)
 
 
-def save_while(events: Iterator[Event], prompt: Document, path: str | os.PathLike, pause: float = 0.5) -> Iterator[Event]:
-    """Passes the events on and keeps a page of the prompt and what there is so far at `path`, written anew after at least `pause` seconds."""
+def save_while(
+    events: Iterator[Event], prompt: Document, path: str | os.PathLike, pause: float = 0.5
+) -> Iterator[Event]:
+    """Passes the events on and keeps a page of the prompt and what there is so far at `path`, written anew after at
+    least `pause` seconds.
+    """
     made, written, role = [], -pause, answering(prompt)
     for event in events:
         match event:

@@ -1,8 +1,8 @@
 """Writing: prompts into the cache, then token after token for a whole batch, each document at its own position.
 
-Slot number is position: a document of `length` tokens fills cache slots 0 .. length - 1, and whatever stands in later slots
-is masked out and overwritten. So documents of different lengths share one cache without padding, and a document that
-waits or is done simply does not advance.
+Slot number is position: a document of `length` tokens fills cache slots 0 .. length - 1, and whatever stands in later
+slots is masked out and overwritten. So documents of different lengths share one cache without padding, and a document
+that waits or is done simply does not advance.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,8 @@ class State(NamedTuple):
     cache: dict  # k, v [layers, B, T, K, C]
     length: Array  # [B] int32: cache slots filled
     logits: Array  # [B, V] float32: of the next token
-    present: Array  # [B, V] bool: tokens but <dream_start> that the prompt has or that were written, for the repetition penalty
+    # [B, V] bool: tokens but <dream_start> that the prompt has or that were written, for the repetition penalty
+    present: Array
     tokens: Array  # [B, W] int32: what was written, <dream_start> and </s> included
     written: Array  # [B] int32: how many of them
     pictures: Array  # [B] int32: pictures begun
@@ -56,7 +57,10 @@ class Special(NamedTuple):
 
 
 def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Array) -> tuple[State, Array]:
-    """Appends the first counts[b] of embeds [B, n, D] to each document: the new state and the hidden states [B, n, D]."""
+    """Appends the first counts[b] of embeds [B, n, D] to each document.
+
+    The new state and the hidden states [B, n, D].
+    """
     slots = state.cache["k"].shape[2]
     steps = jnp.arange(embeds.shape[1])
     positions = jnp.where(steps < counts[:, None], state.length[:, None] + steps, slots)  # out of range: not written
@@ -73,24 +77,31 @@ def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Arra
 
 
 def penalise(logits: Array, present: Array, penalty: Array) -> Array:
-    """Lowers the logits [B, V] of tokens that are there already: positive ones are divided, negative ones multiplied (Keskar et al. 2019)."""
+    """Lowers the logits [B, V] of tokens that are there already.
+
+    Positive ones are divided, negative ones multiplied (Keskar et al. 2019).
+    """
     return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def choose(logits: Array, keys: Array, settings: Settings) -> Array:
     """The next token of each document: [B, V] logits -> [B] int32; the most likely one at temperature 0.
 
-    Of the top_k likeliest tokens (Fan et al. 2018) nucleus sampling (Holtzman et al. 2020) keeps the likeliest until their
-    probability reaches top_p. Tokens as likely as the last one kept are kept too.
+    Of the top_k likeliest tokens (Fan et al. 2018) nucleus sampling (Holtzman et al. 2020) keeps the likeliest until
+    their probability reaches top_p. Tokens as likely as the last one kept are kept too.
     """
 
     def draw():
         scaled = logits / settings.temperature
         cuts = (settings.top_k > 0) | (settings.top_p < 1)
-        kept = jax.lax.cond(cuts, lambda: _cut(scaled, settings), lambda: scaled)  # sorting costs more than all else here
+        kept = jax.lax.cond(
+            cuts, lambda: _cut(scaled, settings), lambda: scaled
+        )  # sorting costs more than all else here
         return jax.vmap(jax.random.categorical)(keys, kept)
 
-    greedy = lambda: jnp.argmax(logits, axis=-1)
+    def greedy():
+        return jnp.argmax(logits, axis=-1)
+
     return jax.lax.cond(settings.temperature > 0, draw, greedy).astype(jnp.int32)
 
 
@@ -110,7 +121,10 @@ def _cut(logits: Array, settings: Settings) -> Array:
 
 
 def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, steps: Array | int) -> State:
-    """Writes until no document is WRITING, or `steps` tokens: each has ended, met a limit, or stands at a <dream_start> and waits for its picture."""
+    """Writes until no document is WRITING, or `steps` tokens.
+
+    Each has ended, met a limit, or stands at a <dream_start> and waits for its picture.
+    """
 
     def more(carry: tuple[State, Array]) -> Array:
         state, step = carry
@@ -119,7 +133,9 @@ def write(parts: Parts, params: dict, state: State, settings: Settings, special:
     def step(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, step = carry
         state = _record(state, _next_token(state, settings, special), settings, special)
-        embeds = dreamllm.embed(parts, params, jnp.take_along_axis(state.tokens, jnp.maximum(state.written - 1, 0)[:, None], axis=1))
+        embeds = dreamllm.embed(
+            parts, params, jnp.take_along_axis(state.tokens, jnp.maximum(state.written - 1, 0)[:, None], axis=1)
+        )
         return extend(parts, params, state, embeds, (state.status == WRITING).astype(jnp.int32))[0], step + 1
 
     spent = (state.status == WRITING) & (state.written >= settings.max_tokens)  # the last token was a <dream_start>
@@ -131,7 +147,10 @@ def _next_token(state: State, settings: Settings, special: Special) -> Array:
     """What each document would write, [B] int32."""
     logits = penalise(state.logits, state.present, settings.repetition_penalty)
     logits = jnp.where(settings.banned, -jnp.inf, logits)
-    allow = lambda logits, token, allowed: logits.at[:, token].set(jnp.where(allowed, logits[:, token], -jnp.inf))
+
+    def allow(logits, token, allowed):
+        return logits.at[:, token].set(jnp.where(allowed, logits[:, token], -jnp.inf))
+
     logits = allow(logits, special.dream_start, settings.max_images > 0)
     logits = allow(logits, special.eos, state.pictures >= settings.min_images)
     token = choose(logits, jax.vmap(jax.random.fold_in)(state.keys, state.length), settings)
@@ -143,8 +162,8 @@ def _next_token(state: State, settings: Settings, special: Special) -> Array:
 def _record(state: State, token: Array, settings: Settings, special: Special) -> State:
     """The state with the tokens [B] of the documents that are WRITING, and their new status.
 
-    A picture for which there is no room, in the context or by max_images, ends the document without its token, as do logits
-    that are not finite: of those any token would be chosen.
+    A picture for which there is no room, in the context or by max_images, ends the document without its token, as do
+    logits that are not finite: of those any token would be chosen.
     """
     width = state.tokens.shape[1]
     rows, writing, dreams = jnp.arange(len(token)), state.status == WRITING, token == special.dream_start

@@ -5,7 +5,8 @@
       tokenizer/            tokenizer.model, special_tokens.json
       lengths/              how long each document is, found once (data/lengths.py)
       frozen/               parameters that the run does not train, written once (Orbax)
-      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came from where;
+      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came
+                            from where;
                             checksums: of the state's arrays and of meta; metrics: the held-back loss
       checkpoints/STEP.set_aside/   a damaged one that the run goes on without, see `set_aside`
       metrics.jsonl, samples/, TensorBoard events
@@ -59,9 +60,9 @@ def checkpoint_path(workdir: epath.Path, step: int) -> epath.Path:
 class _FinishedSteps(ocp.path.step.NameFormat):
     """The checkpoints that Orbax has finished, by its own marks.
 
-    On a disk Orbax renames a checkpoint when it is whole, in a bucket it writes in place and leaves a mark at the end. A copy of
-    a bucket's folder on a disk has the name of a whole one from the start, so the mark, or the time of the end in Orbax's
-    metadata, has to be there too.
+    On a disk Orbax renames a checkpoint when it is whole, in a bucket it writes in place and leaves a mark at the end.
+    A copy of a bucket's folder on a disk has the name of a whole one from the start, so the mark, or the time of the
+    end in Orbax's metadata, has to be there too.
     """
 
     def build_name(self, step: int) -> str:
@@ -77,11 +78,16 @@ class _FinishedSteps(ocp.path.step.NameFormat):
         return found
 
     def _is_finished(self, found: ocp.path.step.Metadata) -> bool:
-        return (found.path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists() or found.commit_timestamp_nsecs is not None
+        return (
+            found.path / ocp.path.atomicity.COMMIT_SUCCESS_FILE
+        ).exists() or found.commit_timestamp_nsecs is not None
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """The steps of a workdir's whole checkpoints, in order; what is being written, or was left half written, is none."""
+    """The steps of a workdir's whole checkpoints, in order.
+
+    What is being written, or was left half written, is none.
+    """
     with reading(folder / "checkpoints"):
         return sorted(found.step for found in _FinishedSteps().find_all(folder / "checkpoints"))
 
@@ -96,7 +102,11 @@ def last_step(folder: epath.Path) -> int:
 
 def best_step(folder: epath.Path) -> int:
     """The step whose held-back loss is lowest among the checkpoints that a workdir keeps; of equal ones the newest."""
-    losses = {step: loss for step in steps(folder) if (loss := held_back_loss(folder, step)) is not None and math.isfinite(loss)}
+    losses = {
+        step: loss
+        for step in steps(folder)
+        if (loss := held_back_loss(folder, step)) is not None and math.isfinite(loss)
+    }
     if not losses:
         raise ConfigError(f"{folder}: no checkpoint has a held-back loss that is a number (set eval_every)")
     return min(losses, key=lambda step: (losses[step], -step))
@@ -111,19 +121,28 @@ def held_back_loss(folder: epath.Path, step: int) -> float | None:
     """The held-back loss of a workdir's checkpoint, where it has one."""
     path = checkpoint_path(folder, step)
     with reading(path):
-        loss = float(ocp.JsonCheckpointHandler("metrics").restore(path / "metrics")[BEST]) if (path / "metrics").exists() else None
+        loss = (
+            float(ocp.JsonCheckpointHandler("metrics").restore(path / "metrics")[BEST])
+            if (path / "metrics").exists()
+            else None
+        )
         if _record(path).get(BEST, repr(loss)) != repr(loss):
             raise ConfigError(f"{path}: its held-back loss is damaged")
     return loss
 
 
 def set_aside(workdir: epath.Path, step: int):
-    """Gives a damaged checkpoint a name by which no run looks for it, once: the run may come to that step again, and be started with the same words."""
+    """Gives a damaged checkpoint a name by which no run looks for it, once.
+
+    The run may come to that step again, and be started with the same words.
+    """
     source, target = checkpoint_path(workdir, step), _aside(workdir, step)
     if target.exists():
         return
     if not source.exists():
-        raise ConfigError(f"--set_aside: {workdir} has no checkpoint {step}; it has {', '.join(map(str, steps(workdir))) or 'none'}")
+        raise ConfigError(
+            f"--set_aside: {workdir} has no checkpoint {step}; it has {', '.join(map(str, steps(workdir))) or 'none'}"
+        )
     source.rename(target)
 
 
@@ -139,7 +158,10 @@ def _resuming(workdir: epath.Path, step: int) -> Iterator[None]:
     except ConfigError as error:
         others = [other for other in steps(workdir) if other != step]
         goes_on = f"goes on from step {others[-1]}" if others else "begins anew, as there is no other checkpoint"
-        flag = f"the same command with --set_aside={step} renames that folder to {_aside(workdir, step).name} and {goes_on}"
+        flag = (
+            f"the same command with --set_aside={step} renames that folder to {_aside(workdir, step).name} "
+            f"and {goes_on}"
+        )
         by_hand = f"once that folder is moved away, the same command {goes_on}"
         raise ConfigError(f"{error}; {by_hand if _aside(workdir, step).exists() else flag}") from error
 
@@ -149,7 +171,10 @@ def _resuming(workdir: epath.Path, step: int) -> Iterator[None]:
 
 
 def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
-    """Keeps the newest `kept` checkpoints and the one with the lowest held-back loss; saves in the background, atomically."""
+    """Keeps the newest `kept` checkpoints and the one with the lowest held-back loss.
+
+    Saves in the background, atomically.
+    """
 
     def goodness(metrics: dict) -> float:  # a loss that is no number is never the best
         return -metrics[BEST] if math.isfinite(metrics[BEST]) else -math.inf
@@ -170,15 +195,22 @@ def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, state: State, meta: dict, held_back_loss: float | None):
     """Starts writing the state after its last step; `manager.wait_until_finished` waits for it."""
     tree = state._asdict()
-    record = {"arrays": checksums_of(tree), "meta": _digest(meta), BEST: repr(held_back_loss)}  # of all by which a checkpoint is chosen and read
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta), checksums=ocp.args.JsonSave(record))
+    record = {
+        "arrays": checksums_of(tree),
+        "meta": _digest(meta),
+        BEST: repr(held_back_loss),
+    }  # of all by which a checkpoint is chosen and read
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta), checksums=ocp.args.JsonSave(record)
+    )
     manager.save(int(state.step), args=args, metrics=None if held_back_loss is None else {BEST: held_back_loss})
 
 
 def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -> tuple[State, dict]:
     """The newest checkpoint as (state, meta); `state` gives shapes and shardings.
 
-    ConfigError, with the command that goes on without it, where it cannot be read or is not what was written; `verify` compares checksums.
+    ConfigError, with the command that goes on without it, where it cannot be read or is not what was written; `verify`
+    compares checksums.
     """
     workdir, step, target = manager.directory.parent, manager.latest_step(), state._asdict()
     args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
@@ -204,7 +236,11 @@ def read_meta(folder: epath.Path, step: int) -> dict:
 
 
 def checksums(folder: epath.Path, step: int) -> dict[str, str]:
-    """{path: dtype and checksum} of the state's arrays in a workdir's checkpoint, as they were written; empty for one from before they were kept."""
+    """{path.
+
+    Dtype and checksum} of the state's arrays in a workdir's checkpoint, as they were written; empty for one from before
+    they were kept.
+    """
     path = checkpoint_path(folder, step)
     with reading(path):
         return integrity.as_checksums(_record(path).get("arrays", {}))
@@ -223,30 +259,45 @@ def _digest(meta: dict) -> str:
 
 
 def save_tree(path: epath.Path, params: dict, overwrite: bool = False):
-    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint; every host calls it and writes what it holds."""
+    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint.
+
+    Every host calls it and writes what it holds.
+    """
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params), force=overwrite)
 
 
 def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Mapping[str, str] | None = None) -> dict:
-    """Reads the leaves of `wanted` (shapes, with shardings where they matter) from an Orbax checkpoint; `keys` lead to their tree.
+    """Reads the leaves of `wanted` (shapes, with shardings where they matter) from an Orbax checkpoint; `keys` lead to
+    their tree.
 
     Arrays with `expected` checksums are read in the dtype that they were written in, compared, and only then cast.
     """
     for key in reversed(keys):
         wanted = {key: wanted}
     stored = {name: integrity.dtype_of(checksum) for name, checksum in (expected or {}).items()}
-    as_stored = lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, stored[path_of(name)], sharding=leaf.sharding) if path_of(name) in stored else leaf
+
+    def as_stored(name, leaf):
+        return (
+            jax.ShapeDtypeStruct(leaf.shape, stored[path_of(name)], sharding=leaf.sharding)
+            if path_of(name) in stored
+            else leaf
+        )
+
     target = jax.tree_util.tree_map_with_path(as_stored, wanted)
     with reading(path):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
+            args = ocp.args.PyTreeRestore(
+                target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+            )
             tree = checkpointer.restore(path, args=args)
         leaves, structure = jax.tree.flatten(tree)
         if expected:
             integrity.check(tree, expected, path)
             del tree
-            for number, leaf in enumerate(jax.tree.leaves(wanted)):  # one after the other: both dtypes of all would be too much
+            for number, leaf in enumerate(
+                jax.tree.leaves(wanted)
+            ):  # one after the other: both dtypes of all would be too much
                 leaves[number] = leaves[number].astype(leaf.dtype)
         if structure != jax.tree.structure(wanted):
             raise ConfigError(f"{path}: holds other arrays than it should")
@@ -285,7 +336,9 @@ def load_params(folder: epath.Path, which: str = "last", shardings=None, verify:
     """
     shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-    target = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings)
+    target = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
+    )
     return read_params(folder, target, which, verify)
 
 
@@ -296,23 +349,35 @@ def _reading_another(workdir: epath.Path, step: int) -> Iterator[None]:
         yield
     except ConfigError as error:
         others = [str(other) for other in steps(workdir) if other != step]
-        advice = f"; once {checkpoint_path(workdir, step)} is moved out of {workdir / 'checkpoints'}, another one is read ({', '.join(others)})"
+        advice = (
+            f"; once {checkpoint_path(workdir, step)} is moved out of {workdir / 'checkpoints'}, another one "
+            f"is read ({', '.join(others)})"
+        )
         raise ConfigError(f"{error}{advice if others else ''}") from error
 
 
 def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: bool = True) -> dict:
-    """Some parameters of a workdir or model folder, as in `load_params`; `wanted` is a tree of shapes with shardings."""
+    """Some parameters of a workdir or model folder, as in `load_params`.
+
+    `wanted` is a tree of shapes with shardings.
+    """
     if (folder / "params").exists():
-        return load_tree(model_folder.params_path(folder), wanted, expected=model_folder.read_checksums(folder) if verify else None)
+        return load_tree(
+            model_folder.params_path(folder), wanted, expected=model_folder.read_checksums(folder) if verify else None
+        )
     config = read_config(folder)
     trainable, frozen = optim.split(config.optim, wanted)
     step, trained, kept = step_of(folder, which), {}, {}
     if trainable:
         keys = ("average" if config.optim.ema_decay else "trainable",)
         with _reading_another(folder, step):
-            trained = load_tree(checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None)
+            trained = load_tree(
+                checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None
+            )
     if frozen:
-        kept = load_tree(folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None)
+        kept = load_tree(
+            folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None
+        )
     return optim.merge(trained, kept)
 
 

@@ -1,16 +1,17 @@
 """What a run takes over from earlier ones, down to the rows of single tokens, and the record of what came from where.
 
-`init_from` lists workdirs or model folders, each with a pattern; a parameter comes from the one whose pattern finds its path.
-Embedding and head have a row per token. The row of an added token comes from
+`init_from` lists workdirs or model folders, each with a pattern; a parameter comes from the one whose pattern finds its
+path. Embedding and head have a row per token. The row of an added token comes from
 
   1. the origin whose pattern finds the token's name, as `<dream_` or `.` do, else
-  2. the one that hands over what was trained behind it: the dream queries behind <dream_start>, <dream_end> and <dream>, the
+  2. the one that hands over what was trained behind it: the dream queries behind <dream_start>, <dream_end> and
+     <dream>, the
      visual projector behind <im_start>, <im_end>, <im_patch> and <image>, else
   3. the one that hands over the embedding or the head.
 
-The official code restarts these rows with each stage, so that queries and projectors meet other tokens than they were trained
-with. Rows are found by the token's name, not its id. An origin that lacks a token is passed over, and a row that none has stays
-as the run began it.
+The official code restarts these rows with each stage, so that queries and projectors meet other tokens than they were
+trained with. Rows are found by the token's name, not its id. An origin that lacks a token is passed over, and a row
+that none has stays as the run began it.
 """
 
 import collections
@@ -36,7 +37,8 @@ TRAINED_BEHIND = {
     **dict.fromkeys(("<dream_start>", "<dream_end>", "<dream>"), "dream_queries"),
     **dict.fromkeys(("<im_start>", "<im_end>", "<im_patch>", "<image>"), "visual_projector"),
 }
-ORIGINS_FILE = "origins.json"  # of a model folder, and beside what is exported; a workdir's checkpoints hold the same in their meta
+# of a model folder, and beside what is exported; a workdir's checkpoints hold the same in their meta
+ORIGINS_FILE = "origins.json"
 
 
 class _Origin(NamedTuple):
@@ -78,9 +80,9 @@ class _Unit(NamedTuple):
 def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None, verify: bool = True) -> tuple[dict, dict]:
     """(parameters, record): those that `init_from` names are replaced; arrays keep their sharding and dtype.
 
-    The record lists the origins, each with the parameters that it gave, and what came from none (see `origins_of`). Raises
-    ConfigError where two origins name the same parameter, a pattern names none, an origin does not fit, or (with `verify`) its arrays
-    are not those that their checksums tell of.
+    The record lists the origins, each with the parameters that it gave, and what came from none (see `origins_of`).
+    Raises ConfigError where two origins name the same parameter, a pattern names none, an origin does not fit, or (with
+    `verify`) its arrays are not those that their checksums tell of.
     """
     mine = checkpoint.flatten(params)
     origins = [_open(f"config.init_from[{number}]", given, tokenizer) for number, given in enumerate(config.init_from)]
@@ -100,14 +102,23 @@ def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None, veri
         if general and general.given.new_rows == "mean":
             old = np.concatenate([other.to for other in units if other.path == unit.path and other.origin])
             mine[unit.path] = _put_mean(mine[unit.path], unit, old)
-    return jax.tree.unflatten(jax.tree.structure(params), mine.values()), {"origins": entries, "fresh": _names(fresh, units)}
+    return jax.tree.unflatten(jax.tree.structure(params), mine.values()), {
+        "origins": entries,
+        "fresh": _names(fresh, units),
+    }
 
 
 def _open(key: str, given: InitFrom, tokenizer: Tokenizer | None) -> _Origin:
     folder = checkpoint.open_folder(given.path)
     shapes = checkpoint.flatten(checkpoint.parameter_shapes(model_folder.read_card(folder).model))
     own = tokenizer and (folder / "tokenizer").exists()
-    return _Origin(key, given, folder, {path: leaf.shape for path, leaf in shapes.items()}, Tokenizer.load(folder / "tokenizer") if own else tokenizer)
+    return _Origin(
+        key,
+        given,
+        folder,
+        {path: leaf.shape for path, leaf in shapes.items()},
+        Tokenizer.load(folder / "tokenizer") if own else tokenizer,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -140,24 +151,39 @@ def _general(origins: list[_Origin], path: str) -> _Origin | None:
 def _only(named: list[_Origin], name: str) -> _Origin | None:
     if len(named) > 1:
         first, second = named[:2]
-        raise ConfigError(f"{first.key} and {second.key}: {first.given.pattern!r} and {second.given.pattern!r} both name {name}; one of them may")
+        raise ConfigError(
+            f"{first.key} and {second.key}: {first.given.pattern!r} and {second.given.pattern!r} both "
+            f"name {name}; one of them may"
+        )
     return named[0] if named else None
 
 
-def _row_units(origins: list[_Origin], general: _Origin | None, path: str, shape: tuple[int, ...], tokenizer: Tokenizer | None) -> list[_Unit]:
-    """The rows of an embedding or a head: those of the tokenizer's own pieces, each added token's, and those that none has."""
+def _row_units(
+    origins: list[_Origin], general: _Origin | None, path: str, shape: tuple[int, ...], tokenizer: Tokenizer | None
+) -> list[_Unit]:
+    """The rows of an embedding or a head.
+
+    Those of the tokenizer's own pieces, each added token's, and those that none has.
+    """
     if general and tokenizer and general.tokenizer.model != tokenizer.model:
         advice = f"set config.data.tokenizer to {general.folder / 'tokenizer'}"
-        raise ConfigError(f"{general.key}: the rows of {path} in {general.given.path} belong to other tokens than this run's; {advice}")
+        raise ConfigError(
+            f"{general.key}: the rows of {path} in {general.given.path} belong to other tokens than this "
+            f"run's; {advice}"
+        )
     named = dict(tokenizer.added) if tokenizer else {}
     fits = [origin for origin in origins if path in origin.shapes and _has_grown(path, origin.shapes[path], shape)]
     units = []
     for token, row in named.items():
         origin = _origin_of_row([origin for origin in fits if token in origin.named_rows(path)], general, token)
-        units.append(_Unit(path, origin, token, np.array([row]), np.array([origin.named_rows(path)[token] if origin else row])))
+        units.append(
+            _Unit(path, origin, token, np.array([row]), np.array([origin.named_rows(path)[token] if origin else row]))
+        )
     rest = np.setdiff1d(np.arange(shape[VOCABULARY[path]]), list(named.values()))
     if general:
-        theirs = np.setdiff1d(np.arange(general.shapes[path][VOCABULARY[path]]), list(general.named_rows(path).values()))
+        theirs = np.setdiff1d(
+            np.arange(general.shapes[path][VOCABULARY[path]]), list(general.named_rows(path).values())
+        )
         rest, missing = np.intersect1d(rest, theirs), np.setdiff1d(rest, theirs)
         if len(missing):
             units.append(_Unit(path, None, f"[{missing[0]}:{missing[-1] + 1}]", missing, missing))
@@ -186,8 +212,13 @@ def _names(some: list[_Unit], units: list[_Unit]) -> list[str]:
 
 def _read(origin: _Origin, wanted: dict[str, jax.Array], verify: bool) -> dict[str, jax.Array]:
     """The origin's parameters {path: array}, with the dtype and the sharding of the run's own, alone in memory."""
-    target = {path: jax.ShapeDtypeStruct(origin.shapes[path], leaf.dtype, sharding=leaf.sharding) for path, leaf in wanted.items()}
-    return checkpoint.flatten(checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.given.which, verify))
+    target = {
+        path: jax.ShapeDtypeStruct(origin.shapes[path], leaf.dtype, sharding=leaf.sharding)
+        for path, leaf in wanted.items()
+    }
+    return checkpoint.flatten(
+        checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.given.which, verify)
+    )
 
 
 def _put(mine: jax.Array, theirs: jax.Array, unit: _Unit) -> jax.Array:
@@ -219,16 +250,22 @@ def _entry(origin: _Origin, names: list[str], theirs: dict[str, jax.Array]) -> d
     """What the record says of one origin, its own origins included."""
     before = origins_of(origin.folder, origin.given.which)
     mine = {"pattern": origin.given.pattern, "parameters": names, "checksum": checkpoint.checksum(theirs)}
-    return {"path": before["path"], "step": before["step"], **mine, "origins": before["origins"], "fresh": before["fresh"]}
+    return {
+        "path": before["path"],
+        "step": before["step"],
+        **mine,
+        "origins": before["origins"],
+        "fresh": before["fresh"],
+    }
 
 
 def origins_of(folder: epath.Path, which: str = "last") -> dict:
     """Where a workdir's checkpoint or a model folder comes from, back to the first run.
 
-    {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same, each besides with the pattern, the
-    parameters that were taken (rows of tokens as PARAMETER/<token>) and the checksum of these parameters, whole and in the dtype of
-    the taker; foreign weights have their files with checksums instead. `fresh` are the parameters that came from none. What is not
-    known is None.
+    {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same, each besides with the
+    pattern, the parameters that were taken (rows of tokens as PARAMETER/<token>) and the checksum of these parameters,
+    whole and in the dtype of the taker; foreign weights have their files with checksums instead. `fresh` are the
+    parameters that came from none. What is not known is None.
     """
     if (folder / "params").exists():
         file = folder / ORIGINS_FILE
@@ -240,7 +277,10 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
 
 
 def _read_record(file: epath.Path) -> dict:
-    """The record of a model folder, which may be anybody's; ConfigError where it is none. Its paths are told, and never opened."""
+    """The record of a model folder, which may be anybody's.
+
+    ConfigError where it is none. Its paths are told, and never opened.
+    """
     with reading(file):
         record = json.loads(file.read_text())
         record = {"origins": record["origins"], "fresh": record["fresh"]}
@@ -253,13 +293,24 @@ def _of_card(card: model_folder.ModelCard) -> dict:
     if not card.origins:
         return {}
     unknown = {"step": None, "pattern": None, "checksum": None, "origins": None, "fresh": None}
-    known = lambda origin: {"path": origin.source, "format": origin.format, "parameters": list(origin.parts), "files": to_dict(origin.files)}
+
+    def known(origin):
+        return {
+            "path": origin.source,
+            "format": origin.format,
+            "parameters": list(origin.parts),
+            "files": to_dict(origin.files),
+        }
+
     entries = [known(origin) | unknown for origin in card.origins]
     return {"origins": entries, "fresh": list(card.fresh)}
 
 
 def write_import(folder: epath.Path, card: model_folder.ModelCard):
-    """Writes down in an imported model where its sources came from, as far as they say so: those that were exported here do."""
+    """Writes down in an imported model where its sources came from, as far as they say so.
+
+    Those that were exported here do.
+    """
     record, known = _of_card(card), False
     for entry in record.get("origins", ()):
         file = epath.Path(entry["path"]) / ORIGINS_FILE
@@ -290,7 +341,9 @@ def _lines(record: dict, indent: str) -> list[str]:
         taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
         facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)]
         lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
-        lines += [f"{indent}  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin.get("files", ())]
+        lines += [
+            f"{indent}  {file['sha256']}  {file['size']:15,d}  {file['name']}" for file in origin.get("files", ())
+        ]
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:
         lines.append(f"{indent}fresh: {_in_parts(record['fresh'])}")
@@ -306,5 +359,7 @@ def _in_parts(names: list[str]) -> str:
         else:
             part, *inside = name.split("/")
             counts[part] += bool(inside)
-    counted = [f"{part} ({count} parameter{'s' if count > 1 else ''})" if count else part for part, count in counts.items()]
+    counted = [
+        f"{part} ({count} parameter{'s' if count > 1 else ''})" if count else part for part, count in counts.items()
+    ]
     return ", ".join([*counted, *rows])

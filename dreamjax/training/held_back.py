@@ -12,7 +12,9 @@ from dreamjax.training.state import State
 from dreamjax.training.step import make_eval_step
 
 
-def make_held_back(config: RunConfig, parts: Parts, ids: SpecialIds, batches: Mapping[str, Callable[[], Iterable]]) -> Callable[[State, dict], dict]:
+def make_held_back(
+    config: RunConfig, parts: Parts, ids: SpecialIds, batches: Mapping[str, Callable[[], Iterable]]
+) -> Callable[[State, dict], dict]:
     """`measure(state, frozen) -> {name: loss}`; `batches[source]()` yields the device batches of a held-back source.
 
     Names are eval_SOURCE_lm_loss, eval_SOURCE_image_loss, eval_SOURCE_image_loss_tK for quarter K of the timesteps, and
@@ -24,7 +26,9 @@ def make_held_back(config: RunConfig, parts: Parts, ids: SpecialIds, batches: Ma
         weights = state.trainable if state.average is None else state.average
         results, totals = {}, []
         for source, make in batches.items():
-            sums = [jax.device_get(step(weights, frozen, batch, np.uint32(index))) for index, batch in enumerate(make())]
+            sums = [
+                jax.device_get(step(weights, frozen, batch, np.uint32(index))) for index, batch in enumerate(make())
+            ]
             sums = jax.tree.map(lambda *values: np.sum(values, axis=0), *sums)
             lm = float(sums["lm_loss"] / max(sums["tokens"], 1))
             results[f"eval_{source}_lm_loss"] = lm
@@ -33,7 +37,7 @@ def make_held_back(config: RunConfig, parts: Parts, ids: SpecialIds, batches: Ma
             if np.sum(sums.get("pictures", 0)) > 0:
                 image = float(sums["image_loss"].sum() / sums["pictures"].sum())
                 results[f"eval_{source}_image_loss"] = image
-                for k, (error, pictures) in enumerate(zip(sums["image_loss"], sums["pictures"])):
+                for k, (error, pictures) in enumerate(zip(sums["image_loss"], sums["pictures"], strict=True)):
                     if pictures:
                         results[f"eval_{source}_image_loss_t{k}"] = float(error / pictures)
                 total += image_weight * image

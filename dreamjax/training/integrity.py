@@ -1,8 +1,9 @@
-"""Arrays on disk are read as they were written, or not at all: a checksum for each, and one line for whatever reading damaged files raises.
+"""Arrays on disk are read as they were written, or not at all: a checksum for each, and one line for whatever reading
+damaged files raises.
 
-A disk, a network or a memory that turns a bit gives other weights, which no format notices: what is stored compressed mostly
-still unpacks. A checksum is over the bits of an array and their places, so it is the same however the array was sharded; each
-host reads the parts on its own devices, and one small sum over the hosts follows.
+A disk, a network or a memory that turns a bit gives other weights, which no format notices: what is stored compressed
+mostly still unpacks. A checksum is over the bits of an array and their places, so it is the same however the array was
+sharded; each host reads the parts on its own devices, and one small sum over the hosts follows.
 """
 
 import concurrent.futures
@@ -29,7 +30,8 @@ BLOCK = 2**16  # words that are hashed at once: they stay in the processor's cac
 def reading(location: str | os.PathLike) -> Iterator[None]:
     """Turns what reading a stored file or folder raises into a ConfigError of one line that names it.
 
-    Damage comes out of the libraries as errors of any type. Those of the devices and of other hosts are none of it and pass.
+    Damage comes out of the libraries as errors of any type. Those of the devices and of other hosts are none of it and
+    pass.
     """
     with _drop_echoes() as echoes:
         try:
@@ -44,8 +46,8 @@ def reading(location: str | os.PathLike) -> Iterator[None]:
 def _drop_echoes() -> contextlib.ExitStack:
     """Keeps quiet, until it is closed, of reads that fail after the first one has, when nobody waits for them any more.
 
-    Orbax reads many arrays at once and leaves at the first error; each of the others would print a stack dump beside the line that
-    says it all.
+    Orbax reads many arrays at once and leaves at the first error; each of the others would print a stack dump beside
+    the line that says it all.
     """
 
     def hook(unraisable):
@@ -64,7 +66,10 @@ def _drop_echoes() -> contextlib.ExitStack:
 
 
 def checksums(params) -> dict[str, str]:
-    """{path: dtype and checksum, as in "float32 5bd1e995"} of a tree's arrays; every host that holds parts of them calls it."""
+    """{path.
+
+    Dtype and checksum, as in "float32 5bd1e995"} of a tree's arrays; every host that holds parts of them calls it.
+    """
     flat = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy works outside Python's lock
         own = np.array(list(pool.map(_own_words, flat.values())), np.uint32)
@@ -74,12 +79,19 @@ def checksums(params) -> dict[str, str]:
 
 
 def check(params, expected: Mapping[str, str], location: str | os.PathLike):
-    """ConfigError, naming the first array that is not as it was written; `expected` may be of more arrays, and of none where none were kept."""
+    """ConfigError, naming the first array that is not as it was written.
+
+    `expected` may be of more arrays, and of none where none were kept.
+    """
     if not expected:
         return
     damaged = [path for path, checksum in checksums(params).items() if expected.get(path) != checksum]
     if damaged:
-        more = f" and {len(damaged) - 1} more arrays are damaged (their checksums differ" if len(damaged) > 1 else " is damaged (its checksum differs"
+        more = (
+            f" and {len(damaged) - 1} more arrays are damaged (their checksums differ"
+            if len(damaged) > 1
+            else " is damaged (its checksum differs"
+        )
         raise ConfigError(f"{location}: array {damaged[0]}{more} from what was written)")
 
 
@@ -104,16 +116,24 @@ def fold(arrays: Mapping[str, str]) -> str:
 
 
 def _own_words(leaf: jax.Array | np.ndarray) -> int:
-    """The sum of an array's hashed words over the parts of it that this host answers for: of what several devices hold, the first's."""
+    """The sum of an array's hashed words over the parts of it that this host answers for.
+
+    Of what several devices hold, the first's.
+    """
     if not isinstance(leaf, jax.Array):
         return _words(np.asarray(leaf), (0,) * np.ndim(leaf), np.shape(leaf))
     parts = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     starts = [tuple(axis.indices(size)[0] for axis, size in zip(part.index, leaf.shape, strict=True)) for part in parts]
-    return sum(_words(_on_host(part.data), start, leaf.shape) for part, start in zip(parts, starts, strict=True)) % 2**32
+    return (
+        sum(_words(_on_host(part.data), start, leaf.shape) for part, start in zip(parts, starts, strict=True)) % 2**32
+    )
 
 
 def _on_host(part: jax.Array) -> np.ndarray:
-    """A device's array in host memory, by an array of its own, which goes again: an array keeps what was once copied of it as long as it lives."""
+    """A device's array in host memory, by an array of its own, which goes again.
+
+    An array keeps what was once copied of it as long as it lives.
+    """
     return np.asarray(jax.make_array_from_single_device_arrays(part.shape, part.sharding, [part]))
 
 
@@ -122,12 +142,15 @@ def _words(part: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> 
     bits = np.ascontiguousarray(part).view(f"uint{part.dtype.itemsize * 8}")
     if bits.dtype.itemsize == 8:
         bits = bits ^ bits >> np.uint64(32)
-    # Runs that lie together in the whole array too: the last axis, and those before it as long as the part has all of the ones behind.
+    # Runs that lie together in the whole array too: the last axis, and those before it as long as the part has all of
+    # the ones behind.
     first, run = len(shape), 1
     while first and run < BLOCK and part.shape[first:] == shape[first:]:
         first -= 1
         run *= part.shape[first]
-    places = np.array([sum(at * math.prod(shape[axis + 1 :]) for axis, at in enumerate(start)) % 2**32], np.uint32)  # of each run's begin
+    places = np.array(
+        [sum(at * math.prod(shape[axis + 1 :]) for axis, at in enumerate(start)) % 2**32], np.uint32
+    )  # of each run's begin
     for axis in range(first):
         stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
         places = np.add.outer(places, np.arange(part.shape[axis], dtype=np.uint32) * stride).reshape(-1)
@@ -141,7 +164,10 @@ def _words(part: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> 
 
 
 def _hash(word: np.ndarray, places: np.ndarray) -> int:
-    """The sum of words mixed with their places by Murmur3's finaliser: a plain weighted sum would miss changes that cancel, such as an even number of signs."""
+    """The sum of words mixed with their places by Murmur3's finaliser.
+
+    A plain weighted sum would miss changes that cancel, such as an even number of signs.
+    """
     word ^= places * np.uint32(2654435761)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         word ^= word >> np.uint32(shift)

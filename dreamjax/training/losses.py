@@ -49,7 +49,10 @@ def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, 
     if pad:
         hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
         targets, weights = jnp.pad(targets, ((0, 0), (0, pad))), jnp.pad(weights, ((0, 0), (0, pad)))
-    to_chunks = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+
+    def to_chunks(x):
+        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+
     readout = dreamllm.gathered_readout(parts, params)
 
     @jax.checkpoint
@@ -103,16 +106,26 @@ def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
     if not loss.late_timesteps:
         return even
     chosen, late = jax.random.split(jax.random.fold_in(key, 1))
-    return jnp.where(jax.random.bernoulli(chosen, loss.late_timesteps), jax.random.randint(late, (), count - count // 8, count), even)
+    return jnp.where(
+        jax.random.bernoulli(chosen, loss.late_timesteps), jax.random.randint(late, (), count - count // 8, count), even
+    )
 
 
 def picture_errors(
-    parts: Parts, params: dict, loss: LossConfig, images: Array, hidden: Array, unconditional: Array | None, draws: Draws, frozen: bool = False
+    parts: Parts,
+    params: dict,
+    loss: LossConfig,
+    images: Array,
+    hidden: Array,
+    unconditional: Array | None,
+    draws: Draws,
+    frozen: bool = False,
 ) -> Array:
     """Denoising error of each picture, mean over its elements: [B] float32.
 
     images [B, H, W, 3] uint8; hidden [B, Q, D] at the queries; unconditional [Q, D] takes its place where draws.drop
-    says so. The gradient reaches the condition through the U-Net. `frozen` says that nothing asks for gradients of U-Net and VAE.
+    says so. The gradient reaches the condition through the U-Net. `frozen` says that nothing asks for gradients of
+    U-Net and VAE.
     """
     context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
     if loss.picture_chunks > 1:
@@ -129,21 +142,35 @@ def _errors(parts: Parts, loss: LossConfig, params: dict, images: Array, context
 
 
 def deal(x: Array, hands: int) -> Array:
-    """[B, ...] -> [hands, B / hands, ...], dealt out in turn, so that each hand is spread over the mesh as the whole is."""
+    """[B, ...] -> [hands, B / hands, ...], dealt out in turn, so that each hand is spread over the mesh as the whole
+    is.
+    """
     return jnp.moveaxis(x.reshape(-1, hands, *x.shape[1:]), 1, 0)
 
 
-def _errors_in_chunks(parts: Parts, params: dict, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool) -> Array:
-    """`_errors` of `loss.picture_chunks` chunks one after the other, so that the U-Net's and the VAE's activations exist for one at a time.
+def _errors_in_chunks(
+    parts: Parts, params: dict, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool
+) -> Array:
+    """`_errors` of `loss.picture_chunks` chunks one after the other, so that the U-Net's and the VAE's activations
+    exist for one at a time.
 
-    A picture's error depends on its own context alone. So where U-Net and VAE are frozen, a chunk's gradient is taken right
-    behind its error, and the backward pass only scales it: nothing is computed twice. Otherwise it is recomputed.
+    A picture's error depends on its own context alone. So where U-Net and VAE are frozen, a chunk's gradient is taken
+    right behind its error, and the backward pass only scales it: nothing is computed twice. Otherwise it is recomputed.
     """
     decoder = {name: params[name] for name in ("unet", "vae") if name in params}
-    dealt = lambda tree: jax.tree.map(lambda x: deal(x, loss.picture_chunks), tree)
-    together = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-    spread = lambda tree: jax.tree.map(dreamllm.constrain_rows, tree)
-    one = lambda decoder, images, context, draws: _errors(parts, loss, decoder, images, context, draws)
+
+    def dealt(tree):
+        return jax.tree.map(lambda x: deal(x, loss.picture_chunks), tree)
+
+    def together(x):
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    def spread(tree):
+        return jax.tree.map(dreamllm.constrain_rows, tree)
+
+    def one(decoder, images, context, draws):
+        return _errors(parts, loss, decoder, images, context, draws)
+
     if not frozen:
         step = jax.checkpoint(lambda chunk: one(decoder, *spread(chunk)))
         return together(jax.lax.map(step, dealt((images, context, draws))))
@@ -168,10 +195,15 @@ def _errors_in_chunks(parts: Parts, params: dict, loss: LossConfig, images: Arra
 
 
 def corrupt(diffusion: DiffusionConfig, loss: LossConfig, latents: Array, draws: Draws) -> tuple[Array, Array]:
-    """(the U-Net's noisy input, its target), both [B, S, S, channels]: the offset is part of the target, the perturbation is not."""
+    """(the U-Net's noisy input, its target), both [B, S, S, channels].
+
+    The offset is part of the target, the perturbation is not.
+    """
     noise = draws.noise if draws.offset is None else draws.noise + loss.noise_offset * draws.offset
     input_noise = noise if draws.perturbation is None else noise + loss.input_perturbation * draws.perturbation
-    return schedules.add_noise(diffusion, latents, input_noise, draws.timesteps), schedules.target(diffusion, latents, noise, draws.timesteps)
+    return schedules.add_noise(diffusion, latents, input_noise, draws.timesteps), schedules.target(
+        diffusion, latents, noise, draws.timesteps
+    )
 
 
 def dropped(hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
@@ -179,7 +211,9 @@ def dropped(hidden: Array, unconditional: Array | None, draws: Draws) -> Array:
     return hidden if draws.drop is None else jnp.where(draws.drop[:, None, None], unconditional, hidden)
 
 
-def weighted_errors(diffusion: DiffusionConfig, loss: LossConfig, prediction: Array, target: Array, draws: Draws) -> Array:
+def weighted_errors(
+    diffusion: DiffusionConfig, loss: LossConfig, prediction: Array, target: Array, draws: Draws
+) -> Array:
     """Mean squared error of each picture, [B], with its min-SNR weight where the loss has a gamma."""
     errors = jnp.mean((prediction - target) ** 2, axis=(1, 2, 3))
     if loss.snr_gamma is not None:
@@ -199,16 +233,30 @@ class SpecialIds(NamedTuple):
     im_patch: int
 
 
-def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, key: Array | Draws, frozen: bool = False) -> tuple[Array, Array]:
-    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's, or the draws for the batch's slots themselves.
+def loss_sums(
+    parts: Parts,
+    params: dict,
+    loss: LossConfig,
+    ids: SpecialIds,
+    batch: Batch,
+    key: Array | Draws,
+    frozen: bool = False,
+) -> tuple[Array, Array]:
+    """(sum of the token losses, sum of the picture errors) of a batch; `key` is the step's, or the draws for the
+    batch's slots themselves.
 
     `frozen` says that U-Net and VAE are.
     """
     hidden = dreamllm.hidden_states(parts, params, batch)
-    flat = lambda x: x.reshape(hidden.shape[:2])
+
+    def flat(x):
+        return x.reshape(hidden.shape[:2])
+
     tokens = jnp.float32(0)
     if loss.lm_weight:
-        tokens = cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), min(loss.ce_chunk, hidden.shape[1]))
+        tokens = cross_entropy_sum(
+            parts, params, hidden, flat(batch.tokens), flat(batch.learned), min(loss.ce_chunk, hidden.shape[1])
+        )
     pictures = jnp.float32(0)
     if loss.image_weight and batch.dreamed_start.shape[1]:
         draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
@@ -217,7 +265,16 @@ def loss_sums(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, bat
     return tokens, pictures
 
 
-def batch_picture_errors(parts: Parts, params: dict, loss: LossConfig, ids: SpecialIds, batch: Batch, hidden: Array, draws: Draws, frozen: bool = False) -> Array:
+def batch_picture_errors(
+    parts: Parts,
+    params: dict,
+    loss: LossConfig,
+    ids: SpecialIds,
+    batch: Batch,
+    hidden: Array,
+    draws: Draws,
+    frozen: bool = False,
+) -> Array:
     """The error of each dreamed slot of a batch, [G M], given the LLM's hidden states [G R, L, D]."""
     images = constrain_slots(batch.dreamed_images)
     empty = None

@@ -17,7 +17,6 @@ from dreamjax import atomic, progress
 from dreamjax.config import RunConfig
 from dreamjax.schema import RunStopped
 
-
 FILE = "metrics.jsonl"
 ENOUGH = 1000  # documents shown before their share of broken ones says anything
 
@@ -48,7 +47,10 @@ class MetricsLog:
 
 
 class EventLog:
-    """The same numbers for TensorBoard. It writes where it is called, without a thread: one that met a full disk would stop the run for ever."""
+    """The same numbers for TensorBoard.
+
+    It writes where it is called, without a thread: one that met a full disk would stop the run for ever.
+    """
 
     def __init__(self, workdir: epath.Path, first_step: int):
         with _torch_hidden():
@@ -56,10 +58,16 @@ class EventLog:
             from tensorboardX.proto.event_pb2 import Event, SessionLog
             from tensorboardX.proto.summary_pb2 import Summary
         self.writer, self.event, self.summary = EventsWriter(str(workdir / "events")), Event, Summary
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))  # TensorBoard forgets what a killed run has said of this step and later ones
+        self._add(
+            step=first_step, session_log=SessionLog(status=SessionLog.START)
+        )  # TensorBoard forgets what a killed run has said of this step and later ones
 
     def write(self, values: dict):
-        scalars = [self.summary.Value(tag=name, simple_value=value) for name, value in values.items() if name != "step" and value is not None]
+        scalars = [
+            self.summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if name != "step" and value is not None
+        ]
         self._add(step=values["step"], summary=self.summary(value=scalars))
 
     def _add(self, **what):
@@ -72,7 +80,10 @@ class EventLog:
 
 @contextlib.contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """Imports as if there were no torch: where there is, tensorboardX takes it in, longer than all else here takes, and scalars never use it."""
+    """Imports as if there were no torch.
+
+    Where there is, tensorboardX takes it in, longer than all else here takes, and scalars never use it.
+    """
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None
@@ -86,8 +97,8 @@ def _torch_hidden() -> Iterator[None]:
 def read_metrics(workdir: epath.Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, each with `step` and `elapsed`; none without the file.
 
-    Lines that a failed disk or another program has damaged are left out, and named in one line on stderr. Half of a line at the
-    end is what a killed run leaves, and no damage.
+    Lines that a failed disk or another program has damaged are left out, and named in one line on stderr. Half of a
+    line at the end is what a killed run leaves, and no damage.
     """
     path = workdir / FILE
     if not path.exists():
@@ -97,7 +108,11 @@ def read_metrics(workdir: epath.Path) -> list[dict]:
     damaged = [str(number) for number, line in enumerate(lines, 1) if line is None]
     if damaged:
         some = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
-        print(f"{path}: line{'s' if len(damaged) > 1 else ''} {some} of {len(whole)} damaged, left out", file=sys.stderr, flush=True)
+        print(
+            f"{path}: line{'s' if len(damaged) > 1 else ''} {some} of {len(whole)} damaged, left out",
+            file=sys.stderr,
+            flush=True,
+        )
     return [line for line in (*lines, _line(tail)) if line is not None]
 
 
@@ -107,8 +122,12 @@ def _line(text: bytes) -> dict | None:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    is_one = isinstance(values, dict) and type(values.get("step")) is int and type(values.get("elapsed")) in (int, float)
-    return values if is_one and abs(values["elapsed"]) <= sys.float_info.max else None  # not isfinite, which fails on longer ints
+    is_one = (
+        isinstance(values, dict) and type(values.get("step")) is int and type(values.get("elapsed")) in (int, float)
+    )
+    return (
+        values if is_one and abs(values["elapsed"]) <= sys.float_info.max else None
+    )  # not isfinite, which fails on longer ints
 
 
 class Broken(Protocol):
@@ -120,17 +139,30 @@ class Broken(Protocol):
 class Watch:
     """Follows a run one step behind the device, so that the host never waits for the step it has just sent off.
 
-    Of several hosts one is `first`: it alone writes and shows how far the run is. The others name only the records that they meet.
+    Of several hosts one is `first`: it alone writes and shows how far the run is. The others name only the records that
+    they meet.
     """
 
-    def __init__(self, config: RunConfig, workdir: epath.Path, start: int, records: int, broken: Sequence[Broken], unnamed: int = 0, first: bool = True):
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: epath.Path,
+        start: int,
+        records: int,
+        broken: Sequence[Broken],
+        unnamed: int = 0,
+        first: bool = True,
+    ):
         self.config, self.records, self.unnamed = config, records, unnamed  # unnamed: broken ones besides those given
         self.log = MetricsLog(workdir, start) if first else None
         self.bar = progress.bar(config.total_steps, "step", "training", start, disable=not first)
         self.began, self.before = time.monotonic(), self.log.seconds if self.log else 0.0
         self.last_log, self.tokens = self.began, 0
         self.broken: dict[str, str] = {}  # reason of each
-        self.known, self.shown = len(set(map(str, broken))), 0  # broken ones from before the first step; documents since
+        self.known, self.shown = (
+            len(set(map(str, broken))),
+            0,
+        )  # broken ones from before the first step; documents since
         self.pending = None
         self.held_back: dict = {}
         self.note: dict = {}  # what the next line says besides
@@ -149,7 +181,10 @@ class Watch:
         self.count_broken(broken)
 
     def count_broken(self, broken: Sequence[Broken], told: bool = False):
-        """Says, unless it is told elsewhere, which records were left out, once each; RunStopped, with a count by reason, where they are too large a share."""
+        """Says, unless it is told elsewhere, which records were left out, once each.
+
+        RunStopped, with a count by reason, where they are too large a share.
+        """
         for record in broken:
             if str(record) not in self.broken:
                 self.broken[str(record)] = record.reason
@@ -166,7 +201,8 @@ class Watch:
         reasons = collections.Counter(self.broken.values()).most_common()
         raise RunStopped(
             f"{what}, more than config.data.max_bad_share = {self.config.data.max_bad_share:.2%}: "
-            f"{', '.join(f'{number} {reason}' for reason, number in reasons)}; the first: {min(self.broken, default='')}"
+            f"{', '.join(f'{number} {reason}' for reason, number in reasons)}; the first: "
+            f"{min(self.broken, default='')}"
         )
 
     def settle(self):
@@ -179,18 +215,25 @@ class Watch:
         finite, self.stopping = metrics.pop("finite"), metrics.pop("stop")
         if not finite and not self.config.skip_nonfinite:
             raise RunStopped(
-                f"step {step}: loss {metrics['loss']}, grad_norm {metrics['grad_norm']}; documents: {', '.join(documents)}. "
+                f"step {step}: loss {metrics['loss']}, grad_norm {metrics['grad_norm']}; documents: "
+                f"{', '.join(documents)}. "
                 "The weights are as before that step; --config.skip_nonfinite=True leaves such batches out"
             )
         self.tokens += metrics["tokens"]
         self.bar.update()
-        if self.log and (step % self.config.log_every == 0 or self.held_back or self.note or step == self.config.total_steps):
+        if self.log and (
+            step % self.config.log_every == 0 or self.held_back or self.note or step == self.config.total_steps
+        ):
             now = time.monotonic()
             metrics |= {"tokens_per_second": self.tokens / (now - self.last_log), "elapsed": self.seconds()}
             self.last_log, self.tokens = now, 0
-            self.log.write({"step": step} | metrics | ({} if finite else {"skipped": True}) | self.held_back | self.note)
+            self.log.write(
+                {"step": step} | metrics | ({} if finite else {"skipped": True}) | self.held_back | self.note
+            )
             self.held_back, self.note = {}, {}
-            self.bar.set_postfix({"loss": f"{metrics['loss']:.3f}", "tokens/s": f"{metrics['tokens_per_second']:,.0f}"}, refresh=False)
+            self.bar.set_postfix(
+                {"loss": f"{metrics['loss']:.3f}", "tokens/s": f"{metrics['tokens_per_second']:,.0f}"}, refresh=False
+            )
 
     def close(self):
         """Ends the bar and the logs."""
@@ -200,19 +243,32 @@ class Watch:
 
 
 def most_by_chance(share: float, shown: int) -> float:
-    """The most broken ones among so many documents that a set with this share of them may show: three standard deviations above the mean."""
+    """The most broken ones among so many documents that a set with this share of them may show.
+
+    Three standard deviations above the mean.
+    """
     expected = share * max(shown, ENOUGH)
     return expected + 3 * math.sqrt(expected * (1 - share))
 
 
 def losses_of(workdir: epath.Path, lines: int = 10) -> dict:
-    """How a workdir's losses fell: means of the first and the last `lines` logged steps, and held-back losses by step; empty without metrics."""
+    """How a workdir's losses fell.
+
+    Means of the first and the last `lines` logged steps, and held-back losses by step; empty without metrics.
+    """
     names = ("lm_loss", "image_loss")
     logged = [line for line in read_metrics(workdir) if all(type(line.get(name)) in (int, float) for name in names)]
     if not logged:
         return {}
-    mean = lambda some: {name: sum(line[name] for line in some) / len(some) for name in names}
-    held_back = {line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")} for line in logged if "eval_loss" in line}
+
+    def mean(some):
+        return {name: sum(line[name] for line in some) / len(some) for name in names}
+
+    held_back = {
+        line["step"]: {name: value for name, value in line.items() if name.startswith("eval_")}
+        for line in logged
+        if "eval_loss" in line
+    }
     return {"first": mean(logged[:lines]), "last": mean(logged[-lines:]), "held_back": held_back}
 
 

@@ -2,10 +2,12 @@
 
     DIR/
       config.json     the ModelCard: the model, its chat template, where its weights come from
-      tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below it
+      tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below
+                      it
       params/         the parameters (Orbax), in the dtype that they came in
       checksums.json  the dtype and the checksum of each parameter (integrity.py)
-      origins.json    of an exported model: the run that it was, and where that came from; of an imported one, what its sources say (handover.py)
+      origins.json    of an exported model: the run that it was, and where that came from; of an imported one, what its
+                      sources say (handover.py)
 
 Parameters are written group by group, so that a model larger than the host's memory passes through.
 """
@@ -32,7 +34,11 @@ from dreamjax.training.integrity import reading
 
 CHECKSUMS = "checksums.json"
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
-CHUNK_BYTES = 2**22  # of a parameter on disk: whole chunks are read, so at real sizes a host of many reads little more than its devices hold
+CHUNK_BYTES = (
+    2**22
+    # of a parameter on disk: whole chunks are read, so at real sizes a host of many reads little more than its devices
+    # hold
+)
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
 
 
@@ -84,7 +90,10 @@ def is_ours(folder: epath.Path) -> bool:
 
 
 def read_card(folder: epath.Path) -> ModelCard:
-    """The card of a model folder; of a training workdir, what its RunConfig says of the model. ConfigError where it is neither."""
+    """The card of a model folder.
+
+    Of a training workdir, what its RunConfig says of the model. ConfigError where it is neither.
+    """
     values, where = read_settings(folder)
     if "optim" in values:
         config = from_dict(RunConfig, values, where)
@@ -110,10 +119,14 @@ def read_settings(folder: epath.Path) -> tuple[dict, str]:
 # Parameters
 
 
-def save_leaves(path: epath.Path, sizes: Mapping[str, int], make: Callable[[str], jax.Array], progress: Callable = iter):
-    """Writes the parameters {path: bytes} that `make` puts on devices, a few at a time; each is freed when it is written.
+def save_leaves(
+    path: epath.Path, sizes: Mapping[str, int], make: Callable[[str], jax.Array], progress: Callable = iter
+):
+    """Writes the parameters {path: bytes} that `make` puts on devices, a few at a time; each is freed when it is
+    written.
 
-    `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`. Their checksums go beside it.
+    `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`. Their checksums go
+    beside it.
     """
     checksums: dict[str, str] = {}
     context = v1.Context()
@@ -172,7 +185,10 @@ def params_path(folder: epath.Path) -> epath.Path:
 
 
 def read_checksums(folder: epath.Path) -> dict[str, str]:
-    """{path: dtype and checksum} of a model folder's parameters as they were written; empty for one from before they were kept."""
+    """{path.
+
+    Dtype and checksum} of a model folder's parameters as they were written; empty for one from before they were kept.
+    """
     file = folder / CHECKSUMS
     with reading(file):
         return integrity.as_checksums(json.loads(file.read_text())) if file.exists() else {}
@@ -183,11 +199,17 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     with reading(folder / "params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(params_path(folder)).item_metadata.tree
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: not isinstance(node, dict))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+        for path, leaf in leaves
+    }
 
 
 def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
-    """A function from the path of a parameter to its array; it holds the last group that it read, so ask in the order of `wanted`."""
+    """A function from the path of a parameter to its array.
+
+    It holds the last group that it read, so ask in the order of `wanted`.
+    """
     checksums = read_checksums(folder)
     together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
     group_of = {path: number for number, group in enumerate(together) for path in group}
@@ -199,7 +221,9 @@ def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Ca
             put(tree, path, wanted[path])
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
         with reading(folder / "params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.restore(params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True))
+            tree = checkpointer.restore(
+                params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
+            )
         integrity.check(tree, checksums, folder / "params")
         return tree
 

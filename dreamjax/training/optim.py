@@ -11,7 +11,10 @@ from dreamjax.sharding import path_of
 
 
 def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up over `warmup_share` of the steps, then the named decay to `final_share` of the peak."""
+    """Learning rate by step.
+
+    A linear warm-up over `warmup_share` of the steps, then the named decay to `final_share` of the peak.
+    """
     peak, warmup = config.learning_rate, round(config.warmup_share * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     match config.schedule:
@@ -27,13 +30,17 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def depends_on_total(config: OptimConfig, before: int, now: int, done: int) -> bool:
-    """Whether the learning rates behind step `done` of a run of `before` steps are others than of one of `now` steps."""
+    """Whether the learning rates behind step `done` of a run of `before` steps are others than of one of `now`
+    steps.
+    """
     warmups = [round(config.warmup_share * total) for total in (before, now)]
     return config.schedule != "constant" or (warmups[0] != warmups[1] and max(warmups) > done)
 
 
 def optimiser(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by the global norm, AdamW, and the learning-rate factor of each parameter's rule (the first that matches)."""
+    """Gradient clipping by the global norm, AdamW, and the learning-rate factor of each parameter's rule (the first
+    that matches).
+    """
 
     def scale_by_rule(updates, params):
         del params
@@ -57,7 +64,11 @@ def is_trainable(config: OptimConfig, path: str) -> bool:
     """Whether the parameter at `path` trains; a ConfigError names one that no pattern or both lists match."""
     trains, frozen = (any(re.search(p, path) for p in patterns) for patterns in (config.trainable, config.frozen))
     if trains == frozen:
-        which = "both optim.trainable and optim.frozen match" if trains else "neither optim.trainable nor optim.frozen matches"
+        which = (
+            "both optim.trainable and optim.frozen match"
+            if trains
+            else "neither optim.trainable nor optim.frozen matches"
+        )
         raise ConfigError(f"{which} the parameter {path}")
     return trains
 

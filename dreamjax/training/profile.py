@@ -13,7 +13,10 @@ def before_step(config: RunConfig, workdir: epath.Path, step: int):
 
 
 def after_step(config: RunConfig, step: int, begun_at: int, metrics: dict, last: bool):
-    """Ends the trace behind step `profile_to`, or with the run, when the device is through with the step; `begun_at` is the run's first step."""
+    """Ends the trace behind step `profile_to`, or with the run, when the device is through with the step.
+
+    `begun_at` is the run's first step.
+    """
     tracing = config.profile_from and max(begun_at, 1) <= config.profile_from <= step
     if tracing and (step == config.profile_to or (last and step < config.profile_to)):
         jax.block_until_ready(metrics)

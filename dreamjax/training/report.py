@@ -18,7 +18,9 @@ def elements(tree) -> int:
 
 def bytes_per_device(tree, shardings) -> int:
     """Bytes that the fullest device holds of a tree of shapes under a tree of shardings."""
-    sizes = jax.tree.map(lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings)
+    sizes = jax.tree.map(
+        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings
+    )
     return sum(jax.tree.leaves(sizes))
 
 
@@ -51,7 +53,9 @@ def in_words(facts: dict) -> str:
     parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
     memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in facts["bytes_per_device"].items())
     shards = facts["mesh"]["fsdp"] * facts["mesh"]["tensor"]
-    share = f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor"
+    share = (
+        f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor"
+    )
     unsharded = share if shards > 1 else "all, since fsdp x tensor is 1"
     return (
         f"mesh          {mesh}\n"
@@ -65,6 +69,9 @@ def in_words(facts: dict) -> str:
 
 
 def temporary_bytes(compiled) -> int:
-    """Bytes that a compiled step needs besides its arguments and results, on one device; 0 where the backend does not say."""
+    """Bytes that a compiled step needs besides its arguments and results, on one device.
+
+    0 where the backend does not say.
+    """
     analysis = compiled.memory_analysis()
     return analysis.temp_size_in_bytes if analysis else 0

@@ -14,7 +14,10 @@ from dreamjax.training import optim
 
 
 class State(NamedTuple):
-    """The part of a run that changes: float32 masters, the optimiser's moments, an average of the weights (None without one)."""
+    """The part of a run that changes.
+
+    Float32 masters, the optimiser's moments, an average of the weights (None without one).
+    """
 
     step: jax.Array  # [] int32, steps taken
     trainable: dict
@@ -29,7 +32,10 @@ def fresh_state(config: OptimConfig, total_steps: int, trainable: dict) -> State
 
 
 def init(config: RunConfig, parts: dreamllm.Parts) -> tuple[State, dict]:
-    """(state, frozen parameters in the compute dtype) from the run's seed; traceable, so shapes come from `jax.eval_shape`."""
+    """(state, frozen parameters in the compute dtype) from the run's seed.
+
+    Traceable, so shapes come from `jax.eval_shape`.
+    """
     trainable, frozen = optim.split(config.optim, dreamllm.init(parts, jax.random.key(config.seed)))
     return fresh_state(config.optim, config.total_steps, trainable), cast(frozen, config.model.dtype)
 
@@ -46,6 +52,11 @@ def shardings(state: State, frozen: dict, mesh: Mesh, whole_patterns: tuple[str,
     """
     trainable = parameter_shardings(state.trainable, mesh)
     whole = NamedSharding(mesh, P())
-    matches = lambda node: jax.tree.structure(node) == jax.tree.structure(state.trainable)
+
+    def matches(node):
+        return jax.tree.structure(node) == jax.tree.structure(state.trainable)
+
     moments = jax.tree.map(lambda node: trainable if matches(node) else whole, state.optimiser, is_leaf=matches)
-    return State(whole, trainable, moments, trainable if state.average is not None else None), parameter_shardings(frozen, mesh, whole_patterns)
+    return State(whole, trainable, moments, trainable if state.average is not None else None), parameter_shardings(
+        frozen, mesh, whole_patterns
+    )

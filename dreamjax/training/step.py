@@ -1,4 +1,7 @@
-"""The training step: fused loss, gradients of the trainable tree, update; and the step that measures held-back losses."""
+"""The training step.
+
+Fused loss, gradients of the trainable tree, update; and the step that measures held-back losses.
+"""
 
 from collections.abc import Callable
 
@@ -20,8 +23,17 @@ Array = jax.Array
 TIMESTEP_BINS = 4  # quarters of the schedule that held-back losses are reported for
 
 
-def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainable: dict, frozen: dict, batch: Batch, key: Array | losses.Draws):
-    """((loss, lm_loss, image_loss), gradients) of a global batch; `accumulate` microbatches add up to the same numbers as one.
+def gradients(
+    config: RunConfig,
+    parts: dreamllm.Parts,
+    ids: SpecialIds,
+    trainable: dict,
+    frozen: dict,
+    batch: Batch,
+    key: Array | losses.Draws,
+):
+    """((loss, lm_loss, image_loss), gradients) of a global batch; `accumulate` microbatches add up to the same numbers
+    as one.
 
     `key` is the step's. Draws for all slots may stand in its place, without microbatches, to repeat recorded ones.
 
@@ -46,7 +58,9 @@ def gradients(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, trainab
         (total, (lm, image)), grads = grad(trainable, micro)
         return jax.tree.map(jnp.add, carry, ((total, lm, image), grads)), None
 
-    deal = lambda x: losses.deal(x, config.accumulate)
+    def deal(x):
+        return losses.deal(x, config.accumulate)
+
     zeros = ((jnp.float32(0),) * 3, jax.tree.map(jnp.zeros_like, trainable))
     return jax.lax.scan(add, zeros, jax.tree.map(deal, batch))[0]
 
@@ -70,8 +84,14 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
             new = new._replace(average=average(config.optim.ema_decay, state.step, state.average, new.trainable))
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         metrics = {
-            "loss": loss, "lm_loss": lm, "image_loss": image, "grad_norm": grad_norm, "learning_rate": rate(state.step),
-            "finite": finite, "tokens": jnp.sum(batch.segments > 0), "pictures": jnp.sum(batch.dreamed_valid),
+            "loss": loss,
+            "lm_loss": lm,
+            "image_loss": image,
+            "grad_norm": grad_norm,
+            "learning_rate": rate(state.step),
+            "finite": finite,
+            "tokens": jnp.sum(batch.segments > 0),
+            "pictures": jnp.sum(batch.dreamed_valid),
             "documents": jnp.sum((batch.segments > 0) & (batch.positions == 0)),
         }
         return new._replace(step=state.step + 1), metrics
@@ -80,16 +100,20 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
 
 
 def jit_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, where: tuple[State, dict], mesh: Mesh):
-    """The program of `make_train_step` for a mesh, whose devices need not be at hand; `where` as `state.shardings` gives it.
+    """The program of `make_train_step` for a mesh, whose devices need not be at hand; `where` as `state.shardings`
+    gives it.
 
     The old state is donated. To be lowered under `jax.set_mesh(mesh)`.
     """
     rows = NamedSharding(mesh, ROWS)
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
-        make_train_step(config, parts, ids), donate_argnums=0, in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
-        out_shardings=(where[0], NamedSharding(mesh, P())), compiler_options=TPU_OPTIONS if on_tpu else None,
-    )  # fmt: skip
+        make_train_step(config, parts, ids),
+        donate_argnums=0,
+        in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
+        out_shardings=(where[0], NamedSharding(mesh, P())),
+        compiler_options=TPU_OPTIONS if on_tpu else None,
+    )
 
 
 def average(decay: float, step: Array, old: dict, new: dict) -> dict:
@@ -99,17 +123,21 @@ def average(decay: float, step: Array, old: dict, new: dict) -> dict:
 
 
 def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
-    """`eval_step(trainable, frozen, batch, index) -> sums` of one held-back batch, with draws that depend on `index` alone.
+    """`eval_step(trainable, frozen, batch, index) -> sums` of one held-back batch, with draws that depend on `index`
+    alone.
 
-    Sums: lm_loss and tokens; image_loss and pictures as [TIMESTEP_BINS] by the timestep drawn, which runs evenly through
-    the schedule over the slots of a batch.
+    Sums: lm_loss and tokens; image_loss and pictures as [TIMESTEP_BINS] by the timestep drawn, which runs evenly
+    through the schedule over the slots of a batch.
     """
     timesteps = config.model.diffusion.timesteps
 
     def eval_step(trainable: dict, frozen: dict, batch: Batch, index: Array) -> dict:
         params = optim.merge(trainable, frozen)
         hidden = dreamllm.hidden_states(parts, params, batch)
-        flat = lambda x: x.reshape(hidden.shape[:2])
+
+        def flat(x):
+            return x.reshape(hidden.shape[:2])
+
         chunk = min(config.loss.ce_chunk, hidden.shape[1])
         sums = {
             "lm_loss": losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk),
@@ -119,7 +147,9 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
             plain = LossConfig()  # held-back losses do not depend on the run's options
             key = jax.random.fold_in(jax.random.key(0), index)
             draws = losses.draw(parts, plain, key, jnp.arange(slots))
-            shares = jax.random.permutation(key, slots)  # the last slots of a group are often empty: they must not be the latest timesteps
+            shares = jax.random.permutation(
+                key, slots
+            )  # the last slots of a group are often empty: they must not be the latest timesteps
             draws = draws._replace(timesteps=(2 * shares + 1) * timesteps // (2 * slots))
             errors = losses.batch_picture_errors(parts, params, plain, ids, batch, hidden, draws)
             valid = batch.dreamed_valid.reshape(-1).astype(jnp.float32)

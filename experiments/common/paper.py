@@ -1,16 +1,20 @@
-"""What the experiments at the paper's sizes share: Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1-base on named machines.
+"""What the experiments at the paper's sizes share: Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1-base on named
+machines.
 
-The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with commas between, each of which acts or is an error:
+The argument of stage1_align, stage2_igpt and stage3_sft is a list of words with commas between, each of which acts or
+is an error:
 
-    v4-16 | v4-64 | v4-128 | v5p-64 | v5e-256 | v6e-128 | gpu-8    the machine, by chips (a cloud's v4-128 has 64); default v4-128
+    v4-16 | v4-64 | v4-128 | v5p-64 | v5e-256 | v6e-128 | gpu-8    the machine, by chips (a cloud's v4-128 has 64);
+        default v4-128
     comprehension | creation | joint                                what is learned; default joint
-    data=FOLDER    init=FOLDER                                      the data; the run or the model folder that it begins with
+    data=FOLDER    init=FOLDER                                      the data; the run or the model folder that it begins
+                   with
 
-Comprehension alone dreams no picture and has no image loss; creation alone shows no picture to the encoder and has no language
-loss (the paper's comparison of joint learning with either). What nothing would train is frozen then.
-A path alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents, and have picture slots for as
-many pictures as such documents bring (`python -m benchmarks.packing_fill`). A chip has the same rows on every pod of its kind, so
-the batch grows with the pod; config.batch_size and config.accumulate change that.
+Comprehension alone dreams no picture and has no image loss; creation alone shows no picture to the encoder and has no
+language loss (the paper's comparison of joint learning with either). What nothing would train is frozen then. A path
+alone is the data's. Rows are packed, so that a row of 2,048 tokens holds several documents, and have picture slots for
+as many pictures as such documents bring (`python -m benchmarks.packing_fill`). A chip has the same rows on every pod of
+its kind, so the batch grows with the pod; config.batch_size and config.accumulate change that.
 """
 
 import dataclasses
@@ -25,7 +29,10 @@ from dreamjax.schema import to_dict
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine: its topology for `python -m dreamjax.compile`, its mesh, rows on a chip, and what its memory allows."""
+    """A machine.
+
+    Its topology for `python -m dreamjax.compile`, its mesh, rows on a chip, and what its memory allows.
+    """
 
     topology: str
     data: int
@@ -39,9 +46,10 @@ class Target:
         return self.data * self.fsdp
 
 
-# The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over 32 chips a v4 has
-# room to keep what attention takes and gives. Never over all of a TPU slice: its compiler then reduces gradients whole, in the layer scan.
-# Nor over more chips than the LLM has heads: the gradient of attention's output kernel comes by head, and in smaller parts is reduced whole.
+# The parameters of the LLM with their moments lie over as many chips as memory needs; further chips repeat them. Over
+# 32 chips a v4 has room to keep what attention takes and gives. Never over all of a TPU slice: its compiler then
+# reduces gradients whole, in the layer scan. Nor over more chips than the LLM has heads: the gradient of attention's
+# output kernel comes by head, and in smaller parts is reduced whole.
 TARGETS = {
     "v4-16": Target("v4:2x2x4", 2, 8, rows=3, remat="full", pictures=8),
     "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", pictures=8),
@@ -55,7 +63,10 @@ TARGETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What a run learns: which losses, how its data are shown (SourceConfig.mode), and which parts train besides the LLM."""
+    """What a run learns.
+
+    Which losses, how its data are shown (SourceConfig.mode), and which parts train besides the LLM.
+    """
 
     comprehends: bool
     creates: bool
@@ -98,32 +109,68 @@ def slots(per_row: int, rows: int) -> int:
 
 
 def parts(pictures: int, most: int) -> int:
-    """In how many equal parts of whole tiles, the fewest, so many pictures are denoised where at most `most` are at once."""
-    return next((n for n in range(1, pictures // PICTURE_TILE + 1) if pictures % (n * PICTURE_TILE) == 0 and pictures <= n * most), 1)
+    """In how many equal parts of whole tiles, the fewest, so many pictures are denoised where at most `most` are at
+    once.
+    """
+    return next(
+        (
+            n
+            for n in range(1, pictures // PICTURE_TILE + 1)
+            if pictures % (n * PICTURE_TILE) == 0 and pictures <= n * most
+        ),
+        1,
+    )
 
 
 def run(
-    words: Words, sources: tuple[c.SourceConfig, ...], *, seen: int, dreamed: int, learning_rate: float, image_weight: float, steps: int, llm_learns: bool
-) -> ml_collections.ConfigDict:  # fmt: skip
-    """A run on a target, of what its mode learns; `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share."""
+    words: Words,
+    sources: tuple[c.SourceConfig, ...],
+    *,
+    seen: int,
+    dreamed: int,
+    learning_rate: float,
+    image_weight: float,
+    steps: int,
+    llm_learns: bool,
+) -> ml_collections.ConfigDict:
+    """A run on a target, of what its mode learns.
+
+    `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share.
+    """
     target, mode, model = words.target, MODES[words.mode], c.dreamllm_7b()
     seen_slots, dreamed_slots = slots(seen * mode.comprehends, target.rows), slots(dreamed * mode.creates, target.rows)
     learned, frozen = ((LLM,), ()) if llm_learns else ((), (LLM,))
-    remat = target.remat if llm_learns else "attention"  # a frozen LLM leaves room for what attention takes and gives on any pod
+    remat = (
+        target.remat if llm_learns else "attention"
+    )  # a frozen LLM leaves room for what attention takes and gives on any pod
     shown = [source if source.mode != "joint" else dataclasses.replace(source, mode=mode.view) for source in sources]
     config = c.RunConfig(
         model=dataclasses.replace(model, llm=dataclasses.replace(model.llm, remat=remat)),
         data=c.DataConfig(
-            train=tuple(dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path) for source in shown),
-            length=2048, rows_per_group=target.rows, seen_slots=seen_slots, dreamed_slots=dreamed_slots, flip=True,
+            train=tuple(
+                dataclasses.replace(source, path=f"{words.data}/{source.path}" if words.data else source.path)
+                for source in shown
+            ),
+            length=2048,
+            rows_per_group=target.rows,
+            seen_slots=seen_slots,
+            dreamed_slots=dreamed_slots,
+            flip=True,
         ),
-        optim=c.OptimConfig(trainable=(*learned, *mode.learned), frozen=(ENCODERS, *frozen, *mode.idle), learning_rate=learning_rate),
+        optim=c.OptimConfig(
+            trainable=(*learned, *mode.learned), frozen=(ENCODERS, *frozen, *mode.idle), learning_rate=learning_rate
+        ),
         loss=c.LossConfig(
-            lm_weight=float(mode.comprehends), image_weight=image_weight * mode.creates, picture_chunks=parts(dreamed_slots, target.pictures)
+            lm_weight=float(mode.comprehends),
+            image_weight=image_weight * mode.creates,
+            picture_chunks=parts(dreamed_slots, target.pictures),
         ),
         init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
-        mesh=c.MeshConfig(target.data, target.fsdp, 1), whole=(ENCODERS,),
-        total_steps=steps, batch_size=target.rows * target.chips, checkpoint_every=200,
-    )  # fmt: skip
+        mesh=c.MeshConfig(target.data, target.fsdp, 1),
+        whole=(ENCODERS,),
+        total_steps=steps,
+        batch_size=target.rows * target.chips,
+        checkpoint_every=200,
+    )
     return ml_collections.ConfigDict(to_dict(config))

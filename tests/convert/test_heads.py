@@ -12,21 +12,33 @@ transformers = pytest.importorskip("transformers")
 
 from benchmarks.layouts import configs, llm  # noqa: E402
 from benchmarks.layouts.common import processor, save_bin, save_safetensors, with_tokenizer, write_json  # noqa: E402
-
 from dreamjax.config import ModelConfig  # noqa: E402
 from dreamjax.convert import sources, verifying  # noqa: E402
 from dreamjax.schema import ConfigError  # noqa: E402
 
-ONE_FILE = lambda tensors, home: save_safetensors(tensors, home / "model.safetensors")
-SHARDS = lambda tensors, home: save_bin(tensors, home, shards=2)
-DIFFERS = "lm_head.weight differs from model.embed_tokens.weight, so they are not tied (config.json says tie_word_embeddings: true)"
+
+def ONE_FILE(tensors, home):
+    return save_safetensors(tensors, home / "model.safetensors")
+
+
+def SHARDS(tensors, home):
+    return save_bin(tensors, home, shards=2)
+
+
+DIFFERS = (
+    "lm_head.weight differs from model.embed_tokens.weight, so they are not tied (config.json says "
+    "tie_word_embeddings: true)"
+)
 
 
 def tied_folder(folder: pathlib.Path, save=ONE_FILE, change=lambda tensors: tensors, tied: bool = True) -> pathlib.Path:
     """A LLaMA that says it is tied, whose tensors are those of an untied one until `change`."""
     save(change(dict(llm.llama().state_dict())), folder / "llama")
     sizes = {"vocab_size": len(llm.llama().lm_head.weight), **configs.LLAMA}
-    write_json(folder / "llama" / "config.json", {**configs.OLD_LLAMA, **configs.SINCE_4_31, **sizes, "tie_word_embeddings": tied})
+    write_json(
+        folder / "llama" / "config.json",
+        {**configs.OLD_LLAMA, **configs.SINCE_4_31, **sizes, "tie_word_embeddings": tied},
+    )
     return with_tokenizer(folder / "llama").sources[0]
 
 
@@ -49,7 +61,11 @@ def test_one_number_that_differs_is_enough(tmp_path):
 
 @pytest.mark.parametrize("save", [ONE_FILE, save_bin], ids=["safetensors", "bin"])
 def test_the_same_matrix_twice_is_one(tmp_path, save):
-    found = sources.read(tied_folder(tmp_path, save, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    found = sources.read(
+        tied_folder(
+            tmp_path, save, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+        )
+    )
     assert found.settings["llm"].tie_embeddings and "llm/head/kernel" not in found.leaves and found.notes == ()
 
 
@@ -62,7 +78,10 @@ def test_a_tied_matrix_under_the_heads_name_alone(tmp_path):
     found = sources.read(folder)
     assert found.settings["llm"].tie_embeddings
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    np.testing.assert_array_equal(found.leaves["llm/embed/embedding"].read((slice(None), slice(None))), theirs.model.embed_tokens.weight.detach().numpy())
+    np.testing.assert_array_equal(
+        found.leaves["llm/embed/embedding"].read((slice(None), slice(None))),
+        theirs.model.embed_tokens.weight.detach().numpy(),
+    )
 
 
 def test_an_untied_model_without_a_head_is_refused(tmp_path):
@@ -70,18 +89,29 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path):
         del tensors["lm_head.weight"]
         return tensors
 
-    with pytest.raises(ConfigError, match="llama: has no lm_head.weight, and config.json does not say tie_word_embeddings: true"):
+    with pytest.raises(
+        ConfigError, match="llama: has no lm_head.weight, and config.json does not say tie_word_embeddings: true"
+    ):
         sources.read(tied_folder(tmp_path, change=change, tied=False))
 
 
 def test_an_official_release_likewise(tmp_path):
     home = tied_folder(tmp_path, change=lambda _: dict(llm.llama(added=8).state_dict()))
-    settings = json.loads((home / "config.json").read_text()) | {"model_type": "dreamllm", "plugins_init_kwargs": {}, "vocab_size": processor().get_piece_size() + 8}
+    settings = json.loads((home / "config.json").read_text()) | {
+        "model_type": "dreamllm",
+        "plugins_init_kwargs": {},
+        "vocab_size": processor().get_piece_size() + 8,
+    }
     write_json(home / "config.json", settings)
     names = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>", "<dream_start>", "<dream_end>", "<image>", "<dream>")
     write_json(home / "added_tokens.json", {name: row for row, name in enumerate(names, processor().get_piece_size())})
     found = sources.read(home)
-    assert found.format == "official" and not found.settings["llm"].tie_embeddings and found.notes == (DIFFERS,) and "llm/head/kernel" in found.leaves
+    assert (
+        found.format == "official"
+        and not found.settings["llm"].tie_embeddings
+        and found.notes == (DIFFERS,)
+        and "llm/head/kernel" in found.leaves
+    )
 
 
 def test_llama2c_says_it_by_its_length(tmp_path):

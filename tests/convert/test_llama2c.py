@@ -1,4 +1,7 @@
-"""llama2.c's files: a real model's text against its authors' arithmetic written down again, and small files made here."""
+"""llama2.c's files.
+
+A real model's text against its authors' arithmetic written down again, and small files made here.
+"""
 
 import os
 import pathlib
@@ -14,16 +17,24 @@ from dreamjax.config import LlamaConfig
 from dreamjax.convert import importing, llama2c
 from dreamjax.schema import ConfigError
 
-DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", str(pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"))) / "stories260K"
+DATA = (
+    pathlib.Path(os.environ.get("DREAMJAX_DATA", str(pathlib.Path(__file__).parents[2] / ".." / "shared" / "data")))
+    / "stories260K"
+)
 BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 
 
 class Oracle:
-    """run.c's forward pass and greedy loop in numpy, from the bytes of the file: interleaved rotation, one token at a time."""
+    """run.c's forward pass and greedy loop in numpy, from the bytes of the file.
+
+    Interleaved rotation, one token at a time.
+    """
 
     def __init__(self, file: pathlib.Path):
         data = file.read_bytes()
-        self.dim, self.hidden, self.layers, self.heads, self.kv_heads, self.vocab, self.length = struct.unpack_from("<7i", data)
+        self.dim, self.hidden, self.layers, self.heads, self.kv_heads, self.vocab, self.length = struct.unpack_from(
+            "<7i", data
+        )
         assert self.vocab > 0, "shared classifier"
         floats, self.at = np.frombuffer(data, np.float32, offset=28), 0
 
@@ -34,8 +45,21 @@ class Oracle:
 
         head = self.dim // self.heads
         n, d, kv, h = self.layers, self.dim, head * self.kv_heads, self.hidden
-        self.embed, self.att_norm, self.wq, self.wk, self.wv, self.wo = take(self.vocab, d), take(n, d), take(n, d, d), take(n, kv, d), take(n, kv, d), take(n, d, d)
-        self.ffn_norm, self.w1, self.w2, self.w3, self.norm = take(n, d), take(n, h, d), take(n, d, h), take(n, h, d), take(d)
+        self.embed, self.att_norm, self.wq, self.wk, self.wv, self.wo = (
+            take(self.vocab, d),
+            take(n, d),
+            take(n, d, d),
+            take(n, kv, d),
+            take(n, kv, d),
+            take(n, d, d),
+        )
+        self.ffn_norm, self.w1, self.w2, self.w3, self.norm = (
+            take(n, d),
+            take(n, h, d),
+            take(n, d, h),
+            take(n, h, d),
+            take(d),
+        )
         self.head = head
         self.keys = np.zeros((n, self.length, self.kv_heads, head), np.float32)
         self.values = np.zeros_like(self.keys)
@@ -47,7 +71,11 @@ class Oracle:
         """x [heads, head]: entries 2j and 2j + 1 turn together."""
         angle = position / 10000.0 ** (np.arange(0, self.head, 2) / self.head)
         even, odd = x[:, ::2], x[:, 1::2]
-        return np.stack([even * np.cos(angle) - odd * np.sin(angle), even * np.sin(angle) + odd * np.cos(angle)], -1).reshape(x.shape).astype(np.float32)
+        return (
+            np.stack([even * np.cos(angle) - odd * np.sin(angle), even * np.sin(angle) + odd * np.cos(angle)], -1)
+            .reshape(x.shape)
+            .astype(np.float32)
+        )
 
     def forward(self, token: int, position: int) -> np.ndarray:
         x = self.embed[token].copy()
@@ -140,9 +168,19 @@ def test_a_model_without_a_tokenizer_asks_for_one(tmp_path):
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
-    pieces = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0), *((f"<0x{i:02X}>", 0.0) for i in range(256)), (" ", 0.0), ("a", 0.0), (" a", -1.0)]
+    pieces = [
+        ("<unk>", 0.0),
+        ("\n<s>\n", 0.0),
+        ("\n</s>\n", 0.0),
+        *((f"<0x{i:02X}>", 0.0) for i in range(256)),
+        (" ", 0.0),
+        ("a", 0.0),
+        (" a", -1.0),
+    ]
     file = tmp_path / "tok.bin"
-    file.write_bytes(struct.pack("<i", 7) + b"".join(struct.pack("<fi", score, len(p.encode())) + p.encode() for p, score in pieces))
+    file.write_bytes(
+        struct.pack("<i", 7) + b"".join(struct.pack("<fi", score, len(p.encode())) + p.encode() for p, score in pieces)
+    )
     tokenizer = llama2c.read_tokenizer(file, len(pieces))
     assert tokenizer.encode("a a\n") == [261, 261, 3 + 10] and tokenizer.decode([261, 261, 13]) == "a a\n"
     for wrong in (len(pieces) - 1, len(pieces) + 1):

@@ -1,4 +1,7 @@
-"""How much memory an import takes and how much a host reads, in small: benchmarks/import_memory.py shows the memory for several gigabytes."""
+"""How much memory an import takes and how much a host reads, in small.
+
+Benchmarks/import_memory.py shows the memory for several gigabytes.
+"""
 
 import json
 import os
@@ -7,12 +10,14 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks import import_memory
 from ports import free_port
 
+from benchmarks import import_memory
 from dreamjax.config import LlamaConfig
 
-pytestmark = pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="memory and bytes read are taken from /proc")
+pytestmark = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/io").exists(), reason="memory and bytes read are taken from /proc"
+)
 GIB = 2**30
 HOSTS = 2
 LOADING = """
@@ -48,7 +53,14 @@ def test_a_host_reads_what_its_devices_hold(tmp_path):
     variables = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", LOADING, str(tmp_path / "out"), f"127.0.0.1:{free_port()}", str(HOSTS)]
     hosts = [
-        subprocess.Popen([*command, str(host)], env=variables, cwd=import_memory.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(
+            [*command, str(host)],
+            env=variables,
+            cwd=import_memory.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         for host in range(HOSTS)
     ]
     whole = sum(import_memory.sizes(config))

@@ -1,4 +1,7 @@
-"""Foreign names and layouts: every slice of a leaf is the slice of the whole, both ways round, and each misfit is named."""
+"""Foreign names and layouts.
+
+Every slice of a leaf is the slice of the whole, both ways round, and each misfit is named.
+"""
 
 import pathlib
 
@@ -11,11 +14,23 @@ from dreamjax.convert.tensors import from_array
 from dreamjax.schema import ConfigError
 
 TABLE = Table(
-    {"embed": "tokens.weight", "layers/a/kernel": "h.{i}.a.weight", "conv/kernel": "conv.weight", "norm/scale": "norm.weight"},
-    layers=3, old=((r"^block\.", "h."),), left=(r"\.inv_freq$",),
-)  # fmt: skip
+    {
+        "embed": "tokens.weight",
+        "layers/a/kernel": "h.{i}.a.weight",
+        "conv/kernel": "conv.weight",
+        "norm/scale": "norm.weight",
+    },
+    layers=3,
+    old=((r"^block\.", "h."),),
+    left=(r"\.inv_freq$",),
+)
 SHAPES = {"embed": (5, 4), "layers/a/kernel": (3, 4, 6), "conv/kernel": (3, 3, 2, 4), "norm/scale": (4,)}
-THEIRS = {"tokens.weight": (5, 4), **{f"h.{i}.a.weight": (6, 4) for i in range(3)}, "conv.weight": (4, 2, 3, 3), "norm.weight": (4,)}
+THEIRS = {
+    "tokens.weight": (5, 4),
+    **{f"h.{i}.a.weight": (6, 4) for i in range(3)},
+    "conv.weight": (4, 2, 3, 3),
+    "norm.weight": (4,),
+}
 
 
 def arrays(changes: dict | None = None) -> dict[str, np.ndarray]:
@@ -39,7 +54,11 @@ def test_layouts_are_turned_and_layers_stacked():
     assert {path.removeprefix("part/"): array.shape for path, array in made.items()} == SHAPES
     np.testing.assert_array_equal(made["part/layers/a/kernel"][2], given["h.2.a.weight"].T)
     np.testing.assert_array_equal(made["part/conv/kernel"][1, 2, 0, 3], given["conv.weight"][3, 0, 1, 2])
-    back = {name: array for path, value in made.items() for name, array in to_theirs(TABLE, path.removeprefix("part/"), value)}
+    back = {
+        name: array
+        for path, value in made.items()
+        for name, array in to_theirs(TABLE, path.removeprefix("part/"), value)
+    }
     assert back.keys() == given.keys()
     for name, array in back.items():
         np.testing.assert_array_equal(array, given[name], err_msg=name)
@@ -62,7 +81,9 @@ def test_a_1x1_convolution_and_a_linear_layer_are_the_same():
     values = np.arange(6.0).reshape(3, 2)
     for shape, ours in (((3, 2), (1, 1, 2, 3)), ((3, 2, 1, 1), (2, 3))):
         tensors = {"a.weight": from_array("a.weight", values.reshape(shape), pathlib.Path("f"))}
-        np.testing.assert_array_equal(read(match("p", table, {"a/kernel": ours}, tensors, "f")["p/a/kernel"]), values.T.reshape(ours))
+        np.testing.assert_array_equal(
+            read(match("p", table, {"a/kernel": ours}, tensors, "f")["p/a/kernel"]), values.T.reshape(ours)
+        )
 
 
 @pytest.mark.parametrize(

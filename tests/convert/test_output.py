@@ -1,4 +1,7 @@
-"""What is imported or exported is whole under its name or not there: after a kill, beside another writer, over what is there already."""
+"""What is imported or exported is whole under its name or not there.
+
+After a kill, beside another writer, over what is there already.
+"""
 
 import os
 import pathlib
@@ -35,7 +38,11 @@ def names(folder: pathlib.Path) -> list[str]:
 
 def test_a_killed_writer_leaves_nothing_under_the_name_and_the_same_command_begins_anew(tmp_path):
     out = tmp_path / "model"
-    done = subprocess.run([sys.executable, "-c", KILLED, out], cwd=pathlib.Path(__file__).parents[2], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, out],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == -9 and names(tmp_path) == ["model.tmp"]
     assert names(tmp_path / "model.tmp" / "model") == ["params"]
     write(out)
@@ -45,7 +52,9 @@ def test_a_killed_writer_leaves_nothing_under_the_name_and_the_same_command_begi
 @pytest.mark.parametrize("made", ["before", "meanwhile"])
 def test_what_is_there_already_stays(tmp_path, made):
     out = tmp_path / "model"
-    refused = pytest.raises(ConfigError, match="^--out: .*model holds something already; name another folder, or remove it")
+    refused = pytest.raises(
+        ConfigError, match="^--out: .*model holds something already; name another folder, or remove it"
+    )
     if made == "before":
         write(out, "mine")
         with refused:
@@ -78,7 +87,9 @@ def test_of_two_writers_the_second_is_refused(tmp_path):
     assert names(tmp_path) == ["model"] and (out / "config.json").read_text() == "first"
 
 
-@pytest.mark.parametrize("error", [ConfigError("--source: no"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ConfigError("--source: no"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
 def test_an_error_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)), output.written(epath.Path(tmp_path / "model")) as folder:
         (folder / "params").mkdir(parents=True)

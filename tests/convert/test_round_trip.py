@@ -1,4 +1,7 @@
-"""Out in every format and back again, bit for bit; the classes of transformers and diffusers take the exports and compute what we do."""
+"""Out in every format and back again, bit for bit.
+
+The classes of transformers and diffusers take the exports and compute what we do.
+"""
 
 import dataclasses
 import json
@@ -21,7 +24,9 @@ from dreamjax.training.model_folder import ModelCard
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
-TEXT = ClipTextConfig(vocab_size=20, positions=6, width=16, layers=2, heads=2, ffn_width=24, activation="gelu", end_token=None)
+TEXT = ClipTextConfig(
+    vocab_size=20, positions=6, width=16, layers=2, heads=2, ffn_width=24, activation="gelu", end_token=None
+)
 # What the smallest model leaves at its default: grouped queries, an MLP, velocities, 1x1 convolutions, other constants.
 OTHER = ModelConfig(
     llm=dataclasses.replace(LLM, heads=4, kv_heads=2, rope_theta=5000.0, rms_norm_eps=1e-5, max_positions=48),
@@ -36,7 +41,11 @@ OTHER = ModelConfig(
 def save(folder: epath.Path, model: ModelConfig, tokenizer: Tokenizer, dtype=np.float32) -> dict[str, np.ndarray]:
     """A model folder of ours and what is in it."""
     values = {path: leaf.astype(dtype) for path, leaf in leaves(parameters(model)).items()}
-    model_folder.save_leaves(folder / "params", {path: value.nbytes for path, value in values.items()}, lambda path: jax.numpy.asarray(values[path]))
+    model_folder.save_leaves(
+        folder / "params",
+        {path: value.nbytes for path, value in values.items()},
+        lambda path: jax.numpy.asarray(values[path]),
+    )
     tokenizer.save(folder / "tokenizer")
     model_folder.write_card(folder, ModelCard(model, "vicuna_v1.1"))
     return values
@@ -53,14 +62,20 @@ def whole(leaf: Leaf) -> np.ndarray:
 def assert_same(found: dict, expected: dict):
     assert found.keys() == expected.keys()
     for path, value in expected.items():
-        assert found[path].dtype == value.dtype and found[path].shape == value.shape and found[path].tobytes() == value.tobytes(), path
+        assert (
+            found[path].dtype == value.dtype
+            and found[path].shape == value.shape
+            and found[path].tobytes() == value.tobytes()
+        ), path
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, shapes_tokenizer):
     """(folder, values) of OTHER in bfloat16, with its exports beside it."""
     folder = epath.Path(tmp_path_factory.mktemp("made"))
-    model = dataclasses.replace(OTHER, llm=dataclasses.replace(OTHER.llm, vocab_size=shapes_tokenizer.size), dtype="bfloat16")
+    model = dataclasses.replace(
+        OTHER, llm=dataclasses.replace(OTHER.llm, vocab_size=shapes_tokenizer.size), dtype="bfloat16"
+    )
     values = save(folder / "model", model, shapes_tokenizer, ml_dtypes.bfloat16)
     left = {kind: exporting.export(folder / "model", kind, folder / kind) for kind in exporting.FORMATS}
     assert left == {"official": ["text_encoder", "clip_text"], "huggingface": [], "params": []}
@@ -75,7 +90,10 @@ def test_the_official_layout_comes_back(made, shapes_tokenizer):
     folder, model, values = made
     plan = importing.make_plan([str(folder / "official")])
     assert plan.model == dataclasses.replace(model, text_encoder=None, clip_text=None)
-    assert_same(read(plan), {path: value for path, value in values.items() if not path.startswith(("text_encoder/", "clip_text/"))})
+    assert_same(
+        read(plan),
+        {path: value for path, value in values.items() if not path.startswith(("text_encoder/", "clip_text/"))},
+    )
     assert plan.tokenizer == shapes_tokenizer and plan.template == "vicuna_v1.1" and plan.fresh == ()
 
 
@@ -103,11 +121,23 @@ def test_an_import_on_disk_says_where_it_comes_from(made):
     card = model_folder.read_card(folder / "again")
     assert card.model == plan.model and card.fresh == ()
     (origin,) = card.origins
-    assert origin.format == "official" and origin.parts == ("llm", "clip", "visual_projector", "dream_queries", "unet", "vae", "condition_projector")
-    assert {file.name for file in origin.files} == {"model.safetensors", *official.PLUGINS.values()} and all(len(file.sha256) == 64 for file in origin.files)
+    assert origin.format == "official" and origin.parts == (
+        "llm",
+        "clip",
+        "visual_projector",
+        "dream_queries",
+        "unet",
+        "vae",
+        "condition_projector",
+    )
+    assert {file.name for file in origin.files} == {"model.safetensors", *official.PLUGINS.values()} and all(
+        len(file.sha256) == 64 for file in origin.files
+    )
     loaded = leaves(checkpoint.load_params(folder / "again"))
     assert all(loaded[path].dtype == np.float32 for path in loaded)
-    np.testing.assert_array_equal(loaded["llm/layers/mlp/up/kernel"], values["llm/layers/mlp/up/kernel"].astype(np.float32))
+    np.testing.assert_array_equal(
+        loaded["llm/layers/mlp/up/kernel"], values["llm/layers/mlp/up/kernel"].astype(np.float32)
+    )
     with pytest.raises(ConfigError, match="again holds something already"):
         importing.write(plan, folder / "again")
 
@@ -125,7 +155,10 @@ def test_the_chain_of_origins_survives_an_export(made, tmp_path, kind):
     (before,) = source["origins"]
     assert before["path"] == str(folder / "model") and before["parameters"] is None
     exporting.export(out, kind, epath.Path(tmp_path) / "out")
-    importing.write(importing.make_plan([str(tmp_path / "out" / "llm") if kind == "huggingface" else str(tmp_path / "out")]), epath.Path(tmp_path) / "again")
+    importing.write(
+        importing.make_plan([str(tmp_path / "out" / "llm") if kind == "huggingface" else str(tmp_path / "out")]),
+        epath.Path(tmp_path) / "again",
+    )
     words = handover.in_words(handover.origins_of(epath.Path(tmp_path) / "again")).splitlines()
     places = [line.split()[1].removesuffix(":") for line in words if line.lstrip().startswith("from ")]
     assert places[1:] == [str(out), llm[0], str(folder / "model")]
@@ -142,7 +175,9 @@ def test_each_device_reads_what_it_holds(made):
     counted = leaf._replace(read=lambda index: asked.append(index) or leaf.read(index))
     mesh = make_mesh(MeshConfig(1, 4, 2))
     shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    sharding = parameter_shardings({"llm": {"layers": {"mlp": {"up": {"kernel": shape}}}}}, mesh)["llm"]["layers"]["mlp"]["up"]["kernel"]
+    sharding = parameter_shardings({"llm": {"layers": {"mlp": {"up": {"kernel": shape}}}}}, mesh)["llm"]["layers"][
+        "mlp"
+    ]["up"]["kernel"]
     placed = assemble.place(counted, sharding)
     np.testing.assert_array_equal(placed, values["llm/layers/mlp/up/kernel"])
     sizes = [np.prod([s.stop - s.start for s in index]) for index in asked]
@@ -162,10 +197,13 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
     folder, model, _ = made
     home = folder / "huggingface"
     classes = {
-        "llm": (transformers.LlamaForCausalLM, home / "llm"), "clip": (transformers.CLIPVisionModel, home / "clip"),
-        "clip_text": (transformers.CLIPModel, home / "clip"), "text_encoder": (transformers.CLIPTextModel, home / "sd" / "text_encoder"),
-        "unet": (diffusers.UNet2DConditionModel, home / "sd" / "unet"), "vae": (diffusers.AutoencoderKL, home / "sd" / "vae"),
-    }  # fmt: skip
+        "llm": (transformers.LlamaForCausalLM, home / "llm"),
+        "clip": (transformers.CLIPVisionModel, home / "clip"),
+        "clip_text": (transformers.CLIPModel, home / "clip"),
+        "text_encoder": (transformers.CLIPTextModel, home / "sd" / "text_encoder"),
+        "unet": (diffusers.UNet2DConditionModel, home / "sd" / "unet"),
+        "vae": (diffusers.AutoencoderKL, home / "sd" / "vae"),
+    }
     for part, (cls, path) in classes.items():
         theirs, info = cls.from_pretrained(str(path), output_loading_info=True)
         assert not info["missing_keys"] and not info["mismatched_keys"], part
@@ -177,7 +215,9 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=f"{part} {name}")
     assert theirs.config.scaling_factor == 0.5
-    assert diffusers.DDPMScheduler.from_pretrained(str(home / "sd" / "scheduler")).config.prediction_type == "v_prediction"
+    assert (
+        diffusers.DDPMScheduler.from_pretrained(str(home / "sd" / "scheduler")).config.prediction_type == "v_prediction"
+    )
 
 
 def test_verify_finds_our_numbers_and_torchs_the_same(made):
@@ -210,6 +250,14 @@ def test_verify_sees_one_wrong_weight(made, raw):
 def test_a_small_model_without_its_joints_gets_fresh_ones(made):
     folder, model, values = made
     plan = importing.make_plan(hub_folders(folder)[:3], changes={"dream_queries": 7})
-    assert set(plan.fresh) == {"visual_projector/linear/kernel", "visual_projector/linear/bias", "condition_projector/linear/kernel", "dream_queries"}
-    assert plan.leaves["dream_queries"].shape == (7, model.llm.width) and 0.01 < whole(plan.leaves["dream_queries"]).std() < 0.03
+    assert set(plan.fresh) == {
+        "visual_projector/linear/kernel",
+        "visual_projector/linear/bias",
+        "condition_projector/linear/kernel",
+        "dream_queries",
+    }
+    assert (
+        plan.leaves["dream_queries"].shape == (7, model.llm.width)
+        and 0.01 < whole(plan.leaves["dream_queries"]).std() < 0.03
+    )
     assert plan.model.dream_queries == 7

@@ -1,4 +1,7 @@
-"""scheduler_config.json: what a file leaves out is what diffusers' class of that name takes for it, key by key and class by class."""
+"""scheduler_config.json.
+
+What a file leaves out is what diffusers' class of that name takes for it, key by key and class by class.
+"""
 
 import inspect
 
@@ -14,11 +17,18 @@ diffusers = pytest.importorskip("diffusers")
 
 # {their key: (our field, a value that is no class's default)}
 READ = {
-    "num_train_timesteps": ("timesteps", 500), "beta_schedule": ("beta_schedule", "squaredcos_cap_v2"), "beta_start": ("beta_start", 0.002),
-    "beta_end": ("beta_end", 0.03), "prediction_type": ("prediction", "v_prediction"), "steps_offset": ("steps_offset", 2),
+    "num_train_timesteps": ("timesteps", 500),
+    "beta_schedule": ("beta_schedule", "squaredcos_cap_v2"),
+    "beta_start": ("beta_start", 0.002),
+    "beta_end": ("beta_end", 0.03),
+    "prediction_type": ("prediction", "v_prediction"),
+    "steps_offset": ("steps_offset", 2),
     "set_alpha_to_one": ("set_alpha_to_one", None),
-}  # fmt: skip
-WHOLE = {key: value for key, (_, value) in READ.items() if value is not None} | {"set_alpha_to_one": False, "clip_sample": False}
+}
+WHOLE = {key: value for key, (_, value) in READ.items() if value is not None} | {
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
 
 
 def theirs(name: str, values: dict):
@@ -48,7 +58,9 @@ def test_a_key_that_is_left_out_is_diffusers_default(name):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_class_that_clips_by_default_needs_to_be_told_not_to(name):
     if theirs(name, without("clip_sample")).config.get("clip_sample"):
-        with pytest.raises(ConfigError, match=f"clip_sample: is missing, which is true for a {name}, and not supported; false is"):
+        with pytest.raises(
+            ConfigError, match=f"clip_sample: is missing, which is true for a {name}, and not supported; false is"
+        ):
             ours(name, without("clip_sample"))
     else:
         assert ours(name, without("clip_sample")) == ours(name, WHOLE)
@@ -65,12 +77,18 @@ def test_an_empty_file_gives_diffusers_noise_schedule(name):
 
 
 def test_null_is_false_where_diffusers_asks_if():
-    assert ours("DDIMScheduler", WHOLE | {"clip_sample": None, "set_alpha_to_one": None}) == ours("DDIMScheduler", WHOLE)
+    assert ours("DDIMScheduler", WHOLE | {"clip_sample": None, "set_alpha_to_one": None}) == ours(
+        "DDIMScheduler", WHOLE
+    )
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "UnCLIPScheduler", "DDIMSchedular"])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "UnCLIPScheduler", "DDIMSchedular"]
+)
 def test_other_processes_are_refused_by_their_class(name):
-    with pytest.raises(ConfigError, match=f"_class_name: '{name}' is not supported, which would change the numbers; 'DDIMScheduler' or"):
+    with pytest.raises(
+        ConfigError, match=f"_class_name: '{name}' is not supported, which would change the numbers; 'DDIMScheduler' or"
+    ):
         ours(name, WHOLE)
 
 

@@ -17,7 +17,9 @@ from dreamjax.data.sources.array_record import LENGTHS, WRITER_OPTIONS, decode, 
 from dreamjax.document import KINDS, ROLES, Document, Image, Text
 
 roles = st.sampled_from([None, *ROLES])
-parts = st.one_of(st.builds(Text, st.text(), st.booleans(), roles), st.builds(Image, st.binary(), st.booleans(), st.booleans(), roles))
+parts = st.one_of(
+    st.builds(Text, st.text(), st.booleans(), roles), st.builds(Image, st.binary(), st.booleans(), st.booleans(), roles)
+)
 documents = st.builds(Document, st.lists(parts, max_size=6).map(tuple), st.text(), kind=st.sampled_from(KINDS))
 
 
@@ -41,11 +43,16 @@ def opened(path):
 def test_any_document_comes_back(document):
     again = decode(encode(document))
     assert (again.id, again.kind, len(again.parts)) == (document.id, document.kind, len(document.parts))
-    for one, other in zip(again.parts, document.parts):
+    for one, other in zip(again.parts, document.parts, strict=True):
         if isinstance(one, Text):
             assert one == other
         else:
-            assert (one.source, one.seen, one.dreamed, one.role) == (other.source, other.seen, other.dreamed, other.role)
+            assert (one.source, one.seen, one.dreamed, one.role) == (
+                other.source,
+                other.seen,
+                other.dreamed,
+                other.role,
+            )
 
 
 def test_pictures_keep_their_files(tmp_path):
@@ -69,7 +76,12 @@ def test_reading_by_number(tmp_path):
     assert source.lengths() is None
     np.save(tmp_path / LENGTHS, np.arange(24, dtype=np.int32).reshape(8, 3))
     assert source.lengths()[7].tolist() == [21, 22, 23] and opened(tmp_path / "a-0.array_record").lengths() is None
-    assert source.fingerprint == again.fingerprint == opened(tmp_path).fingerprint != opened(tmp_path / "a-0.array_record").fingerprint
+    assert (
+        source.fingerprint
+        == again.fingerprint
+        == opened(tmp_path).fingerprint
+        != opened(tmp_path / "a-0.array_record").fingerprint
+    )
 
 
 def test_damage_costs_what_lies_there(tmp_path):
@@ -83,8 +95,13 @@ def test_damage_costs_what_lies_there(tmp_path):
     data[at : at + 40] = bytes(40)
     torn.write_bytes(data)
     source = opened(tmp_path / "a-{0..3}.array_record")
-    assert [(record.name[-14:], record.reason) for record in source.skipped] == [("1.array_record", "file damaged"), ("3.array_record", "file missing")]
-    assert len(source) == 20 and [told(source[i])[1:] for i in (0, 9, 10, 13, 15, 19)] == [[f"caption {i}"] for i in (0, 9, 20, 23, 25, 29)]
+    assert [(record.name[-14:], record.reason) for record in source.skipped] == [
+        ("1.array_record", "file damaged"),
+        ("3.array_record", "file missing"),
+    ]
+    assert len(source) == 20 and [told(source[i])[1:] for i in (0, 9, 10, 13, 15, 19)] == [
+        [f"caption {i}"] for i in (0, 9, 20, 23, 25, 29)
+    ]
     with pytest.raises(BadRecord, match=r"a-2.array_record:4: damaged record") as caught:
         source[14]
     assert "\n" not in str(caught.value)
@@ -93,7 +110,10 @@ def test_damage_costs_what_lies_there(tmp_path):
 def test_records_that_are_no_documents(tmp_path):
     good = encode(pair(1))
     newer = good.replace(b'"version": 1', b'"version": 2')
-    write(tmp_path / "a.array_record", [good, b"", b"\x05\0\0\0{bad}", good[:-1], good + b"x", newer, b"\xff\xff\xff\xff", b"\x02\0\0\0{}"])
+    write(
+        tmp_path / "a.array_record",
+        [good, b"", b"\x05\0\0\0{bad}", good[:-1], good + b"x", newer, b"\xff\xff\xff\xff", b"\x02\0\0\0{}"],
+    )
     source = opened(tmp_path)
     for i in range(1, 8):
         with pytest.raises(BadRecord, match=f"array_record:{i}: no document"):
@@ -102,7 +122,11 @@ def test_records_that_are_no_documents(tmp_path):
 
 def test_what_cannot_be_opened(tmp_path):
     nowhere = [(tmp_path / "x*", "no such file"), (tmp_path / "x", "no document to read: .*/x: file missing")]
-    for path, reason in [*nowhere, ("gs://b/a.array_record", "gcsfs"), ("memory://none/a.array_record", "file missing")]:
+    for path, reason in [
+        *nowhere,
+        ("gs://b/a.array_record", "gcsfs"),
+        ("memory://none/a.array_record", "file missing"),
+    ]:
         with pytest.raises(SourceError, match=reason):
             opened(path)
     (tmp_path / "a.array_record").write_bytes(os.urandom(4000))

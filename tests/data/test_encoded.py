@@ -1,4 +1,7 @@
-"""Stored pictures of frozen encoders: every array comes back, an interrupted writing goes on, nothing foreign is read."""
+"""Stored pictures of frozen encoders.
+
+Every array comes back, an interrupted writing goes on, nothing foreign is read.
+"""
 
 import numpy as np
 import pytest
@@ -14,16 +17,23 @@ LAYOUT = Encoded((3, 4), (2, 2, 6), "bfloat16")
 def drawn(number, layout=LAYOUT):
     """The pictures of document `number`: as many as its remainder by 3, every fifth of which does not open."""
     rng = np.random.default_rng(number)
-    features = lambda: rng.normal(size=layout.features).astype(layout.dtype) if layout.features else None
-    moments = lambda: rng.normal(size=(2, *layout.moments)).astype(np.float32) if layout.moments else None
+
+    def features():
+        return rng.normal(size=layout.features).astype(layout.dtype) if layout.features else None
+
+    def moments():
+        return rng.normal(size=(2, *layout.moments)).astype(np.float32) if layout.moments else None
+
     return [None if (number + k) % 5 == 0 else Picture(features(), moments()) for k in range(number % 3)]
 
 
 def assert_same(ours, theirs):
     assert [one is None for one in ours] == [one is None for one in theirs]
-    for one, other in zip(ours, theirs):
-        for mine, yours in zip(one or (), other or ()):
-            assert (mine is None) == (yours is None) and (mine is None or (mine.dtype == yours.dtype and np.array_equal(mine, yours)))
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, yours in zip(one or (), other or (), strict=True):
+            assert (mine is None) == (yours is None) and (
+                mine is None or (mine.dtype == yours.dtype and np.array_equal(mine, yours))
+            )
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, Encoded((), (2, 2, 6), "float32"), Encoded((3, 4), (), "float32")])
@@ -57,7 +67,11 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, name, da
 def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch, place):
     monkeypatch.setattr(encoded_module, "PER_FILE", 10)
     cache = str(tmp_path / "cache")
-    folder, card, asked = str(tmp_path / "pictures") if place == "disk" else "memory://encoded/pictures", card_of("source", LAYOUT, "sum", 35), []
+    folder, card, asked = (
+        str(tmp_path / "pictures") if place == "disk" else "memory://encoded/pictures",
+        card_of("source", LAYOUT, "sum", 35),
+        [],
+    )
 
     def documents(numbers, until=99):
         for number in numbers:

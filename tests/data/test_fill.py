@@ -16,7 +16,9 @@ def assert_full(case):
     shape = packing_fill.suited(case)
     filled = packing_fill.measure(case, shape)
     assert filled.tokens >= 0.95, (case.name, filled)
-    assert all(share >= 0.8 for share, slots in ((filled.seen, shape.seen), (filled.dreamed, shape.dreamed)) if slots), (case.name, shape, filled)
+    assert all(
+        share >= 0.8 for share, slots in ((filled.seen, shape.seen), (filled.dreamed, shape.dreamed)) if slots
+    ), (case.name, shape, filled)
     assert filled.tokens > 1.5 * filled.padded_tokens
 
 

@@ -1,4 +1,7 @@
-"""Containers with any bytes changed: a record, or a name and a reason, and nothing else. DREAMJAX_FUZZ=100000 goes on for hours."""
+"""Containers with any bytes changed.
+
+A record, or a name and a reason, and nothing else. DREAMJAX_FUZZ=100000 goes on for hours.
+"""
 
 import io
 import os
@@ -21,7 +24,12 @@ from dreamjax.document import Document, Image, Text
 EXAMPLES = int(os.environ.get("DREAMJAX_FUZZ", 40))
 values = st.one_of(st.binary(min_size=1, max_size=12), st.sampled_from([b"", bytes(64), b"\xff" * 12]))
 changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), values), max_size=5)
-fuzzed = settings(deadline=None, derandomize="DREAMJAX_FUZZ" not in os.environ, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
+fuzzed = settings(
+    deadline=None,
+    derandomize="DREAMJAX_FUZZ" not in os.environ,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def changed(data: bytes, changes) -> bytes:
@@ -34,7 +42,10 @@ def changed(data: bytes, changes) -> bytes:
 
 
 def read(path, format):
-    """The reasons of all records, after those of what was skipped; one that can be printed for a file in which nothing can be read."""
+    """The reasons of all records, after those of what was skipped.
+
+    One that can be printed for a file in which nothing can be read.
+    """
     try:
         source = open_source(SourceConfig(format, str(path), cache=str(path.parent / "cache")))
     except SourceError as error:
@@ -62,7 +73,12 @@ TARS = {form: tar_of(form) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT
 
 
 @fuzzed
-@given(st.sampled_from(list(TARS)), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 511), st.binary(min_size=1, max_size=12)), max_size=4), changes, st.booleans())
+@given(
+    st.sampled_from(list(TARS)),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 511), st.binary(min_size=1, max_size=12)), max_size=4),
+    changes,
+    st.booleans(),
+)
 def test_tars(tmp_path_factory, form, in_headers, anywhere, summed):
     data = bytearray(TARS[form])
     starts = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
@@ -104,7 +120,10 @@ def test_array_record(tmp_path_factory, array_record, changes):
 def test_damaged_lengths_of_prepared_files_are_measured_anew(tmp_path, array_record, capsys, damage):
     (tmp_path / "a.array_record").write_bytes(array_record)
     lengths = np.arange(9, dtype=np.int32).reshape(3, 3)
-    np.save(tmp_path / LENGTHS, {"type": lengths.astype(np.int64), "shape": lengths[:, 0], "negative": -lengths}.get(str(damage), lengths))
+    np.save(
+        tmp_path / LENGTHS,
+        {"type": lengths.astype(np.int64), "shape": lengths[:, 0], "negative": -lengths}.get(str(damage), lengths),
+    )
     source = open_source(SourceConfig("array_record", str(tmp_path)))
     if isinstance(damage, bytes):
         (tmp_path / LENGTHS).write_bytes(damage)
@@ -134,7 +153,9 @@ def test_parquet(tmp_path_factory, changes):
 
 
 def test_a_value_that_stands_in_many_rows(tmp_path, monkeypatch):
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 100_000] * 200}), tmp_path / "a.parquet", row_group_size=100)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": ["a" * 100_000] * 200}), tmp_path / "a.parquet", row_group_size=100
+    )
     assert (tmp_path / "a.parquet").stat().st_size < 500_000
     source = open_source(SourceConfig("parquet", str(tmp_path / "a.parquet")))
     monkeypatch.setattr(parquet, "LARGEST", 10**6)

@@ -1,4 +1,7 @@
-"""Records that nobody meant to write: whatever stands in them, a document comes of it or one named reason, and no file from outside the folder."""
+"""Records that nobody meant to write.
+
+Whatever stands in them, a document comes of it or one named reason, and no file from outside the folder.
+"""
 
 import copy
 import dataclasses
@@ -16,7 +19,18 @@ from made_data import jpeg, mmc4, reasons, told, write_jsonl, write_tar
 
 from dreamjax.config import SourceConfig
 from dreamjax.data.filters import Filters, keep
-from dreamjax.data.sources import BadRecord, array_record, conversations, interleaved, json_documents, open_source, pairs, records, storybook, tfds
+from dreamjax.data.sources import (
+    BadRecord,
+    array_record,
+    conversations,
+    interleaved,
+    json_documents,
+    open_source,
+    pairs,
+    records,
+    storybook,
+    tfds,
+)
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, parse_json
 from dreamjax.document import Document, Image, Text
 from dreamjax.evaluation.questions import Pictures
@@ -34,10 +48,18 @@ def record(form: str, name) -> dict:
     """A record of a format with one picture."""
     return {
         "pairs": {"image": name, "caption": "a cat", "similarity": 0.3},
-        "mmc4": {"text_list": ["One.", "Two."], "image_info": [{"image_name": name, "matched_text_index": 0, "matched_sim": 0.3}]},
+        "mmc4": {
+            "text_list": ["One.", "Two."],
+            "image_info": [{"image_name": name, "matched_text_index": 0, "matched_sim": 0.3}],
+        },
         "obelics": {"texts": ["One.", None, "Two."], "images": [None, name, None]},
         "llava": talk(("human", "<image> What?"), ("gpt", "A cat."), image=name),
-        "instruct": {"instruction": "Draw.", "text_list": ["One.", "Two."], "images": [name], "matched_text_index": [0]},
+        "instruct": {
+            "instruction": "Draw.",
+            "text_list": ["One.", "Two."],
+            "images": [name],
+            "matched_text_index": [0],
+        },
     }[form]
 
 
@@ -92,26 +114,46 @@ def test_records_reach_no_file_outside_the_folder(folder, form):
 
 def test_coco_storybook_and_tables_neither(folder):
     names = outside(folder)
-    coco = {"images": [{"id": i, "file_name": name} for i, name in enumerate(names)], "annotations": [{"image_id": i, "caption": "a"} for i in range(len(names))]}
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [{"image_id": i, "caption": "a"} for i in range(len(names))],
+    }
     (folder / "coco.json").write_text(json.dumps(coco))
-    config = SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache"))
+    config = SourceConfig(
+        "pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache")
+    )
     assert reasons(open_source(config)) == ["outside the folder"] * len(names)
     assert reasons(open_source(dataclasses.replace(config, allow_outside=True))) == [""] * len(names)
 
-    write_jsonl(folder / "images" / "stories.jsonl", [{"id": f"s{i}", "title": "A story", "pages": [{"text": "Page.", "image": name}]} for i, name in enumerate(names)])
+    write_jsonl(
+        folder / "images" / "stories.jsonl",
+        [
+            {"id": f"s{i}", "title": "A story", "pages": [{"text": "Page.", "image": name}]}
+            for i, name in enumerate(names)
+        ],
+    )
     for split in ("train", "eval"):
         book = open_source(SourceConfig("storybook", str(folder / "images"), split))
         assert all_reasons(book) == [("outside the folder",)] * len(book)
         pages = open_source(SourceConfig("storybook_pages", str(folder / "images"), split))
         assert all_reasons(pages) == [("outside the folder",)] * len(book)
-    assert told(open_source(SourceConfig("storybook_pages", str(folder / "images"), allow_outside=True))[0]) == ["Page.", 9]
+    assert told(open_source(SourceConfig("storybook_pages", str(folder / "images"), allow_outside=True))[0]) == [
+        "Page.",
+        9,
+    ]
     assert not any(book.may_show(name) for name in names) and book.may_show("1.jpg")
-    listed = Pictures(str(folder / "secret"))  # of a benchmark: what is listed below the folder is found by name, nothing else
-    assert listed.find("9.jpg") is not None and all(listed.find(name) is None for name in [*names, "../images/1.jpg", "1.jpg"])
+    listed = Pictures(
+        str(folder / "secret")
+    )  # of a benchmark: what is listed below the folder is found by name, nothing else
+    assert listed.find("9.jpg") is not None and all(
+        listed.find(name) is None for name in [*names, "../images/1.jpg", "1.jpg"]
+    )
 
     columns = {"a": names, "b": [{"bytes": None, "path": name} for name in names], "c": [[name] for name in names]}
     for name, column in columns.items():
-        pyarrow.parquet.write_table(pyarrow.table({"image": column, "text": ["x"] * len(names)}), folder / f"{name}.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": column, "text": ["x"] * len(names)}), folder / f"{name}.parquet"
+        )
         config = SourceConfig("parquet", str(folder / f"{name}.parquet"), images=str(folder / "images"))
         assert all_reasons(open_source(config)) == [("outside the folder",)] * len(names)
         assert all_reasons(open_source(dataclasses.replace(config, allow_outside=True))) == [()] * len(names)
@@ -120,7 +162,10 @@ def test_coco_storybook_and_tables_neither(folder):
 def test_no_picture_is_looked_for_where_the_name_is_none(folder):
     os.mkfifo(folder / "images" / "pipe.jpg")  # which would be waited for, for ever
     names = ["", ".", "here", "x" * 100_000, "a\0.jpg", "\ud800.jpg", "gone.jpg", "pipe.jpg"]
-    assert set(reasons(opened("pairs", folder, [record("pairs", name) for name in names]))) == {"image missing", "outside the folder"}
+    assert set(reasons(opened("pairs", folder, [record("pairs", name) for name in names]))) == {
+        "image missing",
+        "outside the folder",
+    }
     for name in names:
         with pytest.raises(BadImage):
             Folder(str(folder / "images"), allow_outside=True).find(name)
@@ -134,7 +179,9 @@ def test_no_picture_is_looked_for_where_the_name_is_none(folder):
 @pytest.mark.parametrize("bucket", [False, True])
 def test_a_picture_with_a_url_costs_no_more_than_it_must(folder, form, bucket):
     urls = ["https://nowhere/1.jpg", "http://nowhere/a/b.png?x=1", "s3://bucket/1.jpg"]
-    source = opened(form, folder, [record(form, url) for url in urls], **({"images": "memory://pictures"} if bucket else {}))
+    source = opened(
+        form, folder, [record(form, url) for url in urls], **({"images": "memory://pictures"} if bucket else {})
+    )
     assert all_reasons(source) == [("not downloaded",)] * len(urls)
     if form in ("mmc4", "obelics"):
         assert told(source[0]) == ["One. Two."]
@@ -147,17 +194,33 @@ def test_urls_in_tables(folder):
     table = {"images": [[None, url, None] for url in urls], "texts": [["One.", None, "Two."]] * 3}
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "obelics.parquet")
     source = open_source(SourceConfig("parquet", str(folder / "obelics.parquet"), images=str(folder / "images")))
-    assert all_reasons(source) == [("not downloaded",), (), ()] and [told(document) for document in source] == [["One. Two."]] * 2 + [["One.", 1, "Two."]]
-    infos = [[{"image_name": name, "matched_text_index": 0, "matched_sim": 0.3}] for name in ("https://x/y.jpg", "1.jpg", "gone.jpg")]
-    pyarrow.parquet.write_table(pyarrow.table({"text_list": [["One."]] * 3, "image_info": infos}), folder / "mmc4.parquet")
+    assert all_reasons(source) == [("not downloaded",), (), ()] and [told(document) for document in source] == [
+        ["One. Two."]
+    ] * 2 + [["One.", 1, "Two."]]
+    infos = [
+        [{"image_name": name, "matched_text_index": 0, "matched_sim": 0.3}]
+        for name in ("https://x/y.jpg", "1.jpg", "gone.jpg")
+    ]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text_list": [["One."]] * 3, "image_info": infos}), folder / "mmc4.parquet"
+    )
     source = open_source(SourceConfig("parquet", str(folder / "mmc4.parquet"), images=str(folder / "images")))
     assert all_reasons(source) == [("not downloaded",), (), ("image missing",)] and told(source[1]) == ["One.", 1]
     pyarrow.parquet.write_table(pyarrow.table({"image": urls, "text": ["x"] * 3}), folder / "pairs.parquet")
-    assert reasons(open_source(SourceConfig("parquet", str(folder / "pairs.parquet"), images=str(folder / "images")))) == ["not downloaded", "image missing", ""]
+    assert reasons(
+        open_source(SourceConfig("parquet", str(folder / "pairs.parquet"), images=str(folder / "images")))
+    ) == ["not downloaded", "image missing", ""]
 
 
 def test_a_list_column_of_pictures(folder):
-    rows = [[{"bytes": jpeg(3), "path": None}], [], None, [{"bytes": jpeg(1)}, {"bytes": jpeg(2)}], [{"bytes": None, "path": "1.jpg"}], [None]]
+    rows = [
+        [{"bytes": jpeg(3), "path": None}],
+        [],
+        None,
+        [{"bytes": jpeg(1)}, {"bytes": jpeg(2)}],
+        [{"bytes": None, "path": "1.jpg"}],
+        [None],
+    ]
     pyarrow.parquet.write_table(pyarrow.table({"images": rows, "text": ["x"] * len(rows)}), folder / "a.parquet")
     source = open_source(SourceConfig("parquet", str(folder / "a.parquet"), images=str(folder / "images")))
     assert reasons(source) == ["", "image missing", "image missing", "several images", "", "image missing"]
@@ -169,9 +232,33 @@ def test_a_list_column_of_pictures(folder):
 
 
 VALUES = [
-    None, True, False, 0, -1, 1, 10**400, 0.5, float("nan"), float("inf"), "", "1.jpg", "../x", "https://x/y", "\ud800", "\ufeff", "<image>",
-    [], [None], [1], ["a"], [[]], [{}], {}, {"a": 1}, [[0.1] * 3] * 2,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    10**400,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "1.jpg",
+    "../x",
+    "https://x/y",
+    "\ud800",
+    "\ufeff",
+    "<image>",
+    [],
+    [None],
+    [1],
+    ["a"],
+    [[]],
+    [{}],
+    {},
+    {"a": 1},
+    [[0.1] * 3] * 2,
+]
 
 
 def places(node, path=()):
@@ -190,7 +277,13 @@ def with_value(node, path, value):
     return changed
 
 
-STORY = {"id": "s", "title": "A story", "cover": "c.png", "pages": [{"text": "Page.", "image": "1.jpg"}, {"text": "End."}], "license": "CC"}
+STORY = {
+    "id": "s",
+    "title": "A story",
+    "cover": "c.png",
+    "pages": [{"text": "Page.", "image": "1.jpg"}, {"text": "End."}],
+    "license": "CC",
+}
 PARTS = [{"text": "a", "learned": True, "role": None}, {"bytes": 3, "seen": True, "dreamed": False, "role": "user"}]
 HEAD = {"version": 1, "id": "d", "kind": "", "key": "k", "parts": PARTS}
 COCO = {"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [{"image_id": 7, "id": 1, "caption": "a"}]}
@@ -217,11 +310,24 @@ def read_any(folder: str, data: bytes) -> Document:
 
 def readers(folder: str) -> list[tuple[object, object]]:
     """(a record, what reads its JSON) of every format."""
-    by_form = {"pairs": pairs.parse, "mmc4": interleaved.mmc4_document, "obelics": interleaved.obelics_document, "llava": conversations.conversation}
-    read = lambda form, data: by_form[form](parse_json(data), Folder(folder) if form == "pairs" else Folder(folder).find)
-    instruct = lambda data: conversations.instruction(parse_json(data), Folder(folder).find)
+    by_form = {
+        "pairs": pairs.parse,
+        "mmc4": interleaved.mmc4_document,
+        "obelics": interleaved.obelics_document,
+        "llava": conversations.conversation,
+    }
+
+    def read(form, data):
+        return by_form[form](parse_json(data), Folder(folder) if form == "pairs" else Folder(folder).find)
+
+    def instruct(data):
+        return conversations.instruction(parse_json(data), Folder(folder).find)
+
     found = [(record(form, "1.jpg"), functools.partial(read, form)) for form in by_form]
-    found += [({"image": "1.jpg", "text": ["a", "b"]}, functools.partial(read, "pairs")), (record("llava", ["1.jpg"]), functools.partial(read, "llava"))]
+    found += [
+        ({"image": "1.jpg", "text": ["a", "b"]}, functools.partial(read, "pairs")),
+        (record("llava", ["1.jpg"]), functools.partial(read, "llava")),
+    ]
     answers = [mmc4(1, 2, [1]), record("instruct", "1.jpg"), {"image": "1.jpg", "text": "x"}]
     found += [(answer | {"instruction": "Draw."}, instruct) for answer in answers]
     found += [(record(form, "1.jpg"), functools.partial(read_any, folder)) for form in JSON_FORMATS[1:]]
@@ -229,14 +335,16 @@ def readers(folder: str) -> list[tuple[object, object]]:
 
 
 def outcome(read, data: bytes) -> str:
-    """"" for a document, or the reason that there is none."""
+    """ "" for a document, or the reason that there is none."""
     try:
         with bad_record("r"):
             document = read(data)
     except BadRecord as error:
         assert error.reason and "\n" not in str(error) and len(str(error)) < 500
         return error.reason
-    assert isinstance(document, Document) and all(isinstance(part.text, str) if isinstance(part, Text) else part.source for part in document.parts)
+    assert isinstance(document, Document) and all(
+        isinstance(part.text, str) if isinstance(part, Text) else part.source for part in document.parts
+    )
     return ""
 
 
@@ -255,7 +363,15 @@ def test_every_value_of_every_format_replaced_by_others(pictures):
         for place in places(content):
             for value in VALUES:
                 tried.add(outcome(read, json.dumps(with_value(content, place, value)).encode()))
-    assert {"", "wrong type", "missing key", "outside the folder", "not downloaded", "bad index", "no document"} <= tried
+    assert {
+        "",
+        "wrong type",
+        "missing key",
+        "outside the folder",
+        "not downloaded",
+        "bad index",
+        "no document",
+    } <= tried
 
 
 SOME_KEYS = st.sampled_from(["image", "text", "from", "value", "bytes", "matched_text_index", "x"])
@@ -277,9 +393,22 @@ def test_records_of_any_form(pictures, data):
 
 DIGITS, NESTED = b"9" * 5000, b"[" * 5000 + b"]" * 5000
 BROKEN = [
-    b'{"image": 9%s, "caption": "x"}' % DIGITS, b'{"x": %s}' % NESTED, b'{"image": "1.jpg", "caption": "x", "caption": "y"}', b'{"image": "1.jpg" "caption": "x"}',
-    b"{nonsense}", b"nonsense", b"\xff\xfe", b'{"caption": "1\n2"}', b"[1, [2], {}]", b"1", b"null", b'"text, [ {"', b'{"caption": "\\u00zz"}', b"}", b"{} {}",
-]  # fmt: skip
+    b'{"image": 9%s, "caption": "x"}' % DIGITS,
+    b'{"x": %s}' % NESTED,
+    b'{"image": "1.jpg", "caption": "x", "caption": "y"}',
+    b'{"image": "1.jpg" "caption": "x"}',
+    b"{nonsense}",
+    b"nonsense",
+    b"\xff\xfe",
+    b'{"caption": "1\n2"}',
+    b"[1, [2], {}]",
+    b"1",
+    b"null",
+    b'"text, [ {"',
+    b'{"caption": "\\u00zz"}',
+    b"}",
+    b"{} {}",
+]
 
 
 @pytest.mark.parametrize("chunk", [64, 2**22])
@@ -288,7 +417,9 @@ def test_one_record_that_is_no_json_costs_no_other(folder, monkeypatch, chunk):
     good = json.dumps(record("pairs", "1.jpg")).encode()
     content = [good, *(one for broken in BROKEN for one in (broken, good))]
     (folder / "a.json").write_bytes(b" [" + b" ,\n".join(content) + b" ]\n")
-    source = open_source(SourceConfig("pairs", str(folder / "a.json"), images=str(folder / "images"), cache=str(folder / "cache")))
+    source = open_source(
+        SourceConfig("pairs", str(folder / "a.json"), images=str(folder / "images"), cache=str(folder / "cache"))
+    )
     wanted = [number for broken in BROKEN for number in ([1, 0] if broken != b"{} {}" else [1, 1, 0])]
     assert source.skipped == () and [int(reason != "") for reason in reasons(source)] == [0, *wanted]
     lines = opened("pairs", folder, [one.replace(b"\n", b" ") for one in content])
@@ -296,21 +427,32 @@ def test_one_record_that_is_no_json_costs_no_other(folder, monkeypatch, chunk):
 
 
 def test_one_entry_of_coco_costs_no_other(folder):
-    images, annotations = [{"id": 7, "file_name": "1.jpg"}, "BAD", 3, {"file_name": "1.jpg"}], ["BAD", {"image_id": 7, "caption": "a"}, {"caption": "x"}]
+    images, annotations = (
+        [{"id": 7, "file_name": "1.jpg"}, "BAD", 3, {"file_name": "1.jpg"}],
+        ["BAD", {"image_id": 7, "caption": "a"}, {"caption": "x"}],
+    )
     text = json.dumps({"images": images, "annotations": annotations})
     for bad in (DIGITS, b"{nonsense}", NESTED, b'{"id": %s}' % DIGITS):
         (folder / "coco.json").write_bytes(text.encode().replace(b'"BAD"', bad))
-        source = open_source(SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache")))
-        assert [told(document) for document in source] == [[1, "a"]] and [one.reason for one in source.skipped] == ["missing key"] * 2
+        source = open_source(
+            SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache"))
+        )
+        assert [told(document) for document in source] == [[1, "a"]] and [one.reason for one in source.skipped] == [
+            "missing key"
+        ] * 2
         (folder / "coco.json").write_bytes(b'{"info": %s, ' % bad + text.encode()[1:])
-        source = open_source(SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache")))
+        source = open_source(
+            SourceConfig("pairs", str(folder / "coco.json"), images=str(folder / "images"), cache=str(folder / "cache"))
+        )
         assert [told(document) for document in source] == [[1, "a"]]
 
 
 def test_what_stands_behind_a_list_is_told(folder):
     good = json.dumps([record("pairs", "1.jpg")])
     (folder / "a.json").write_text(f"{good}\n{good}")
-    source = open_source(SourceConfig("pairs", str(folder / "a.json"), images=str(folder / "images"), cache=str(folder / "cache")))
+    source = open_source(
+        SourceConfig("pairs", str(folder / "a.json"), images=str(folder / "images"), cache=str(folder / "cache"))
+    )
     assert len(source) == 1 and [one.reason for one in source.skipped] == ["more behind the list"]
 
 
@@ -327,16 +469,24 @@ def test_ids_that_are_no_text_decide_no_split(folder):
 
 def test_tables_with_values_of_other_types(folder):
     columns = {
-        "text": [["x"], [1], [b"\xff"], [True], [{"a": 1}]], "image": [[1], [True], [{"a": 1}], [[1, 2]], [[None]]],
-        "texts": [[3], ["x"], [[1]]], "images": [[[1]], [5], [{"bytes": b"x"}]], "conversations": [[["x"]], [[{"from": 1, "value": "x"}]]], "image_info": [["x"], [[1]]],
-    }  # fmt: skip
-    for i, (text, image) in enumerate([(text, image) for text in ("text", "texts", "conversations", "image_info") for image in ("image", "images")]):
+        "text": [["x"], [1], [b"\xff"], [True], [{"a": 1}]],
+        "image": [[1], [True], [{"a": 1}], [[1, 2]], [[None]]],
+        "texts": [[3], ["x"], [[1]]],
+        "images": [[[1]], [5], [{"bytes": b"x"}]],
+        "conversations": [[["x"]], [[{"from": 1, "value": "x"}]]],
+        "image_info": [["x"], [[1]]],
+    }
+    for i, (text, image) in enumerate(
+        [(text, image) for text in ("text", "texts", "conversations", "image_info") for image in ("image", "images")]
+    ):
         for j, (words, shown) in enumerate([(words, shown) for words in columns[text] for shown in columns[image]]):
             table = {text: words, image: shown} | ({"text_list": [["One."]]} if text == "image_info" else {})
             pyarrow.parquet.write_table(pyarrow.table(table), folder / f"{i}-{j}.parquet")
             source = open_source(SourceConfig("parquet", str(folder / f"{i}-{j}.parquet")))
             assert len(all_reasons(source)) == 1
-    invalid = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(np.array([0, 2], np.int32).tobytes()), pyarrow.py_buffer(b"\xff\xfe"))
+    invalid = pyarrow.StringArray.from_buffers(
+        1, pyarrow.py_buffer(np.array([0, 2], np.int32).tobytes()), pyarrow.py_buffer(b"\xff\xfe")
+    )
     pyarrow.parquet.write_table(pyarrow.table({"text": invalid}), folder / "bytes.parquet")
     assert reasons(open_source(SourceConfig("parquet", str(folder / "bytes.parquet")))) == ["bad value"]
     for picture in ("1.jpg", 3, {"path": "/etc/passwd"}):
@@ -348,17 +498,32 @@ def test_tables_with_values_of_other_types(folder):
 # Similarity, marks, turns
 
 
-@pytest.mark.parametrize("value, passes", [("NaN", False), ("Infinity", False), ("-Infinity", False), ("0.25", True), ("1", True), ("0.2", False)])
+@pytest.mark.parametrize(
+    "value, passes",
+    [("NaN", False), ("Infinity", False), ("-Infinity", False), ("0.25", True), ("1", True), ("0.2", False)],
+)
 def test_only_a_number_passes_the_similarity_filter(folder, value, passes):
-    text = lambda form: json.dumps(record(form, "1.jpg")).replace("0.3", value).encode()
-    assert all_reasons(opened("pairs", folder, [text("pairs")], min_similarity=0.25)) == [() if passes else ("low similarity",)]
+    def text(form):
+        return json.dumps(record(form, "1.jpg")).replace("0.3", value).encode()
+
+    assert all_reasons(opened("pairs", folder, [text("pairs")], min_similarity=0.25)) == [
+        () if passes else ("low similarity",)
+    ]
     source = opened("mmc4", folder, [text("mmc4")])
-    assert all_reasons(source) == [() if passes else ("low similarity",)] and told(source[0]) == (["One.", 1, "Two."] if passes else ["One. Two."])
-    write_tar(folder / "a.tar", [("1.jpg", jpeg(1)), ("1.json", text("pairs")), ("2.jpg", jpeg(1)), ("2.json", text("mmc4"))])
+    assert all_reasons(source) == [() if passes else ("low similarity",)] and told(source[0]) == (
+        ["One.", 1, "Two."] if passes else ["One. Two."]
+    )
+    write_tar(
+        folder / "a.tar", [("1.jpg", jpeg(1)), ("1.json", text("pairs")), ("2.jpg", jpeg(1)), ("2.json", text("mmc4"))]
+    )
     config = SourceConfig("webdataset", str(folder / "a.tar"), min_similarity=0.25, cache=str(folder / "cache"))
     assert all_reasons(open_source(config)) == [() if passes else ("low similarity",)] * 2
-    pyarrow.parquet.write_table(pyarrow.table({"image": [jpeg(1)], "text": ["x"], "similarity": [float(value)]}), folder / "a.parquet")
-    assert all_reasons(open_source(SourceConfig("parquet", str(folder / "a.parquet"), min_similarity=0.25))) == [() if passes else ("low similarity",)]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": [jpeg(1)], "text": ["x"], "similarity": [float(value)]}), folder / "a.parquet"
+    )
+    assert all_reasons(open_source(SourceConfig("parquet", str(folder / "a.parquet"), min_similarity=0.25))) == [
+        () if passes else ("low similarity",)
+    ]
 
 
 def test_a_least_similarity_is_a_number():
@@ -369,15 +534,39 @@ def test_a_least_similarity_is_a_number():
 
 def test_byte_order_marks_are_no_words(folder):
     mark = "\ufeff"
-    for form, shown in {"pairs": [1, "a cat"], "mmc4": ["One.", 1, "Two."], "obelics": ["One.", 1, "Two."], "llava": [1, " What?", "A cat."]}.items():
-        content = json.loads(json.dumps(record(form, "1.jpg")).replace('"a cat"', f'"{mark} a cat"').replace('"One', f'"{mark}One').replace('"Two', f'" {mark}Two')
-                             .replace('"<image>', f'"{mark}<image>').replace('"A cat', f'"{mark}A cat'))  # fmt: skip
+    for form, shown in {
+        "pairs": [1, "a cat"],
+        "mmc4": ["One.", 1, "Two."],
+        "obelics": ["One.", 1, "Two."],
+        "llava": [1, " What?", "A cat."],
+    }.items():
+        content = json.loads(
+            json.dumps(record(form, "1.jpg"))
+            .replace('"a cat"', f'"{mark} a cat"')
+            .replace('"One', f'"{mark}One')
+            .replace('"Two', f'" {mark}Two')
+            .replace('"<image>', f'"{mark}<image>')
+            .replace('"A cat', f'"{mark}A cat')
+        )
         line = json.dumps(content, ensure_ascii=False).encode()
         (folder / "a.jsonl").write_bytes(mark.encode() + line + b"\n" + mark.encode() + line)
-        source = open_source(SourceConfig(form, str(folder / "a.jsonl"), images=str(folder / "images"), cache=str(folder / "cache")))
+        source = open_source(
+            SourceConfig(form, str(folder / "a.jsonl"), images=str(folder / "images"), cache=str(folder / "cache"))
+        )
         assert [told(document) for document in source] == [shown] * 2
-    write_tar(folder / "a.tar", [("1.jpg", jpeg(1)), ("1.txt", f"{mark}a cat"), ("2.jpg", jpeg(1)), ("2.json", mark.encode() + b'{"caption": "\\ufeffa cat"}')])
-    assert [told(document) for document in open_source(SourceConfig("webdataset", str(folder / "a.tar"), cache=str(folder / "cache")))] == [[1, "a cat"]] * 2
+    write_tar(
+        folder / "a.tar",
+        [
+            ("1.jpg", jpeg(1)),
+            ("1.txt", f"{mark}a cat"),
+            ("2.jpg", jpeg(1)),
+            ("2.json", mark.encode() + b'{"caption": "\\ufeffa cat"}'),
+        ],
+    )
+    assert [
+        told(document)
+        for document in open_source(SourceConfig("webdataset", str(folder / "a.tar"), cache=str(folder / "cache")))
+    ] == [[1, "a cat"]] * 2
     pyarrow.parquet.write_table(pyarrow.table({"image": [jpeg(1)], "text": [f"{mark}a cat"]}), folder / "a.parquet")
     assert told(open_source(SourceConfig("parquet", str(folder / "a.parquet")))[0]) == [1, "a cat"]
     assert told(tfds._document({"text": f"{mark}a cat".encode()}, "", "")) == ["a cat"]
@@ -386,29 +575,55 @@ def test_byte_order_marks_are_no_words(folder):
 
 def test_speakers_take_turns(folder):
     user, answer = ("human", "What is this?"), ("gpt", "A cat.")
-    good = [[user, answer], [("system", "Be brief."), user, answer, user, answer], [answer, user, answer], [user, answer, user],
-            [("gpt", " "), user, answer, ("human", "")]]  # fmt: skip
-    glued = [[user, ("human", "And that?"), answer], [user, answer, answer], [("system", "a"), ("system", "b"), user, answer],
-             [user, ("gpt", ""), ("human", "And that?"), answer], [user, answer, ("system", "x"), user, answer]]  # fmt: skip
+    good = [
+        [user, answer],
+        [("system", "Be brief."), user, answer, user, answer],
+        [answer, user, answer],
+        [user, answer, user],
+        [("gpt", " "), user, answer, ("human", "")],
+    ]
+    glued = [
+        [user, ("human", "And that?"), answer],
+        [user, answer, answer],
+        [("system", "a"), ("system", "b"), user, answer],
+        [user, ("gpt", ""), ("human", "And that?"), answer],
+        [user, answer, ("system", "x"), user, answer],
+    ]
     source = opened("llava", folder, [talk(*turns) for turns in [*good, *glued]])
     assert reasons(source) == [""] * len(good) + ["turns do not alternate"] * len(glued)
     assert told(source[2]) == ["A cat.", "What is this?", "A cat."] and told(source[4]) == ["What is this?", "A cat."]
     chats = [good[2], [answer], [answer, user, answer, answer], [("system", "s"), answer, user, answer]]
     dropped = opened("llava", folder, [talk(*turns) for turns in chats], drop_first_answer=True)
-    assert reasons(dropped) == ["", "no text", "turns do not alternate", ""] and told(dropped[0]) == ["What is this?", "A cat."] and len(dropped[3].parts) == 3
+    assert (
+        reasons(dropped) == ["", "no text", "turns do not alternate", ""]
+        and told(dropped[0]) == ["What is this?", "A cat."]
+        and len(dropped[3].parts) == 3
+    )
     assert dropped.fingerprint.endswith("{'drop_first_answer': True}")
     write_tar(folder / "a.tar", [("1.json", talk(answer, user, answer))])
-    pyarrow.parquet.write_table(pyarrow.table({"conversations": [talk(answer, user, answer)["conversations"]]}), folder / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"conversations": [talk(answer, user, answer)["conversations"]]}), folder / "a.parquet"
+    )
     for form, name in (("webdataset", "a.tar"), ("parquet", "a.parquet")):
         config = SourceConfig(form, str(folder / name), cache=str(folder / "cache"))
-        assert len(open_source(config)[0].parts) == 3 and len(open_source(dataclasses.replace(config, drop_first_answer=True))[0].parts) == 2
+        assert (
+            len(open_source(config)[0].parts) == 3
+            and len(open_source(dataclasses.replace(config, drop_first_answer=True))[0].parts) == 2
+        )
 
 
 def test_pictures_that_a_source_left_out_are_counted(folder):
     names = {"https://x/y": 0.3, "gone.jpg": 0.3, "/etc/passwd": 0.3, "1.jpg": 0.1}
-    infos = [{"image_name": name, "matched_text_index": 0, "matched_sim": similarity} for name, similarity in names.items()]
+    infos = [
+        {"image_name": name, "matched_text_index": 0, "matched_sim": similarity} for name, similarity in names.items()
+    ]
     document = opened("mmc4", folder, [{"text_list": ["One."], "image_info": infos}])[0]
-    assert [error.reason for error in keep(document, Filters())[1]] == ["not downloaded", "image missing", "outside the folder", "low similarity"]
+    assert [error.reason for error in keep(document, Filters())[1]] == [
+        "not downloaded",
+        "image missing",
+        "outside the folder",
+        "low similarity",
+    ]
     assert not any(isinstance(part, Image) for part in document.parts)
 
 
@@ -422,9 +637,15 @@ def test_a_record_without_end_is_left_out(folder, monkeypatch):
     monkeypatch.setattr(records, "LONGEST", 500)
     valid = json.dumps(record("pairs", "1.jpg")).encode()
     source = opened("pairs", folder, [valid, b"\0" * 1000, b" " * 1000, valid])
-    assert [told(document)[0] for document in source] == [1, 1] and [bad.reason for bad in source.skipped] == ["record too large"]
+    assert [told(document)[0] for document in source] == [1, 1] and [bad.reason for bad in source.skipped] == [
+        "record too large"
+    ]
     assert source.skipped[0].name.endswith(":2") and source.index.name(1).endswith(":4")
     for endless in (b'{"caption": "' + b"x" * 5000, b'{"x":' * 500, b'[{"a": 1}' * 500):
         (folder / "records.jsonl").write_bytes(b"[" + valid + b", " + endless)
-        source = open_source(SourceConfig("pairs", str(folder / "records.jsonl"), images=str(folder / "images"), cache=str(folder / "cache")))
+        source = open_source(
+            SourceConfig(
+                "pairs", str(folder / "records.jsonl"), images=str(folder / "images"), cache=str(folder / "cache")
+            )
+        )
         assert told(source[0])[0] == 1 and "record too large" in [bad.reason for bad in source.skipped], source.skipped

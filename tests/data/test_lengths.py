@@ -32,9 +32,16 @@ def expected(count):
 def test_every_document_is_measured(tmp_path, count, stored):
     folder = epath.Path(tmp_path) / "lengths" if stored else None
     lengths, found = measure_all(measure, count, "key", folder)
-    assert len(lengths) == count and np.array_equal(lengths.entries, expected(count)) and lengths.entries.dtype == np.int32
-    assert (found.cut, found.broken) == (sum(i % 10 == 0 for i in range(count)), len([i for i in range(count) if i % 100 == 7]))
-    assert found.tokens == expected(count)[:, 0].sum() and [str(record) for record in found.named][:1] == (["here:7: bad JSON"] if count > 7 else [])
+    assert (
+        len(lengths) == count and np.array_equal(lengths.entries, expected(count)) and lengths.entries.dtype == np.int32
+    )
+    assert (found.cut, found.broken) == (
+        sum(i % 10 == 0 for i in range(count)),
+        len([i for i in range(count) if i % 100 == 7]),
+    )
+    assert found.tokens == expected(count)[:, 0].sum() and [str(record) for record in found.named][:1] == (
+        ["here:7: bad JSON"] if count > 7 else []
+    )
     if stored:
         again, found_again = measure_all(None, count, "key", folder)  # nothing is measured again
         assert np.array_equal(again.entries, lengths.entries) and found_again.to_json() == found.to_json()
@@ -74,10 +81,21 @@ def other_shape(count, dtype=np.int32):
 
 
 DAMAGE = {
-    "deleted": None, "empty": b"", "garbage": b"\x93NUMPY garbage", "nul": b"\0" * 4000, "zip": b"PK\x03\x04" + b"\0" * 40, "text": b"[" * 100_000,
-    "shorter": other_shape(299), "other_type": other_shape(300, np.float64), "zeros": other_shape(300), "number": b"7", "list": b"[1]",
-    "keys": b'{"tokens": 1}', "types": b'{"tokens": "x", "cut": 0, "apart": 0, "broken": 0, "named": []}', "object": other_shape(1, object),
-}  # fmt: skip
+    "deleted": None,
+    "empty": b"",
+    "garbage": b"\x93NUMPY garbage",
+    "nul": b"\0" * 4000,
+    "zip": b"PK\x03\x04" + b"\0" * 40,
+    "text": b"[" * 100_000,
+    "shorter": other_shape(299),
+    "other_type": other_shape(300, np.float64),
+    "zeros": other_shape(300),
+    "number": b"7",
+    "list": b"[1]",
+    "keys": b'{"tokens": 1}',
+    "types": b'{"tokens": "x", "cut": 0, "apart": 0, "broken": 0, "named": []}',
+    "object": other_shape(1, object),
+}
 
 
 @pytest.mark.parametrize("name", ["key.npy", "key.json"])
@@ -88,7 +106,9 @@ def test_damaged_files_are_named_and_measured_anew(tmp_path, kept, capsys, name,
     lengths, found = measure_all(measure, 300, "key", epath.Path(tmp_path))
     assert np.array_equal(lengths.entries, expected(300)) and found.broken == 3
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith(f"{tmp_path}/key.*: damaged (") or name == "key.json" and damage is None
+    assert (
+        len(told) == 1 and told[0].startswith(f"{tmp_path}/key.*: damaged (") or name == "key.json" and damage is None
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
@@ -100,7 +120,12 @@ def restore(folder: pathlib.Path, kept: dict):
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(["key.npy", "key.json"]), at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
+@given(
+    name=st.sampled_from(["key.npy", "key.json"]),
+    at=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+    cut=st.booleans(),
+)
 def test_no_byte_changes_a_length_unseen(tmp_path_factory, kept, name, at, flip, cut):
     folder = tmp_path_factory.mktemp("flipped")
     data = bytearray(kept[name])
@@ -138,4 +163,8 @@ def test_worker_processes_find_the_same(tmp_path, monkeypatch):
 def test_what_a_showing_takes():
     entries = np.array([(9, 2, 1), (20, PAIR, 7), (20, PAIR, 7), (0, 0, 0), (0, PAIR, 7)], np.int32)
     taken = shown(entries, np.array([0.1, 0.49, 0.5, 0.9, 0.7]))
-    assert taken.dtype == np.int32 and taken[:4].tolist() == [[9, 2, 1], [7, 0, 1], [20, 1, 0], [0, 0, 0]] and taken[4, 0] == 0
+    assert (
+        taken.dtype == np.int32
+        and taken[:4].tolist() == [[9, 2, 1], [7, 0, 1], [20, 1, 0], [0, 0, 0]]
+        and taken[4, 0] == 0
+    )

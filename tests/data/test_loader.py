@@ -71,7 +71,7 @@ def make(monkeypatch, quickstart, shapes_tokenizer):
 
 
 def assert_equal(one: Batch, other: Batch):
-    for name, ours, theirs in zip(Batch._fields, one, other):
+    for name, ours, theirs in zip(Batch._fields, one, other, strict=True):
         assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes(), name
 
 
@@ -84,8 +84,13 @@ def left_right(value):
 
 def numbered(count, broken=()):
     """Documents whose word and pictures tell their number; pictures of the broken ones do not open."""
-    picture = lambda i: Image(b"no picture" if i in broken else left_right(i + 1))
-    return [Document((Text("red " * (i + 1)), picture(i), Text("The end."), picture(i)), id=f"d{i}") for i in range(count)]
+
+    def picture(i):
+        return Image(b"no picture" if i in broken else left_right(i + 1))
+
+    return [
+        Document((Text("red " * (i + 1)), picture(i), Text("The end."), picture(i)), id=f"d{i}") for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 2])
@@ -96,7 +101,10 @@ def test_any_number_of_hosts_sees_the_same_batches(make, rows_per_group):
         for hosts in (1, 2, 4):
             count = loader.config.groups // hosts
             shares = [loader.load(number, range(host * count, (host + 1) * count)) for host in range(hosts)]
-            assert_equal(whole.batch, Batch(*(np.concatenate(fields) for fields in zip(*(share.batch for share in shares)))))
+            assert_equal(
+                whole.batch,
+                Batch(*(np.concatenate(fields) for fields in zip(*(share.batch for share in shares), strict=True))),
+            )
             assert whole.documents == tuple(name for share in shares for name in share.documents)
 
 
@@ -152,8 +160,10 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
                 (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches),
                 (batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, model.dream_queries),
             ):
-                for image, start in zip(images[g][valid[g]], starts[g][valid[g]]):
-                    assert start < length and (batch.tokens[g, 0, start : start + size] == shapes_tokenizer.im_patch).all()
+                for image, start in zip(images[g][valid[g]], starts[g][valid[g]], strict=True):
+                    assert (
+                        start < length and (batch.tokens[g, 0, start : start + size] == shapes_tokenizer.im_patch).all()
+                    )
                     assert np.array_equal(image, left_right(owners[batch.segments[g, 0, start]] + 1))
                     seen += 1
     assert seen == 20 * 4  # two pictures a document, seen and dreamed
@@ -167,12 +177,17 @@ def shown(batch, g):
 def test_images_that_a_source_left_out_are_told(make):
     documents = numbered(4)
     assert "left out" not in make(documents).in_words()
-    documents[1] = dataclasses.replace(documents[1], left_out=(BadImage("x", "not downloaded"), BadImage("y", "image missing")))
+    documents[1] = dataclasses.replace(
+        documents[1], left_out=(BadImage("x", "not downloaded"), BadImage("y", "image missing"))
+    )
     assert "1 broken, 2 images left out (missing, " in make(documents).in_words()
 
 
 def test_a_broken_picture_costs_itself_alone(make):
-    """A document with others goes on without it, one whose pictures are all broken is left out; no slot shows another document's."""
+    """A document with others goes on without it, one whose pictures are all broken is left out.
+
+    No slot shows another document's.
+    """
     documents = numbered(20, broken=(3, 11))
     picture = documents[3].parts[1]
     documents[5] = dataclasses.replace(documents[5], parts=(Text("red "), picture, *documents[5].parts[1:]))
@@ -185,20 +200,33 @@ def test_a_broken_picture_costs_itself_alone(make):
     for one in loaded:
         for g in range(8):
             seen += shown(one.batch, g)
-            for start, valid in ((one.batch.seen_start, one.batch.seen_valid), (one.batch.dreamed_start, one.batch.dreamed_valid)):
+            for start, valid in (
+                (one.batch.seen_start, one.batch.seen_valid),
+                (one.batch.dreamed_start, one.batch.dreamed_valid),
+            ):
                 assert (one.batch.tokens[g, 0][start[g][valid[g]]] == broken.readers[0].tokenizer.im_patch).all()
     assert sorted(seen) == sorted(2 * [i + 1 for i in range(20) if i not in (3, 11)])
 
 
 def test_what_cannot_do_without_its_picture_is_left_out(make):
     broken = Image(b"no picture")
-    answer = (Image(left_right(1), dreamed=False, role="user"), dataclasses.replace(broken, role="user"), Text("red?", role="user"), Text("red.", role="assistant"))
+    answer = (
+        Image(left_right(1), dreamed=False, role="user"),
+        dataclasses.replace(broken, role="user"),
+        Text("red?", role="user"),
+        Text("red.", role="assistant"),
+    )
     pair = Document((broken, Text("red circle.")), id="pair", kind="pair")
-    documents = [Document(answer, id="answer"), pair, Document((broken, Text("red.")), id="alone"), Document((Text("red."),), id="sound")]
+    documents = [
+        Document(answer, id="answer"),
+        pair,
+        Document((broken, Text("red.")), id="alone"),
+        Document((Text("red."),), id="sound"),
+    ]
     loaded = first_epoch(make(documents))
     assert [name for one in loaded for name in one.documents] == ["sound"]
     assert sorted(record.name for one in loaded for record in one.skipped) == ["alone", "answer", "pair"]
-    assert sum(int((one.batch.seen_valid.sum() + one.batch.dreamed_valid.sum())) for one in loaded) == 0
+    assert sum(int(one.batch.seen_valid.sum() + one.batch.dreamed_valid.sum()) for one in loaded) == 0
 
 
 def test_a_document_without_its_broken_picture_takes_no_more_than_was_planned(make):
@@ -214,13 +242,19 @@ def test_a_document_without_its_broken_picture_takes_no_more_than_was_planned(ma
 def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
     loader = make()
     batches = first_epoch(loader)
-    assert sorted(name for loaded in batches for name in loaded.documents) == sorted(f"shapes-train-0-{i}" for i in range(COUNT))
+    assert sorted(name for loaded in batches for name in loaded.documents) == sorted(
+        f"shapes-train-0-{i}" for i in range(COUNT)
+    )
     last = len(batches) * 8 - epoch_groups(loader)
-    assert 0 < last < 8 and not batches[-1].batch.segments[-last:].any() and batches[-1].batch.segments[:-last].any(axis=(1, 2)).all()
+    assert (
+        0 < last < 8
+        and not batches[-1].batch.segments[-last:].any()
+        and batches[-1].batch.segments[:-last].any(axis=(1, 2)).all()
+    )
     beyond = loader.load(len(batches), endless=False)
     assert not any(field.any() for field in beyond.batch) and beyond.documents == ()
     shares = [loader.load(len(batches) - 1, range(2 * host, 2 * host + 2), endless=False).batch for host in range(4)]
-    assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares))))
+    assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares, strict=True))))
 
 
 def test_draws_are_keyed_by_the_picture(make):
@@ -229,7 +263,11 @@ def test_draws_are_keyed_by_the_picture(make):
     seen = []
     for number in range(2 * epoch_groups(loader) // 8):
         batch = loader.load(number).batch
-        seen += zip(batch.dreamed_draw[batch.dreamed_valid].tolist(), batch.dreamed_images[batch.dreamed_valid][:, 0, 0, 0].tolist())
+        seen += zip(
+            batch.dreamed_draw[batch.dreamed_valid].tolist(),
+            batch.dreamed_images[batch.dreamed_valid][:, 0, 0, 0].tolist(),
+            strict=True,
+        )
     assert len(set(seen)) == 40 and {draw // 256 + 1 for draw, _ in seen} == {value for _, value in seen}
     assert all(draw // 256 + 1 == value for draw, value in seen)
 
@@ -241,7 +279,9 @@ def test_only_dreamed_pictures_are_mirrored_and_always_the_same_ones(make):
         ours, again, theirs = (loader.load(number).batch for loader in (flipped, flipped, plain))
         assert_equal(ours, again)
         assert np.array_equal(ours.seen_images, theirs.seen_images)
-        for image, straight in zip(ours.dreamed_images[ours.dreamed_valid], theirs.dreamed_images[theirs.dreamed_valid]):
+        for image, straight in zip(
+            ours.dreamed_images[ours.dreamed_valid], theirs.dreamed_images[theirs.dreamed_valid], strict=True
+        ):
             mirrored.append(not np.array_equal(image, straight))
             assert np.array_equal(image, straight[:, ::-1] if mirrored[-1] else straight)
     assert 0.2 < np.mean(mirrored) < 0.8
@@ -254,7 +294,7 @@ def test_drafts_of_large_jpegs_are_close_to_the_whole_pictures(make):
     PIL.Image.fromarray(waves).save(jpeg := io.BytesIO(), "JPEG", quality=90)
     documents = [Document((Text("red"), Image(jpeg.getvalue())), id=f"d{i}") for i in range(4)]
     whole, draft = (make(documents, draft=draft).load(0).batch for draft in (False, True))
-    for name, ours, theirs in zip(Batch._fields, whole, draft):
+    for name, ours, theirs in zip(Batch._fields, whole, draft, strict=True):
         if name in ("seen_images", "dreamed_images"):
             difference = np.abs(ours.astype(int) - theirs)
             assert 0 < difference.max() and difference.mean() < 2, name
@@ -266,13 +306,28 @@ def test_what_is_cut_and_left_out_is_counted(make):
     picture = Image(left_right(9))
     long = Document((Text("red circle."), picture, *[Text("red circle."), picture] * 9), id="long")
     unlearned = Document((Text("red", learned=False),), id="unlearned")
-    loader = make([long, Document((Text("red " * 200),), id="too long"), unlearned, BadRecord("here:4", "bad JSON"), Document((Text("red."),), id="short")])
+    loader = make(
+        [
+            long,
+            Document((Text("red " * 200),), id="too long"),
+            unlearned,
+            BadRecord("here:4", "bad JSON"),
+            Document((Text("red."),), id="short"),
+        ]
+    )
     lengths = loader.plan.lengths[0].entries
     assert (lengths[:, 0] > 0).tolist() == [True, True, False, False, True]
     assert 0 < lengths[0, 1] <= 6 and 0 < lengths[0, 2] <= 4 and lengths[1].tolist() == [128, 0, 0]
-    assert (loader.found.cut, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == ["stories.jsonl:3: bad JSON", "here:4: bad JSON"]
+    assert (loader.found.cut, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == [
+        "stories.jsonl:3: bad JSON",
+        "here:4: bad JSON",
+    ]
     words = loader.in_words()
-    assert "5 documents" in words and "2 cut, 2 broken" in words and f"{loader.plan.fill()['tokens']:.1%} of tokens" in words
+    assert (
+        "5 documents" in words
+        and "2 cut, 2 broken" in words
+        and f"{loader.plan.fill()['tokens']:.1%} of tokens" in words
+    )
 
 
 def test_splits_go_by_keys(make):
@@ -289,7 +344,9 @@ def test_splits_go_by_keys(make):
 
 
 def test_pairs_show_either_side_by_a_coin(make, shapes_tokenizer):
-    pairs = [Document((Image(left_right(i + 1)), Text("red " * (i % 7 + 1))), id=f"d{i}", kind="pair") for i in range(60)]
+    pairs = [
+        Document((Image(left_right(i + 1)), Text("red " * (i % 7 + 1))), id=f"d{i}", kind="pair") for i in range(60)
+    ]
     loader = make(pairs)
     sides, batch_of = {}, [loader.load(number).batch for number in range(4)]
     for number, batch in enumerate(batch_of):
@@ -309,7 +366,9 @@ def test_lengths_are_found_once(make, tmp_path, monkeypatch):
     documents = numbered(20)
     before = make(documents, folder=epath.Path(tmp_path)).load(1)
     measured, measure = [], loader_module.Reader.__call__
-    monkeypatch.setattr(loader_module.Reader, "__call__", lambda self, index: measured.append(index) or measure(self, index))
+    monkeypatch.setattr(
+        loader_module.Reader, "__call__", lambda self, index: measured.append(index) or measure(self, index)
+    )
     again = make(documents, folder=epath.Path(tmp_path))
     assert_equal(before.batch, again.load(1).batch)
     assert not measured and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
@@ -338,30 +397,45 @@ def test_a_run_that_is_resumed_again_counts_on(make, tmp_path, monkeypatch, caps
         (one,) = make(numbered(40), folder=folder).batches(30, 31)
         assert_equal(one.batch, straight.batch)
         told = capsys.readouterr().err
-        assert (told.startswith(f"{kept}: damaged (") and told.endswith("), counted anew\n") and told.count("\n") == 1) or damage is None
+        assert (
+            told.startswith(f"{kept}: damaged (") and told.endswith("), counted anew\n") and told.count("\n") == 1
+        ) or damage is None
         assert kept.read_bytes() == data
 
 
 def test_documents_that_changed_after_they_were_measured(make):
     loader = make(numbered(20))
-    changed = [dataclasses.replace(document, parts=(Text("red circle."), *document.parts)) for document in loader.readers[0].source.documents]
+    changed = [
+        dataclasses.replace(document, parts=(Text("red circle."), *document.parts))
+        for document in loader.readers[0].source.documents
+    ]
     loader.readers[0].source.documents[:] = changed
     with pytest.raises(SourceError, match=r"d\d+: is another document than when lengths were measured; delete \w+\.\*"):
         loader.load(0)
 
 
 @pytest.mark.parametrize(
-    "documents", [[Document((Image(left_right(9)), Text("a red circle.")))], [Document(()), Document((Text("red", learned=False),))]]
+    "documents",
+    [
+        [Document((Image(left_right(9)), Text("a red circle.")))],
+        [Document(()), Document((Text("red", learned=False),))],
+    ],
 )
 def test_nothing_fits(make, documents):
-    with pytest.raises(SourceError, match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures"):
+    with pytest.raises(
+        SourceError,
+        match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures",
+    ):
         make(documents, seen_slots=0, dreamed_slots=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Any documents
 
-words = st.lists(st.sampled_from(["red", "circle.", "</s>", "<s>", "<im_patch>", "<dream_start>", "<image>", "\u00e9\u4e00", "\n"]), max_size=12).map(" ".join)
+words = st.lists(
+    st.sampled_from(["red", "circle.", "</s>", "<s>", "<im_patch>", "<dream_start>", "<image>", "\u00e9\u4e00", "\n"]),
+    max_size=12,
+).map(" ".join)
 roles = st.sampled_from([None, None, None, "user", "assistant"])
 marked = st.tuples(st.booleans(), st.booleans(), st.booleans(), roles)  # seen, dreamed, broken, role
 any_parts = st.lists(st.tuples(words, st.booleans(), roles) | marked, max_size=6)
@@ -370,7 +444,9 @@ any_parts = st.lists(st.tuples(words, st.booleans(), roles) | marked, max_size=6
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(any_parts, st.booleans()), min_size=1, max_size=8), st.sampled_from(MODES), st.integers(1, 2))
 def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mode, rows):
-    """Every slot that is valid lies on the placeholders of a segment that reads like the picture's document, and no label falls on one."""
+    """Every slot that is valid lies on the placeholders of a segment that reads like the picture's document, and no
+    label falls on one.
+    """
     documents, number = [Document((Text("red"),), id="there is one that fits")], 0
     owner = {}
     for d, (parts, is_pair) in enumerate(drawn):
@@ -383,35 +459,65 @@ def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mo
             number += 1
             owner[number] = d + 1
             made.append(Image(b"broken" if broken else left_right(number), seen, dreamed, role))
-        pair = is_pair and [type(part) for part in made] in ([Image, Text], [Text, Image]) and not any(part.role for part in made)
+        pair = (
+            is_pair
+            and [type(part) for part in made] in ([Image, Text], [Text, Image])
+            and not any(part.role for part in made)
+        )
         documents.append(Document(made, id=f"d{d + 1}", kind="pair" if pair else ""))
-    loader = make(documents, source=SourceConfig("shapes", "here", mode=mode), length=48, rows_per_group=rows, seen_slots=3, dreamed_slots=2)
+    loader = make(
+        documents,
+        source=SourceConfig("shapes", "here", mode=mode),
+        length=48,
+        rows_per_group=rows,
+        seen_slots=3,
+        dreamed_slots=2,
+    )
     model, special = loader.config.model, shapes_tokenizer.special_ids
     names = set()
     for one in first_epoch(loader):
         names.update(one.documents)
         batch = one.batch
-        assert not (batch.learned & (batch.tokens == shapes_tokenizer.im_patch)).any() and not (batch.learned & (batch.segments == 0)).any()
+        assert (
+            not (batch.learned & (batch.tokens == shapes_tokenizer.im_patch)).any()
+            and not (batch.learned & (batch.segments == 0)).any()
+        )
         for g in range(len(batch.tokens)):
             tokens, segments, covered, found = batch.tokens[g].reshape(-1), batch.segments[g].reshape(-1), set(), {}
             for images, starts, valid, size, before in (
                 (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches, shapes_tokenizer.im_start),
-                (batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, model.dream_queries, shapes_tokenizer.dream_start),
+                (
+                    batch.dreamed_images,
+                    batch.dreamed_start,
+                    batch.dreamed_valid,
+                    model.dream_queries,
+                    shapes_tokenizer.dream_start,
+                ),
             ):
-                in_order = sorted(zip(starts[g][valid[g]].tolist(), images[g][valid[g]][:, 0, 0, 0].tolist()))
-                for (_, earlier), (_, later) in zip(in_order, in_order[1:]):
-                    assert earlier < later or owner[earlier] != owner[later], "pictures of a document out of their order"
+                in_order = sorted(
+                    zip(starts[g][valid[g]].tolist(), images[g][valid[g]][:, 0, 0, 0].tolist(), strict=True)
+                )
+                for (_, earlier), (_, later) in itertools.pairwise(in_order):
+                    assert earlier < later or owner[earlier] != owner[later], (
+                        "pictures of a document out of their order"
+                    )
                 for start, shown_ in in_order:
                     span = range(start, start + size)
-                    assert (tokens[span] == shapes_tokenizer.im_patch).all() and tokens[start - 1] == before and not covered & set(span)
+                    assert (
+                        (tokens[span] == shapes_tokenizer.im_patch).all()
+                        and tokens[start - 1] == before
+                        and not covered & set(span)
+                    )
                     covered |= set(span)
-                    (row, segment), = {(at // 48, segments[at]) for at in span}
+                    ((row, segment),) = {(at // 48, segments[at]) for at in span}
                     found.setdefault((row, segment), set()).add(owner[shown_])
             assert covered == set(np.flatnonzero(tokens == shapes_tokenizer.im_patch).tolist())
             assert all(len(owners) == 1 for owners in found.values()), "pictures of two documents in one segment"
             for (row, segment), (which,) in found.items():
                 mine = tokens.reshape(rows, 48)[row][segments.reshape(rows, 48)[row] == segment]
                 said = "".join(part.text for part in documents[which].parts if isinstance(part, Text))
-                read = shapes_tokenizer.decode_continuation([i for i in mine.tolist() if i not in special]).rstrip("\ufffd")
+                read = shapes_tokenizer.decode_continuation([i for i in mine.tolist() if i not in special]).rstrip(
+                    "\ufffd"
+                )
                 assert "".join(said.split()).startswith("".join(read.split()))
     assert names <= {document.id for document in documents} and "there is one that fits" in names

@@ -22,7 +22,24 @@ def test_pipes_devices_and_folders_are_no_files(form, tmp_path):
             open_source(SourceConfig(form, str(path), cache=str(tmp_path / "cache")))
 
 
-@pytest.mark.parametrize("name", ["a{1,2}", "b[1]", "c*", "{0..2}", "d?", "~", "$HOME", "%2e%2e", "C:\\x", " e ", "f\ng", "h:i", os.fsdecode(b"caf\xe9")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a{1,2}",
+        "b[1]",
+        "c*",
+        "{0..2}",
+        "d?",
+        "~",
+        "$HOME",
+        "%2e%2e",
+        "C:\\x",
+        " e ",
+        "f\ng",
+        "h:i",
+        os.fsdecode(b"caf\xe9"),
+    ],
+)
 def test_a_folder_may_have_any_name(name, tmp_path, monkeypatch):
     """Braces, stars and ~ of a path that is there are its own."""
     monkeypatch.chdir(tmp_path)

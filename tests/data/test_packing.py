@@ -1,6 +1,7 @@
 """Packing against brute force: nothing lost, nothing over its limits, a pure function."""
 
 import collections
+import itertools
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,7 +12,10 @@ from dreamjax.data.packing import pack
 
 shapes = st.builds(
     lambda rows, length, seen, dreamed: Shape(1, rows, length, seen, dreamed, 1, 1),
-    st.integers(1, 3), st.integers(4, 40), st.integers(0, 4), st.integers(0, 4),
+    st.integers(1, 3),
+    st.integers(4, 40),
+    st.integers(0, 4),
+    st.integers(0, 4),
 )
 
 
@@ -39,8 +43,8 @@ def packed(lengths, shape, seed=0):
 
 def groups_of(made):
     """[(row, document)] of each group."""
-    pairs = list(zip(made.rows.tolist(), made.documents.tolist()))
-    return [pairs[start:stop] for start, stop in zip(made.offsets, made.offsets[1:])]
+    pairs = list(zip(made.rows.tolist(), made.documents.tolist(), strict=True))
+    return [pairs[start:stop] for start, stop in itertools.pairwise(made.offsets)]
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
@@ -62,12 +66,17 @@ def test_every_document_once_and_no_capacity_exceeded(case, seed):
 def test_a_pure_function():
     lengths = np.random.default_rng(0).integers(1, 20, (300, 3)).astype(np.int32) % [20, 3, 3] + [1, 0, 0]
     shape = shape_like(2, 40, seen=6, dreamed=6)
-    again = lambda seed: groups_of(packed(lengths.copy(), shape, seed))
+
+    def again(seed):
+        return groups_of(packed(lengths.copy(), shape, seed))
+
     assert again(0) == again(0) != again(1)
 
 
 def test_the_fullest_row_that_still_fits():
-    count = lambda lengths, shape: len(groups_of(packed(lengths, shape)))
+    def count(lengths, shape):
+        return len(groups_of(packed(lengths, shape)))
+
     assert count(lengths_of(6, 5, 5, 4), shape_like(1, 10)) == 2  # 6 + 4, 5 + 5
     assert count(lengths_of(7, 5, 3, 3, 2), shape_like(1, 10)) == 2  # 7 + 3, 5 + 3 + 2
     (group,) = groups_of(packed(lengths_of(6, 5, 5, 4), shape_like(2, 10)))
@@ -76,12 +85,18 @@ def test_the_fullest_row_that_still_fits():
 
 def test_rows_without_slack_where_best_fit_leaves_some():
     groups = groups_of(packed(lengths_of(5, 4, 4, 3, 2, 2), shape_like(1, 10)))  # best fit takes 5 + 4, 4 + 3 + 2 and 2
-    assert sorted(sorted(document for _, document in group) for group in groups) in ([[0, 3, 4], [1, 2, 5]], [[0, 3, 5], [1, 2, 4]])
+    assert sorted(sorted(document for _, document in group) for group in groups) in (
+        [[0, 3, 4], [1, 2, 5]],
+        [[0, 3, 5], [1, 2, 4]],
+    )
 
 
 def test_slots_are_shared_by_the_rows_of_a_group():
     lengths = np.array([(5, 2, 0)] * 4, np.int32)
-    count = lambda shape: len(groups_of(packed(lengths, shape)))
+
+    def count(shape):
+        return len(groups_of(packed(lengths, shape)))
+
     assert count(shape_like(4, 5, seen=8)) == 1
     assert count(shape_like(4, 5, seen=4)) == 2
     assert count(shape_like(4, 5, seen=7)) == 2  # three in one, one in the other

@@ -1,4 +1,7 @@
-"""The plan of a run, block by block: all of every epoch, each block from its own lengths alone, the same after any journey."""
+"""The plan of a run, block by block.
+
+All of every epoch, each block from its own lengths alone, the same after any journey.
+"""
 
 import pickle
 import tracemalloc
@@ -25,7 +28,9 @@ def small_blocks():
 
 def entries(count, seed=0):
     rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(1, 20, count), rng.integers(0, 3, count), rng.integers(0, 3, count)], axis=1).astype(np.int32)
+    return np.stack([rng.integers(1, 20, count), rng.integers(0, 3, count), rng.integers(0, 3, count)], axis=1).astype(
+        np.int32
+    )
 
 
 def made(seed=0, counts=(150, 40), sizes=None):
@@ -46,7 +51,11 @@ def test_an_epoch_shows_every_document_once_where_its_lengths_fit():
     groups = epoch_of(plan)
     members = [member for group in groups for member in group]
     assert sorted((m.source, m.document) for m in members) == [(0, i) for i in range(150)] + [(1, i) for i in range(40)]
-    assert all(m.lengths == tuple(entries((150, 40)[m.source], m.source)[m.document].tolist()) and (m.repeat, m.again) == (0, 0) for m in members)
+    assert all(
+        m.lengths == tuple(entries((150, 40)[m.source], m.source)[m.document].tolist())
+        and (m.repeat, m.again) == (0, 0)
+        for m in members
+    )
     for group in groups:
         assert sum(m.lengths[1] for m in group) <= 6 and sum(m.lengths[2] for m in group) <= 6
         assert all(sum(m.lengths[0] for m in group if m.row == row) <= 40 for row in range(2))

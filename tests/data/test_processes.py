@@ -1,4 +1,7 @@
-"""Hosts and workers as real processes: the same global batches to the byte, whoever makes them and wherever a run resumes."""
+"""Hosts and workers as real processes.
+
+The same global batches to the byte, whoever makes them and wherever a run resumes.
+"""
 
 import itertools
 import json
@@ -13,7 +16,8 @@ from data import loader_process
 
 from dreamjax.data.loader import Loader
 from dreamjax.data.sources.storybook import Storybook
-from dreamjax.tokenizer import Tokenizer, train_tokenizer
+from dreamjax.tokenizer import Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 BATCHES = 6
@@ -35,12 +39,21 @@ def whole(folder):
     config = loader_process.run_config(str(folder), 0)
     loader = Loader(config, config.data.train, Tokenizer.load(folder / "tokenizer"))
     made = [loader.load(number) for number in range(BATCHES)]
-    assert any(one.skipped for one in made) and not loader.plan.has(BATCHES * 4 - 1), "the test needs broken pictures and a second epoch"
-    return {number: (loader_process.digests(one), list(one.documents), sorted(map(str, one.skipped))) for number, one in enumerate(made)}
+    assert any(one.skipped for one in made) and not loader.plan.has(BATCHES * 4 - 1), (
+        "the test needs broken pictures and a second epoch"
+    )
+    return {
+        number: (loader_process.digests(one), list(one.documents), sorted(map(str, one.skipped)))
+        for number, one in enumerate(made)
+    }
 
 
 GRID = tuple(itertools.product((1, 2, 4), (0, 1, 2)))  # hosts, workers of each
-STAGES = ((2, 0, 0, 2), (4, 0, 2, 4), (1, 2, 4, 6))  # hosts, workers, first batch, one past the last: a run that is resumed twice
+STAGES = (
+    (2, 0, 0, 2),
+    (4, 0, 2, 4),
+    (1, 2, 4, 6),
+)  # hosts, workers, first batch, one past the last: a run that is resumed twice
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +61,10 @@ def made(folder, tmp_path_factory):
     """{journey: batches as in `whole`, put together from all hosts}."""
     out = tmp_path_factory.mktemp("hosts")
     journeys = [(*cell, 0, BATCHES) for cell in GRID] + list(STAGES)
-    told = [dict(zip(("hosts", "workers", "start", "stop"), journey), out=str(out / str(i))) for i, journey in enumerate(journeys)]
+    told = [
+        dict(zip(("hosts", "workers", "start", "stop"), journey, strict=True), out=str(out / str(i)))
+        for i, journey in enumerate(journeys)
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, str(pathlib.Path(loader_process.__file__)), str(folder), json.dumps(told)]
     assert subprocess.run(command, env=environment, cwd=ROOT, timeout=600).returncode == 0
@@ -58,8 +74,14 @@ def made(folder, tmp_path_factory):
 def together(name: str, hosts: int) -> dict:
     """The batches of all hosts of a journey."""
     shares = [{line["batch"]: line for line in map(json.loads, open(f"{name}.{host}"))} for host in range(hosts)]
-    collected = lambda number, what: [one for share in shares for one in share[number][what]]
-    return {number: (collected(number, "groups"), collected(number, "documents"), sorted(collected(number, "skipped"))) for number in shares[0]}
+
+    def collected(number, what):
+        return [one for share in shares for one in share[number][what]]
+
+    return {
+        number: (collected(number, "groups"), collected(number, "documents"), sorted(collected(number, "skipped")))
+        for number in shares[0]
+    }
 
 
 @pytest.mark.parametrize("hosts, workers", GRID)

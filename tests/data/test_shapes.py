@@ -1,4 +1,7 @@
-"""The shapes generator: what documents hold, what training never sees, and that all follows from (seed, split, index)."""
+"""The shapes generator.
+
+What documents hold, what training never sees, and that all follows from (seed, split, index).
+"""
 
 import collections
 import itertools
@@ -20,7 +23,7 @@ N = 1500
 def labels():
     """From the bytes of every possible picture to (colour, shape, place)."""
     pictures, labels = shapes.all_pictures()
-    return {picture.tobytes(): label for picture, label in zip(pictures, labels)}
+    return {picture.tobytes(): label for picture, label in zip(pictures, labels, strict=True)}
 
 
 @pytest.fixture(scope="module", params=["train", "eval"])
@@ -46,7 +49,7 @@ def test_every_picture_is_distinct_and_has_its_colour_and_place():
     pictures, labels = shapes.all_pictures()
     assert pictures.dtype == np.uint8 and pictures.shape[1:] == (16, 16, 3)
     assert len({picture.tobytes() for picture in pictures}) == len(pictures) == len(COMBINATIONS) * len(PLACES) * 9 * 2
-    for picture, (colour, _, place) in zip(pictures, labels):
+    for picture, (colour, _, place) in zip(pictures, labels, strict=True):
         ink = np.abs(picture.astype(int) - shapes.PAPER).sum(-1)
         assert (picture == shapes.INKS[colour]).all(-1).any()
         assert (ink[0, 0], ink[0, -1]) == (0, 0)
@@ -55,7 +58,9 @@ def test_every_picture_is_distinct_and_has_its_colour_and_place():
         assert abs(x - 8 - dx) <= 1.1 and abs(y - 8 - dy) <= 2.4  # a triangle's mass lies below its middle
 
 
-@pytest.mark.parametrize("shape, area", [("circle", np.pi * 16), ("square", 64), ("triangle", 32), ("cross", 64 * 5 / 9)])
+@pytest.mark.parametrize(
+    "shape, area", [("circle", np.pi * 16), ("square", 64), ("triangle", 32), ("cross", 64 * 5 / 9)]
+)
 def test_areas_are_exact_and_grow_with_the_size(shape, area):
     for size in (16, 40):
         picture = shapes.render("red", shape, "middle", size=size).astype(float)
@@ -76,7 +81,7 @@ def test_every_picture_shows_what_its_sentence_says(documents, labels):
             continue
         *pages, ending = document.parts
         assert 2 <= len(pages) / 2 <= 3 and ending == Text("The end.")
-        for sentence, image in zip(pages[::2], pages[1::2]):
+        for sentence, image in zip(pages[::2], pages[1::2], strict=True):
             colour, shape, place = labels[image.source.tobytes()]
             action = next(action for action in shapes.ACTIONS[place] if sentence.text.endswith(f" {action}."))
             assert sentence.learned and f" a {colour} {shape} {action}." in sentence.text
@@ -90,7 +95,7 @@ def test_questions_are_answered_by_the_picture_alone(documents, labels):
         if kind(document) != "question":
             continue
         image, *turns = document.parts
-        truth = dict(zip(("colour", "shape", "place"), labels[image.source.tobytes()]))
+        truth = dict(zip(("colour", "shape", "place"), labels[image.source.tobytes()], strict=True))
         assert image.seen and not image.dreamed and image.role == "user"
         order = []
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
@@ -217,7 +222,9 @@ def test_named(text, expected):
 def test_open_source():
     source = open_source(SourceConfig("shapes", split="eval"), seed=4)
     assert source == Shapes("eval", 4, shapes.LENGTHS["eval"])
-    assert tuple(source.texts()) == shapes.corpus() and set(COLOURS) <= set(" ".join(shapes.corpus()).replace(".", "").split())
+    assert tuple(source.texts()) == shapes.corpus() and set(COLOURS) <= set(
+        " ".join(shapes.corpus()).replace(".", "").split()
+    )
     with pytest.raises(ConfigError, match="'shape' is unknown.*shapes, storybook"):
         open_source(SourceConfig("shape"))
     with pytest.raises(ConfigError, match="'test' is none of train, eval"):

@@ -1,4 +1,7 @@
-"""Train and held-back parts by keys, for formats that have none of their own: disjoint, complete, the same wherever the files lie."""
+"""Train and held-back parts by keys, for formats that have none of their own.
+
+Disjoint, complete, the same wherever the files lie.
+"""
 
 import dataclasses
 import json
@@ -38,7 +41,10 @@ def folder(tmp_path_factory):
     write_tar(folder / "a.tar", pairs(range(COUNT)))
     write_jsonl(folder / "mmc4.jsonl", [mmc4(number, 2, [0]) for number in range(COUNT)])
     write_jsonl(folder / "llava.jsonl", [talk(number) for number in range(COUNT)])
-    table = {"image": [jpeg(number) for number in range(COUNT)], "text": [f"caption {number}" for number in range(COUNT)]}
+    table = {
+        "image": [jpeg(number) for number in range(COUNT)],
+        "text": [f"caption {number}" for number in range(COUNT)],
+    }
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "a.parquet")
     for name in ("llava", "mmc4"):
         writing.write(writing.Job(open_source(source(name, folder)), str(folder / f"prepared-{name}")), 1)
@@ -49,9 +55,14 @@ def folder(tmp_path_factory):
 
 def source(name: str, folder: pathlib.Path) -> SourceConfig:
     form, path = {
-        "webdataset": ("webdataset", "a.tar"), "mmc4": ("mmc4", "mmc4.jsonl"), "llava": ("llava", "llava.jsonl"), "parquet": ("parquet", "a.parquet"),
-        "prepared-llava": ("array_record", "prepared-llava"), "prepared-mmc4": ("array_record", "prepared-mmc4"), "tfds": ("tfds", "tfds/dreamjax_documents/1.0.0"),
-    }[name]  # fmt: skip
+        "webdataset": ("webdataset", "a.tar"),
+        "mmc4": ("mmc4", "mmc4.jsonl"),
+        "llava": ("llava", "llava.jsonl"),
+        "parquet": ("parquet", "a.parquet"),
+        "prepared-llava": ("array_record", "prepared-llava"),
+        "prepared-mmc4": ("array_record", "prepared-mmc4"),
+        "tfds": ("tfds", "tfds/dreamjax_documents/1.0.0"),
+    }[name]
     return SourceConfig(form, str(folder / path), images=str(folder / "images"))
 
 
@@ -82,20 +93,33 @@ def test_keys_move_with_the_files_and_through_prepare(folder, tmp_path):
         opened = open_source(source(name, where))
         return [opened.key(i) for i in range(len(opened))]
 
-    picture_number = lambda key: int(key.partition("-")[0])  # tfds shuffles what it builds
+    def picture_number(key):
+        return int(key.partition("-")[0])  # tfds shuffles what it builds
+
     shutil.copytree(folder, tmp_path / "moved")
     for name in ("webdataset", "mmc4", "llava", "parquet", "prepared-llava", "tfds"):
         assert keys(name, folder) == keys(name, tmp_path / "moved"), name
     pictures = sorted(keys("tfds", folder), key=picture_number)
-    assert keys("prepared-llava", folder) == pictures == keys("llava", folder) == [f"{number // 3}-0.jpg" for number in range(COUNT)]
+    assert (
+        keys("prepared-llava", folder)
+        == pictures
+        == keys("llava", folder)
+        == [f"{number // 3}-0.jpg" for number in range(COUNT)]
+    )
     assert keys("prepared-mmc4", folder) == keys("mmc4", folder) and len(set(keys("mmc4", folder))) == COUNT
 
 
 def test_stories_that_share_pictures_have_one_key(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
-    page = lambda *pictures: [{"text": "Words.", "image": f"{number}.jpg"} for number in pictures]
-    stories = [{"id": name, "title": name, "pages": page(*pictures)} for name, pictures in (("c", (0, 1)), ("a", (1, 2)), ("b", (3,)), ("d", (2, 4)))]
+
+    def page(*pictures):
+        return [{"text": "Words.", "image": f"{number}.jpg"} for number in pictures]
+
+    stories = [
+        {"id": name, "title": name, "pages": page(*pictures)}
+        for name, pictures in (("c", (0, 1)), ("a", (1, 2)), ("b", (3,)), ("d", (2, 4)))
+    ]
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
     book = open_source(SourceConfig("storybook", str(tmp_path)))
     keys = {story.id: book.key(i) for i, story in enumerate(book.stories)}

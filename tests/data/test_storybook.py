@@ -1,4 +1,7 @@
-"""Picture stories from a folder: documents, splits that share no picture, and what happens to records that are broken."""
+"""Picture stories from a folder.
+
+Documents, splits that share no picture, and what happens to records that are broken.
+"""
 
 import json
 import os
@@ -20,7 +23,11 @@ REAL = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).paren
 
 def record(number, pictures=None, **changes):
     pictures = [f"images/{number}.png"] if pictures is None else pictures
-    story = {"id": f"s{number:03}", "title": f"Story {number}", "pages": [{"text": f"Page {i}.", "image": p} for i, p in enumerate(pictures)]}
+    story = {
+        "id": f"s{number:03}",
+        "title": f"Story {number}",
+        "pages": [{"text": f"Page {i}.", "image": p} for i, p in enumerate(pictures)],
+    }
     return story | {"text_by": "Ann", "illustration_by": "Ben", "license": "CC BY"} | changes
 
 
@@ -49,24 +56,50 @@ def test_a_story_becomes_a_document(tmp_path):
     documents = [document for split in ("train", "eval") for document in Storybook(folder, split)]
     (document,) = [document for document in documents if document.id == "s001"]
     found = [part if isinstance(part, Text) else part.source for part in document.parts]
-    assert found == [Text("Goat."), Text(" A goat."), folder / "images/a.png", folder / "images/b.png", Text("Alone."), Text(" Bye.")]
+    assert found == [
+        Text("Goat."),
+        Text(" A goat."),
+        folder / "images/a.png",
+        folder / "images/b.png",
+        Text("Alone."),
+        Text(" Bye."),
+    ]
     image = document.parts[2]
-    assert image.seen and image.dreamed and image.pil().size == (5, 4)  # b.png is missing: nothing is opened before its use
+    assert (
+        image.seen and image.dreamed and image.pil().size == (5, 4)
+    )  # b.png is missing: nothing is opened before its use
 
 
 def test_pages_are_documents_of_their_own(tmp_path):
-    pages = [{"text": "A goat.", "image": "images/a.png"}, {"text": "", "image": "images/b.png"}, {"text": "Alone.", "image": None}]
+    pages = [
+        {"text": "A goat.", "image": "images/a.png"},
+        {"text": "", "image": "images/b.png"},
+        {"text": "Alone.", "image": None},
+    ]
     folder = write(tmp_path, [record(1, pages=pages), record(2), record(3)])
-    found = [document for split in ("train", "eval") for document in open_source(SourceConfig("storybook_pages", str(folder), split))]
-    assert {document.id for document in found} == {"s001/1", "s002/1", "s003/1"}  # only pages with both text and picture
+    found = [
+        document
+        for split in ("train", "eval")
+        for document in open_source(SourceConfig("storybook_pages", str(folder), split))
+    ]
+    assert {document.id for document in found} == {
+        "s001/1",
+        "s002/1",
+        "s003/1",
+    }  # only pages with both text and picture
     text, image = next(document.parts for document in found if document.id == "s001/1")
     assert text == Text("A goat.") and image.source == folder / "images/a.png" and image.dreamed and not image.seen
-    split = {part: {document.id[:4] for document in open_source(SourceConfig("storybook_pages", str(folder), part))} for part in ("train", "eval")}
+    split = {
+        part: {document.id[:4] for document in open_source(SourceConfig("storybook_pages", str(folder), part))}
+        for part in ("train", "eval")
+    }
     assert split["eval"] == {story.id for story in Storybook(folder, "eval").stories}
 
 
 def test_titles_keep_their_own_mark(tmp_path):
-    folder = write(tmp_path, [record(i, title=title) for i, title in enumerate(["What is it?", "Rats!", "My home.", "Goat"])])
+    folder = write(
+        tmp_path, [record(i, title=title) for i, title in enumerate(["What is it?", "Rats!", "My home.", "Goat"])]
+    )
     titles = {document.parts[0].text for split in ("train", "eval") for document in Storybook(folder, split)}
     assert titles == {"What is it?", "Rats!", "My home.", "Goat."}
 
@@ -86,13 +119,15 @@ def test_stories_that_share_a_picture_stay_together():
     links |= {"a": ["1", "2"], "b": ["2", "3"], "c": ["3"]}  # a and c share nothing, but both share with b
     for salt in range(20):
         renamed = {f"{salt}{id}": pictures for id, pictures in links.items()}
-        split = dict(zip(renamed, assign_splits(stories(renamed))))
+        split = dict(zip(renamed, assign_splits(stories(renamed)), strict=True))
         assert split[f"{salt}a"] == split[f"{salt}b"] == split[f"{salt}c"]
         assert list(split.values()).count("eval") == 4
 
 
 def test_covers_count_as_pictures(tmp_path):
-    records = [record(i, cover="images/../images/same.png" if i % 2 else "images/same.png") for i in range(8)] + [record(i) for i in range(8, 40)]
+    records = [record(i, cover="images/../images/same.png" if i % 2 else "images/same.png") for i in range(8)] + [
+        record(i) for i in range(8, 40)
+    ]
     held_back = {document.id for document in Storybook(write(tmp_path, records), "eval")}
     assert held_back and not held_back & {f"s{i:03}" for i in range(8)}  # eight stories are more than a tenth of forty
 
@@ -104,12 +139,28 @@ def test_splits_do_not_depend_on_the_order_of_the_file():
 
 
 def test_broken_records_are_skipped_and_named(tmp_path):
-    broken = ["{oops", json.dumps([1]), record(9, title=None), record(9, pages="x"), record(9, pages=[{"text": 3}]), record(9, pages=[]), record(1)]
+    broken = [
+        "{oops",
+        json.dumps([1]),
+        record(9, title=None),
+        record(9, pages="x"),
+        record(9, pages=[{"text": 3}]),
+        record(9, pages=[]),
+        record(1),
+    ]
     source = Storybook(write(tmp_path, [record(1), *broken, record(2, title="Où?"), "", record(3)]))
     assert len(source) + len(Storybook(tmp_path, "eval")) == 3
-    reasons = ["bad JSON", "not a JSON object", "title is missing", "pages is missing", "text is", "no page has", "id s001 occurs twice"]
+    reasons = [
+        "bad JSON",
+        "not a JSON object",
+        "title is missing",
+        "pages is missing",
+        "text is",
+        "no page has",
+        "id s001 occurs twice",
+    ]
     assert len(source.skipped) == len(reasons)
-    for number, (line, reason) in enumerate(zip(map(str, source.skipped), reasons), start=2):
+    for number, (line, reason) in enumerate(zip(map(str, source.skipped), reasons, strict=True), start=2):
         assert line.startswith(f"{tmp_path / 'stories.jsonl'}:{number}: ") and reason in line and "\n" not in line
 
 
@@ -150,9 +201,11 @@ def test_stories_in_a_bucket(tmp_path):
     for form in ("storybook", "storybook_pages"):
         here, there = (open_source(SourceConfig(form, folder)) for folder in (str(tmp_path), "memory://stories"))
         assert there.fingerprint == here.fingerprint and len(there) == len(here) == 3
-        for ours, theirs in zip(there, here):
+        for ours, theirs in zip(there, here, strict=True):
             assert ours.id == theirs.id and ours.text == theirs.text
-            assert [np.asarray(image).tolist() for image in ours.images] == [np.asarray(image).tolist() for image in theirs.images]
+            assert [np.asarray(image).tolist() for image in ours.images] == [
+                np.asarray(image).tolist() for image in theirs.images
+            ]
     fsspec.filesystem("memory").rm("memory://stories/images/1.png")
     missing = Image("memory://stories/images/1.png")
     with pytest.raises(BadImage, match="memory://stories/images/1.png: no such file"):
@@ -161,7 +214,9 @@ def test_stories_in_a_bucket(tmp_path):
         Storybook("memory://nowhere")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds storybook/")
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds storybook/"
+)
 def test_the_real_stories():
     train, held_back = Storybook(REAL), Storybook(REAL, "eval")
     assert len(train) + len(held_back) == 257 and len(held_back) == 25

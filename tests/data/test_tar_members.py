@@ -1,4 +1,7 @@
-"""Headers of tars that lie, links, and tars behind each other: bounded time and memory, and never a caption without its picture."""
+"""Headers of tars that lie, links, and tars behind each other.
+
+Bounded time and memory, and never a caption without its picture.
+"""
 
 import gzip
 import io
@@ -63,7 +66,9 @@ def read(tmp_path):
         (tmp_path / "a.tar").write_bytes(b"".join([before, member("w.txt", b"w"), *blocks, after, END]))
         source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"), cache=str(tmp_path / "cache")))
         assert told(source[0]) == [0, "caption 0"] and all(str(record).isprintable() for record in source.skipped)
-        return [shown for i in range(1, len(source)) if (shown := told(source[i])) != ["w"]], [record.reason for record in source.skipped]
+        return [shown for i in range(1, len(source)) if (shown := told(source[i])) != ["w"]], [
+            record.reason for record in source.skipped
+        ]
 
     return read
 
@@ -82,7 +87,9 @@ def test_thousands_of_headers_before_one_member(read, kind):
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X", b"0"])
-@pytest.mark.parametrize("size", [TERABYTE, b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"77777777777\0", b"-0000000001\0", b"0000000012x\0"])
+@pytest.mark.parametrize(
+    "size", [TERABYTE, b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"77777777777\0", b"-0000000001\0", b"0000000012x\0"]
+)
 def test_sizes_that_lie(read, kind, size):
     tracemalloc.start()
     documents, skipped = read(header(size=size, kind=kind), TEXT)
@@ -93,9 +100,23 @@ def test_sizes_that_lie(read, kind, size):
 
 @pytest.mark.parametrize(
     "content",
-    [b"99999999999 path=y.txt\n", b"999 path=y.txt\n", b"0 path=y.txt\n", b"3 path=y.txt\n", b"9" * 5000 + b" path=y\n", b"-9 path=y.txt\n", b"path=y.txt\n",
-     b"14 path=y.txt.", b"8 path\n", b"24 size=" + b"9" * 15 + b"\n", b"11 size=-5\n", b"13 size=1e30\n", b"9 size=\xb2\n", b"8 size=\n"],
-)  # fmt: skip
+    [
+        b"99999999999 path=y.txt\n",
+        b"999 path=y.txt\n",
+        b"0 path=y.txt\n",
+        b"3 path=y.txt\n",
+        b"9" * 5000 + b" path=y\n",
+        b"-9 path=y.txt\n",
+        b"path=y.txt\n",
+        b"14 path=y.txt.",
+        b"8 path\n",
+        b"24 size=" + b"9" * 15 + b"\n",
+        b"11 size=-5\n",
+        b"13 size=1e30\n",
+        b"9 size=\xb2\n",
+        b"8 size=\n",
+    ],
+)
 @pytest.mark.parametrize("kind", [b"x", b"g"])
 def test_pax_records_that_lie(read, content, kind):
     assert read(member("pax", content, kind), PICTURE, TEXT) == ([], ["tar damaged"])
@@ -103,8 +124,14 @@ def test_pax_records_that_lie(read, content, kind):
 
 def test_fields_of_pax(read):
     assert read(pax("path", b"other/y.jpg"), PICTURE, member("other/y.txt", b"y")) == ([[5, "y"], [1, "caption 1"]], [])
-    assert read(pax("size", str(len(jpeg(5))).encode()), header(size=0) + PICTURE[BLOCK:], TEXT) == ([[5, "caption x"], [1, "caption 1"]], [])
-    assert read(pax("comment", b"x" * 100_000, b"g") + pax("uid", b"9" * 100), PICTURE, TEXT) == ([[5, "caption x"], [1, "caption 1"]], [])
+    assert read(pax("size", str(len(jpeg(5))).encode()), header(size=0) + PICTURE[BLOCK:], TEXT) == (
+        [[5, "caption x"], [1, "caption 1"]],
+        [],
+    )
+    assert read(pax("comment", b"x" * 100_000, b"g") + pax("uid", b"9" * 100), PICTURE, TEXT) == (
+        [[5, "caption x"], [1, "caption 1"]],
+        [],
+    )
     assert read(pax("path", b"n" * 5000), PICTURE, TEXT)[1] == ["tar damaged"]
 
 
@@ -112,7 +139,9 @@ def test_names_that_are_no_text(read):
     for name in (b"a\0b", b"\xff\xfe", b"\xed\xa0\x80", b"a\nb", b"\x1b[2J", b"a/" * 2000 + b"n", "ä".encode()):
         documents, skipped = read(pax("path", name + b".jpg"), PICTURE, pax("path", name + b".txt"), TEXT)
         assert documents == [[5, "caption x"], [1, "caption 1"]] and not skipped, name
-        assert read(2 * (pax("path", name + b".jpg") + PICTURE))[1] == ["repeated member"]  # whose name is told in one line
+        assert read(2 * (pax("path", name + b".jpg") + PICTURE))[1] == [
+            "repeated member"
+        ]  # whose name is told in one line
 
 
 def test_sparse_members_are_no_pictures(read):
@@ -120,7 +149,10 @@ def test_sparse_members_are_no_pictures(read):
     old[482], old[483:495] = 1, b"00000010000\0"
     more = bytearray(BLOCK)
     more[504] = 1
-    assert read(summed(old) + bytes(more) * 2000 + bytes(BLOCK), bytes(BLOCK), TEXT) == ([[1, "caption 1"]], ["member is no file"])
+    assert read(summed(old) + bytes(more) * 2000 + bytes(BLOCK), bytes(BLOCK), TEXT) == (
+        [[1, "caption 1"]],
+        ["member is no file"],
+    )
     assert read(pax("GNU.sparse.realsize", b"99999999") + PICTURE, TEXT) == ([[1, "caption 1"]], ["member is no file"])
     assert read(summed(old) + b"\xff" * BLOCK)[1] == ["tar damaged"]
 
@@ -142,14 +174,24 @@ def test_a_wrong_checksum_ends_the_tar(read):
 
 def test_links_within_the_tar(read):
     folder = member("d/y.txt", b"caption y") + member("d/blob", jpeg(7))
-    for kind, target in ((b"2", "blob"), (b"2", "../d/blob"), (b"1", "d/blob"), (b"1", "./d/blob"), (b"2", "../d/./blob")):
-        assert read(header("d/y.jpg", kind=kind, link=target), folder)[0] == [[7, "caption y"], [1, "caption 1"]], target
+    for kind, target in (
+        (b"2", "blob"),
+        (b"2", "../d/blob"),
+        (b"1", "d/blob"),
+        (b"1", "./d/blob"),
+        (b"2", "../d/./blob"),
+    ):
+        assert read(header("d/y.jpg", kind=kind, link=target), folder)[0] == [[7, "caption y"], [1, "caption 1"]], (
+            target
+        )
     chain = b"".join(header(f"{i}", kind=b"2", link=f"{i + 1}") for i in range(20)) + member("20", jpeg(7))
     assert read(header(kind=b"2", link="0"), TEXT, chain)[0] == [[7, "caption x"], [1, "caption 1"]]
     assert read(header("x.txt", kind=b"1", link="000000000.txt"), PICTURE)[0][0] == [5, "caption 0"]
 
 
-@pytest.mark.parametrize("target", ["none.jpg", "/etc/passwd", "../outside.jpg", "x.jpg", "", ".", "y.jpg", "000000000.jpg/..", "twice.bin"])
+@pytest.mark.parametrize(
+    "target", ["none.jpg", "/etc/passwd", "../outside.jpg", "x.jpg", "", ".", "y.jpg", "000000000.jpg/..", "twice.bin"]
+)
 @pytest.mark.parametrize("kind", [b"1", b"2"])
 def test_links_to_nothing_take_their_record_with_them(read, kind, target):
     more = header("y.jpg", kind=b"2", link="x.jpg") + member("twice.bin", b"1") + member("twice.bin", b"2")
@@ -182,7 +224,9 @@ def tar_of(numbers, form, blocking) -> bytes:
 def test_tars_behind_each_other(tmp_path, form, blocking, count):
     (tmp_path / "a.tar").write_bytes(b"".join(tar_of(range(3 * i, 3 * i + 3), form, blocking) for i in range(count)))
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
-    assert [told(source[i]) for i in range(len(source))] == [[i, f"caption {i}"] for i in range(3 * count)] and source.skipped == ()
+    assert [told(source[i]) for i in range(len(source))] == [
+        [i, f"caption {i}"] for i in range(3 * count)
+    ] and source.skipped == ()
 
 
 def test_the_same_names_in_two_tars_are_two_records(tmp_path):
@@ -190,7 +234,12 @@ def test_the_same_names_in_two_tars_are_two_records(tmp_path):
     first, second = ([member("000000000.jpg", jpeg(i)), member("000000000.txt", b"%d" % i), link] for i in (1, 2))
     (tmp_path / "a.tar").write_bytes(b"".join([*first, END, *second, END]))
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
-    assert [told(source[i]) for i in range(len(source))] == [[1, "1"], [1, "link"], [2, "2"], [2, "link"]] and source.skipped == ()
+    assert [told(source[i]) for i in range(len(source))] == [
+        [1, "1"],
+        [1, "link"],
+        [2, "2"],
+        [2, "link"],
+    ] and source.skipped == ()
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"\n", b"\x93garbage" * 500, bytes(5000) + b"x"])
@@ -208,7 +257,10 @@ def test_one_block_of_zeros_is_no_end(read):
 
 
 def test_times_in_the_headers_of_gnu_are_no_part_of_a_name(tmp_path):
-    """`tar --incremental` writes them where POSIX has the beginning of a long name; the picture would be parted from its caption."""
+    """`tar --incremental` writes them where POSIX has the beginning of a long name.
+
+    The picture would be parted from its caption.
+    """
     write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.txt", "x")])
     data = bytearray((tmp_path / "a.tar").read_bytes())
     for number, at in enumerate(at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"):
@@ -257,4 +309,6 @@ def test_garbage_behind_packed_tars_costs_no_record(tmp_path):
     whole = gzip.compress((tmp_path / "a.tar").read_bytes())
     (tmp_path / "a.tgz").write_bytes(whole * 3 + b"garbage")
     source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tgz"), cache=str(tmp_path / "cache")))
-    assert [told(document)[0] for document in source] == [1] * 3 and [bad.reason for bad in source.skipped] == ["data behind the end"]
+    assert [told(document)[0] for document in source] == [1] * 3 and [bad.reason for bad in source.skipped] == [
+        "data behind the end"
+    ]

@@ -1,4 +1,7 @@
-"""Compressed files: what grows too much is refused, what is damaged is kept as far as it goes and never taken for whole, and indexes heal."""
+"""Compressed files.
+
+What grows too much is refused, what is damaged is kept as far as it goes and never taken for whole, and indexes heal.
+"""
 
 import bz2
 import gzip
@@ -23,7 +26,10 @@ from dreamjax.data.sources import SourceError, open_source
 from dreamjax.data.unpack import Cache
 from dreamjax.schema import ConfigError
 
-LINES = b"".join(json.dumps({"instruction": f"Write {i}", "text_list": [f"text {i}"], "image_info": []}).encode() + b"\n" for i in range(30))
+LINES = b"".join(
+    json.dumps({"instruction": f"Write {i}", "text_list": [f"text {i}"], "image_info": []}).encode() + b"\n"
+    for i in range(30)
+)
 TEXTS = [[f"Write {i}", f"text {i}"] for i in range(30)]
 GROWN = b'{"instruction": "x", "text_list": ["' + b" " * (2**24 - 100)  # 16 MiB
 
@@ -67,7 +73,11 @@ def grown_zip(blocks=4) -> bytes:
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zip", "a.json.gz", "a.jsonl", "b.jsonl", "a.tar.gz"])
 def test_what_grows_a_thousand_times_is_refused(tmp_path, name):
-    packed = {"a.jsonl.zip": grown_zip, "a.jsonl": lambda: bz2.compress(GROWN, 1) * 4, "b.jsonl": lambda: lzma.compress(GROWN) * 4}
+    packed = {
+        "a.jsonl.zip": grown_zip,
+        "a.jsonl": lambda: bz2.compress(GROWN, 1) * 4,
+        "b.jsonl": lambda: lzma.compress(GROWN) * 4,
+    }
     data = packed[name]() if name in packed else gzip.compress(GROWN, 6) * 4
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match="unpacks to too much: .* unpack to more than .*max_growth"):
@@ -77,7 +87,16 @@ def test_what_grows_a_thousand_times_is_refused(tmp_path, name):
 
 def test_packed_members_of_tars_do_not_grow_either(tmp_path):
     grown = gzip.compress(GROWN, 6) * 3
-    write_tar(tmp_path / "a.tar", [("1.txt.gz", grown), ("2.txt.gz", gzip.compress(b"words")), ("3.txt.gz", b"\x1f\x8bbroken"), ("4.jpg.gz", grown), ("4.txt", "late")])
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.txt.gz", grown),
+            ("2.txt.gz", gzip.compress(b"words")),
+            ("3.txt.gz", b"\x1f\x8bbroken"),
+            ("4.jpg.gz", grown),
+            ("4.txt", "late"),
+        ],
+    )
     source = opened(tmp_path / "a.tar", "webdataset")
     assert reasons(source) == ["unpacks to too much", "", "file damaged", ""] and told(source[1]) == ["words"]
     with pytest.raises(ValueError, match="unpack to more than"):
@@ -96,7 +115,11 @@ def test_the_limits_are_the_users(tmp_path):
         opened(tmp_path / "a.jsonl.gz", max_growth=1100.0, max_unpacked=0.001)
     with pytest.raises(ConfigError, match="max_growth: must be positive"):
         opened(tmp_path / "a.jsonl.gz", max_growth=0.0)
-    assert Cache().limit(100) == unpack.UNCHECKED and Cache().limit(10**9) == 200 * 10**9 and Cache().limit(10**12) == 256 * 2**30
+    assert (
+        Cache().limit(100) == unpack.UNCHECKED
+        and Cache().limit(10**9) == 200 * 10**9
+        and Cache().limit(10**12) == 256 * 2**30
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -104,9 +127,13 @@ def test_the_limits_are_the_users(tmp_path):
 
 
 ZIPS = {
-    "encrypted": zipped(LINES, flags=b"\1\0"), "zstd": zipped(LINES, method=b"\x5d\0"), "bzip2": zipped(LINES, zipfile.ZIP_BZIP2),
-    "lzma": zipped(LINES, zipfile.ZIP_LZMA), "offset beyond": zipped(LINES, offset=b"\xff\xff\xff\x7f"), "cut": zipped(LINES)[:-9],
-}  # fmt: skip
+    "encrypted": zipped(LINES, flags=b"\1\0"),
+    "zstd": zipped(LINES, method=b"\x5d\0"),
+    "bzip2": zipped(LINES, zipfile.ZIP_BZIP2),
+    "lzma": zipped(LINES, zipfile.ZIP_LZMA),
+    "offset beyond": zipped(LINES, offset=b"\xff\xff\xff\x7f"),
+    "cut": zipped(LINES)[:-9],
+}
 
 
 @pytest.mark.parametrize("name", ZIPS)
@@ -125,7 +152,9 @@ def test_zips_that_lie(tmp_path):
             assert "file damaged" in str(error)
     two = zipped(LINES)
     entry, end = two.index(b"PK\x01\x02"), two.index(b"PK\x05\x06")
-    overlapping = two[:end] + two[entry:end] + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * (end - entry), entry, 0)
+    overlapping = (
+        two[:end] + two[entry:end] + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2, 2, 2 * (end - entry), entry, 0)
+    )
     (tmp_path / "b.jsonl.zip").write_bytes(overlapping)
     with pytest.raises(SourceError, match="archive of several files"):
         opened(tmp_path / "b.jsonl.zip")
@@ -139,7 +168,10 @@ def test_other_compressions_are_named(tmp_path, magic):
 
 
 def test_a_damaged_file_never_counts_as_whole(tmp_path):
-    noise = b"".join(json.dumps({"instruction": "x", "text_list": [os.urandom(500).hex()], "image_info": []}).encode() + b"\n" for _ in range(200))
+    noise = b"".join(
+        json.dumps({"instruction": "x", "text_list": [os.urandom(500).hex()], "image_info": []}).encode() + b"\n"
+        for _ in range(200)
+    )
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(noise)[:-20_000])
     first = opened(tmp_path / "a.jsonl.gz")
     for path in (tmp_path / "cache").iterdir():
@@ -148,12 +180,16 @@ def test_a_damaged_file_never_counts_as_whole(tmp_path):
         elif path.is_dir():
             (path / "index.json").unlink()
     again = opened(tmp_path / "a.jsonl.gz")  # scanned anew, from what lies unpacked
-    assert [record.reason for record in first.skipped] == [record.reason for record in again.skipped] == ["file damaged"] and len(first) == len(again) < 200
+    assert [record.reason for record in first.skipped] == [record.reason for record in again.skipped] == [
+        "file damaged"
+    ] and len(first) == len(again) < 200
 
 
 def test_what_the_disk_does_not_take_is_no_damage(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
-    monkeypatch.setattr(unpack, "_next_block", lambda content: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        unpack, "_next_block", lambda content: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         unpack.unpacked(str(tmp_path / "a.jsonl.gz"), Cache(str(tmp_path)))
     assert os.listdir(tmp_path) == ["a.jsonl.gz"]
@@ -171,7 +207,13 @@ def indexed(tmp_path):
     """Pairs in a tar, instructions in a packed file, and what opening them has put into the cache."""
     write_tar(tmp_path / "a.tar", pairs(range(4)))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
-    read = lambda: ([told(document) for document in opened(tmp_path / "a.tar", "webdataset")], texts(opened(tmp_path / "a.jsonl.gz")))
+
+    def read():
+        return (
+            [told(document) for document in opened(tmp_path / "a.tar", "webdataset")],
+            texts(opened(tmp_path / "a.jsonl.gz")),
+        )
+
     whole = read()
     return read, whole, sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
@@ -187,7 +229,9 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_index_is_named_and_made_anew(indexed, capsys, name):
     read, whole, kept = indexed
-    assert len(kept) == 2 * 10 + 2  # of each index its arrays, index.json, checksums, and what the scan found; what was unpacked, and its facts
+    assert (
+        len(kept) == 2 * 10 + 2
+    )  # of each index its arrays, index.json, checksums, and what the scan found; what was unpacked, and its facts
     for path in kept:
         data = path.read_bytes()
         DAMAGE[name](path, data)
@@ -210,11 +254,24 @@ def test_all_of_a_cache_damaged_at_once(indexed):
 @settings(deadline=None, derandomize=True, max_examples=int(os.environ.get("DREAMJAX_FUZZ", 40)))
 @given(st.data())
 def test_packed_files_with_any_bytes_changed(tmp_path_factory, data):
-    pack = data.draw(st.sampled_from([gzip.compress, bz2.compress, lzma.compress, zipped, lambda lines: zipped(lines, zipfile.ZIP_STORED), tarred]))
+    pack = data.draw(
+        st.sampled_from(
+            [
+                gzip.compress,
+                bz2.compress,
+                lzma.compress,
+                zipped,
+                lambda lines: zipped(lines, zipfile.ZIP_STORED),
+                tarred,
+            ]
+        )
+    )
     packed = bytearray(pack(LINES))
     for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(packed) - 1), st.integers(0, 255)), max_size=6)):
         packed[at] = value
-    packed = packed[: data.draw(st.sampled_from([len(packed), len(packed) // 2, 7, 0]))] + data.draw(st.sampled_from([b"", b"x", bytes(700)]))
+    packed = packed[: data.draw(st.sampled_from([len(packed), len(packed) // 2, 7, 0]))] + data.draw(
+        st.sampled_from([b"", b"x", bytes(700)])
+    )
     folder = tmp_path_factory.mktemp("packed")
     (folder / "a.jsonl").write_bytes(packed)
     try:

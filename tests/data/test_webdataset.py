@@ -43,7 +43,11 @@ def two_shards(tmp_path):
 def test_pairs_by_any_name(two_shards, path):
     source = open_tars(two_shards / path)
     assert [told(source[i]) for i in range(len(source))] == [[i, f"caption {i}"] for i in range(12)]
-    assert source.skipped == () and source[7].kind == "pair" and source[7].id == f"{two_shards}/{source.key(7)}" == f"{two_shards}/shard-01.tar:000000007"
+    assert (
+        source.skipped == ()
+        and source[7].kind == "pair"
+        and source[7].id == f"{two_shards}/{source.key(7)}" == f"{two_shards}/shard-01.tar:000000007"
+    )
     for outside in (-1, 12):
         with pytest.raises(IndexError):
             source[outside]
@@ -54,19 +58,47 @@ def test_documents_and_sources_travel(two_shards):
     packed = pickle.dumps(source)
     again = pickle.loads(packed)
     assert len(packed) < 1000 and told(again[8]) == told(pickle.loads(pickle.dumps(source[8]))) == [8, "caption 8"]
-    assert again.fingerprint == source.fingerprint == open_tars(two_shards).fingerprint != open_tars(two_shards, min_similarity=0.1).fingerprint
+    assert (
+        again.fingerprint
+        == source.fingerprint
+        == open_tars(two_shards).fingerprint
+        != open_tars(two_shards, min_similarity=0.1).fingerprint
+    )
 
 
 def test_where_the_caption_is(tmp_path):
-    write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"caption": "from json", "alt": " other "}), ("2.jpg", jpeg(2)), ("2.json", {"text": "too"})])
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.jpg", jpeg(1)),
+            ("1.json", {"caption": "from json", "alt": " other "}),
+            ("2.jpg", jpeg(2)),
+            ("2.json", {"text": "too"}),
+        ],
+    )
     source = open_tars(tmp_path)
     assert told(source[0]) == [1, "from json"] and told(source[1]) == [2, "too"]
     chosen = open_tars(tmp_path, text_key="alt")
     assert told(chosen[0]) == [1, "other"] and bad(chosen, 1).reason == "missing key"
-    write_tar(tmp_path / "b.tar", [("1.png", jpeg(1)), ("1.txt", "usual"), ("1.cls", "3"), ("2.txt.gz", gzip.compress(b"packed")), ("3.txt", "bare text")])
-    assert told(open_tars(tmp_path / "b.tar")[0]) == [1, "usual"] and told(open_tars(tmp_path / "b.tar", text_key="cls")[0]) == [1, "3"]
+    write_tar(
+        tmp_path / "b.tar",
+        [
+            ("1.png", jpeg(1)),
+            ("1.txt", "usual"),
+            ("1.cls", "3"),
+            ("2.txt.gz", gzip.compress(b"packed")),
+            ("3.txt", "bare text"),
+        ],
+    )
+    assert told(open_tars(tmp_path / "b.tar")[0]) == [1, "usual"] and told(
+        open_tars(tmp_path / "b.tar", text_key="cls")[0]
+    ) == [1, "3"]
     texts = open_tars(tmp_path / "b.tar")
-    assert told(texts[1]) == ["packed"] and told(texts[2]) == ["bare text"] and list(texts.texts()) == ["usual", "packed", "bare text"]
+    assert (
+        told(texts[1]) == ["packed"]
+        and told(texts[2]) == ["bare text"]
+        and list(texts.texts()) == ["usual", "packed", "bare text"]
+    )
 
 
 def test_similarity_is_asked_for_only_where_wanted(two_shards):
@@ -77,15 +109,27 @@ def test_similarity_is_asked_for_only_where_wanted(two_shards):
 def test_records_that_cannot_be_used_are_named(tmp_path):
     members = [
         ("a.jpg", jpeg(0)),
-        ("b.jpg", jpeg(1)), ("b.txt", ""),
-        ("c.jpg", jpeg(2)), ("c.txt", b"\xff\xfe"),
-        ("d.jpg", jpeg(3)), ("d.json", "{broken"),
-        ("e.jpg", jpeg(4)), ("e.png", jpeg(4)), ("e.txt", "two"),
-        ("f.jpg", jpeg(5)), ("f.json", {"caption": 5}),
-        ("g.jpg", jpeg(6)), ("g.jpg", jpeg(7)), ("g.txt", "twice"),
-        ("folder.name/h.jpg", jpeg(8)), ("folder.name/h.txt", "good"), ("README", "no record"), ("._x.jpg", b"not ours"),
-        ("i.jpg", b"no picture"), ("i.txt", "opens late"),
-    ]  # fmt: skip
+        ("b.jpg", jpeg(1)),
+        ("b.txt", ""),
+        ("c.jpg", jpeg(2)),
+        ("c.txt", b"\xff\xfe"),
+        ("d.jpg", jpeg(3)),
+        ("d.json", "{broken"),
+        ("e.jpg", jpeg(4)),
+        ("e.png", jpeg(4)),
+        ("e.txt", "two"),
+        ("f.jpg", jpeg(5)),
+        ("f.json", {"caption": 5}),
+        ("g.jpg", jpeg(6)),
+        ("g.jpg", jpeg(7)),
+        ("g.txt", "twice"),
+        ("folder.name/h.jpg", jpeg(8)),
+        ("folder.name/h.txt", "good"),
+        ("README", "no record"),
+        ("._x.jpg", b"not ours"),
+        ("i.jpg", b"no picture"),
+        ("i.txt", "opens late"),
+    ]
     source = open_tars(write_tar(tmp_path / "a.tar", members))
     reasons = ["missing key", "no text", "bad UTF-8", "bad JSON", "several images", "wrong type"]
     assert [bad(source, i).reason for i in range(6)] == reasons and bad(source, 3).name == f"{tmp_path}/a.tar:d"
@@ -125,15 +169,32 @@ def test_interleaved_documents_find_their_pictures(tmp_path):
     inside = interleaved(3, [], base64_of=range(3))
     source = open_tars(write_tar(tmp_path / "a.tar", by_name + by_number + inside))
     for i, number in enumerate((1, 2, 3)):
-        assert told(source[i]) == [f"Sentence 0 of {number}.", 10 * number + 1, 10 * number + 2, f"Sentence 1 of {number}. Sentence 2 of {number}.", 10 * number]
+        assert told(source[i]) == [
+            f"Sentence 0 of {number}.",
+            10 * number + 1,
+            10 * number + 2,
+            f"Sentence 1 of {number}. Sentence 2 of {number}.",
+            10 * number,
+        ]
     assert source[0].kind == ""
 
 
 def test_a_picture_that_is_not_there_moves_no_other(tmp_path):
     by_name = interleaved(1, [(0, "1-0"), (2, "1-2")])
     by_number = interleaved(2, [(2, 2)])
-    numeric = [("3.0.jpg", jpeg(30)), ("3.json", mmc4(3, 3, [0, 1]) | {"image_info": [
-        {"image_name": name, "matched_text_index": i, "matched_sim": 1} for i, name in enumerate(("5.jpg", "0.jpg"))]})]  # fmt: skip
+    numeric = [
+        ("3.0.jpg", jpeg(30)),
+        (
+            "3.json",
+            mmc4(3, 3, [0, 1])
+            | {
+                "image_info": [
+                    {"image_name": name, "matched_text_index": i, "matched_sim": 1}
+                    for i, name in enumerate(("5.jpg", "0.jpg"))
+                ]
+            },
+        ),
+    ]
     source = open_tars(write_tar(tmp_path / "a.tar", by_name + by_number + numeric))
     assert told(source[0])[1:] == [12, "Sentence 1 of 1. Sentence 2 of 1.", 10]
     assert told(source[1])[1:] == [22, "Sentence 1 of 2. Sentence 2 of 2."]
@@ -142,8 +203,16 @@ def test_a_picture_that_is_not_there_moves_no_other(tmp_path):
 
 def test_conversations_in_tars(tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
-    source = open_tars(write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"image": "coco/0001.jpg", "conversations": turns})]))
-    assert told(source[0]) == [1, "\nWhat?", "A cat."] and [part.role for part in source[0].parts] == ["user", "user", "assistant"]
+    source = open_tars(
+        write_tar(
+            tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", {"image": "coco/0001.jpg", "conversations": turns})]
+        )
+    )
+    assert told(source[0]) == [1, "\nWhat?", "A cat."] and [part.role for part in source[0].parts] == [
+        "user",
+        "user",
+        "assistant",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -206,7 +275,17 @@ def test_a_shard_that_changes_is_never_read_by_its_old_index(two_shards):
         image.pil()
     assert caught.value.reason == "file changed"
     again = open_tars(two_shards)
-    assert again.fingerprint != source.fingerprint and [told(again[i])[0] for i in range(len(again))] == [0, 1, 2, 3, 4, 7, 8, 9, 10]
+    assert again.fingerprint != source.fingerprint and [told(again[i])[0] for i in range(len(again))] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        10,
+    ]
 
 
 def test_what_is_no_tar(tmp_path):
@@ -252,7 +331,10 @@ def test_processes_make_the_same_index(two_shards, tmp_path, monkeypatch):
     together = open_tars(two_shards, cache=str(tmp_path / "two"))
     assert together.fingerprint == alone.fingerprint and len(os.listdir(tmp_path / "two")) == 3
     for name in os.listdir(alone.index.folder):
-        assert pathlib.Path(alone.index.folder, name).read_bytes() == pathlib.Path(together.index.folder, name).read_bytes(), name
+        assert (
+            pathlib.Path(alone.index.folder, name).read_bytes()
+            == pathlib.Path(together.index.folder, name).read_bytes()
+        ), name
 
 
 def test_where_the_index_is_kept(two_shards, tmp_path, monkeypatch):
@@ -286,13 +368,23 @@ def test_tars_in_a_bucket(two_shards, tmp_path):
 # Tars of others
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds webdataset/")
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds webdataset/"
+)
 def test_real_tars(tmp_path):
     counts = {"tendata.tar": 100, "mpdata.tar": 100, "testgz.tar": 1000, "sample.tgz": 90}
-    sources = {name: open_tars(REAL / name, cache=str(tmp_path), text_key="" if name == "testgz.tar" else "cls") for name in counts}
+    sources = {
+        name: open_tars(REAL / name, cache=str(tmp_path), text_key="" if name == "testgz.tar" else "cls")
+        for name in counts
+    }
     assert {name: len(source) for name, source in sources.items()} == counts
-    assert {bad(sources[name], i).reason for name in ("tendata.tar", "mpdata.tar") for i in range(100)} == {"missing key"}
-    assert sum(len(text) for text in sources["testgz.tar"].texts()) > 1_000_000 and len(list(sources["testgz.tar"].texts())) == 1000
+    assert {bad(sources[name], i).reason for name in ("tendata.tar", "mpdata.tar") for i in range(100)} == {
+        "missing key"
+    }
+    assert (
+        sum(len(text) for text in sources["testgz.tar"].texts()) > 1_000_000
+        and len(list(sources["testgz.tar"].texts())) == 1000
+    )
     for i in range(90):
         image, label = sources["sample.tgz"][i].parts
         assert isinstance(image, Image) and image.pil().size == (28, 28) and label.text in "0123456789"

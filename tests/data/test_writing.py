@@ -1,7 +1,11 @@
-"""Preparing: every document once, in order, whatever is broken beside it; the same files after an interruption and in parallel."""
+"""Preparing.
+
+Every document once, in order, whatever is broken beside it; the same files after an interruption and in parallel.
+"""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -26,7 +30,9 @@ from dreamjax.schema import ConfigError, RunStopped
 
 def files_of(folder) -> dict[str, bytes]:
     """Content by name, without the settings, which name the source's folder."""
-    return {path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir()) if path.name != writing.SETTINGS}
+    return {
+        path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir()) if path.name != writing.SETTINGS
+    }
 
 
 @contextlib.contextmanager
@@ -45,16 +51,24 @@ def interrupted_at(end: str):
 
 
 def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
-    write_tar(tmp_path / "a.tar", [*pairs(range(7)), ("bad.jpg", b"no picture"), ("bad.txt", "bad"), *pairs(range(8, 12))])
+    write_tar(
+        tmp_path / "a.tar", [*pairs(range(7)), ("bad.jpg", b"no picture"), ("bad.txt", "bad"), *pairs(range(8, 12))]
+    )
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
     facts = writing.write(writing.Job(source, str(tmp_path / "out"), tokenizer=shapes_tokenizer, per_file=5), workers=1)
-    assert (facts["documents"], facts["images"], facts["files"]) == (11, 11, 3) and facts["dropped"] == {"image in no known format": 1}
-    assert facts["image_bytes"] == sum(len(jpeg(i)) for i in range(12) if i != 7) and facts["characters"] == sum(len(f"caption {i}") for i in range(12) if i != 7)
+    assert (facts["documents"], facts["images"], facts["files"]) == (11, 11, 3) and facts["dropped"] == {
+        "image in no known format": 1
+    }
+    assert facts["image_bytes"] == sum(len(jpeg(i)) for i in range(12) if i != 7) and facts["characters"] == sum(
+        len(f"caption {i}") for i in range(12) if i != 7
+    )
     again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert [told(document) for document in again] == [[i, f"caption {i}"] for i in range(12) if i != 7]
     assert again[3].kind == "pair" and again[3].id == source[3].id
     rows = [build_row(document, shapes_tokenizer, Slots(3, 4)) for document in again]
-    assert [n + 4 * seen + 3 * dreamed for n, seen, dreamed in again.lengths().tolist()] == [len(row.tokens) for row in rows]
+    assert [n + 4 * seen + 3 * dreamed for n, seen, dreamed in again.lengths().tolist()] == [
+        len(row.tokens) for row in rows
+    ]
     assert facts["tokens"] == again.lengths()[:, 0].sum()
     (line,) = (tmp_path / "out" / writing.DROPPED).read_text().splitlines()
     assert json.loads(line)["record"] == f"{tmp_path}/a.tar:bad"
@@ -63,11 +77,16 @@ def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
 def test_interrupted_repeated_and_in_parallel(tmp_path):
     write_tar(tmp_path / "a.tar", pairs(range(12)))
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
-    job = lambda out, **others: writing.Job(source, str(tmp_path / out), per_file=3, **others)
+
+    def job(out, **others):
+        return writing.Job(source, str(tmp_path / out), per_file=3, **others)
+
     facts = writing.write(job("whole"), 1)
     with interrupted_at("7"):
         writing.write(job("stopped"), 1)
-    with pytest.raises(SourceError, match="stopped: is an unfinished set of documents, 2 of 4 files are there; run python -m .* again"):
+    with pytest.raises(
+        SourceError, match="stopped: is an unfinished set of documents, 2 of 4 files are there; run python -m .* again"
+    ):
         open_source(SourceConfig("array_record", str(tmp_path / "stopped")))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("documents-*")}
     assert writing.write(job("stopped"), 1) | {"out": ""} == facts | {"out": ""}
@@ -85,22 +104,33 @@ def test_interrupted_repeated_and_in_parallel(tmp_path):
 
 
 def test_an_unfinished_set_is_named_with_the_command_that_finishes_it(tmp_path):
-    """However it came to be: killed at any file or at the end, stopped for broken records, begun anew, or copied in part."""
+    """However it came to be.
+
+    Killed at any file or at the end, stopped for broken records, begun anew, or copied in part.
+    """
     write_tar(tmp_path / "a.tar", pairs(range(4)))
     out, source = tmp_path / "out", open_source(SourceConfig("webdataset", str(tmp_path / "a.tar")))
     job = writing.Job(source, str(out), per_file=1, command="python -m dreamjax.prepare --out=X")
-    opened = lambda path=out: open_source(SourceConfig("array_record", str(path)))
+
+    def opened(path=out):
+        return open_source(SourceConfig("array_record", str(path)))
+
     whole = writing.write(job, 1)
     assert len(opened()) == 4
     for name, there in ((writing.DROPPED, 4), ("documents-00001-of-00004.array_record", 3)):
         (out / name).unlink()
-        with pytest.raises(SourceError, match=f"out: is an unfinished set .* {there} of 4 files .*; run python -m dreamjax.prepare --out=X again"):
+        with pytest.raises(
+            SourceError,
+            match=f"out: is an unfinished set .* {there} of 4 files .*; run python -m dreamjax.prepare --out=X again",
+        ):
             opened()
         assert len(opened(out / "*.array_record")) == there
         assert writing.write(job, 1) == whole and len(opened()) == 4
     (out / "documents-00003-of-00004.array_record").unlink()
     (out / writing.SETTINGS).unlink()
-    with pytest.raises(SourceError, match="3 of 4 files are there; run python -m dreamjax.prepare with the same flags again"):
+    with pytest.raises(
+        SourceError, match="3 of 4 files are there; run python -m dreamjax.prepare with the same flags again"
+    ):
         opened()
 
 
@@ -110,7 +140,9 @@ def test_files_of_others_stay(tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("mine.tmp", "documents-00000-of-00001.json.0123456789ab.tmp", "prepare.json.0123456789ab.tmp"):
         (tmp_path / "out" / name).touch()
-    writing.write(writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "out")), 1)
+    writing.write(
+        writing.Job(open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "out")), 1
+    )
     assert [path.name for path in (tmp_path / "out").glob("*.tmp")] == ["mine.tmp"]
 
 
@@ -120,25 +152,44 @@ def test_a_run_stops_where_too_much_is_broken(tmp_path):
     for i in range(4, 40):
         (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
     source = open_source(SourceConfig("pairs", str(tmp_path / "a.jsonl")))
-    job = lambda out, share, **others: writing.Job(source, str(tmp_path / out), per_file=2, max_bad_share=share, **others)
-    with pytest.raises(RunStopped, match=r"2 of 40 records are broken, more than --max_bad_share = 1.00%: 2 image missing; the first: .*a.jsonl:1: image missing"):
+
+    def job(out, share, **others):
+        return writing.Job(source, str(tmp_path / out), per_file=2, max_bad_share=share, **others)
+
+    with pytest.raises(
+        RunStopped,
+        match=r"2 of 40 records are broken, more than --max_bad_share = 1.00%: 2 image missing; the first: "
+        r".*a.jsonl:1: image missing",
+    ):
         writing.write(job("out", 0.01), 1)
     assert len(list((tmp_path / "out").glob("*.array_record"))) == 1
     with pytest.raises(RunStopped, match="4 of 40 records.*begin anew with --overwrite, or raise --max_bad_share"):
         writing.write(job("out", 0.09), 1)
     assert writing.write(job("out", 0.1), 1)["documents"] == 36
-    assert writing.write(job("short", 0.1, filters=Filters(max_characters=1)), 1)["dropped"] == {"caption too long": 18, "image missing": 4}
+    assert writing.write(job("short", 0.1, filters=Filters(max_characters=1)), 1)["dropped"] == {
+        "caption too long": 18,
+        "image missing": 4,
+    }
 
 
 def test_nothing_that_can_be_used_is_an_error(tmp_path):
     """It names the first; once the source is mended, by the same command with overwrite, whatever lies there."""
     write_jsonl(tmp_path / "a.jsonl", [{"image": f"{i}.jpg", "caption": "x"} for i in range(5)])
-    job = lambda **others: writing.Job(open_source(SourceConfig("pairs", str(tmp_path / "a.jsonl"))), str(tmp_path / "out"), per_file=2, **others)
+
+    def job(**others):
+        return writing.Job(
+            open_source(SourceConfig("pairs", str(tmp_path / "a.jsonl"))), str(tmp_path / "out"), per_file=2, **others
+        )
+
     first = "; ".join(f"{tmp_path}/a.jsonl:{i + 1}: image missing: {tmp_path}/{i}.jpg: no such file" for i in range(3))
     for _ in range(2):
         with pytest.raises(RunStopped) as stopped:
             writing.write(job(), 1)
-        assert str(stopped.value) == f"none of 5 records can be used: 5 image missing; the first: {first}; mend them and begin anew with --overwrite"
+        assert (
+            str(stopped.value)
+            == f"none of 5 records can be used: 5 image missing; the first: {first}; mend them and begin "
+            "anew with --overwrite"
+        )
     for i in range(5):
         (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
     (tmp_path / "out" / "mine.txt").touch()
@@ -147,7 +198,9 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="another source; begin anew with --overwrite, or give another folder"):
         writing.write(job(), 1)
     facts = writing.write(job(), 1, overwrite=True)
-    assert (facts["documents"], facts["files"], facts["dropped"]) == (1, 1, {}) and len(open_source(SourceConfig("array_record", str(tmp_path / "out")))) == 1
+    assert (facts["documents"], facts["files"], facts["dropped"]) == (1, 1, {}) and len(
+        open_source(SourceConfig("array_record", str(tmp_path / "out")))
+    ) == 1
     assert (tmp_path / "out" / "mine.txt").exists()
     with pytest.raises(RunStopped, match="none of 1 records can be used: 1 too few pictures"):
         writing.write(job(filters=Filters(min_pictures=2)), 1, overwrite=True)
@@ -157,9 +210,19 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
             writing.write(job(), 1)
         writing.write(job(), 1, overwrite=True)
     whole = json.loads((tmp_path / "out" / "documents-00000-of-00001.json").read_bytes())
-    for change in ({"counts": 5}, {"counts": {"documents": "1"}}, {"lengths": [[1, 2]]}, {"lengths": [7]}, {"dropped": [["a"]]}, {"dropped": None}, {"left_out": []}):
+    for change in (
+        {"counts": 5},
+        {"counts": {"documents": "1"}},
+        {"lengths": [[1, 2]]},
+        {"lengths": [7]},
+        {"dropped": [["a"]]},
+        {"dropped": None},
+        {"left_out": []},
+    ):
         (tmp_path / "out" / "documents-00000-of-00001.json").write_text(json.dumps(whole | change))
-        with pytest.raises(ConfigError, match="documents-00000-of-00001.json: is damaged .*; begin anew with --overwrite"):
+        with pytest.raises(
+            ConfigError, match="documents-00000-of-00001.json: is damaged .*; begin anew with --overwrite"
+        ):
             writing.write(job(), 1)
     writing.write(job(), 1, overwrite=True)
     (tmp_path / "other").mkdir()
@@ -174,7 +237,10 @@ def test_to_a_bucket_and_back(tmp_path, shapes_tokenizer, monkeypatch):
     bucket = fsspec.filesystem("memory")
     write_tar(tmp_path / "a.tar", pairs(range(7)))
     source = open_source(SourceConfig("webdataset", str(tmp_path)))
-    job = lambda out: writing.Job(source, out, tokenizer=shapes_tokenizer, per_file=3)
+
+    def job(out):
+        return writing.Job(source, out, tokenizer=shapes_tokenizer, per_file=3)
+
     facts = writing.write(job(str(tmp_path / "here")), 1)
     with interrupted_at("4"):
         writing.write(job("memory://prepared/out"), 1)
@@ -182,14 +248,17 @@ def test_to_a_bucket_and_back(tmp_path, shapes_tokenizer, monkeypatch):
     asked, encode = [], writing.encode
     monkeypatch.setattr(writing, "encode", lambda document, key: asked.append(document.id[-1]) or encode(document, key))
     assert writing.write(job("memory://prepared/out"), 1) | {"out": ""} == facts | {"out": ""} and asked == list("3456")
-    assert {name.rpartition("/")[2]: bucket.cat_file(name) for name in bucket.ls("memory://prepared/out", detail=False)} == {
-        path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}  # fmt: skip
+    assert {
+        name.rpartition("/")[2]: bucket.cat_file(name) for name in bucket.ls("memory://prepared/out", detail=False)
+    } == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
     with pytest.raises(ConfigError, match="another template"):
         writing.write(dataclasses.replace(job("memory://prepared/out"), template="llama2"), 1)
     there = open_source(SourceConfig("array_record", "memory://prepared/out", cache=str(tmp_path / "cache")))
     here = open_source(SourceConfig("array_record", str(tmp_path / "here")))
     assert [told(document) for document in there] == [told(document) for document in here] and len(there) == 7
-    assert [there.key(i) for i in range(7)] == [here.key(i) for i in range(7)] and np.array_equal(there.lengths(), here.lengths())
+    assert [there.key(i) for i in range(7)] == [here.key(i) for i in range(7)] and np.array_equal(
+        there.lengths(), here.lengths()
+    )
     assert len(os.listdir(tmp_path / "cache")) == 3 and pickle.loads(pickle.dumps(there))[6].id == here[6].id
 
 
@@ -222,9 +291,16 @@ def odd_pictures():
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_odd_pictures_are_used_or_dropped_and_move_no_other(tmp_path, odd_pictures):
-    """As pairs: each bad picture takes its own pair. In an interleaved document: it leaves, and all else stays where it was."""
+    """As pairs.
+
+    Each bad picture takes its own pair. In an interleaved document: it leaves, and all else stays where it was.
+    """
     names = list(odd_pictures)
-    members = [member for i, name in enumerate(names) for member in ((f"{name}.jpg", odd_pictures[name][0]), (f"{name}.txt", f"of {name}"))]
+    members = [
+        member
+        for i, name in enumerate(names)
+        for member in ((f"{name}.jpg", odd_pictures[name][0]), (f"{name}.txt", f"of {name}"))
+    ]
     write_tar(tmp_path / "a.tar", members)
     source = open_source(SourceConfig("webdataset", str(tmp_path / "a.tar")))
     assert len(source) == len(names)
@@ -239,9 +315,14 @@ def test_odd_pictures_are_used_or_dropped_and_move_no_other(tmp_path, odd_pictur
             continue
         assert not reason and kept.parts[1].text == f"of {name}" and source[i].images[0].mode == "RGB", name
     facts = writing.write(writing.Job(source, str(tmp_path / "out")), 1)
-    assert sum(facts["dropped"].values()) == sum(bool(reason) for _, reason in odd_pictures.values()) and facts["dropped"]["image too large"] == 2
+    assert (
+        sum(facts["dropped"].values()) == sum(bool(reason) for _, reason in odd_pictures.values())
+        and facts["dropped"]["image too large"] == 2
+    )
     logged = [json.loads(line) for line in (tmp_path / "out" / writing.DROPPED).read_text().splitlines()]
-    assert [(entry["record"].rpartition(":")[2], entry["reason"]) for entry in logged] == [(name, reason) for name, (_, reason) in odd_pictures.items() if reason]
+    assert [(entry["record"].rpartition(":")[2], entry["reason"]) for entry in logged] == [
+        (name, reason) for name, (_, reason) in odd_pictures.items() if reason
+    ]
 
     for i, name in enumerate(names):
         (tmp_path / f"1-{i}.jpg").write_bytes(odd_pictures[name][0])
@@ -257,13 +338,15 @@ def test_odd_pictures_are_used_or_dropped_and_move_no_other(tmp_path, odd_pictur
             shown.append(part.source)
             assert words.endswith(f"Sentence {[data for data, _ in odd_pictures.values()].index(part.source)} of 1.")
     assert shown == [data for data, reason in odd_pictures.values() if not reason]
-    assert not any(isinstance(one, Text) and isinstance(other, Text) for one, other in zip(kept.parts, kept.parts[1:]))
+    assert not any(isinstance(one, Text) and isinstance(other, Text) for one, other in itertools.pairwise(kept.parts))
 
 
 def test_odd_texts_become_words(tmp_path, shapes_tokenizer):
     special = " ".join(shapes_tokenizer.special) + " <s> </s> <image>"
     texts = [special, "x " * 2**19, "\x00\x07", "日本 🦒", "\ud800 alone", " \n "]
-    members = [member for i, text in enumerate(texts) for member in ((f"{i}.png", jpeg(i)), (f"{i}.json", {"caption": text}))]
+    members = [
+        member for i, text in enumerate(texts) for member in ((f"{i}.png", jpeg(i)), (f"{i}.json", {"caption": text}))
+    ]
     source = open_source(SourceConfig("webdataset", str(write_tar(tmp_path / "a.tar", members))))
     limits = Limits(64, 1, 1)
     row = build_row(source[0], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1))
@@ -289,7 +372,12 @@ def test_a_shard_that_vanishes_while_preparing(tmp_path):
     os.unlink(tmp_path / "a-0.tar")
     facts = writing.write(writing.Job(source, str(tmp_path / "out")), 1)
     assert facts["documents"] == 4 and facts["dropped"] == {"file missing": 4}
-    assert [told(document)[0] for document in open_source(SourceConfig("array_record", str(tmp_path / "out")))] == [4, 5, 6, 7]
+    assert [told(document)[0] for document in open_source(SourceConfig("array_record", str(tmp_path / "out")))] == [
+        4,
+        5,
+        6,
+        7,
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

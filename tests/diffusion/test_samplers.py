@@ -1,4 +1,6 @@
-"""Samplers against diffusers' schedulers step by step, and against the closed form for a predictor that knows the picture."""
+"""Samplers against diffusers' schedulers step by step, and against the closed form for a predictor that knows the
+picture.
+"""
 
 import dataclasses
 import functools
@@ -17,14 +19,22 @@ from dreamjax.schema import ConfigError
 STABLE_DIFFUSION = DiffusionConfig()
 STABLE_DIFFUSION_V = DiffusionConfig(prediction="v_prediction")
 PIXELS = DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction="v_prediction")
-CONFIGS = pytest.mark.parametrize("config", [STABLE_DIFFUSION, STABLE_DIFFUSION_V, PIXELS], ids=["epsilon", "v", "pixels"])
+CONFIGS = pytest.mark.parametrize(
+    "config", [STABLE_DIFFUSION, STABLE_DIFFUSION_V, PIXELS], ids=["epsilon", "v", "pixels"]
+)
 
 
 def oracle(config, scheduler, spacing, **settings):
     diffusers = pytest.importorskip("diffusers")
     return getattr(diffusers, scheduler)(
-        config.timesteps, config.beta_start, config.beta_end, config.beta_schedule,
-        steps_offset=config.steps_offset, prediction_type=config.prediction, timestep_spacing=spacing, **settings,
+        config.timesteps,
+        config.beta_start,
+        config.beta_end,
+        config.beta_schedule,
+        steps_offset=config.steps_offset,
+        prediction_type=config.prediction,
+        timestep_spacing=spacing,
+        **settings,
     )
 
 
@@ -81,7 +91,8 @@ def test_timesteps(steps):
         assert ours.dtype == np.int32 and ours.tolist() == scheduler.timesteps.tolist()
 
 
-# Only numbers of steps that divide the timesteps: diffusers goes back by timesteps // steps, past the next timestep of others.
+# Only numbers of steps that divide the timesteps: diffusers goes back by timesteps // steps, past the next timestep of
+# others.
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -91,7 +102,8 @@ def test_every_step_of_ddim(config, spacing, clip, eta):
     scheduler = oracle(config, "DDIMScheduler", spacing, clip_sample=clip, set_alpha_to_one=clip)
     for steps in (1, 10):
         scheduler.set_timesteps(steps)
-        # With float32 shares the direction, a difference of squares, has rounding of 3e-5 where hardly any signal is left.
+        # With float32 shares the direction, a difference of squares, has rounding of 3e-5 where hardly any signal is
+        # left.
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
         fresh, x, theirs = fresh_of(steps), torch.from_numpy(noise_of(0)).double(), []
         for i, t in enumerate(scheduler.timesteps):
@@ -100,8 +112,14 @@ def test_every_step_of_ddim(config, spacing, clip, eta):
             x = scheduler.step(toy(x, t, torch.tanh, torch.cos), t, x, **options).prev_sample
             theirs.append(x.numpy())
         to_one = dataclasses.replace(config, set_alpha_to_one=clip)
-        assert samplers.ddim(config, steps, spacing, eta, pixels=clip)[1][-1] == samplers.ddim(to_one, steps, spacing, eta)[1][-1]
-        assert_same_path(run(config, samplers.ddim(to_one, steps, spacing, eta), predict_toy, noise_of(0), fresh, clip), np.stack(theirs))
+        assert (
+            samplers.ddim(config, steps, spacing, eta, pixels=clip)[1][-1]
+            == samplers.ddim(to_one, steps, spacing, eta)[1][-1]
+        )
+        assert_same_path(
+            run(config, samplers.ddim(to_one, steps, spacing, eta), predict_toy, noise_of(0), fresh, clip),
+            np.stack(theirs),
+        )
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -118,7 +136,9 @@ def test_every_step_of_ddpm(config, spacing, clip, monkeypatch):
             monkeypatch.setattr(module, "randn_tensor", lambda *_, z=fresh[i], **__: torch.from_numpy(z))
             x = scheduler.step(toy(x, t, torch.tanh, torch.cos), t, x).prev_sample
             theirs.append(x.numpy())
-        assert_same_path(run(config, samplers.ddpm(config, steps, spacing), predict_toy, noise_of(0), fresh, clip), np.stack(theirs))
+        assert_same_path(
+            run(config, samplers.ddpm(config, steps, spacing), predict_toy, noise_of(0), fresh, clip), np.stack(theirs)
+        )
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -143,7 +163,11 @@ def test_guidance_with_rescale():
     empty, conditional = noise_of(1), 3 * noise_of(2)
     whole = empty + 3.5 * (conditional - empty)
     for rescale in (0.0, 0.7, 1.0):
-        theirs = module.rescale_noise_cfg(torch.from_numpy(whole), torch.from_numpy(conditional), rescale) if rescale else whole
+        theirs = (
+            module.rescale_noise_cfg(torch.from_numpy(whole), torch.from_numpy(conditional), rescale)
+            if rescale
+            else whole
+        )
         np.testing.assert_allclose(samplers.guided(empty, conditional, 3.5, rescale), theirs, rtol=2e-5, atol=1e-6)
     nothing = np.zeros_like(empty)
     np.testing.assert_array_equal(samplers.guided(nothing, nothing, 3.5, 0.7), nothing)
@@ -197,7 +221,12 @@ def test_estimates_are_clipped_only_where_asked():
 
 def test_steps_at_once_are_the_steps_one_by_one_and_pictures_are_apart():
     plan = samplers.dpm_solver(PIXELS, 6, "trailing")
-    at_once = lambda noise: samplers.advance(PIXELS, predict_toy, plan, samplers.begin(noise), 0, 6, lambda _: jnp.zeros_like(noise), True)
+
+    def at_once(noise):
+        return samplers.advance(
+            PIXELS, predict_toy, plan, samplers.begin(noise), 0, 6, lambda _: jnp.zeros_like(noise), True
+        )
+
     whole = jax.jit(at_once)(noise_of(3))
     assert whole.x.shape == noise_of(3).shape and whole.x.dtype == jnp.float32
     np.testing.assert_allclose(run(PIXELS, plan, predict_toy, noise_of(3), clip=True)[-1], whole.x, atol=1e-6)

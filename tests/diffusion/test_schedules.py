@@ -19,13 +19,18 @@ EVERY = pytest.mark.parametrize("config", SCHEDULES, ids=lambda config: f"{confi
 
 def oracle(config):
     diffusers = pytest.importorskip("diffusers")
-    return diffusers.DDPMScheduler(config.timesteps, config.beta_start, config.beta_end, config.beta_schedule, prediction_type=config.prediction)
+    return diffusers.DDPMScheduler(
+        config.timesteps, config.beta_start, config.beta_end, config.beta_schedule, prediction_type=config.prediction
+    )
 
 
 def pictures(config, count=32, seed=0):
     """Clean pictures, noise [count, 4, 4, 3], and timesteps from the first to the last."""
     rng = np.random.default_rng(seed)
-    x0, noise = rng.uniform(-1, 1, (count, 4, 4, 3)).astype(np.float32), rng.standard_normal((count, 4, 4, 3)).astype(np.float32)
+    x0, noise = (
+        rng.uniform(-1, 1, (count, 4, 4, 3)).astype(np.float32),
+        rng.standard_normal((count, 4, 4, 3)).astype(np.float32),
+    )
     return x0, noise, np.linspace(0, config.timesteps - 1, count).astype(np.int32)
 
 
@@ -38,7 +43,9 @@ def test_alphas_cumprod(config):
 
 
 def test_alphas_of_stable_diffusion():
-    """The two ends as they are known from SD's own sqrt(alphas_cumprod) and its signal-to-noise ratio of 0.0047 at the end."""
+    """The two ends as they are known from SD's own sqrt(alphas_cumprod) and its signal-to-noise ratio of 0.0047 at
+    the end.
+    """
     alphas = schedules.alphas_cumprod(DiffusionConfig())
     assert alphas[0] == pytest.approx(1 - 0.00085, abs=1e-7) and alphas[-1] == pytest.approx(0.0047, abs=5e-5)
 
@@ -48,7 +55,9 @@ def test_noised_pictures_and_velocities(config):
     torch = pytest.importorskip("torch")
     x0, noise, timesteps = pictures(config)
     theirs = [torch.from_numpy(array) for array in (x0, noise, timesteps.astype(np.int64))]
-    np.testing.assert_allclose(schedules.add_noise(config, x0, noise, timesteps), oracle(config).add_noise(*theirs).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        schedules.add_noise(config, x0, noise, timesteps), oracle(config).add_noise(*theirs).numpy(), atol=1e-5
+    )
     wanted = oracle(config).get_velocity(*theirs).numpy() if config.prediction == "v_prediction" else noise
     np.testing.assert_allclose(schedules.target(config, x0, noise, timesteps), wanted, atol=1e-5)
 
@@ -58,18 +67,25 @@ def test_a_target_stands_for_its_picture_and_noise(prediction):
     config = DiffusionConfig(prediction=prediction)
     x0, noise, timesteps = pictures(config)
     xt = schedules.add_noise(config, x0, noise, timesteps)
-    found_x0, found_noise = schedules.to_x0_and_noise(config, schedules.target(config, x0, noise, timesteps), xt, timesteps)
+    found_x0, found_noise = schedules.to_x0_and_noise(
+        config, schedules.target(config, x0, noise, timesteps), xt, timesteps
+    )
     np.testing.assert_allclose(found_x0, x0, atol=1e-5)
     np.testing.assert_allclose(found_noise, noise, atol=1e-5)
 
 
 @EVERY
 def test_signal_to_noise_ratio_behind_the_weights(config):
-    """With gamma so large that nothing is cut all weights are 1; with gamma so small that all is cut they are gamma / SNR."""
+    """With gamma so large that nothing is cut all weights are 1.
+
+    With gamma so small that all is cut they are gamma / SNR.
+    """
     training_utils = pytest.importorskip("diffusers.training_utils")
     torch = pytest.importorskip("torch")
     timesteps = np.arange(5, config.timesteps)
-    snr = training_utils.compute_snr(oracle(config), torch.from_numpy(timesteps)).numpy() + (config.prediction == "v_prediction")
+    snr = training_utils.compute_snr(oracle(config), torch.from_numpy(timesteps)).numpy() + (
+        config.prediction == "v_prediction"
+    )
     gamma = float(snr.min()) / 2
     np.testing.assert_allclose(gamma / schedules.min_snr_weight(config, timesteps, gamma), snr, rtol=2e-3)
     assert np.all(schedules.min_snr_weight(config, timesteps, 1e9) == 1)

@@ -15,7 +15,14 @@ def score(capsys, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["dreamjax.evaluate", *arguments])
         flags.FLAGS.unparse_flags()
-        for flag in (evaluate.TASK, evaluate.PREDICTIONS, evaluate.DATA, evaluate.OUT, evaluate.FEATURES, evaluate.INCEPTION):
+        for flag in (
+            evaluate.TASK,
+            evaluate.PREDICTIONS,
+            evaluate.DATA,
+            evaluate.OUT,
+            evaluate.FEATURES,
+            evaluate.INCEPTION,
+        ):
             flags.FLAGS[flag.name].unparse()
         with pytest.raises(SystemExit) as ended:
             cli.run("dreamjax.evaluate", evaluate.score)

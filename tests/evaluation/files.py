@@ -6,7 +6,9 @@ import pathlib
 
 import pytest
 
-DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2].parent / "shared" / "data")) / "eval"
+DATA = (
+    pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2].parent / "shared" / "data")) / "eval"
+)
 
 
 def real_data(name: str) -> pathlib.Path:

@@ -34,23 +34,32 @@ def answers(*texts: str) -> list[dict]:
 def vqav2(root: pathlib.Path, count: int = 3):
     rows = [{"image_id": 42 + i, "question": f"What colour is it, {i}?", "question_id": 420 + i} for i in range(count)]
     write_json(root / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": rows})
-    marked = [{"question_id": row["question_id"], "image_id": row["image_id"], "answers": answers("red", "red", "blue")} for row in rows]
+    marked = [
+        {"question_id": row["question_id"], "image_id": row["image_id"], "answers": answers("red", "red", "blue")}
+        for row in rows
+    ]
     write_json(root / "v2_mscoco_val2014_annotations.json", {"annotations": marked})
     for row in rows:
         picture(root / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg", row["image_id"])
 
 
 def okvqa(root):
-    rows = [{"image_id": 7, "question": "Who made it?", "question_id": 70}, {"image_id": 8, "question": "What is it for?", "question_id": 80}]
+    rows = [
+        {"image_id": 7, "question": "Who made it?", "question_id": 70},
+        {"image_id": 8, "question": "What is it for?", "question_id": 80},
+    ]
     write_json(root / "OpenEnded_mscoco_val2014_questions.json", {"questions": rows})
-    write_json(root / "mscoco_val2014_annotations.json", {"annotations": [{**row, "answers": answers("play")} for row in rows]})
+    write_json(
+        root / "mscoco_val2014_annotations.json", {"annotations": [{**row, "answers": answers("play")} for row in rows]}
+    )
     for row in rows:
         picture(root / f"{row['image_id']:012d}.jpg", row["image_id"])
 
 
 def textvqa(root):
     rows = [
-        {"question_id": 34602 + i, "image_id": name, "question": "what does it say?", "answers": ["one"] * 10} for i, name in enumerate(("003a8ae2ef43b901", "0f"))
+        {"question_id": 34602 + i, "image_id": name, "question": "what does it say?", "answers": ["one"] * 10}
+        for i, name in enumerate(("003a8ae2ef43b901", "0f"))
     ]
     write_json(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": rows})
     for row in rows:
@@ -58,14 +67,31 @@ def textvqa(root):
 
 
 def vizwiz(root):
-    rows = [{"image": f"VizWiz_val_{i:08d}.jpg", "question": "What is this?", "answers": answers("unanswerable"), "answerable": 0} for i in range(2)]
+    rows = [
+        {
+            "image": f"VizWiz_val_{i:08d}.jpg",
+            "question": "What is this?",
+            "answers": answers("unanswerable"),
+            "answerable": 0,
+        }
+        for i in range(2)
+    ]
     write_json(root / "val.json", rows)
     for i, row in enumerate(rows):
         picture(root / "val" / row["image"], i)
 
 
 def gqa(root):
-    rows = {f"20{i}": {"imageId": f"n16{i}", "question": "Is it red?", "answer": "yes", "isBalanced": True, "types": {"structural": "verify"}} for i in range(2)}
+    rows = {
+        f"20{i}": {
+            "imageId": f"n16{i}",
+            "question": "Is it red?",
+            "answer": "yes",
+            "isBalanced": True,
+            "types": {"structural": "verify"},
+        }
+        for i in range(2)
+    }
     write_json(root / "testdev_balanced_questions.json", rows)
     for i in range(2):
         picture(root / "images" / f"n16{i}.jpg", i)
@@ -73,9 +99,30 @@ def gqa(root):
 
 def scienceqa(root):
     problems = {
-        "4": {"question": "Which is red?", "choices": ["a rose", "a sky"], "answer": 0, "hint": "Look.", "image": "image.png", "split": "test"},
-        "11": {"question": "Which is blue?", "choices": ["a rose", "a sky", "an owl"], "answer": 1, "hint": "", "image": None, "split": "test"},
-        "12": {"question": "Which is old?", "choices": ["a rose", "a sky"], "answer": 1, "hint": "", "image": "image.png", "split": "test"},
+        "4": {
+            "question": "Which is red?",
+            "choices": ["a rose", "a sky"],
+            "answer": 0,
+            "hint": "Look.",
+            "image": "image.png",
+            "split": "test",
+        },
+        "11": {
+            "question": "Which is blue?",
+            "choices": ["a rose", "a sky", "an owl"],
+            "answer": 1,
+            "hint": "",
+            "image": None,
+            "split": "test",
+        },
+        "12": {
+            "question": "Which is old?",
+            "choices": ["a rose", "a sky"],
+            "answer": 1,
+            "hint": "",
+            "image": "image.png",
+            "split": "test",
+        },
     }
     write_json(root / "problems.json", problems)
     write_json(root / "pid_splits.json", {"test": ["4", "11", "12"]})
@@ -87,9 +134,14 @@ def mme(root):
     for category, name in (("existence", "000000006040"), ("code_reasoning", "0020"), ("color", "0020")):
         folder = root / category if category == "code_reasoning" else root / category / "questions_answers_YN"
         folder.mkdir(parents=True)
-        asked = [f"Is it {what}? Please answer yes or no.\t{answer}" for what, answer in (("red", "Yes"), ("blue", "No"))]
+        asked = [
+            f"Is it {what}? Please answer yes or no.\t{answer}" for what, answer in (("red", "Yes"), ("blue", "No"))
+        ]
         (folder / f"{name}.txt").write_text("\n".join(asked) + "\n")
-        picture((root / category if category == "code_reasoning" else root / category / "images") / f"{name}.png", len(category))
+        picture(
+            (root / category if category == "code_reasoning" else root / category / "images") / f"{name}.png",
+            len(category),
+        )
 
 
 def mmbench(root):
@@ -105,7 +157,10 @@ def mmbench(root):
 
 
 def mmvet(root):
-    rows = {f"v1_{i}": {"imagename": f"v1_{i}.png", "question": "What is it?", "answer": "a cat", "capability": ["rec"]} for i in range(2)}
+    rows = {
+        f"v1_{i}": {"imagename": f"v1_{i}.png", "question": "What is it?", "answer": "a cat", "capability": ["rec"]}
+        for i in range(2)
+    }
     write_json(root / "mm-vet.json", rows)
     for i in range(2):
         picture(root / "images" / f"v1_{i}.png", i)
@@ -115,7 +170,12 @@ def pope(root):
     root.mkdir(parents=True)
     for category in ("random", "popular", "adversarial"):
         rows = [
-            {"question_id": i + 1, "image": f"COCO_val2014_{9 + i:012d}.jpg", "text": f"Is there a {what} in the image?", "label": label}
+            {
+                "question_id": i + 1,
+                "image": f"COCO_val2014_{9 + i:012d}.jpg",
+                "text": f"Is there a {what} in the image?",
+                "label": label,
+            }
             for i, (what, label) in enumerate((("dog", "yes"), ("cat", "no")))
         ]
         write_lines(root / f"coco_pope_{category}.json", rows)
@@ -125,8 +185,13 @@ def pope(root):
 
 def coco(root):
     images = [
-        {"cocoid": 391895 + i, "filename": f"COCO_val2014_{391895 + i:012d}.jpg", "filepath": "val2014", "split": split,
-         "sentences": [{"raw": "A red cat."}, {"raw": "A cat"}]}
+        {
+            "cocoid": 391895 + i,
+            "filename": f"COCO_val2014_{391895 + i:012d}.jpg",
+            "filepath": "val2014",
+            "split": split,
+            "sentences": [{"raw": "A red cat."}, {"raw": "A cat"}],
+        }
         for i, split in enumerate(("test", "train", "test"))
     ]
     write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
@@ -136,13 +201,18 @@ def coco(root):
 
 def nocaps(root):
     images = [{"id": i, "file_name": f"00{i}.jpg"} for i in range(2)]
-    write_json(root / "nocaps_val_4500_captions.json", {"images": images, "annotations": [{"image_id": i, "id": i, "caption": "A red cat."} for i in range(2)]})
+    write_json(
+        root / "nocaps_val_4500_captions.json",
+        {"images": images, "annotations": [{"image_id": i, "id": i, "caption": "A red cat."} for i in range(2)]},
+    )
     for image in images:
         picture(root / "images" / image["file_name"], image["id"])
 
 
 def image2paragraph(root):
-    write_json(root / "paragraphs_v1.json", [{"image_id": 2356347 + i, "paragraph": "A red cat. It sits."} for i in range(3)])
+    write_json(
+        root / "paragraphs_v1.json", [{"image_id": 2356347 + i, "paragraph": "A red cat. It sits."} for i in range(3)]
+    )
     write_json(root / "test_split.json", [2356347, 2356349])
     for i in (0, 2):
         picture(root / "VG_100K" / f"{2356347 + i}.jpg", i)
@@ -151,7 +221,9 @@ def image2paragraph(root):
 def coco_fid(root):
     images = [{"id": 42 + i, "file_name": f"COCO_val2014_{42 + i:012d}.jpg"} for i in range(2)]
     said = ((42, "a red cat"), (43, "a blue sky"), (42, "one cat sits"), (43, "the sea"))
-    annotations = [{"id": 770 + i, "image_id": picture, "caption": f"{text}\n"} for i, (picture, text) in enumerate(said)]
+    annotations = [
+        {"id": 770 + i, "image_id": picture, "caption": f"{text}\n"} for i, (picture, text) in enumerate(said)
+    ]
     write_json(root / "annotations" / "captions_val2014.json", {"images": images, "annotations": annotations})
     for image in images:
         picture(root / "val2014" / image["file_name"], image["id"])
@@ -159,7 +231,15 @@ def coco_fid(root):
 
 def lncoco_fid(root):
     root.mkdir(parents=True)
-    rows = [{"dataset_id": "mscoco_val2017", "image_id": str(42 + i), "annotator_id": 93, "caption": f"In this picture I see {i} cats."} for i in range(3)]
+    rows = [
+        {
+            "dataset_id": "mscoco_val2017",
+            "image_id": str(42 + i),
+            "annotator_id": 93,
+            "caption": f"In this picture I see {i} cats.",
+        }
+        for i in range(3)
+    ]
     write_lines(root / "coco_val_captions.jsonl", rows)
     for i in range(3):
         picture(root / "val2017" / f"{42 + i:012d}.jpg", i)
@@ -167,7 +247,12 @@ def lncoco_fid(root):
 
 def instructmmc4_fid(root):
     root.mkdir(parents=True)
-    told = {"instruction": "Tell of a cat.", "text_list": ["A cat sits.", "It runs."], "images": ["a.png", "b.png"], "matched_text_index": [0, 1]}
+    told = {
+        "instruction": "Tell of a cat.",
+        "text_list": ["A cat sits.", "It runs."],
+        "images": ["a.png", "b.png"],
+        "matched_text_index": [0, 1],
+    }
     broken = {**told, "images": ["a.png", "nowhere.png"]}
     write_lines(root / "instruct_mmc4.jsonl", [told, broken, {"instruction": "Draw the sea.", "image": "c.png"}])
     for i, name in enumerate("abc"):
@@ -177,7 +262,10 @@ def instructmmc4_fid(root):
 def study(root):
     root.mkdir(parents=True)
     told = {"text_list": ["A cat sits.", "It runs."], "images": ["a.png", "b.png"], "matched_text_index": [0, 1]}
-    write_lines(root / "documents.jsonl", [{"instruction": f"Tell of a cat, {i}.", "topic": ("cats", "dogs")[i % 2], **told} for i in range(4)])
+    write_lines(
+        root / "documents.jsonl",
+        [{"instruction": f"Tell of a cat, {i}.", "topic": ("cats", "dogs")[i % 2], **told} for i in range(4)],
+    )
     for i, name in enumerate("ab"):
         picture(root / "images" / f"{name}.png", i)
 
@@ -190,25 +278,43 @@ def piqa(root):
 
 def siqa(root):
     root.mkdir(parents=True)
-    row = {"context": "Tracy went home.", "question": "Why?", "answerA": "to rest", "answerB": "to sing", "answerC": "to run"}
+    row = {
+        "context": "Tracy went home.",
+        "question": "Why?",
+        "answerA": "to rest",
+        "answerB": "to sing",
+        "answerC": "to run",
+    }
     write_lines(root / "dev.jsonl", [row] * 2)
     (root / "dev-labels.lst").write_text("1\n3\n")
 
 
 def winogrande(root):
     root.mkdir(parents=True)
-    write_lines(root / "dev.jsonl", [{"qID": "a", "sentence": "Sarah beat Maria so _ won.", "option1": "Sarah", "option2": "Maria", "answer": "1"}])
+    write_lines(
+        root / "dev.jsonl",
+        [{"qID": "a", "sentence": "Sarah beat Maria so _ won.", "option1": "Sarah", "option2": "Maria", "answer": "1"}],
+    )
 
 
 def boolq(root):
     root.mkdir(parents=True)
-    write_lines(root / "dev.jsonl", [{"question": "is the sky blue", "title": "Sky", "answer": True, "passage": "The sky is blue."}])
+    write_lines(
+        root / "dev.jsonl",
+        [{"question": "is the sky blue", "title": "Sky", "answer": True, "passage": "The sky is blue."}],
+    )
 
 
 def hellaswag(root):
     root.mkdir(parents=True)
     endings = ["sings.", "runs away.", "is it.", "[title] rips up tiles."]
-    row = {"ind": 24, "activity_label": "Roof shingle removal", "ctx": "A man sits on a roof. he", "endings": endings, "label": 3}
+    row = {
+        "ind": 24,
+        "activity_label": "Roof shingle removal",
+        "ctx": "A man sits on a roof. he",
+        "endings": endings,
+        "label": 3,
+    }
     write_lines(root / "hellaswag_val.jsonl", [row])
 
 
@@ -216,10 +322,26 @@ def mmlu(root):
     for split, count in (("dev", 5), ("test", 2)):
         (root / split).mkdir(parents=True)
         for subject in ("anatomy", "us_history"):
-            (root / split / f"{subject}_{split}.csv").write_text("".join(f'"What, {i}?",one,two,three,four,{"ABCD"[i % 4]}\n' for i in range(count)))
+            (root / split / f"{subject}_{split}.csv").write_text(
+                "".join(f'"What, {i}?",one,two,three,four,{"ABCD"[i % 4]}\n' for i in range(count))
+            )
 
 
-ABOUT_PICTURES = (coco, nocaps, image2paragraph, vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mme, mmbench, mmvet, pope)
+ABOUT_PICTURES = (
+    coco,
+    nocaps,
+    image2paragraph,
+    vqav2,
+    okvqa,
+    textvqa,
+    vizwiz,
+    gqa,
+    scienceqa,
+    mme,
+    mmbench,
+    mmvet,
+    pope,
+)
 DRAWN = (coco_fid, lncoco_fid, instructmmc4_fid)
 LANGUAGE = (piqa, siqa, hellaswag, winogrande, boolq, mmlu)
 

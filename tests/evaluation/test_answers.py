@@ -18,7 +18,14 @@ def test_every_form_gives_the_same_rows(tmp_path):
     expected = [("7", "so\u2028so", "Why?\nIn a word."), ("b", "", "")]
     assert plain(read_answers(write_lines(tmp_path / "a.jsonl", ROWS))) == expected
     assert plain(read_answers(write_json(tmp_path / "a.json", ROWS))) == expected
-    assert plain(read_answers(write_json(tmp_path / "b.json", {"7": {"prompt": "Why?\nIn a word.", "answer": "so\u2028so"}, "b": ""}))) == expected
+    assert (
+        plain(
+            read_answers(
+                write_json(tmp_path / "b.json", {"7": {"prompt": "Why?\nIn a word.", "answer": "so\u2028so"}, "b": ""})
+            )
+        )
+        == expected
+    )
     (tmp_path / "mark.jsonl").write_text("\ufeff" + (tmp_path / "a.jsonl").read_text() + "\n\n")
     assert plain(read_answers(tmp_path / "mark.jsonl")) == expected
 
@@ -26,12 +33,20 @@ def test_every_form_gives_the_same_rows(tmp_path):
 @pytest.mark.parametrize(
     "content, named",
     [
-        ("", "holds no predictions"), ("[]", "holds no predictions"), ('{"question_id": 1, "text": "a"}\n{"question_id"', "line 2 is not JSON"),
-        ('{"question_id": 1}\n{"question_id": 2}', "row 1 has no text"), ('[{"text": "a"}]', "row 1 has no id"), ("[1]", "row 1 is no object"),
-        ("[" * 100_000, "nested too deep"), ('{"1": "a", "2": "b", "1": "c"}', "key '1' stands there twice"),
+        ("", "holds no predictions"),
+        ("[]", "holds no predictions"),
+        ('{"question_id": 1, "text": "a"}\n{"question_id"', "line 2 is not JSON"),
+        ('{"question_id": 1}\n{"question_id": 2}', "row 1 has no text"),
+        ('[{"text": "a"}]', "row 1 has no id"),
+        ("[1]", "row 1 is no object"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"1": "a", "2": "b", "1": "c"}', "key '1' stands there twice"),
         ('[{"id": ' + "9" * 5000 + ', "text": "a"}]', "cannot be read"),
-        ('[{"id": true, "text": "a"}]', "True is no id"), ('[{"id": NaN, "text": "a"}]', "nan is no id"), ('[{"id": 1, "text": Infinity}]', "inf is no text"),
-        ('[{"id": 1, "text": "a", "prompt": ["?"]}]', "is no prompt"), ('[{"id": 1, "text": {"a\\n": "' + "x" * 9999 + '"}}]', r"xx\.\.\. is no text"),
+        ('[{"id": true, "text": "a"}]', "True is no id"),
+        ('[{"id": NaN, "text": "a"}]', "nan is no id"),
+        ('[{"id": 1, "text": Infinity}]', "inf is no text"),
+        ('[{"id": 1, "text": "a", "prompt": ["?"]}]', "is no prompt"),
+        ('[{"id": 1, "text": {"a\\n": "' + "x" * 9999 + '"}}]', r"xx\.\.\. is no text"),
     ],
 )
 def test_what_is_no_file_of_predictions(tmp_path, content, named):

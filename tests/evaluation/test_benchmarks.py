@@ -1,4 +1,7 @@
-"""Every benchmark end to end with a random model on small made files: asked, written down, interrupted, resumed, scored, shown."""
+"""Every benchmark end to end with a random model on small made files.
+
+Asked, written down, interrupted, resumed, scored, shown.
+"""
 
 import dataclasses
 import json
@@ -46,9 +49,15 @@ def data(tmp_path_factory):
 def short_answers(monkeypatch):
     """Profiles as they are, but for the length of answers and the beams; no Java, which is slow to start."""
     monkeypatch.setattr(captions.shutil, "which", lambda name: None)
-    brief = lambda profile: dataclasses.replace(
-        profile, decoding=SHORT, first=profile.first and brief(profile.first), if_no=brief(profile.if_no) if isinstance(profile.if_no, Profile) else profile.if_no
-    )
+
+    def brief(profile):
+        return dataclasses.replace(
+            profile,
+            decoding=SHORT,
+            first=profile.first and brief(profile.first),
+            if_no=brief(profile.if_no) if isinstance(profile.if_no, Profile) else profile.if_no,
+        )
+
     for name, table in PROFILES.items():
         monkeypatch.setitem(PROFILES, name, {task: brief(profile) for task, profile in table.items()})
 
@@ -61,16 +70,30 @@ def run(model, name, data, out, **how):
 def test_every_benchmark_runs_and_is_scored(model, data, tmp_path, name):
     result = run(model, name, data, tmp_path, batch_size=8)
     rows = layouts.rows_of(tmp_path / name / "predictions.jsonl")
-    assert len(rows) == {"mme": 6, "pope": 6, "vqav2": 3, "scienceqa": 3, "mmbench": 3, "hellaswag": 1, "winogrande": 1, "boolq": 1, "mmlu": 4}.get(name, 2)
+    assert len(rows) == {
+        "mme": 6,
+        "pope": 6,
+        "vqav2": 3,
+        "scienceqa": 3,
+        "mmbench": 3,
+        "hellaswag": 1,
+        "winogrande": 1,
+        "boolq": 1,
+        "mmlu": 4,
+    }.get(name, 2)
     if name == "mmvet":  # graded elsewhere
         assert result.score is None and "holds answers, not grades" in result.note
         assert json.loads(result.export().path.read_text()).keys() == {"v1_0", "v1_1"}
     else:
-        assert result.score.counts["missing"] == result.score.counts["unmatched"] == 0 and result.score.counts["predictions"] == len(rows)
+        assert result.score.counts["missing"] == result.score.counts["unmatched"] == 0 and result.score.counts[
+            "predictions"
+        ] == len(rows)
     assert len(result.shown) == len(rows)
     page = report.render("t", [result])
     assert page.count("<article>") == len(rows)
-    assert name not in ("coco", "pope", "mmlu") or any(f"{value:.2f}" in page for figures in result.paper.values() for value in figures.values())
+    assert name not in ("coco", "pope", "mmlu") or any(
+        f"{value:.2f}" in page for figures in result.paper.values() for value in figures.values()
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,16 +139,22 @@ def test_every_benchmark_goes_on_and_predicts_the_same_on_eight_devices(model, d
     assert path.read_bytes() == whole
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        spread = dataclasses.replace(model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh)))
+        spread = dataclasses.replace(
+            model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh))
+        )
         run(spread, name, data, tmp_path / "eight", batch_size=8)
-    for mine, theirs in zip(layouts.rows_of(path), layouts.rows_of(tmp_path / "eight" / name / "predictions.jsonl"), strict=True):
+    for mine, theirs in zip(
+        layouts.rows_of(path), layouts.rows_of(tmp_path / "eight" / name / "predictions.jsonl"), strict=True
+    ):
         np.testing.assert_allclose(mine.pop("scores", 0), theirs.pop("scores", 0), rtol=1e-4)
         assert mine == theirs
 
 
 def test_letters_after_the_same_words_are_ranked_in_one_pass(model, data, tmp_path, monkeypatch):
     run(model, "mmlu", data, tmp_path / "once", batch_size=8)
-    monkeypatch.setattr(language_runner, "alternatives", lambda *arguments: None)  # as where a letter is of several tokens
+    monkeypatch.setattr(
+        language_runner, "alternatives", lambda *arguments: None
+    )  # as where a letter is of several tokens
     run(model, "mmlu", data, tmp_path / "each", batch_size=8)
     once, each = (layouts.rows_of(tmp_path / folder / "mmlu" / "predictions.jsonl") for folder in ("once", "each"))
     assert len({json.dumps(row["scores"]) for row in once}) == len(once) == 4
@@ -142,19 +171,35 @@ def test_a_count_is_of_the_questions_scored(model, data, tmp_path):
     for name, expected in {"vqav2": 2, "pope": 3, "mme": 6, "mmbench": 2, "mmlu": 2}.items():
         count = 2 if name == "vqav2" else 1
         result = run(model, name, data, tmp_path, count=count)
-        assert result.score.counts["questions"] == expected == len(layouts.rows_of(tmp_path / name / "predictions.jsonl")), name
+        assert (
+            result.score.counts["questions"] == expected == len(layouts.rows_of(tmp_path / name / "predictions.jsonl"))
+        ), name
         assert result.score.counts["missing"] == 0 and result.export is None
 
 
 def test_examples_come_with_their_answers(model, data, tmp_path):
     layouts.vqav2(tmp_path / "train", 6)
-    result = run(model, "vqav2", data, tmp_path, shots=2, examples="rices", shots_from=str(tmp_path / "train"), images=str(tmp_path / "train"))
+    result = run(
+        model,
+        "vqav2",
+        data,
+        tmp_path,
+        shots=2,
+        examples="rices",
+        shots_from=str(tmp_path / "train"),
+        images=str(tmp_path / "train"),
+    )
     assert "2 examples in context (rices)" in result.how and result.paper["accuracy"]["DreamLLM"] == 58.1
     for shown in result.shown:
         roles = [(type(part).__name__, part.role) for part in shown.prompt.parts]
-        assert roles == [("Image", "user"), ("Text", "user"), ("Text", "assistant")] * 2 + [("Image", "user"), ("Text", "user")]
+        assert roles == [("Image", "user"), ("Text", "user"), ("Text", "assistant")] * 2 + [
+            ("Image", "user"),
+            ("Text", "user"),
+        ]
         assert [part.text for part in shown.prompt.parts if part.role == "assistant"] == ["red", "red"]
-        assert len({part.source for part in shown.prompt.parts if hasattr(part, "source")}) == 3  # never the question's own picture
+        assert (
+            len({part.source for part in shown.prompt.parts if hasattr(part, "source")}) == 3
+        )  # never the question's own picture
 
 
 def test_the_nearest_pictures_are_right_before_the_question():
@@ -162,9 +207,13 @@ def test_the_nearest_pictures_are_right_before_the_question():
     angles = {str(i): i / 10 for i in range(5)}
     features = {name: np.array([np.cos(angle), np.sin(angle)]) for name, angle in angles.items()}
     choose = few_shot.by_pictures(pool, 2, features)
-    assert [example.id for example in choose(pool[0])] == ["2", "1"] and [example.id for example in choose(pool[4])] == ["2", "3"]
+    assert [example.id for example in choose(pool[0])] == ["2", "1"] and [
+        example.id for example in choose(pool[4])
+    ] == ["2", "3"]
     draw = few_shot.at_random(pool, 2, seed=3)
-    assert draw(pool[1]) == few_shot.at_random(pool, 2, seed=3)(pool[1]) and all(pool[1] not in few_shot.at_random(pool, 4, seed)(pool[1]) for seed in range(5))
+    assert draw(pool[1]) == few_shot.at_random(pool, 2, seed=3)(pool[1]) and all(
+        pool[1] not in few_shot.at_random(pool, 4, seed)(pool[1]) for seed in range(5)
+    )
     assert len({tuple(example.id for example in few_shot.at_random(pool, 2, seed)(pool[0])) for seed in range(9)}) > 2
 
 
@@ -177,7 +226,16 @@ def test_equal_features_of_pictures_have_length_one(model, data):
 
 def test_examples_that_do_not_fit_are_left_out_and_said(model, data, tmp_path):
     layouts.vqav2(tmp_path / "train", 30)
-    result = run(model, "vqav2", data, tmp_path, count=1, shots=25, shots_from=str(tmp_path / "train"), images=str(tmp_path / "train"))
+    result = run(
+        model,
+        "vqav2",
+        data,
+        tmp_path,
+        count=1,
+        shots=25,
+        shots_from=str(tmp_path / "train"),
+        images=str(tmp_path / "train"),
+    )
     assert any("examples were left out of prompts" in warning for warning in result.score.warnings)
 
 
@@ -187,7 +245,9 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
     prompt = PROFILES["official"]["vqav2"].prompt(asked, [picture])
     words = [part.text if hasattr(part, "text") else "<picture>" for part in prompt.parts]
     assert words[1:] == [
-        "Based on the image, please answer the question.", "<picture>", "What colour is it, 0?Please provide an accurate answer within one word.",
+        "Based on the image, please answer the question.",
+        "<picture>",
+        "What colour is it, 0?Please provide an accurate answer within one word.",
         "The short answer '(one word)' is:",
     ]
     assert words[0].startswith(" A chat between a curious user")
@@ -199,7 +259,10 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
 def test_official_answers_are_clipped():
     assert PROFILES["official"]["textvqa"].tidy(' "Coca Cola", a brand.') == "coca cola"
     assert PROFILES["official"]["coco"].tidy(" a Cat.") == PROFILES["official"]["nocaps"].tidy("a Cat.") == "A cat."
-    assert PROFILES["clean"]["scienceqa"].tidy("(B) the sky") == "B" and PROFILES["clean"]["gqa"].tidy(" yes.\nMore") == "yes"
+    assert (
+        PROFILES["clean"]["scienceqa"].tidy("(B) the sky") == "B"
+        and PROFILES["clean"]["gqa"].tidy(" yes.\nMore") == "yes"
+    )
 
 
 class Speaker:
@@ -208,7 +271,13 @@ class Speaker:
     template = "plain"
 
     def __init__(self, model, say):
-        self.parts, self.tokenizer, self.options, self.say, self.heard = model.parts, model.tokenizer, model.options, say, []
+        self.parts, self.tokenizer, self.options, self.say, self.heard = (
+            model.parts,
+            model.tokenizer,
+            model.options,
+            say,
+            [],
+        )
 
     def generate_batch(self, prompts, seeds, **options):
         self.heard += [prompt.text for prompt in prompts]
@@ -220,16 +289,28 @@ def test_what_cannot_be_known(model, data, tmp_path):
     vizwiz = run(unsure, "vizwiz", data, tmp_path, profile="official")
     assert vizwiz.score.metrics["accuracy"] == 100 and len(unsure.heard) == 2  # nothing is asked again
     run(unsure, "mmbench", data, tmp_path, profile="official")
-    options = "Hint:nanQuestion:Which is red?Options: (0). rose (0). sky (0). sea Please provide an accurate and detailed answer."
-    assert unsure.heard[-3].endswith(options) and "Hint:It is far.Question:Which is blue?Options: (0). rose" in unsure.heard[-1]
-    assert unsure.heard[2].endswith("questions. Hint:nanQuestion:Which is red?Is the answer can be known?")  # without what the exam's words say
+    options = (
+        "Hint:nanQuestion:Which is red?Options: (0). rose (0). sky (0). sea Please provide an accurate and "
+        "detailed answer."
+    )
+    assert (
+        unsure.heard[-3].endswith(options)
+        and "Hint:It is far.Question:Which is blue?Options: (0). rose" in unsure.heard[-1]
+    )
+    assert unsure.heard[2].endswith(
+        "questions. Hint:nanQuestion:Which is red?Is the answer can be known?"
+    )  # without what the exam's words say
     sure = Speaker(model, lambda text: "Yes." if "can be known" in text else '"A Rose", I think')
     run(sure, "vizwiz", data, tmp_path / "sure", profile="official")
-    assert [row["text"] for row in layouts.rows_of(tmp_path / "sure" / "vizwiz" / "predictions.jsonl")] == ["a rose"] * 2
+    assert [row["text"] for row in layouts.rows_of(tmp_path / "sure" / "vizwiz" / "predictions.jsonl")] == [
+        "a rose"
+    ] * 2
     run(sure, "mmbench", data, tmp_path / "sure", profile="official")
     assert not any("(0)." in text for text in sure.heard)
     knowing = Speaker(model, lambda text: "I know it." if "can be known" in text else "so")
-    assert run(knowing, "vizwiz", data, tmp_path / "knowing", profile="official").score.metrics["accuracy"] == 100  # any "no" counts there
+    assert (
+        run(knowing, "vizwiz", data, tmp_path / "knowing", profile="official").score.metrics["accuracy"] == 100
+    )  # any "no" counts there
     run(knowing, "mmbench", data, tmp_path / "knowing", profile="official")
     assert not any("(0)." in text for text in knowing.heard)  # and here only at the beginning
 
@@ -238,11 +319,20 @@ def test_right_answers_are_right(model, data, tmp_path):
     """The way from files through prompts and predictions to the score loses no answer and mixes none up."""
     right = {"Is it red? Please answer yes or no.": "Yes", "Is it blue? Please answer yes or no.": "No"}
     assert run(Speaker(model, right.get), "mme", data, tmp_path).score.metrics["perception"] == 400
-    pope = run(Speaker(model, lambda text: "Yes, there is." if "dog" in text else "No"), "pope", data, tmp_path).score.metrics
+    pope = run(
+        Speaker(model, lambda text: "Yes, there is." if "dog" in text else "No"), "pope", data, tmp_path
+    ).score.metrics
     assert pope["accuracy"] == pope["random_f1"] == pope["adversarial_f1"] == 100
     letters = {"rose\nB. sky\nC. sea": "A", "A. sky": "C", "Which is blue": "B"}
-    assert run(Speaker(model, lambda text: next(v for k, v in letters.items() if k in text)), "mmbench", data, tmp_path).score.metrics["accuracy"] == 100
-    science = run(Speaker(model, lambda text: "A" if "red" in text else "B. a sky"), "scienceqa", data, tmp_path).score.metrics
+    assert (
+        run(
+            Speaker(model, lambda text: next(v for k, v in letters.items() if k in text)), "mmbench", data, tmp_path
+        ).score.metrics["accuracy"]
+        == 100
+    )
+    science = run(
+        Speaker(model, lambda text: "A" if "red" in text else "B. a sky"), "scienceqa", data, tmp_path
+    ).score.metrics
     assert science["accuracy"] == science["image_accuracy"] == 100
 
 
@@ -260,11 +350,20 @@ def test_missing_pictures_are_counted_before_anything_is_asked(model, data, tmp_
 
 def test_pictures_are_found_by_folder_and_never_guessed(data, tmp_path):
     mme = Pictures(data / "mme")
-    assert {name: str(mme.find(name).source).removeprefix(str(data / "mme")) for q in of_mme(data / "mme") for name in q.pictures} == {
-        "existence/000000006040": "/existence/images/000000006040.png", "code_reasoning/0020": "/code_reasoning/0020.png", "color/0020": "/color/images/0020.png",
+    assert {
+        name: str(mme.find(name).source).removeprefix(str(data / "mme"))
+        for q in of_mme(data / "mme")
+        for name in q.pictures
+    } == {
+        "existence/000000006040": "/existence/images/000000006040.png",
+        "code_reasoning/0020": "/code_reasoning/0020.png",
+        "color/0020": "/color/images/0020.png",
     }
     science = Pictures(data / "scienceqa")
-    assert [str(science.find(q.pictures[0]).source)[-14:] for q in of_scienceqa(data / "scienceqa") if q.pictures] == ["st/4/image.png", "t/12/image.png"]
+    assert [str(science.find(q.pictures[0]).source)[-14:] for q in of_scienceqa(data / "scienceqa") if q.pictures] == [
+        "st/4/image.png",
+        "t/12/image.png",
+    ]
     assert science.find("5/image.png") is None
     layouts.picture(tmp_path / "train2014" / "COCO_train2014_000000000042.jpg", 1)
     layouts.picture(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg", 2)
@@ -274,8 +373,10 @@ def test_pictures_are_found_by_folder_and_never_guessed(data, tmp_path):
 
 def test_what_cannot_be_run_is_said():
     for how, name, words in (
-        (How(profile="official"), "mme", "mme has no profile 'official'"), (How(profile="x"), "coco", "--profile: 'x' is unknown"),
-        (How(), "x", "--task: 'x' is unknown"), (How(shots=2), "piqa", "--shots: piqa has its own"),
+        (How(profile="official"), "mme", "mme has no profile 'official'"),
+        (How(profile="x"), "coco", "--profile: 'x' is unknown"),
+        (How(), "x", "--task: 'x' is unknown"),
+        (How(shots=2), "piqa", "--shots: piqa has its own"),
     ):
         with pytest.raises(ConfigError, match=words):
             benchmarks.check(name, how)

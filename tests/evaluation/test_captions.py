@@ -8,7 +8,9 @@ from evaluation.files import real_data, write_json, write_lines
 from dreamjax.data.sources import SourceError
 from dreamjax.evaluation import captions
 
-java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java: METEOR and the Penn Treebank tokenizer are Java programs")
+java = pytest.mark.skipif(
+    shutil.which("java") is None, reason="needs Java: METEOR and the Penn Treebank tokenizer are Java programs"
+)
 
 
 @java
@@ -16,7 +18,13 @@ def test_the_example_of_nlg_eval():
     data = real_data("captions")
     found = captions.score("captions", data / "nlgeval_hyp.txt", data)
     printed = {name: f"{value / 100:.6f}" for name, value in found.metrics.items()}
-    expected = {"Bleu_1": "0.550000", "Bleu_4": "0.201143", "METEOR": "0.295797", "ROUGE_L": "0.522104", "CIDEr": "1.242192"}
+    expected = {
+        "Bleu_1": "0.550000",
+        "Bleu_4": "0.201143",
+        "METEOR": "0.295797",
+        "ROUGE_L": "0.522104",
+        "CIDEr": "1.242192",
+    }
     assert {name: printed[name] for name in expected} == expected and found.warnings == ()
 
 
@@ -25,8 +33,12 @@ def test_without_java_the_rest_is_named_as_what_it_is(tmp_path, monkeypatch):
     (tmp_path / "a_ref1.txt").write_text("A cat, sitting.\nTwo dogs\n")
     (tmp_path / "hyp.txt").write_text("a cat sitting\nthree dogs\n")
     found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
-    assert set(found.metrics) == {f"{name}_plain" for name in ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L")}
-    assert found.metrics["Bleu_1_plain"] == pytest.approx(80.0) and "no Java here: METEOR is left out" in found.warnings[0]
+    assert set(found.metrics) == {
+        f"{name}_plain" for name in ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L")
+    }
+    assert (
+        found.metrics["Bleu_1_plain"] == pytest.approx(80.0) and "no Java here: METEOR is left out" in found.warnings[0]
+    )
 
 
 def test_plain_tokens():
@@ -47,14 +59,21 @@ KARPATHY = {
         {"cocoid": 7, "split": "train", "sentences": [{"raw": "nothing"}]},
     ]
 }
-COCO = {"annotations": [{"image_id": i, "caption": text} for i, text in ((5, "a cat sits on a mat"), (5, "the cat sits"), (6, "two dogs run on grass"))]}
+COCO = {
+    "annotations": [
+        {"image_id": i, "caption": text}
+        for i, text in ((5, "a cat sits on a mat"), (5, "the cat sits"), (6, "two dogs run on grass"))
+    ]
+}
 
 
 def test_the_benchmarks_files_hold_the_same(tmp_path):
     write_json(tmp_path / "karpathy" / "dataset_coco.json", KARPATHY)
     write_json(tmp_path / "coco" / "captions_val2014.json", COCO)
     write_json(tmp_path / "nocaps" / "nocaps_val_4500_captions.json", COCO)
-    paragraphs = [{"image_id": row["image_id"], "paragraph": row["caption"]} for row in COCO["annotations"][1:]] + [{"image_id": 9, "paragraph": "train"}]
+    paragraphs = [{"image_id": row["image_id"], "paragraph": row["caption"]} for row in COCO["annotations"][1:]] + [
+        {"image_id": 9, "paragraph": "train"}
+    ]
     write_json(tmp_path / "paragraphs" / "paragraphs_v1.json", paragraphs)
     write_json(tmp_path / "paragraphs" / "test_split.json", [5, 6])
     expected = {"5": ["a cat sits on a mat", "the cat sits"], "6": ["two dogs run on grass"]}
@@ -62,7 +81,10 @@ def test_the_benchmarks_files_hold_the_same(tmp_path):
     write_json(tmp_path / "release" / "annotations" / "captions_train2014.json", {"annotations": []})
     for folder, task in (("karpathy", "coco"), ("coco", "coco"), ("release", "coco"), ("nocaps", "nocaps")):
         assert captions.load_references(tmp_path / folder, task) == expected
-    assert captions.load_references(tmp_path / "paragraphs", "image2paragraph") == {"5": ["the cat sits"], "6": ["two dogs run on grass"]}
+    assert captions.load_references(tmp_path / "paragraphs", "image2paragraph") == {
+        "5": ["the cat sits"],
+        "6": ["two dogs run on grass"],
+    }
 
 
 def test_a_picture_without_a_caption_counts(tmp_path, monkeypatch):
@@ -77,18 +99,32 @@ def test_a_picture_without_a_caption_counts(tmp_path, monkeypatch):
         captions.score("coco", write_json(tmp_path / "c.json", both + both[:1]), data)
 
 
-@pytest.mark.parametrize("given", ["", "\nb\nc\n", "a\nb\n\n", "a\nb\n", "\nb\n\n", "\r\nb\r\nc\r\n", "\ufeff\nb\nc", "a\n\nc\n\n\n"])
+@pytest.mark.parametrize(
+    "given", ["", "\nb\nc\n", "a\nb\n\n", "a\nb\n", "\nb\n\n", "\r\nb\r\nc\r\n", "\ufeff\nb\nc", "a\n\nc\n\n\n"]
+)
 def test_an_empty_line_is_an_empty_caption_and_shifts_nothing(tmp_path, monkeypatch, given):
     seen = {}
-    monkeypatch.setattr(captions, "measure", lambda references, texts: seen.update(references=references, texts=texts) or captions.Measured({}, "ptb"))
+    monkeypatch.setattr(
+        captions,
+        "measure",
+        lambda references, texts: seen.update(references=references, texts=texts) or captions.Measured({}, "ptb"),
+    )
     (tmp_path / "ref1.txt").write_text("a\nb\nc\n")
     (tmp_path / "ref2.txt").write_text("\nb2\n\n\n")  # fewer references for some
     (tmp_path / "hyp.txt").write_bytes((given or "a\nb\nc\n").encode())
     found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
     lines = (given.replace("\r", "").replace("\ufeff", "") or "a\nb\nc").split("\n")
-    assert seen["texts"] == dict(zip("123", lines)) and seen["references"] == {"1": ["a", ""], "2": ["b", "b2"], "3": ["c", ""]}
+    assert seen["texts"] == dict(zip("123", lines, strict=True)) and seen["references"] == {
+        "1": ["a", ""],
+        "2": ["b", "b2"],
+        "3": ["c", ""],
+    }
     empty = [number for number, line in enumerate(lines[:3], 1) if not line]
-    assert found.warnings == ((f"{len(empty)} of 3 lines are empty captions, which are scored as they are; the first is line {empty[0]}",) if empty else ())
+    assert found.warnings == (
+        (f"{len(empty)} of 3 lines are empty captions, which are scored as they are; the first is line {empty[0]}",)
+        if empty
+        else ()
+    )
 
 
 def test_wrong_data(tmp_path):

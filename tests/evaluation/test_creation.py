@@ -1,4 +1,7 @@
-"""Pictures drawn for captions: matched by id, ranked, gone on with, measured; and Stable Diffusion beside it, against diffusers."""
+"""Pictures drawn for captions.
+
+Matched by id, ranked, gone on with, measured; and Stable Diffusion beside it, against diffusers.
+"""
 
 import dataclasses
 import json
@@ -8,8 +11,8 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from evaluation import layouts
 from etils import epath
+from evaluation import layouts
 from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
@@ -46,9 +49,13 @@ def clip_vocabulary(folder):
 @pytest.fixture(scope="module")
 def model(shapes_tokenizer, tmp_path_factory) -> DreamLLM:
     """A random model with every part, CLIP's text tower and Stable Diffusion's own text encoder too."""
-    text = ClipTextConfig(vocab_size=54, positions=16, width=16, layers=1, heads=2, ffn_width=16, activation="gelu", end_token=53)
+    text = ClipTextConfig(
+        vocab_size=54, positions=16, width=16, layers=1, heads=2, ffn_width=16, activation="gelu", end_token=53
+    )
     config = dataclasses.replace(
-        LATENT, llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128), text_encoder=text,
+        LATENT,
+        llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128),
+        text_encoder=text,
         clip_text=dataclasses.replace(text, projection_width=8, vision_width=LATENT.clip.width),
     )
     folder = clip_vocabulary(tmp_path_factory.mktemp("clip"))
@@ -67,7 +74,10 @@ def data(tmp_path_factory):
 def quick(monkeypatch):
     """The profiles as they are, but for the number of candidates and of steps."""
     for name, table in MANNERS.items():
-        fast = {task: dataclasses.replace(m, candidates=min(m.candidates, 2), drawing={**m.drawing, "num_steps": 2}) for task, m in table.items()}
+        fast = {
+            task: dataclasses.replace(m, candidates=min(m.candidates, 2), drawing={**m.drawing, "num_steps": 2})
+            for task, m in table.items()
+        }
         monkeypatch.setitem(MANNERS, name, fast)
 
 
@@ -91,23 +101,39 @@ def test_captions_of_coco_in_an_order_of_the_seed(data):
     by_id = {wish.id: wish for wish in wishes}
     assert by_id["772"].texts == ("one cat sits", "a red cat") and by_id["772"].prompt.text == "one cat sits"
     assert str(by_id["773"].real.source).endswith("val2014/COCO_val2014_000000000043.jpg")
-    ids = [[wish.id for wish in creation.load_coco(data / "coco_fid", count=3, seed=seed).wishes] for seed in (0, 0, 1, 2, 3)]
+    ids = [
+        [wish.id for wish in creation.load_coco(data / "coco_fid", count=3, seed=seed).wishes]
+        for seed in (0, 0, 1, 2, 3)
+    ]
     assert ids[0] == ids[1] == [wish.id for wish in wishes][:3] and len(set(map(tuple, ids))) > 1
 
 
 def test_narratives_and_documents(data, tmp_path):
     narratives = creation.load_lncoco(data / "lncoco_fid", count=2).wishes
-    assert [wish.id for wish in narratives] == ["42-93", "43-93"] and narratives[1].texts == ("In this picture I see 1 cats.",)
+    assert [wish.id for wish in narratives] == ["42-93", "43-93"] and narratives[1].texts == (
+        "In this picture I see 1 cats.",
+    )
     found = creation.load_instructmmc4(data / "instructmmc4_fid")
-    assert [wish.id for wish in found.wishes] == ["0-2", "0-4", "2-1"] and "1 of 3 documents cannot be used" in found.warnings[0]
+    assert [wish.id for wish in found.wishes] == [
+        "0-2",
+        "0-4",
+        "2-1",
+    ] and "1 of 3 documents cannot be used" in found.warnings[0]
     second = found.wishes[1]
-    assert [(type(part).__name__, part.role) for part in second.prompt.parts] == [("Text", "user"), ("Text", "assistant"), ("Image", "assistant"), ("Text", "assistant")]
+    assert [(type(part).__name__, part.role) for part in second.prompt.parts] == [
+        ("Text", "user"),
+        ("Text", "assistant"),
+        ("Image", "assistant"),
+        ("Text", "assistant"),
+    ]
     assert second.texts == ("It runs.",) and not second.prompt.parts[2].dreamed
     layouts.coco_fid(tmp_path / "coco_fid")
     (tmp_path / "coco_fid" / "val2014" / "COCO_val2014_000000000043.jpg").unlink()
     with pytest.raises(SourceError, match="1 of 2 pictures are missing, the first is COCO_val2014_000000000043.jpg"):
         creation.load_coco(tmp_path / "coco_fid")
-    twice = layouts.write_lines(tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": 1, "caption": "a"}] * 2)
+    twice = layouts.write_lines(
+        tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": 1, "caption": "a"}] * 2
+    )
     with pytest.raises(SourceError, match="the id 42-1 stands there twice"):
         creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
     for by in ("/../../x", "a/b", "x" * 300, "\x00", "\ud800"):  # the id names the file of what is drawn
@@ -118,7 +144,10 @@ def test_narratives_and_documents(data, tmp_path):
 
 def test_prompts_lose_what_is_farthest_from_the_picture():
     wish = Wish("x", Document((Text("wish"), Text("a"), Text("b"), Text("c"))), ("c",), None)
-    cut = lambda most: creation.shortened(wish, lambda prompt: len(prompt.parts) <= most)
+
+    def cut(most):
+        return creation.shortened(wish, lambda prompt: len(prompt.parts) <= most)
+
     assert [part.text for part in cut(3)[0].prompt.parts] == ["wish", "b", "c"] and cut(3)[1] and not cut(4)[1]
     with pytest.raises(ConfigError, match="x: its prompt is longer than the model's context"):
         cut(0)
@@ -130,25 +159,31 @@ def test_prompts_lose_what_is_farthest_from_the_picture():
 
 def painter(wishes, seeds):
     """A picture whose colour says for whom and with which seed it was drawn."""
-    return [PIL.Image.new("RGB", (8, 8), (int(wish.id), seed % 256, 7)) for wish, seed in zip(wishes, seeds)]
+    return [
+        PIL.Image.new("RGB", (8, 8), (int(wish.id), seed % 256, 7)) for wish, seed in zip(wishes, seeds, strict=True)
+    ]
 
 
 class Judge:
     """Towers that like green, and of one text red."""
 
     def scorer(self):
-        value = lambda picture, text: picture.getpixel((0, 0))[1] * (-1 if text == "dark" else 1)
+        def value(picture, text):
+            return picture.getpixel((0, 0))[1] * (-1 if text == "dark" else 1)
+
         return lambda pictures, texts: np.array([value(*pair) for pair in zip(pictures, texts, strict=True)])
 
 
 @pytest.mark.parametrize("all_texts", [False, True])
 def test_every_captions_pictures_are_drawn_ranked_and_saved_under_its_id(tmp_path, all_texts):
-    wishes = [Wish(str(i), Document.of(str(i)), ("dark", "light") if i % 2 else ("light", "dark"), None) for i in range(7)]
+    wishes = [
+        Wish(str(i), Document.of(str(i)), ("dark", "light") if i % 2 else ("light", "dark"), None) for i in range(7)
+    ]
     manner = Manner(8, 42, all_texts)
     folder = creation_runner.draw(painter, wishes, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
     rows = layouts.rows_of(tmp_path / "predictions.jsonl")
     assert [row["question_id"] for row in rows] == [wish.id for wish in wishes]
-    for wish, row in zip(wishes, rows):
+    for wish, row in zip(wishes, rows, strict=True):
         greens = {seed: creation_runner.seed_of(wish, seed) % 256 for seed in range(42, 50)}
         best = (min if wish.texts[0] == "dark" and not all_texts else max)(greens, key=greens.get)
         red, green, _ = PIL.Image.open(folder / f"{wish.id}.png").getpixel((9, 9))
@@ -161,8 +196,12 @@ def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, d
     whole = run(model, name, data, tmp_path / "whole")
     rows = layouts.rows_of(tmp_path / "whole" / name / "predictions.jsonl")
     expected = {"coco_fid": 4, "lncoco_fid": 3, "instructmmc4_fid": 3}[name]
-    assert len(rows) == expected == whole.score.counts["pictures"] and whole.score.counts["real_pictures"] == {"coco_fid": 2}.get(name, 3)
-    assert set(whole.score.metrics) >= {"frechet", "kid_x1000", "clip_score"} and all(map(np.isfinite, whole.score.metrics.values()))
+    assert len(rows) == expected == whole.score.counts["pictures"] and whole.score.counts["real_pictures"] == {
+        "coco_fid": 2
+    }.get(name, 3)
+    assert set(whole.score.metrics) >= {"frechet", "kid_x1000", "clip_score"} and all(
+        map(np.isfinite, whole.score.metrics.values())
+    )
     assert -100 <= whole.score.metrics["clip_score"] <= 100
     page = report.render("t", [whole])
     assert page.count("<article>") == expected and ("12.43" in page) == (name == "coco_fid")
@@ -177,7 +216,9 @@ def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, d
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        spread = dataclasses.replace(model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh)))
+        spread = dataclasses.replace(
+            model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh))
+        )
         run(spread, name, data, tmp_path / "eight")
     eight = drawn_pixels(tmp_path / "eight" / name / "pictures")
     assert eight.keys() == pixels.keys() and all(np.abs(eight[key] - pixels[key]).max() <= 1 for key in pixels)
@@ -196,12 +237,18 @@ def test_without_a_text_tower_one_picture_is_drawn_and_that_is_said(model, data,
     alone = dataclasses.replace(model, clip_tokenizer=None)
     result = run(alone, "coco_fid", data, tmp_path, profile="official", count=3)
     assert any("no CLIP text tower is there to rank 2 candidates" in warning for warning in result.score.warnings)
-    assert "clip_score" not in result.score.metrics and layouts.rows_of(tmp_path / "coco_fid" / "predictions.jsonl")[0]["seed"] == 42
+    assert (
+        "clip_score" not in result.score.metrics
+        and layouts.rows_of(tmp_path / "coco_fid" / "predictions.jsonl")[0]["seed"] == 42
+    )
 
 
 def test_the_official_manner():
     assert MANNERS["official"]["coco_fid"].seed == 42 and MANNERS["official"]["coco_fid"].all_texts
-    assert {key: MANNERS["official"]["coco_fid"].drawing[key] for key in ("sampler", "guidance_scale")} == {"sampler": "ddpm", "guidance_scale": 2.0}
+    assert {key: MANNERS["official"]["coco_fid"].drawing[key] for key in ("sampler", "guidance_scale")} == {
+        "sampler": "ddpm",
+        "guidance_scale": 2.0,
+    }
     with pytest.raises(ConfigError, match="instructmmc4_fid has no profile 'official'"):
         creation.manner_of("official", "instructmmc4_fid")
 
@@ -217,7 +264,9 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
 
     home = epath.Path(tmp_path / "home")
     flat = model_folder_leaves(model)
-    model_folder.save_leaves(home / "params", {path: leaf.nbytes for path, leaf in flat.items()}, lambda path: jax.numpy.asarray(flat[path]))
+    model_folder.save_leaves(
+        home / "params", {path: leaf.nbytes for path, leaf in flat.items()}, lambda path: jax.numpy.asarray(flat[path])
+    )
     shapes_tokenizer.save(home / "tokenizer")
     for name in ("text_encoder", "clip_text"):
         clip_vocabulary(tmp_path / "home" / "tokenizer" / name)
@@ -230,22 +279,36 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     texts, seeds = ["a cat", "the sea", "", "low"], [5, 6, 7, 8]
     made = ours.draw(texts, seeds, options)
     noise = image.first_noise(pictures.picture_keys(seeds), image.latent_shape(ours.parts.config, options))
-    schedule = diffusers.DDIMScheduler.from_pretrained(sd / "scheduler", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False)
+    schedule = diffusers.DDIMScheduler.from_pretrained(
+        sd / "scheduler", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
+    )
     tokenizer = transformers.CLIPTokenizer.from_pretrained(sd / "tokenizer", model_max_length=16)
     theirs = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(sd / "vae"), text_encoder=transformers.CLIPTextModel.from_pretrained(sd / "text_encoder"),
-        tokenizer=tokenizer, unet=diffusers.UNet2DConditionModel.from_pretrained(sd / "unet"), scheduler=schedule,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=diffusers.AutoencoderKL.from_pretrained(sd / "vae"),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(sd / "text_encoder"),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(sd / "unet"),
+        scheduler=schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     theirs.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(np.array(noise).transpose(0, 3, 1, 2))
-    expected = theirs(texts, num_inference_steps=3, guidance_scale=2.5, latents=latents, output_type="np", height=8, width=8).images
+    expected = theirs(
+        texts, num_inference_steps=3, guidance_scale=2.5, latents=latents, output_type="np", height=8, width=8
+    ).images
     for mine, right in zip(made, expected, strict=True):
         assert np.abs(np.asarray(mine) - 255 * right).max() <= 1
 
     measures = Measures(features="clip", baseline=str(sd), clip=str(tmp_path / "out" / "clip"))
-    result = run(dataclasses.replace(model, clip_tokenizer=None), "coco_fid", data, tmp_path / "run", measures=measures, count=3)
-    assert result.measured["Stable Diffusion, measured"].keys() == result.score.metrics.keys() and "clip_score" in result.score.metrics
+    result = run(
+        dataclasses.replace(model, clip_tokenizer=None), "coco_fid", data, tmp_path / "run", measures=measures, count=3
+    )
+    assert (
+        result.measured["Stable Diffusion, measured"].keys() == result.score.metrics.keys()
+        and "clip_score" in result.score.metrics
+    )
     assert layouts.rows_of(tmp_path / "run" / "coco_fid" / "baseline" / "predictions.jsonl")[0]["scores"]
     assert "Stable Diffusion, measured" in report.in_words(result)
     with pytest.raises(ConfigError, match="--baseline: .* needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/"):
@@ -267,21 +330,32 @@ def mean_colour(opened):
 
 
 def test_features_are_anything_that_makes_an_array(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "mine", types.SimpleNamespace(colours=mean_colour, wrong=lambda opened: np.zeros(3)))
+    monkeypatch.setitem(
+        __import__("sys").modules, "mine", types.SimpleNamespace(colours=mean_colour, wrong=lambda opened: np.zeros(3))
+    )
     extractor = features.extractor("mine:colours", "")
     rng = np.random.default_rng(0)
     for side, shade in (("real", 0), ("drawn", 100)):
         (tmp_path / side).mkdir()
         for i in range(40):
-            PIL.Image.fromarray(np.full((4, 4, 3), rng.integers(0, 100, 3) + shade, np.uint8)).save(tmp_path / side / f"{i}.png")
+            PIL.Image.fromarray(np.full((4, 4, 3), rng.integers(0, 100, 3) + shade, np.uint8)).save(
+                tmp_path / side / f"{i}.png"
+            )
     drawn = features.reference(tmp_path / "drawn", extractor)
     real = features.reference(tmp_path / "real", extractor)
     metrics, warnings = features.compare(real, drawn, extractor.name)
-    assert 3 * 90**2 < metrics["frechet"] < 3 * 110**2 and metrics["precision"] == metrics["recall"] == 0 and "not those of published" in warnings[0]
+    assert (
+        3 * 90**2 < metrics["frechet"] < 3 * 110**2
+        and metrics["precision"] == metrics["recall"] == 0
+        and "not those of published" in warnings[0]
+    )
     np.savez(tmp_path / "stats.npz", mu=real.mean(0), sigma=np.cov(real.T))
     known, _ = features.compare(features.reference(tmp_path / "stats.npz", extractor), drawn, "inception")
     assert known == {"fid": pytest.approx(metrics["frechet"], rel=1e-9)}
-    for content, words in ({"mu": np.zeros(3)}, "is no npz with mu and sigma"), ({"mu": np.zeros(3), "sigma": np.zeros(3)}, r"sigma \[3\], must be"):
+    for content, words in (
+        ({"mu": np.zeros(3)}, "is no npz with mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.zeros(3)}, r"sigma \[3\], must be"),
+    ):
         np.savez(tmp_path / "wrong.npz", **content)
         with pytest.raises(SourceError, match=words):
             features.load_statistics(tmp_path / "wrong.npz")
@@ -299,8 +373,10 @@ def test_features_are_anything_that_makes_an_array(tmp_path, monkeypatch):
     "measures, words",
     [
         (Measures(), "--inception: is missing: FID is measured in the features of pytorch-fid's Inception network"),
-        (Measures(inception="nowhere.pth"), "--inception: nowhere.pth: no such file"), (Measures(features="x"), "'x' is none of inception, clip"),
-        (Measures(features="json:nothing"), "--features: json:nothing: "), (Measures(features="clip", reference="nowhere"), "--reference: nowhere: no such file"),
+        (Measures(inception="nowhere.pth"), "--inception: nowhere.pth: no such file"),
+        (Measures(features="x"), "'x' is none of inception, clip"),
+        (Measures(features="json:nothing"), "--features: json:nothing: "),
+        (Measures(features="clip", reference="nowhere"), "--reference: nowhere: no such file"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(measures, words):

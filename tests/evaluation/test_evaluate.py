@@ -1,4 +1,7 @@
-"""The command with a model, in this process: several benchmarks at once, gone on with, and what is wrong in one line."""
+"""The command with a model, in this process.
+
+Several benchmarks at once, gone on with, and what is wrong in one line.
+"""
 
 import dataclasses
 import json
@@ -20,7 +23,12 @@ FLAGS = ("model", "task", "data", "out", "count", "profile", "shots", "examples"
 @pytest.fixture()
 def command(capsys, monkeypatch, shapes_tokenizer, tmp_path):
     """Runs `python -m dreamjax.evaluate` on a random model: (status, stdout, stderr)."""
-    config = dataclasses.replace(LATENT, llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128), unet=None, vae=None)
+    config = dataclasses.replace(
+        LATENT,
+        llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128),
+        unet=None,
+        vae=None,
+    )
     model = DreamLLM(dreamllm.build(config), parameters(config), shapes_tokenizer)
     monkeypatch.setattr(DreamLLM, "load", lambda *arguments: model)
 
@@ -40,13 +48,26 @@ def command(capsys, monkeypatch, shapes_tokenizer, tmp_path):
 def test_benchmarks_go_on_where_they_stopped(command, tmp_path):
     layouts.pope(tmp_path / "data" / "pope")
     layouts.boolq(tmp_path / "data" / "boolq")
-    arguments = ("--task=pope,boolq", f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", "--batch_size=8", "--mesh=8,1,1")
+    arguments = (
+        "--task=pope,boolq",
+        f"--data={tmp_path / 'data'}",
+        f"--out={tmp_path / 'out'}",
+        "--batch_size=8",
+        "--mesh=8,1,1",
+    )
     status, out, err = command(*arguments)
     found = json.loads(out.splitlines()[-1])["tasks"]
-    assert status == 0 and found["pope"]["counts"]["questions"] == 6 and found["boolq"]["metrics"]["accuracy"] in (0, 100)
+    assert (
+        status == 0 and found["pope"]["counts"]["questions"] == 6 and found["boolq"]["metrics"]["accuracy"] in (0, 100)
+    )
     assert found["pope"]["paper"]["random_f1"] == {"DreamLLM": 86.91} and "86.91" in out
     page = pathlib.Path(found["pope"]["html"]).read_text()
-    assert page.count("<article>") == 7 and "86.91" in page and "Is there a dog in the image?" in page and "reference: yes" in page
+    assert (
+        page.count("<article>") == 7
+        and "86.91" in page
+        and "Is there a dog in the image?" in page
+        and "reference: yes" in page
+    )
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
     predictions = pathlib.Path(found["pope"]["predictions"])
     whole = predictions.read_bytes()

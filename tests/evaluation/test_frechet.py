@@ -17,7 +17,7 @@ def test_diagonal_gaussians():
     means, variances = rng.normal(size=(2, 64)), rng.uniform(0, 9, (2, 64))
     variances[0, :20] = 0
     expected = np.square(means[0] - means[1]).sum() + np.square(np.sqrt(variances[0]) - np.sqrt(variances[1])).sum()
-    a, b = (Statistics(mean, np.diag(variance)) for mean, variance in zip(means, variances))
+    a, b = (Statistics(mean, np.diag(variance)) for mean, variance in zip(means, variances, strict=True))
     assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
     rotation = np.linalg.qr(rng.normal(size=(64, 64)))[0]
     turned = [Statistics(rotation @ s.mean, rotation @ s.covariance @ rotation.T) for s in (a, b)]
@@ -25,12 +25,16 @@ def test_diagonal_gaussians():
 
 
 def test_fewer_pictures_than_dimensions():
-    """Of n pictures tr (C_a C_b)^(1/2) is the nuclear norm of the n by n products of their centred features, by n - 1."""
+    """Of n pictures tr (C_a C_b)^(1/2) is the nuclear norm of the n by n products of their centred features, by n -
+    1.
+    """
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 10, 200)) + rng.normal(size=200)
     first, second = (features - features.mean(0) for features in (a, b))
     root = np.linalg.svd(first @ second.T, compute_uv=False).sum() / 9
-    expected = np.square(a.mean(0) - b.mean(0)).sum() + (np.square(first).sum() + np.square(second).sum()) / 9 - 2 * root
+    expected = (
+        np.square(a.mean(0) - b.mean(0)).sum() + (np.square(first).sum() + np.square(second).sum()) / 9 - 2 * root
+    )
     assert frechet.frechet_distance(frechet.statistics(a), frechet.statistics(b)) == pytest.approx(expected, rel=1e-9)
     assert frechet.frechet_distance(frechet.statistics(a), frechet.statistics(a)) == pytest.approx(0, abs=1e-9)
 
@@ -50,12 +54,18 @@ def test_statistics_are_those_of_numpy_and_wrong_features_are_refused():
 def test_kernel_distance():
     rng = np.random.default_rng(3)
     x, y, far = rng.normal(size=(40, 4)), rng.normal(size=(30, 4)), rng.normal(size=(30, 4)) + 1
+
     # One subset of all features, by the definition.
-    k = lambda a, b: (np.dot(a, b) / 4 + 1) ** 3
+    def k(a, b):
+        return (np.dot(a, b) / 4 + 1) ** 3
+
     n = 30
     chosen = np.random.default_rng(0)
     first, second = x[chosen.choice(40, n, replace=False)], far[chosen.choice(30, n, replace=False)]
-    within = lambda s: sum(k(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+    def within(s):
+        return sum(k(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
     expected = within(first) + within(second) - 2 * np.mean([[k(a, b) for b in second] for a in first])
     assert frechet.kernel_distance(x, far, subsets=1, size=n)[0] == pytest.approx(expected, rel=1e-9)
     same, spread = frechet.kernel_distance(x, y, subsets=50, size=20)

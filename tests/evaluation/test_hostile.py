@@ -12,11 +12,38 @@ from dreamjax.evaluation import captions, language
 from dreamjax.evaluation.files import write_table
 from dreamjax.evaluation.tasks import TASKS
 
-TEXTS = st.sampled_from(["A", "yes", "0", "red", "=1+1", "\x00", "\ud800", "", "_x0001_", "a\nb\tc\r", "9" * 5000, "x" * 40_000])
-ODD = st.sampled_from([None, True, 0, -1, 1e400, float("nan"), 10**30, 10**400, 0.5, [], {}, ["A"], {"a": "A"}, "9" * 5000, "\ud800", "../../x.png", "http://127.0.0.1/x"])
+TEXTS = st.sampled_from(
+    ["A", "yes", "0", "red", "=1+1", "\x00", "\ud800", "", "_x0001_", "a\nb\tc\r", "9" * 5000, "x" * 40_000]
+)
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        -1,
+        1e400,
+        float("nan"),
+        10**30,
+        10**400,
+        0.5,
+        [],
+        {},
+        ["A"],
+        {"a": "A"},
+        "9" * 5000,
+        "\ud800",
+        "../../x.png",
+        "http://127.0.0.1/x",
+    ]
+)
 FIELDS = ("question_id", "prompt", "category", "text", "image", "score")
 CHANGES = st.dictionaries(st.sampled_from(FIELDS), ODD | TEXTS, max_size=2)
-OTHER = st.binary(max_size=40) | st.sampled_from(["[" * 100_000, '{"a":' * 100_000, '{"1": "a", "1": "b"}', "9" * 5000]) | ODD | st.dictionaries(TEXTS, ODD, max_size=2)
+OTHER = (
+    st.binary(max_size=40)
+    | st.sampled_from(["[" * 100_000, '{"a":' * 100_000, '{"1": "a", "1": "b"}', "9" * 5000])
+    | ODD
+    | st.dictionaries(TEXTS, ODD, max_size=2)
+)
 
 
 def written(path, content):
@@ -24,7 +51,15 @@ def written(path, content):
     if isinstance(content, bytes | str):
         path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     elif path.suffix in (".xlsx", ".tsv") and isinstance(content, list):
-        write_table(path, FIELDS, [[row.get(name) if isinstance(row.get(name), str | bool) else "" for name in FIELDS] for row in content if isinstance(row, dict)])
+        write_table(
+            path,
+            FIELDS,
+            [
+                [row.get(name) if isinstance(row.get(name), str | bool) else "" for name in FIELDS]
+                for row in content
+                if isinstance(row, dict)
+            ],
+        )
     elif path.suffix == ".jsonl" and isinstance(content, list):
         path.write_text("".join(json.dumps(row) + "\r\n" for row in content), encoding="utf-8-sig")
     else:
@@ -50,7 +85,16 @@ def valid(name, data):
     if name in language.LOADERS:
         return [{"question_id": ranking.id, "prompt": "?", "text": "0"} for ranking in language.load(name, data)]
     asked = TASKS["coco" if name == "captions" else name].questions(data)
-    return [{"question_id": question.id, "prompt": question.text, "category": question.category, "text": "yes", "score": 0.5} for question in asked]
+    return [
+        {
+            "question_id": question.id,
+            "prompt": question.text,
+            "category": question.category,
+            "text": "yes",
+            "score": 0.5,
+        }
+        for question in asked
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -20,7 +20,12 @@ pytest.importorskip("lm_eval", reason="needs lm-eval")
 def harness(shapes_tokenizer):
     from dreamjax.evaluation.lm_harness import DreamJAX
 
-    config = dataclasses.replace(LATENT, llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=48), unet=None, vae=None)
+    config = dataclasses.replace(
+        LATENT,
+        llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=48),
+        unet=None,
+        vae=None,
+    )
     return DreamJAX(DreamLLM(dreamllm.build(config), parameters(config), shapes_tokenizer), batch_size=4)
 
 
@@ -46,7 +51,13 @@ def log_probabilities(harness, tokens: list[int]) -> np.ndarray:
 
 
 def test_continuations(harness):
-    pairs = [("Once a red circle", " jumps up."), ("A", " blue square"), ("", "The end."), ("Once a red circle", " sleeps"), ("What is it?", " red")]
+    pairs = [
+        ("Once a red circle", " jumps up."),
+        ("A", " blue square"),
+        ("", "The end."),
+        ("Once a red circle", " sleeps"),
+        ("What is it?", " red"),
+    ]
     found = harness.loglikelihood([Request(*pair) for pair in pairs], disable_tqdm=True)
     for (context, continuation), (total, _) in zip(pairs, found, strict=True):
         before = len(harness.tok_encode(context)) if context else 1
@@ -56,7 +67,12 @@ def test_continuations(harness):
 
 
 def test_a_choice_after_a_space_is_scored_with_it_here_and_by_the_model(harness):
-    pairs = [("Once a red ", "circle jumps"), ("Once a red", " circle jumps"), ("Once a red\n", "circle"), ("Once a ", "zebra")]
+    pairs = [
+        ("Once a red ", "circle jumps"),
+        ("Once a red", " circle jumps"),
+        ("Once a red\n", "circle"),
+        ("Once a ", "zebra"),
+    ]
     found = [total for total, _ in harness.loglikelihood([Request(*pair) for pair in pairs], disable_tqdm=True)]
     own = [float(shares.sum(dtype=np.float64)) for shares in harness.model.log_probabilities(pairs, batch_size=4)]
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found == pytest.approx(own, abs=1e-3)
@@ -74,7 +90,12 @@ def test_what_greedy_decoding_writes_is_greedy(harness):
     likely = [int(log_probabilities(harness, context)[-1].argmax())]
     likely.append(int(log_probabilities(harness, context + likely)[-1].argmax()))
     other = [likely[0], (likely[1] + 1) % 500]
-    greedy = [flag for _, flag in harness._loglikelihood_tokens([(None, context, likely), (None, context, other), (None, context, other[1:])], disable_tqdm=True)]
+    greedy = [
+        flag
+        for _, flag in harness._loglikelihood_tokens(
+            [(None, context, likely), (None, context, other), (None, context, other[1:])], disable_tqdm=True
+        )
+    ]
     assert greedy == [True, False, False]
 
 
@@ -99,7 +120,11 @@ def test_writing_until(harness):
     whole = harness.generate_until([Request("Once a red", {"until": [], "max_gen_toks": 8})], disable_tqdm=True)[0]
     stop = whole[3:5]
     found = harness.generate_until(
-        [Request("Once a red", {"until": [stop], "max_gen_toks": 8}), Request("word " * 90, {"until": "\n", "max_gen_toks": 4})], disable_tqdm=True
+        [
+            Request("Once a red", {"until": [stop], "max_gen_toks": 8}),
+            Request("word " * 90, {"until": "\n", "max_gen_toks": 4}),
+        ],
+        disable_tqdm=True,
     )
     assert found[0] == whole[: whole.index(stop)] and len(whole) > 5
     assert harness.model.generate("Once a red", max_tokens=8, max_images=0).text == whole

@@ -9,8 +9,10 @@ from dreamjax.evaluation import mme
 YES_OR_NO = "Please answer yes or no."
 GT = {
     "existence": [
-        ("a.png", "Is there a cat?", "Yes"), ("a.png", "Is there a dog?", "No"),
-        ("b.c.png", "Is there a man?", "Yes"), ("b.c.png", "Is there a man? Really?", "No"),
+        ("a.png", "Is there a cat?", "Yes"),
+        ("a.png", "Is there a dog?", "No"),
+        ("b.c.png", "Is there a man?", "Yes"),
+        ("b.c.png", "Is there a man? Really?", "No"),
     ],
     "OCR": [("a.png", "Is the word A?", "Yes"), ("a.png", "Is the word B?", "No")],
     "code_reasoning": [("x.png", "Is it code?", "Yes"), ("x.png", "Is  it art?", "No")],
@@ -22,7 +24,9 @@ def data(tmp_path):
     folder = tmp_path / "data" / "gt"
     folder.mkdir(parents=True)
     for category, rows in GT.items():
-        (folder / f"{category}.txt").write_text("".join(f"{picture}\t{question} {YES_OR_NO}\t{answer}\n" for picture, question, answer in rows))
+        (folder / f"{category}.txt").write_text(
+            "".join(f"{picture}\t{question} {YES_OR_NO}\t{answer}\n" for picture, question, answer in rows)
+        )
     return folder.parent
 
 
@@ -30,7 +34,11 @@ def llava(texts, folder=""):
     """Rows as LLaVA's answer file has them, for all questions in order."""
     rows = [(category, *row) for category, rows in GT.items() for row in rows]
     return [
-        {"question_id": f"{category}/{folder}{picture}", "prompt": f"{question}\nAnswer the question using a single word or phrase.", "text": text}
+        {
+            "question_id": f"{category}/{folder}{picture}",
+            "prompt": f"{question}\nAnswer the question using a single word or phrase.",
+            "text": text,
+        }
         for (category, picture, question, _), text in zip(rows, texts, strict=True)
     ]
 
@@ -38,8 +46,16 @@ def llava(texts, folder=""):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("Yes", "yes"), ("no", "no"), ("NO.", "no"), ("Yes, no", "yes"), ("It is", "other"), ("  yes", "other"), (" Yes", "yes"), ("not", "no"),
-        ("", "other"), ("I know", "other"),
+        ("Yes", "yes"),
+        ("no", "no"),
+        ("NO.", "no"),
+        ("Yes, no", "yes"),
+        ("It is", "other"),
+        ("  yes", "other"),
+        (" Yes", "yes"),
+        ("not", "no"),
+        ("", "other"),
+        ("I know", "other"),
     ],
 )
 def test_what_is_said(text, said):
@@ -50,9 +66,24 @@ def test_scores_by_hand(data, tmp_path):
     # existence: 3 of 4 right, 1 of 2 pictures; OCR: 1 of 2, none; code_reasoning: both.
     rows = llava(["Yes", "No", "yes", "Yes", "yes", "maybe", "Yes", "No"], "images/")
     found = mme.score(write_lines(tmp_path / "a.jsonl", rows), data)
-    expected = {"existence": 125.0, "OCR": 50.0, "code_reasoning": 200.0, "perception": 175.0, "cognition": 200.0, "total": 375.0, "accuracy": 75.0}
+    expected = {
+        "existence": 125.0,
+        "OCR": 50.0,
+        "code_reasoning": 200.0,
+        "perception": 175.0,
+        "cognition": 200.0,
+        "total": 375.0,
+        "accuracy": 75.0,
+    }
     assert found.metrics == expected
-    assert found.counts == {"questions": 8, "predictions": 8, "missing": 0, "unmatched": 0, "neither_yes_nor_no": 1, "categories": 3}
+    assert found.counts == {
+        "questions": 8,
+        "predictions": 8,
+        "missing": 0,
+        "unmatched": 0,
+        "neither_yes_nor_no": 1,
+        "categories": 3,
+    }
     assert len(found.warnings) == 1 and "lack 11 of 14 categories" in found.warnings[0]
     backwards = mme.score(write_lines(tmp_path / "b.jsonl", rows[::-1]), data)
     assert backwards.metrics == found.metrics  # pairs are of pictures, not of lines
@@ -79,7 +110,9 @@ def test_the_benchmarks_own_folders(data, tmp_path):
     results.mkdir()
     texts = iter(["Yes", "No", "yes", "Yes", "yes", "maybe", "Yes", "No"])
     for category, rows in GT.items():
-        (results / f"{category}.txt").write_text("".join(f"{mme.stem(p)}.txt\t{q} {YES_OR_NO}\t{a}\t{next(texts)}\n" for p, q, a in rows))
+        (results / f"{category}.txt").write_text(
+            "".join(f"{mme.stem(p)}.txt\t{q} {YES_OR_NO}\t{a}\t{next(texts)}\n" for p, q, a in rows)
+        )
     for where in (release, data):
         assert mme.score(results, where).metrics["total"] == 375.0
 
@@ -88,7 +121,9 @@ def test_wrong_data(data, tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", llava(["Yes"] * 8))
     file = data / "gt" / "OCR.txt"
     for content, named in (
-        ("a.png\tQ? \tYes\n", "OCR, a: has 1 questions"), ("a.png\tQ?\n", "line 1 has 2 fields"), ("a.png\tQ?\tYes\na.png\tR?\tperhaps\n", "neither Yes nor No"),
+        ("a.png\tQ? \tYes\n", "OCR, a: has 1 questions"),
+        ("a.png\tQ?\n", "line 1 has 2 fields"),
+        ("a.png\tQ?\tYes\na.png\tR?\tperhaps\n", "neither Yes nor No"),
     ):
         file.write_text(content)
         with pytest.raises(SourceError, match=named):

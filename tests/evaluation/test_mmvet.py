@@ -14,19 +14,41 @@ NEEDS = {"v1_0": ["ocr", "math"], "v1_1": ["rec"], "v1_2": ["math", "ocr"], "v1_
 
 @pytest.fixture()
 def data(tmp_path):
-    write_json(tmp_path / "mm-vet" / "mm-vet.json", {key: {"question": "Q?", "answer": "x", "imagename": "a.png", "capability": need} for key, need in NEEDS.items()})
+    write_json(
+        tmp_path / "mm-vet" / "mm-vet.json",
+        {
+            key: {"question": "Q?", "answer": "x", "imagename": "a.png", "capability": need}
+            for key, need in NEEDS.items()
+        },
+    )
     return tmp_path / "mm-vet"
 
 
 def graded(path, grades):
-    return write_json(path, {key: {"model": ["gpt-4"] * len(runs), "content": [str(grade) for grade in runs], "score": runs} for key, runs in grades.items()})
+    return write_json(
+        path,
+        {
+            key: {"model": ["gpt-4"] * len(runs), "content": [str(grade) for grade in runs], "score": runs}
+            for key, runs in grades.items()
+        },
+    )
 
 
 def test_figures_by_hand(data, tmp_path):
     grades = {"v1_0": [1.0, 0.5], "v1_1": [0.0, 0.5], "v1_2": [0.5, 0.5], "v1_3": [1.0, 1.0]}
     found = mmvet.score(graded(tmp_path / "x_gpt-4-grade-2runs.json", grades), data)
     assert found.metrics == pytest.approx(
-        {"total": 62.5, "std": 0.0, "rec": 62.5, "ocr": 62.5, "know": 100.0, "gen": 100.0, "math": 62.5, "ocr+math": 62.5, "rec+know+gen": 100.0}
+        {
+            "total": 62.5,
+            "std": 0.0,
+            "rec": 62.5,
+            "ocr": 62.5,
+            "know": 100.0,
+            "gen": 100.0,
+            "math": 62.5,
+            "ocr+math": 62.5,
+            "rec+know+gen": 100.0,
+        }
     )
     assert found.counts["runs"] == 2 and found.warnings == ()
     grades["v1_1"] = [0.0, 1.0]
@@ -55,8 +77,11 @@ def test_grades_in_rows(data, tmp_path):
 @pytest.mark.parametrize(
     "grades, named",
     [
-        ({"v1_0": [1.0], "v1_1": [1.0, 0.0]}, "let the grader finish"), ({"v1_0": [1.5]}, "not numbers in 0..1"), ({"v1_0": []}, "not numbers in 0..1"),
-        ({"x": [1.0]}, "x is no question of"), ({}, "holds no predictions"),
+        ({"v1_0": [1.0], "v1_1": [1.0, 0.0]}, "let the grader finish"),
+        ({"v1_0": [1.5]}, "not numbers in 0..1"),
+        ({"v1_0": []}, "not numbers in 0..1"),
+        ({"x": [1.0]}, "x is no question of"),
+        ({}, "holds no predictions"),
     ],
 )
 def test_wrong_grades(data, tmp_path, grades, named):
@@ -65,9 +90,18 @@ def test_wrong_grades(data, tmp_path, grades, named):
 
 
 def test_answers_go_to_the_grader(data, tmp_path):
-    rows = [{"question_id": 0, "text": "x = 3"}, {"question_id": "v1_1", "text": "a cat"}, {"question_id": 3, "text": ""}]
+    rows = [
+        {"question_id": 0, "text": "x = 3"},
+        {"question_id": "v1_1", "text": "a cat"},
+        {"question_id": 3, "text": ""},
+    ]
     predictions = write_lines(tmp_path / "a.jsonl", rows)
-    assert json.loads(mmvet.export(predictions, data, tmp_path).path.read_text()) == {"v1_0": "x = 3", "v1_1": "a cat", "v1_2": "", "v1_3": ""}
+    assert json.loads(mmvet.export(predictions, data, tmp_path).path.read_text()) == {
+        "v1_0": "x = 3",
+        "v1_1": "a cat",
+        "v1_2": "",
+        "v1_3": "",
+    }
     for file in (predictions, tmp_path / "mmvet_answers.json"):
         with pytest.raises(SourceError, match="holds answers, not grades"):
             mmvet.score(file, data)

@@ -12,8 +12,20 @@ from dreamjax.evaluation import pope
 @pytest.mark.parametrize(
     "text, yes",
     [
-        ("Yes", True), ("yes, there is", True), ("No", False), ("no", False), ("No.", False), ("No, there is", False), ("There is not a dog", False),
-        ("NO", True), ("Nothing is there", True), ("Yes. No", True), ("no. Yes", False), ("Yes, there is no doubt", False), ("", True), ("Yes\nno", True),
+        ("Yes", True),
+        ("yes, there is", True),
+        ("No", False),
+        ("no", False),
+        ("No.", False),
+        ("No, there is", False),
+        ("There is not a dog", False),
+        ("NO", True),
+        ("Nothing is there", True),
+        ("Yes. No", True),
+        ("no. Yes", False),
+        ("Yes, there is no doubt", False),
+        ("", True),
+        ("Yes\nno", True),
     ],
 )
 def test_what_counts_as_yes(text, yes):
@@ -22,10 +34,29 @@ def test_what_counts_as_yes(text, yes):
 
 def test_answers_that_say_neither_are_counted_beside(data, tmp_path):
     """They count as yes, as in POPE's script, and the score says how many."""
-    texts = ["Yes", "maybe", "", "No", "It is there.", "There is. YES", "I do not know", "Nothing", "yesterday", "no", "Yes", "No"]
-    rows = [row(category, i, texts[4 * at + i - 1], category=category) for at, category in enumerate(pope.CATEGORIES) for i in range(1, 5)]
+    texts = [
+        "Yes",
+        "maybe",
+        "",
+        "No",
+        "It is there.",
+        "There is. YES",
+        "I do not know",
+        "Nothing",
+        "yesterday",
+        "no",
+        "Yes",
+        "No",
+    ]
+    rows = [
+        row(category, i, texts[4 * at + i - 1], category=category)
+        for at, category in enumerate(pope.CATEGORIES)
+        for i in range(1, 5)
+    ]
     found = pope.score(write_lines(tmp_path / "a.jsonl", rows), data)
-    assert found.counts["neither_yes_nor_no"] == 5 and found.metrics["random_accuracy"] == 75.0  # "maybe" and "" count as yes
+    assert (
+        found.counts["neither_yes_nor_no"] == 5 and found.metrics["random_accuracy"] == 75.0
+    )  # "maybe" and "" count as yes
     warning = "5 of 12 answers say neither yes nor no and count as yes, as in POPE's own script; the first is 'maybe'"
     assert warning in found.warnings
     clear = pope.score(write_lines(tmp_path / "b.jsonl", [{**one, "text": "No, it is not"} for one in rows]), data)
@@ -42,7 +73,10 @@ def test_figures_by_hand():
 
 
 def labels(folder, category, given="yes no yes no"):
-    rows = [{"question_id": i, "image": f"{i}.jpg", "text": f"Is there a {category} {i} in the imange?", "label": label} for i, label in enumerate(given.split(), 1)]
+    rows = [
+        {"question_id": i, "image": f"{i}.jpg", "text": f"Is there a {category} {i} in the imange?", "label": label}
+        for i, label in enumerate(given.split(), 1)
+    ]
     return write_lines(folder / f"coco_pope_{category}.json", rows)
 
 
@@ -56,7 +90,12 @@ def data(tmp_path):
 
 
 def row(asked, number, text, **more):
-    return {"question_id": number, "prompt": f"Is there a {asked} {number % 10_000} in the image?\nAnswer in a word.", "text": text, **more}
+    return {
+        "question_id": number,
+        "prompt": f"Is there a {asked} {number % 10_000} in the image?\nAnswer in a word.",
+        "text": text,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("numbered", ["by category", "as LLaVA"])
@@ -66,7 +105,11 @@ def test_categories_are_scored_apart(data, tmp_path, numbered):
     for category, wrong in (("random", 0), ("popular", 1), ("adversarial", 2)):
         for i, label in enumerate(("Yes", "No", "Yes", "No"), 1):
             text = label if i > wrong else {"Yes": "No", "No": "Yes"}[label]
-            rows.append(row(category, i, text, category=category) if numbered == "by category" else row(category, i + offsets[category], text))
+            rows.append(
+                row(category, i, text, category=category)
+                if numbered == "by category"
+                else row(category, i + offsets[category], text)
+            )
     found = pope.score(write_lines(tmp_path / "a.jsonl", rows), data)
     assert found.metrics["random_f1"] == 100.0
     assert found.metrics["popular_f1"] == pytest.approx(200 / 3)  # one of two yes found, none claimed falsely
@@ -78,11 +121,16 @@ def test_categories_are_scored_apart(data, tmp_path, numbered):
 def test_missing_answers_are_wrong_ones(data, tmp_path):
     rows = [row("random", i, text, category="random") for i, text in ((1, "Yes"), (2, "No"))]
     found = pope.score(write_lines(tmp_path / "a.jsonl", rows), data / "coco_pope_random.json")
-    assert found.metrics["accuracy"] == 50.0 and found.counts["missing"] == 2 and "2 of 4 questions" in found.warnings[0]
+    assert (
+        found.metrics["accuracy"] == 50.0 and found.counts["missing"] == 2 and "2 of 4 questions" in found.warnings[0]
+    )
 
 
 def test_files_of_one_category_and_popes_own(data, tmp_path):
-    own = [{"question": f"Is there a popular {i} in the image?", "answer": text} for i, text in enumerate(("Yes", "No", "No", "No"), 1)]
+    own = [
+        {"question": f"Is there a popular {i} in the image?", "answer": text}
+        for i, text in enumerate(("Yes", "No", "No", "No"), 1)
+    ]
     found = pope.score(write_lines(tmp_path / "answers.json", own), data / "coco_pope_popular.json")
     assert found.metrics["accuracy"] == 75.0 and found.warnings == ()
     found = pope.score(write_lines(tmp_path / "coco_pope_popular_answers.json", own), data)
@@ -113,14 +161,28 @@ def test_constant_answers_on_both_revisions(tmp_path, revision, random_no):
         rows = []
         for category in pope.CATEGORIES:
             given = [json.loads(line) for line in (data / f"coco_pope_{category}.json").read_text().splitlines()]
-            rows += [{"question_id": one["question_id"], "category": category, "prompt": one["text"] + "\nAnswer", "text": text} for one in given]
+            rows += [
+                {
+                    "question_id": one["question_id"],
+                    "category": category,
+                    "prompt": one["text"] + "\nAnswer",
+                    "text": text,
+                }
+                for one in given
+            ]
         found = pope.score(write_lines(tmp_path / "a.jsonl", rows), data)
         total = 1500 + random_no
         share = {"Yes": 1500, "No": random_no}[text] / total
         assert found.metrics["random_accuracy"] == pytest.approx(100 * share)
         assert found.metrics["random_f1"] == pytest.approx(100 * 2 * 1500 / (total + 1500) if text == "Yes" else 0)
-        assert found.metrics["popular_f1"] == found.metrics["adversarial_f1"] == pytest.approx(200 / 3 if text == "Yes" else 0)
-        assert found.metrics["accuracy"] == pytest.approx(100 * (3000 + {"Yes": 1500, "No": random_no}[text]) / (6000 + total))
+        assert (
+            found.metrics["popular_f1"]
+            == found.metrics["adversarial_f1"]
+            == pytest.approx(200 / 3 if text == "Yes" else 0)
+        )
+        assert found.metrics["accuracy"] == pytest.approx(
+            100 * (3000 + {"Yes": 1500, "No": random_no}[text]) / (6000 + total)
+        )
         assert found.warnings == ()
 
 

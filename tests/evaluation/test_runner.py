@@ -1,4 +1,7 @@
-"""What an evaluation writes: killed at any write it is gone on with to the same end; results come first; rows are read as what anybody wrote."""
+"""What an evaluation writes.
+
+Killed at any write it is gone on with to the same end; results come first; rows are read as what anybody wrote.
+"""
 
 import json
 import os
@@ -24,7 +27,10 @@ class Killed(BaseException):
 
 @pytest.fixture()
 def killed_at(monkeypatch):
-    """Ends the program at the so manieth sync to the disk, before or after which each file is replaced or added to; None: never."""
+    """Ends the program at the so manieth sync to the disk, before or after which each file is replaced or added to.
+
+    None: never.
+    """
     real = os.fsync
 
     def at(number):
@@ -48,12 +54,18 @@ RANKINGS = [Ranking(str(i), (f"{i}?",) * 2, (" no", " yes"), i % 2) for i in ran
 def ranked(out, monkeypatch):
     """A task that ranks without a model, with a file for a server."""
     monkeypatch.setattr(language_runner, "_fitting", lambda model, ranking: ((), 0))
-    monkeypatch.setattr(language_runner, "_sums", lambda model, batch, befores, size: [[-1.0, -2.0 + int(ranking.id) % 2 * 1.5] for ranking in batch])
+    monkeypatch.setattr(
+        language_runner,
+        "_sums",
+        lambda model, batch, befores, size: [[-1.0, -2.0 + int(ranking.id) % 2 * 1.5] for ranking in batch],
+    )
 
     def task(model, out):
         path, _ = language_runner.predict(None, RANKINGS, out / "ranked", {"model": "m"}, batch_size=8)
         chosen = {row["question_id"]: row["text"] for row in runner.resume(path)}
-        score = Score({"accuracy": 100.0 * sum(chosen[one.id] == str(one.right) for one in RANKINGS) / 5}, {"questions": 5})
+        score = Score(
+            {"accuracy": 100.0 * sum(chosen[one.id] == str(one.right) for one in RANKINGS) / 5}, {"questions": 5}
+        )
         result = Result("ranked", score, {}, {}, [], export=lambda: exported(out / "a.xlsx", chosen))
         return result, report.in_words(result), {}
 
@@ -65,7 +77,11 @@ def ranked(out, monkeypatch):
 
 def contents(folder):
     """What lies in a folder; an xlsx says when it was made."""
-    return {str(path.relative_to(folder)): path.suffix == ".xlsx" or path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.suffix == ".xlsx" or path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_killed_at_any_write_it_comes_to_the_same_end(tmp_path, monkeypatch, killed_at, capsys):
@@ -84,36 +100,68 @@ def test_killed_at_any_write_it_comes_to_the_same_end(tmp_path, monkeypatch, kil
         except Killed:
             assert all(json.loads(path.read_text()) for path in out.rglob("*.json"))  # whole, whenever that was
             number += 1
-    same = {name: text.replace("/killed/", "/whole/") if isinstance(text, str) else text for name, text in contents(out).items()}
+    same = {
+        name: text.replace("/killed/", "/whole/") if isinstance(text, str) else text
+        for name, text in contents(out).items()
+    }
     assert number > 8 and same == contents(tmp_path / "whole")
 
 
 def test_results_are_there_whatever_the_page_and_the_table_come_to(tmp_path, monkeypatch, capsys):
     shown = [Shown("\ud800", Document((Text("half a pair \udc00"),)), "\ud800 and = \x00")]
-    score = Score({"accuracy": 50.0, "category/\ud800": float("inf")}, {"questions": 2, "no_choice": 1}, ("a warning \ud800",))
-    broken = lambda: 1 / 0
+    score = Score(
+        {"accuracy": 50.0, "category/\ud800": float("inf")}, {"questions": 2, "no_choice": 1}, ("a warning \ud800",)
+    )
+
+    def broken():
+        return 1 / 0
+
     words = report.in_words(Result("odd", score, {}, {}))
-    task = lambda export: lambda model, out: (Result("odd", score, {}, {}, shown, export=export), words, {"x": [float("nan")]})
+
+    def task(export):
+        return lambda model, out: (Result("odd", score, {}, {}, shown, export=export), words, {"x": [float("nan")]})
+
     for export, render in ((broken, report.render), (None, lambda *arguments: broken())):
         monkeypatch.setattr(report, "render", render)
         with pytest.raises(ZeroDivisionError):
             evaluate.run_tasks(None, ["odd"], {"odd": task(export)}, tmp_path)
         results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-        assert results["odd"]["metrics"] == {"accuracy": 50.0, "category/\ud800": None} and results["odd"]["x"] == [None]
+        assert results["odd"]["metrics"] == {"accuracy": 50.0, "category/\ud800": None} and results["odd"]["x"] == [
+            None
+        ]
         (tmp_path / "results.json").unlink()
     monkeypatch.undo()
     evaluate.run_tasks(None, ["odd"], {"odd": task(None)}, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "half a pair \\udc00" in page and "of 2 questions, 1 no choice" in page and "of 2 questions, 1 no choice" in capsys.readouterr().out
+    assert (
+        "half a pair \\udc00" in page
+        and "of 2 questions, 1 no choice" in page
+        and "of 2 questions, 1 no choice" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
-    "line", [b"\0\0\0", b"5", b"[]", b"{}", b'{"key": "a", "document": []}', b'{"key": 1, "document": {}}', b"[" * 99_999, b'{"key": NaN, "document": {}}', b"\xff"]
+    "line",
+    [
+        b"\0\0\0",
+        b"5",
+        b"[]",
+        b"{}",
+        b'{"key": "a", "document": []}',
+        b'{"key": 1, "document": {}}',
+        b"[" * 99_999,
+        b'{"key": NaN, "document": {}}',
+        b"\xff",
+    ],
 )
 def test_rows_are_what_anybody_wrote(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     path.write_bytes(b'{"key": "a", "document": {}}\n\n' + line + b'\n{"key": ')
-    with pytest.raises(SourceError, match="predictions.jsonl: line 3 is (not JSON|no prediction of a run: has no (key|document)); delete the file or use another"):
+    with pytest.raises(
+        SourceError,
+        match="predictions.jsonl: line 3 is (not JSON|no prediction of a run: has no (key|document)); delete "
+        "the file or use another",
+    ):
         runner.resume(path, key=str, document=dict)
 
 
@@ -126,7 +174,16 @@ def test_damaged_settings_are_named(tmp_path, settings):
             begin(tmp_path, {"model": "m"})
 
 
-OUTSIDE = ["../secret.png", "/etc/hostname", "http://127.0.0.1:9/a.png", "gs://bucket/a.png", "link.png", "", "a\0.png", "data:image/png,x"]
+OUTSIDE = [
+    "../secret.png",
+    "/etc/hostname",
+    "http://127.0.0.1:9/a.png",
+    "gs://bucket/a.png",
+    "link.png",
+    "",
+    "a\0.png",
+    "data:image/png,x",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

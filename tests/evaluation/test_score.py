@@ -1,4 +1,7 @@
-"""The command `score` as a user meets it: the figures as JSON on the last line, what is wrong in one line with status 2."""
+"""The command `score` as a user meets it.
+
+The figures as JSON on the last line, what is wrong in one line with status 2.
+"""
 
 import json
 import sys
@@ -18,7 +21,9 @@ from dreamjax.evaluation.tasks import TASKS
 @pytest.fixture()
 def science(tmp_path):
     rows = [{"id": str(i), "conversations": [{"value": "?"}, {"value": "The answer is A."}]} for i in range(4)]
-    write_lines(tmp_path / "a.jsonl", [{"question_id": str(i), "prompt": "?", "text": text} for i, text in enumerate("AABA")])
+    write_lines(
+        tmp_path / "a.jsonl", [{"question_id": str(i), "prompt": "?", "text": text} for i, text in enumerate("AABA")]
+    )
     return write_json(tmp_path / "llava_test.json", rows)
 
 
@@ -27,7 +32,9 @@ def test_the_last_line_is_json(score, science, tmp_path):
     assert status == 0 and err == ""
     result = json.loads(out.splitlines()[-1])
     assert result["task"] == "scienceqa" and result["metrics"]["accuracy"] == 75.0
-    assert result["metrics"]["image_accuracy"] is None  # no question has a picture: nothing, and not NaN, which is no JSON
+    assert (
+        result["metrics"]["image_accuracy"] is None
+    )  # no question has a picture: nothing, and not NaN, which is no JSON
     assert "accuracy                           75.0000\n" in out and "\nof 4 questions, 4 predictions\n" in out
 
 
@@ -36,7 +43,10 @@ def test_warnings_are_counted(score, science, tmp_path):
     status, out, err = score("--task=scienceqa", f"--predictions={tmp_path / 'b.jsonl'}", f"--data={science}")
     result = json.loads(out.splitlines()[-1])
     assert status == 0 and result["metrics"]["accuracy"] == 25.0 and result["counts"]["missing"] == 3
-    assert err == "dreamjax.evaluate: warning: 3 of 4 questions have no prediction and count as wrong; the first is question 1\n"
+    assert (
+        err == "dreamjax.evaluate: warning: 3 of 4 questions have no prediction and count as wrong; the first "
+        "is question 1\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,22 +74,46 @@ def test_what_is_wrong_is_said_in_one_line(score, science, tmp_path, arguments, 
 def test_a_file_for_the_grader_without_grades(score, tmp_path):
     data = write_json(tmp_path / "mm-vet.json", {"v1_0": {"capability": ["rec"]}})
     predictions = write_lines(tmp_path / "a.jsonl", [{"question_id": 0, "text": "a cat"}])
-    status, out, err = score("--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}")
+    status, out, err = score(
+        "--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}"
+    )
     result = json.loads(out.splitlines()[-1])
-    assert status == 0 and result["metrics"] == {} and "not scored" in err and "holds answers, not grades" in err and "warning" not in err
+    assert (
+        status == 0
+        and result["metrics"] == {}
+        and "not scored" in err
+        and "holds answers, not grades" in err
+        and "warning" not in err
+    )
     assert json.loads(open(result["exported"]).read()) == {"v1_0": "a cat"}
     write_json(data, {"v1_0": {"capability": ["rec"]}, "v1_1": {"capability": ["rec"]}})
-    status, out, err = score("--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}")
+    status, out, err = score(
+        "--task=mmvet", f"--predictions={predictions}", f"--data={data}", f"--out={tmp_path / 'out'}"
+    )
     assert status == 0 and "warning: 1 of 2 questions have no prediction" in err  # what is exported lacks it too
 
 
 # Files that are none of predictions, whatever the task.
 MALFORMED = {
-    "null.json": "null", "number.json": "3", "string.json": '"x"', "numbers.json": "[1, 2]", "empty.json": "{}", "list.json": "[]", "empty.jsonl": "\n\n",
-    "nested.json": '{"a": {"b": 1}}', "no_text.jsonl": '{"question_id": 1, "text": null}', "list_text.jsonl": '{"question_id": "4", "text": ["A"]}',
-    "object_text.json": '{"question_id": "4", "text": {"a": 1}}', "list_id.jsonl": '{"question_id": [1], "text": "A"}', "empty.tsv": "",
-    "header.tsv": "index\tprediction\n", "wide.tsv": "index\tprediction\n1\tA\tB\n", "other.csv": "a,b\n1\n", "no.xlsx": "no", "bytes.json": "\xff",
-}  # fmt: skip
+    "null.json": "null",
+    "number.json": "3",
+    "string.json": '"x"',
+    "numbers.json": "[1, 2]",
+    "empty.json": "{}",
+    "list.json": "[]",
+    "empty.jsonl": "\n\n",
+    "nested.json": '{"a": {"b": 1}}',
+    "no_text.jsonl": '{"question_id": 1, "text": null}',
+    "list_text.jsonl": '{"question_id": "4", "text": ["A"]}',
+    "object_text.json": '{"question_id": "4", "text": {"a": 1}}',
+    "list_id.jsonl": '{"question_id": [1], "text": "A"}',
+    "empty.tsv": "",
+    "header.tsv": "index\tprediction\n",
+    "wide.tsv": "index\tprediction\n1\tA\tB\n",
+    "other.csv": "a,b\n1\n",
+    "no.xlsx": "no",
+    "bytes.json": "\xff",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "captions"])
@@ -101,7 +135,9 @@ def test_no_task_takes_a_malformed_file(tmp_path, monkeypatch, name):
 
 
 def test_the_distance_of_two_folders_of_pictures(score, tmp_path, monkeypatch):
-    mean_colour = lambda pictures: np.stack([np.asarray(picture).mean((0, 1)) for picture in pictures])
+    def mean_colour(pictures):
+        return np.stack([np.asarray(picture).mean((0, 1)) for picture in pictures])
+
     monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(colours=mean_colour))
     for folder, shade in (("a", 0), ("b", 7)):
         for i in range(6):
@@ -115,5 +151,19 @@ def test_the_distance_of_two_folders_of_pictures(score, tmp_path, monkeypatch):
 
 
 def test_the_names_that_others_call():
-    assert {"textvqa", "vqav2", "okvqa", "vizwiz", "pope", "mme", "mmbench", "mmvet", "scienceqa", "gqa", "coco", "nocaps", "image2paragraph"} <= set(TASKS)
+    assert {
+        "textvqa",
+        "vqav2",
+        "okvqa",
+        "vizwiz",
+        "pope",
+        "mme",
+        "mmbench",
+        "mmvet",
+        "scienceqa",
+        "gqa",
+        "coco",
+        "nocaps",
+        "image2paragraph",
+    } <= set(TASKS)
     assert all(name in evaluate.__doc__ for name in TASKS)

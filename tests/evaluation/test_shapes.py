@@ -33,7 +33,9 @@ def picture(colour, shape):
 def test_a_perfect_storyteller_scores_all():
     def write(prompt):
         first = picture(*data.named(prompt.text))
-        return Document((first, Text("Then a blue square rests in the middle."), picture("blue", "square"), Text(data.ENDING)))
+        return Document(
+            (first, Text("Then a blue square rests in the middle."), picture("blue", "square"), Text(data.ENDING))
+        )
 
     results = shapes.figures_of_stories(shapes.stories(Author(write), 40, NoBar(), {}))
     assert results["picture_agreement"] == results["unseen_agreement"] == results["placement"] == 1
@@ -41,17 +43,33 @@ def test_a_perfect_storyteller_scores_all():
 
 
 def test_missing_wrong_and_misplaced_pictures_count_against_the_story():
-    silent = shapes.figures_of_stories(shapes.stories(Author(lambda prompt: Document((Text(data.ENDING),))), 40, NoBar(), {}))
+    silent = shapes.figures_of_stories(
+        shapes.stories(Author(lambda prompt: Document((Text(data.ENDING),))), 40, NoBar(), {})
+    )
     assert silent["picture_agreement"] == silent["placement"] == 0
-    wrong = shapes.figures_of_stories(shapes.stories(Author(lambda prompt: Document((picture("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {}))
-    assert wrong["picture_agreement"] == 2 / 36 and wrong["placement"] == 1  # 2 of 36 prompts ask for it; the 4 others are unseen
-    late = shapes.stories(Author(lambda prompt: Document((Text(data.ENDING), picture(*data.named(prompt.text))))), 40, NoBar(), {})
+    wrong = shapes.figures_of_stories(
+        shapes.stories(Author(lambda prompt: Document((picture("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {})
+    )
+    assert (
+        wrong["picture_agreement"] == 2 / 36 and wrong["placement"] == 1
+    )  # 2 of 36 prompts ask for it; the 4 others are unseen
+    late = shapes.stories(
+        Author(lambda prompt: Document((Text(data.ENDING), picture(*data.named(prompt.text))))), 40, NoBar(), {}
+    )
     assert shapes.figures_of_stories(late)["placement"] == 0
 
 
 def test_answers_that_ignore_the_picture_fall_to_chance():
     def blind(prompt):
-        return Document((Text({"colour": "red.", "shape": "circle.", "place": "left."}[next(k for k, q in data.QUESTIONS.items() if q in prompt.text)]),))
+        return Document(
+            (
+                Text(
+                    {"colour": "red.", "shape": "circle.", "place": "left."}[
+                        next(k for k, q in data.QUESTIONS.items() if q in prompt.text)
+                    ]
+                ),
+            )
+        )
 
     items = shapes.questions(Author(blind), 240, NoBar(), {})
     share = np.mean([item.named == item.judged for item in items if item.task == "question"])
@@ -61,9 +79,15 @@ def test_answers_that_ignore_the_picture_fall_to_chance():
 def test_swapped_pictures_are_another_documents():
     own = [prompt.parts[0].source for prompt, *_ in data.questions(60)]
     seen = []
-    shapes.questions(Author(lambda prompt: seen.append(prompt.parts[0].source) or Document((Text("red."),))), 60, NoBar(), {})
-    assert all(a is b for a, b in zip(seen[:60], own, strict=True)) or all(np.array_equal(a, b) for a, b in zip(seen[:60], own, strict=True))
-    assert sum(np.array_equal(a, b) for a, b in zip(seen[60:], own, strict=True)) < 6  # a few other documents show the same
+    shapes.questions(
+        Author(lambda prompt: seen.append(prompt.parts[0].source) or Document((Text("red."),))), 60, NoBar(), {}
+    )
+    assert all(a is b for a, b in zip(seen[:60], own, strict=True)) or all(
+        np.array_equal(a, b) for a, b in zip(seen[:60], own, strict=True)
+    )
+    assert (
+        sum(np.array_equal(a, b) for a, b in zip(seen[60:], own, strict=True)) < 6
+    )  # a few other documents show the same
 
 
 def test_the_judge_knows_true_pictures():
@@ -71,7 +95,9 @@ def test_the_judge_knows_true_pictures():
 
 
 def test_items_name_their_pictures(tmp_path):
-    items = shapes.recalls(Author(lambda prompt: Document((picture("red", "circle"), Text(data.ENDING)))), 20, NoBar(), {})
+    items = shapes.recalls(
+        Author(lambda prompt: Document((picture("red", "circle"), Text(data.ENDING)))), 20, NoBar(), {}
+    )
     shapes.write_items(items, epath.Path(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert len(lines) == 20
@@ -84,7 +110,11 @@ class Draughtsman(Author):
     """Draws the first thing named, or says a word; counts what it is asked, and dies when told to."""
 
     def __init__(self, dies_at=None):
-        super().__init__(lambda prompt: Document((picture(*(data.named(prompt.text) or ("red", "circle"))), Text(data.ENDING)), notes=("stopped",)))
+        super().__init__(
+            lambda prompt: Document(
+                (picture(*(data.named(prompt.text) or ("red", "circle"))), Text(data.ENDING)), notes=("stopped",)
+            )
+        )
         self.asked, self.dies_at = 0, dies_at
 
     def generate_batch(self, prompts, seeds, **options):
@@ -104,9 +134,14 @@ def test_what_is_made_is_kept_and_gone_on_with(tmp_path, monkeypatch):
     assert len(path.read_text().splitlines()) == 6 + 4
     path.write_bytes(path.read_bytes()[:-5])  # as if it had died while it wrote
     again = Draughtsman()
-    assert shapes.evaluate(again, cut, {"model": "m"}, 6)[0] == results and again.asked == 1 + 5  # the batch of the cut row, and the rest of eight
+    assert (
+        shapes.evaluate(again, cut, {"model": "m"}, 6)[0] == results and again.asked == 1 + 5
+    )  # the batch of the cut row, and the rest of eight
     names = sorted(file.name for file in (whole / "pictures").iterdir())
-    assert names == sorted(file.name for file in (cut / "pictures").iterdir()) and (cut / "items.jsonl").read_text() == (whole / "items.jsonl").read_text()
+    assert (
+        names == sorted(file.name for file in (cut / "pictures").iterdir())
+        and (cut / "items.jsonl").read_text() == (whole / "items.jsonl").read_text()
+    )
     assert all((cut / "pictures" / name).read_bytes() == (whole / "pictures" / name).read_bytes() for name in names)
     assert path.read_text() == (whole / "predictions.jsonl").read_text() and items[0].made.notes == ("stopped",)
     other = Draughtsman()
@@ -119,6 +154,8 @@ def test_the_report_shows_what_was_judged(tmp_path):
     result = shapes.result("toy", results, items, {})
     assert result.score.metrics["placement"] == 100 * results["placement"] and result.score.counts["documents"] == 8
     page = report.render("t", [result])
-    assert page.count("<article>") == 4 * shapes.SHOWN_OF_A_KIND and "the judge sees: " in page and "reference: " in page
+    assert (
+        page.count("<article>") == 4 * shapes.SHOWN_OF_A_KIND and "the judge sees: " in page and "reference: " in page
+    )
     assert page.count("data:image/png") == 6 * (1 + 2 + 2 + 2)  # stories begin without a picture, the others with one
     assert f"{100 * results['picture_agreement']:.2f}" in page and 'id="toy"' in page

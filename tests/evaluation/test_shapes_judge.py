@@ -13,7 +13,10 @@ def correct(pictures, labels) -> float:
 
 def rejected(pictures) -> float:
     judgements = judge(pictures)
-    assert all((j.colour is None) == (j.shape is None) == (j.place is None) == (j.distance > REJECTION_DISTANCE) for j in judgements)
+    assert all(
+        (j.colour is None) == (j.shape is None) == (j.place is None) == (j.distance > REJECTION_DISTANCE)
+        for j in judgements
+    )
     return np.mean([j.colour is None for j in judgements])
 
 
@@ -41,17 +44,25 @@ def test_larger_pictures_are_resized(size):
 
 
 def test_blank_and_noise_are_rejected():
-    blank = np.stack([np.broadcast_to(np.uint8(colour), (16, 16, 3)) for colour in (PAPER, (0, 0, 0), (128, 128, 128), (255, 255, 255))])
+    blank = np.stack(
+        [
+            np.broadcast_to(np.uint8(colour), (16, 16, 3))
+            for colour in (PAPER, (0, 0, 0), (128, 128, 128), (255, 255, 255))
+        ]
+    )
     noise = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), np.uint8)
     assert rejected(blank) == 1
     assert rejected(noise) == 1
 
 
 def test_blends_of_two_shapes_are_mostly_rejected():
-    """Measured: 87 % of the even blends of two pictures that differ in colour or shape; the rest overlap almost wholly."""
+    """Measured.
+
+    87 % of the even blends of two pictures that differ in colour or shape; the rest overlap almost wholly.
+    """
     pictures, labels = all_pictures()
     first, second = np.random.default_rng(0).integers(0, len(pictures), (2, 600))
-    pairs = [(a, b) for a, b in zip(first, second) if labels[a][:2] != labels[b][:2]]
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if labels[a][:2] != labels[b][:2]]
     blends = np.stack([(pictures[a].astype(int) + pictures[b]) // 2 for a, b in pairs]).astype(np.uint8)
     assert rejected(blends) > 0.8
 

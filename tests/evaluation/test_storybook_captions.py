@@ -20,7 +20,10 @@ def folder(tmp_path):
     for i in range(20):
         for k in range(6):
             layouts.plain_picture(root / "images" / f"{i}-{k}.png", (i, k, 0))
-    pages = lambda i: [{"text": f"Page {k} of {i}.", "image": f"images/{i}-{k}.png"} for k in range(6)]
+
+    def pages(i):
+        return [{"text": f"Page {k} of {i}.", "image": f"images/{i}-{k}.png"} for k in range(6)]
+
     rows = [{"id": f"s{i}", "title": f"Story {i}", "pages": pages(i)} for i in range(20)]
     (root / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
@@ -47,7 +50,11 @@ class Teller:
 
 @pytest.fixture(autouse=True)
 def words_as_tokens(monkeypatch):
-    monkeypatch.setattr(storybook_captions, "prompt_tokens", lambda parts, tokenizer, document, template: len(document.text.split()) + 4 * len(document.images))
+    monkeypatch.setattr(
+        storybook_captions,
+        "prompt_tokens",
+        lambda parts, tokenizer, document, template: len(document.text.split()) + 4 * len(document.images),
+    )
 
 
 def test_what_stands_before_a_page(folder):
@@ -56,11 +63,20 @@ def test_what_stands_before_a_page(folder):
     assert stories >= 1 and len(pages) == 3 * 2 * stories and left_out == 0  # the fifth and the sixth page, for each k
     none, two, four = pages[:3]
     number = none.id.split("/")[0][1:]
-    assert (none.shots, two.shots, four.shots) == (0, 2, 4) and none.text == two.text == four.text == f"Page 4 of {number}."
-    kinds = lambda document: "".join("T" if isinstance(part, Text) else "I" for part in document.parts)
+    assert (none.shots, two.shots, four.shots) == (
+        0,
+        2,
+        4,
+    ) and none.text == two.text == four.text == f"Page 4 of {number}."
+
+    def kinds(document):
+        return "".join("T" if isinstance(part, Text) else "I" for part in document.parts)
+
     assert (kinds(none.before), kinds(two.before), kinds(four.before)) == ("", "TITI", "TITITITI")
     assert (kinds(none.examples), kinds(two.examples)) == ("I", "ITITI") and not two.examples.parts[0].dreamed
-    assert two.before.text == f"Page 2 of {number}. Page 3 of {number}." and str(two.examples.parts[-1].source).endswith(f"{number}-4.png")
+    assert two.before.text == f"Page 2 of {number}. Page 3 of {number}." and str(
+        two.examples.parts[-1].source
+    ).endswith(f"{number}-4.png")
     short = types.SimpleNamespace(**{name: getattr(Teller, name) for name in ("template", "tokenizer")})
     short.parts = types.SimpleNamespace(config=types.SimpleNamespace(llm=types.SimpleNamespace(max_positions=80)))
     assert storybook_captions.collect(short, Storybook(folder, "eval")) == ([], 2 * stories)
@@ -76,14 +92,21 @@ def test_perplexity_and_cider_and_a_run_goes_on(folder, tmp_path):
     assert asked == 3 * found["caption_pages"] == len(layouts.rows_of(path))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - 5])
-    assert storybook_captions.evaluate(model, epath.Path(folder), out, {"model": "m"}) == found and model.asked == asked + 1
+    assert (
+        storybook_captions.evaluate(model, epath.Path(folder), out, {"model": "m"}) == found
+        and model.asked == asked + 1
+    )
     assert path.read_bytes() == whole
     storybook_captions.evaluate(model, epath.Path(folder), out, {"model": "another"})
     assert model.asked == 2 * asked + 1
 
 
 def test_right_captions_are_worth_more(folder, tmp_path, monkeypatch):
-    say = lambda self, prompts, **options: [Document((Text("A dog."),)) if len(p.images) == 1 else Document((Text(self.right[id(p)]),)) for p in prompts]
+    def say(self, prompts, **options):
+        return [
+            Document((Text("A dog."),)) if len(p.images) == 1 else Document((Text(self.right[id(p)]),)) for p in prompts
+        ]
+
     monkeypatch.setattr(Teller, "generate_batch", say)
     collect = storybook_captions.collect
 

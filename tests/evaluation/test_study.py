@@ -1,4 +1,7 @@
-"""The kit for judging documents: who is in it, that it is blind, its tally; and measures of documents without people."""
+"""The kit for judging documents.
+
+Who is in it, that it is blind, its tally; and measures of documents without people.
+"""
 
 import dataclasses
 import html.parser
@@ -26,8 +29,12 @@ from dreamjax.models import dreamllm
 @pytest.fixture()
 def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
     """A random model that likes to draw, in two steps."""
-    monkeypatch.setattr(study, "WRITING", {"max_tokens": 12, "max_images": 2, "min_images": 1, "temperature": 0.7, "num_steps": 2})
-    config = dataclasses.replace(PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128))
+    monkeypatch.setattr(
+        study, "WRITING", {"max_tokens": 12, "max_images": 2, "min_images": 1, "temperature": 0.7, "num_steps": 2}
+    )
+    config = dataclasses.replace(
+        PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
+    )
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
     return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
 
@@ -36,7 +43,10 @@ def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
     layouts.study(tmp_path / "data")
     how = How(measures=Measures(features="clip"), batch_size=2)
     benchmarks.check("study", how)
-    run = lambda model, out: benchmarks.run(model, "study", tmp_path / "data", out, how, {"model": "m"})
+
+    def run(model, out):
+        return benchmarks.run(model, "study", tmp_path / "data", out, how, {"model": "m"})
+
     result = run(model, tmp_path)
     out, path = tmp_path / "study", tmp_path / "study" / "predictions.jsonl"
     whole = path.read_bytes()
@@ -46,12 +56,19 @@ def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
 
     key = json.loads((out / "key.json").read_text())
     page = (out / "judge.html").read_text()
-    assert [row["kind"] for row in key.values()].count("written") == 4 == result.score.counts["documents"] and len(key) == 8
+    assert [row["kind"] for row in key.values()].count("written") == 4 == result.score.counts["documents"] and len(
+        key
+    ) == 8
     assert re.findall(r'data-code="(\w+)"', page) == list(key) and page.count("Tell of a cat, ") == 8
     assert "written" not in page and "real" not in page and not any(f">{row['topic']}<" in page for row in key.values())
     shown = re.findall(r'src="(.*?)"', page)
-    assert len(shown) >= 8 + 4 and {PIL.Image.open(out / name).size for name in shown} == {(8, 8)}  # both kinds in one size
-    assert set(result.score.metrics) >= {"placed", "real_placed", "pictures_per_document", "frechet"} and result.score.metrics["real_placed"] == 100
+    assert len(shown) >= 8 + 4 and {PIL.Image.open(out / name).size for name in shown} == {
+        (8, 8)
+    }  # both kinds in one size
+    assert (
+        set(result.score.metrics) >= {"placed", "real_placed", "pictures_per_document", "frechet"}
+        and result.score.metrics["real_placed"] == 100
+    )
     assert result.score.metrics["real_pictures_per_document"] == 2
 
 
@@ -59,35 +76,65 @@ def test_five_of_each_topic(tmp_path):
     tmp_path = tmp_path / "data"
     layouts.study(tmp_path)
     row = layouts.rows_of(tmp_path / "documents.jsonl")[0]
-    layouts.write_lines(tmp_path / "documents.jsonl", [{**row, "topic": f"t{i % 3}"} for i in range(30)] + [{**row, "images": ["a.png", "lost.png"]}])
+    layouts.write_lines(
+        tmp_path / "documents.jsonl",
+        [{**row, "topic": f"t{i % 3}"} for i in range(30)] + [{**row, "images": ["a.png", "lost.png"]}],
+    )
     asked, warnings = study.load(tmp_path)
-    assert [asked[i].topic for i in range(0, 15, 5)] == list(dict.fromkeys(one.topic for one in asked)) and len(asked) == 15
+    assert [asked[i].topic for i in range(0, 15, 5)] == list(dict.fromkeys(one.topic for one in asked)) and len(
+        asked
+    ) == 15
     assert "1 of 31 documents cannot be used" in warnings[0] and asked[0].real.parts[0].role is None
-    assert [one.id for one in asked] == [one.id for one in study.load(tmp_path)[0]] != [one.id for one in study.load(tmp_path, seed=1)[0]]
+    assert (
+        [one.id for one in asked]
+        == [one.id for one in study.load(tmp_path)[0]]
+        != [one.id for one in study.load(tmp_path, seed=1)[0]]
+    )
     assert len(study.load(tmp_path, count=7)[0]) == 7
 
 
 @pytest.fixture()
 def kit(tmp_path):
-    key = {f"00{i}": {"kind": ("written", "real")[i % 2], "topic": "cats" if i < 2 else "dogs", "id": str(i // 2)} for i in range(4)}
+    key = {
+        f"00{i}": {"kind": ("written", "real")[i % 2], "topic": "cats" if i < 2 else "dogs", "id": str(i // 2)}
+        for i in range(4)
+    }
     write_json(tmp_path / "kit" / "key.json", key)
-    write_json(tmp_path / "said" / "a.json", {"judge": "a", "support": {"000": True, "001": True, "002": False, "003": True}})
-    write_json(tmp_path / "said" / "b.json", {"judge": "b", "support": {"000": True, "001": False, "002": False, "003": True}})
+    write_json(
+        tmp_path / "said" / "a.json", {"judge": "a", "support": {"000": True, "001": True, "002": False, "003": True}}
+    )
+    write_json(
+        tmp_path / "said" / "b.json", {"judge": "b", "support": {"000": True, "001": False, "002": False, "003": True}}
+    )
     return tmp_path
 
 
 def test_the_tally_by_hand(kit):
     found = study.tally(kit / "said", kit / "kit")
     # Two votes each: 2, 1, 0, 2 for it. Observed agreement 3/4; 5 of 8 votes are yes, so by chance 34/64.
-    expected = {"support": 50.0, "real_support": 75.0, "agreement": (3 / 4 - 34 / 64) / (1 - 34 / 64), "topic/cats": 100.0, "topic/dogs": 0.0}
-    assert found.metrics == pytest.approx(expected) and found.counts == {"documents": 4, "judges": 2, "judgements": 8, "missing": 0}
+    expected = {
+        "support": 50.0,
+        "real_support": 75.0,
+        "agreement": (3 / 4 - 34 / 64) / (1 - 34 / 64),
+        "topic/cats": 100.0,
+        "topic/dogs": 0.0,
+    }
+    assert found.metrics == pytest.approx(expected) and found.counts == {
+        "documents": 4,
+        "judges": 2,
+        "judgements": 8,
+        "missing": 0,
+    }
     write_json(kit / "said" / "c.json", {"judge": "c", "support": {"000": False}})
     found = study.tally(kit / "said", kit / "kit")
     assert found.metrics["support"] == 40.0 and "3 of 12 judgements are missing" in found.warnings[0]
     assert np.isnan(study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
 
 
-@pytest.mark.parametrize("key", [[], {"000": {}}, {"000": 5}, {"000": {"kind": ["real"], "topic": ""}}, {"000": {"kind": "real", "topic": {}}}])
+@pytest.mark.parametrize(
+    "key",
+    [[], {"000": {}}, {"000": 5}, {"000": {"kind": ["real"], "topic": ""}}, {"000": {"kind": "real", "topic": {}}}],
+)
 def test_wrong_keys(kit, key):
     write_json(kit / "kit" / "key.json", key)
     with pytest.raises(SourceError, match="key.json: is no key of a kit"):
@@ -97,10 +144,14 @@ def test_wrong_keys(kit, key):
 @pytest.mark.parametrize(
     "content, named",
     [
-        ({"judge": "a", "support": {}}, "is of judge 'a', whose file was counted already"), ({"judge": "d", "support": {"900": True}}, "judges document 900"),
-        ({"support": {}}, "is no file that the page makes"), ({"judge": " ", "support": {}}, "the judge has no name"),
-        ({"judge": "d", "support": {"000": "no"}}, "'no' is neither true nor false"), ({"judge": "d", "support": {"\ud800": True}}, "judges document '.ud800'"),
-        ({"judge": "d", "support": [["000", True]]}, "is no file that the page makes"), ({"judge": "d", "support": {"000": ["x" * 9999]}}, r"x\.\.\. is neither"),
+        ({"judge": "a", "support": {}}, "is of judge 'a', whose file was counted already"),
+        ({"judge": "d", "support": {"900": True}}, "judges document 900"),
+        ({"support": {}}, "is no file that the page makes"),
+        ({"judge": " ", "support": {}}, "the judge has no name"),
+        ({"judge": "d", "support": {"000": "no"}}, "'no' is neither true nor false"),
+        ({"judge": "d", "support": {"\ud800": True}}, "judges document '.ud800'"),
+        ({"judge": "d", "support": [["000", True]]}, "is no file that the page makes"),
+        ({"judge": "d", "support": {"000": ["x" * 9999]}}, r"x\.\.\. is neither"),
         ([1], "is no file that the page makes"),
         ({"judge": "d", "kit": "0123", "support": {"000": True}}, "judges the documents of another kit"),
     ],
@@ -113,11 +164,26 @@ def test_wrong_judgements(kit, content, named):
 
 def test_where_pictures_stand():
     picture, text = Image(PIL.Image.new("RGB", (4, 4))), Text("a cat")
-    for parts, placed in (((text, picture, text, picture), True), ((picture, text), False), ((text, picture, picture), False), ((text, Text(" "), picture), True)):
+    for parts, placed in (
+        ((text, picture, text, picture), True),
+        ((picture, text), False),
+        ((text, picture, picture), False),
+        ((text, Text(" "), picture), True),
+    ):
         assert study.is_placed(Document(parts)) == placed
-    assert [words for _, words in study.illustrated(Document((text, Text(" sits. "), picture, picture, Text("It runs."), picture)))] == ["a cat sits.", "It runs."]
+    assert [
+        words
+        for _, words in study.illustrated(
+            Document((text, Text(" sits. "), picture, picture, Text("It runs."), picture))
+        )
+    ] == ["a cat sits.", "It runs."]
     few, warnings = study.measure([Document((text,))], [Document((text, picture))], features.Extractor("x", None), None)
-    assert few["with_pictures"] == 0 and np.isnan(few["placed"]) and few["real_placed"] == 100 and "too few for a distance" in warnings[0]
+    assert (
+        few["with_pictures"] == 0
+        and np.isnan(few["placed"])
+        and few["real_placed"] == 100
+        and "too few for a distance" in warnings[0]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +247,12 @@ class Balanced(html.parser.HTMLParser):
 @pytest.fixture()
 def page(tmp_path):
     picture = Image(PIL.Image.new("RGB", (8, 8), "red"))
-    asked = [study.Asked(str(i), "cats", Document((Text(f"Tell <b>of</b> \"{i}\" & a cat"),)), Document((Text("It sat."), picture))) for i in range(2)]
+    asked = [
+        study.Asked(
+            str(i), "cats", Document((Text(f'Tell <b>of</b> "{i}" & a cat'),)), Document((Text("It sat."), picture))
+        )
+        for i in range(2)
+    ]
     study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), picture))] * 2, tmp_path, 0, 8)
     return tmp_path / "judge.html"
 
@@ -189,8 +260,13 @@ def page(tmp_path):
 def test_the_page_is_sound_and_stands_alone(page):
     found = Balanced()
     found.feed(page.read_text())
-    assert found.open == [] and len(found.links) == 4 and all((page.parent / link).is_file() for link in found.links)  # no server, no other site
-    assert page.read_text().count("<script>") == page.read_text().count("</script>") == 1 and "Tell &lt;b&gt;of" in page.read_text()
+    assert (
+        found.open == [] and len(found.links) == 4 and all((page.parent / link).is_file() for link in found.links)
+    )  # no server, no other site
+    assert (
+        page.read_text().count("<script>") == page.read_text().count("</script>") == 1
+        and "Tell &lt;b&gt;of" in page.read_text()
+    )
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node to run the page's script")
@@ -198,21 +274,37 @@ def test_the_page_judges_keeps_and_saves(page, tmp_path):
     (tmp_path / "browser.js").write_text(BROWSER)
 
     def browser(*acts, stored="storage.json"):
-        done = subprocess.run(["node", tmp_path / "browser.js", page, stored, *acts], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["node", tmp_path / "browser.js", page, stored, *acts],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     seen = browser("001=yes", "002=no", "002=yes", "save")
-    assert seen["chosen"] == ["yes", "yes", "", ""] and seen["count"] == "2 of 4 judged" and seen["files"] == [] and "your name" in seen["told"][0]
+    assert (
+        seen["chosen"] == ["yes", "yes", "", ""]
+        and seen["count"] == "2 of 4 judged"
+        and seen["files"] == []
+        and "your name" in seen["told"][0]
+    )
     seen = browser("003=no", "004=yes", "name= Ann ", "save")  # opened again
-    (name, content), = seen["files"]
+    ((name, content),) = seen["files"]
     assert seen["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and seen["told"] == []
     write_json(tmp_path / "said" / name, content)
     found = study.tally(tmp_path / "said", tmp_path)
     key = json.loads((tmp_path / "key.json").read_text())
     kinds = [row["kind"] for row in key.values()]
-    right = {kind: [vote for vote, one in zip((1, 1, 0, 1), kinds) if one == kind] for kind in ("written", "real")}
-    assert found.metrics["support"] == 100 * np.mean(right["written"]) and found.metrics["real_support"] == 100 * np.mean(right["real"])
+    right = {
+        kind: [vote for vote, one in zip((1, 1, 0, 1), kinds, strict=True) if one == kind]
+        for kind in ("written", "real")
+    }
+    assert found.metrics["support"] == 100 * np.mean(right["written"]) and found.metrics[
+        "real_support"
+    ] == 100 * np.mean(right["real"])
     assert found.counts["missing"] == 0 and browser(stored="none")["count"] == "0 of 4 judged"
     assert browser("001=no", "name=B", "save", stored="none")["files"][0][1]["support"] == {"001": False}
     again = browser()

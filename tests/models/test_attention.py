@@ -1,4 +1,6 @@
-"""Which kernel computes attention, and that the Pallas kernel (interpreted) computes what XLA does, forward and backward, also on a mesh."""
+"""Which kernel computes attention, and that the Pallas kernel (interpreted) computes what XLA does, forward and
+backward, also on a mesh.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ LENGTH = 384  # three blocks, so that some lie wholly behind the diagonal
 
 
 def shapes(positions: int, heads: int, width: int, keys: int = 0, dtype=jnp.bfloat16):
-    leaf = lambda length: jax.ShapeDtypeStruct((2, length, heads, width), dtype)
+    def leaf(length):
+        return jax.ShapeDtypeStruct((2, length, heads, width), dtype)
+
     return leaf(positions), leaf(keys or positions)
 
 
@@ -38,16 +42,25 @@ def test_xla_on_tpu_elsewhere(attended):
 def test_a_forced_kernel_is_used_where_it_can_be():
     assert implementation("splash", "tpu", *LEVEL_2) == "splash" and implementation("splash", "tpu", *CLIP) == "xla"
     assert implementation("cudnn", "gpu", *LLM) == "cudnn"
-    assert implementation("cudnn", "gpu", *VAE) == "xla" and implementation("cudnn", "gpu", *shapes(64, 4, 32, dtype=jnp.float32)) == "xla"
+    assert (
+        implementation("cudnn", "gpu", *VAE) == "xla"
+        and implementation("cudnn", "gpu", *shapes(64, 4, 32, dtype=jnp.float32)) == "xla"
+    )
     for config in (LlamaConfig, UNetConfig):
         with pytest.raises(ConfigError, match="attention: 'flash' is none of auto, xla, splash, cudnn"):
             config(attention="flash")
 
 
 def packed(seed: int = 0):
-    """q, k, v with grouped heads and segments of two rows: documents that end inside blocks with padding behind, and a row of padding alone."""
+    """q, k, v with grouped heads and segments of two rows.
+
+    Documents that end inside blocks with padding behind, and a row of padding alone.
+    """
     rng = np.random.default_rng(seed)
-    draw = lambda heads: jnp.asarray(rng.normal(size=(2, LENGTH, heads, 64)), jnp.bfloat16)
+
+    def draw(heads):
+        return jnp.asarray(rng.normal(size=(2, LENGTH, heads, 64)), jnp.bfloat16)
+
     segments = np.zeros((2, LENGTH), np.int32)
     segments[0, :70], segments[0, 70:300] = 1, 2
     return draw(4), draw(2), draw(2), jnp.asarray(segments)
@@ -56,7 +69,10 @@ def packed(seed: int = 0):
 def with_gradients(attend, q, k, v):
     """The result and the gradients of a sum of it with fixed weights."""
     weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
-    loss = lambda *qkv: (jnp.sum((out := attend(*qkv)).astype(jnp.float32) * weights), out)
+
+    def loss(*qkv):
+        return (jnp.sum((out := attend(*qkv)).astype(jnp.float32) * weights), out)
+
     gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
@@ -64,21 +80,31 @@ def with_gradients(attend, q, k, v):
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_is_xla_within_bfloat16(causal):
     q, k, v, segments = packed()
-    attend = (lambda wanted: lambda *qkv: causal_attention(*qkv, segments, wanted)) if causal else (lambda wanted: lambda *qkv: full_attention(*qkv, wanted))
+    attend = (
+        (lambda wanted: lambda *qkv: causal_attention(*qkv, segments, wanted))
+        if causal
+        else (lambda wanted: lambda *qkv: full_attention(*qkv, wanted))
+    )
     exact = with_gradients(attend("xla"), *(x.astype(jnp.float32) for x in (q, k, v)))
     plain, fast = with_gradients(attend("xla"), q, k, v), with_gradients(attend("splash"), q, k, v)
-    error = lambda ours, theirs: np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-    for one, other, truth in zip(fast, plain, exact):
+
+    def error(ours, theirs):
+        return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+    for one, other, truth in zip(fast, plain, exact, strict=True):
         assert np.isfinite(one).all()
         assert error(one, truth) < 2 * error(other, truth) + 1e-3 and error(one, truth) < 1e-2
 
 
 def test_splash_on_a_mesh_is_splash_on_one_device():
     q, k, v, segments = packed()
-    attend = lambda *qkv: causal_attention(*qkv, segments, "splash")
+
+    def attend(*qkv):
+        return causal_attention(*qkv, segments, "splash")
+
     alone = with_gradients(attend, q, k, v)
     with jax.set_mesh(make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])):
-        for one, other in zip(with_gradients(attend, q, k, v), alone):
+        for one, other in zip(with_gradients(attend, q, k, v), alone, strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-3)
         lowered = jax.jit(attend).lower(q, k, v).as_text()
     assert "shard_map" in lowered or "manual" in lowered

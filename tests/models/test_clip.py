@@ -14,7 +14,9 @@ from dreamjax.config import ClipConfig, MeshConfig
 from dreamjax.models.clip import ClipVision, normalise
 from dreamjax.sharding import make_mesh
 
-CONFIG = ClipConfig(image_size=12, patch_size=4, width=32, layers=3, heads=4, ffn_width=48, layer_norm_eps=1e-3, select_layer=-2)
+CONFIG = ClipConfig(
+    image_size=12, patch_size=4, width=32, layers=3, heads=4, ffn_width=48, layer_norm_eps=1e-3, select_layer=-2
+)
 
 
 def relative_error(ours, theirs) -> float:
@@ -43,8 +45,14 @@ def test_parity_with_transformers_in_every_state(activation):
     config = dataclasses.replace(CONFIG, activation=activation)
     theirs = transformers.CLIPVisionModel(
         transformers.CLIPVisionConfig(
-            image_size=config.image_size, patch_size=config.patch_size, hidden_size=config.width, num_hidden_layers=config.layers,
-            num_attention_heads=config.heads, intermediate_size=config.ffn_width, layer_norm_eps=config.layer_norm_eps, hidden_act=activation,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_width,
+            layer_norm_eps=config.layer_norm_eps,
+            hidden_act=activation,
         )
     ).eval()
     randomise(theirs, seed=1)

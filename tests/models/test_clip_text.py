@@ -44,7 +44,13 @@ def tokens() -> np.ndarray:
 def torch_config(config: ClipTextConfig):
     import transformers
 
-    return transformers.CLIPTextConfig(**{key: value for key, value in clip_text.write_config(config).items() if key not in ("architectures", "model_type")})
+    return transformers.CLIPTextConfig(
+        **{
+            key: value
+            for key, value in clip_text.write_config(config).items()
+            if key not in ("architectures", "model_type")
+        }
+    )
 
 
 @pytest.mark.parametrize("activation, end", [("quick_gelu", 5), ("gelu", None)])
@@ -59,7 +65,9 @@ def test_parity_with_transformers(activation, end):
     params = {"params": params_of(theirs, config)}
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor(tokens()).long())
-    run = jax.jit(lambda params, ids: (ClipText(config).apply(params, ids), ClipText(config).apply(params, ids, method="pooled")))
+    run = jax.jit(
+        lambda params, ids: (ClipText(config).apply(params, ids), ClipText(config).apply(params, ids, method="pooled"))
+    )
     hidden, pooled = run(params, tokens())
     assert relative_error(hidden, expected.last_hidden_state) < 1e-5
     assert relative_error(pooled, expected.pooler_output) < 1e-5
@@ -71,9 +79,22 @@ def test_scores_are_those_of_a_whole_clip():
     from torch_weights_text import randomise
 
     config = dataclasses.replace(SMALL, projection_width=8, vision_width=16)
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
-    text = {key: value for key, value in clip_text.write_config(config).items() if key not in ("architectures", "model_type")}
-    theirs = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    text = {
+        key: value
+        for key, value in clip_text.write_config(config).items()
+        if key not in ("architectures", "model_type")
+    }
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    ).eval()
     randomise(theirs, seed=2)
     params = {"params": params_of(theirs, config)}
     with torch.no_grad():
@@ -81,7 +102,12 @@ def test_scores_are_those_of_a_whole_clip():
         expected = theirs(input_ids=torch.tensor(tokens()).long(), pixel_values=pixels)
         pooled = theirs.vision_model(pixel_values=pixels).pooler_output.numpy()
     module = ClipText(config)
-    scores, texts = jax.jit(lambda p, ids, pooled: (module.apply(p, ids, pooled, method="scores"), module.apply(p, ids, method="embed_text")))(params, tokens(), pooled)
+    scores, texts = jax.jit(
+        lambda p, ids, pooled: (
+            module.apply(p, ids, pooled, method="scores"),
+            module.apply(p, ids, method="embed_text"),
+        )
+    )(params, tokens(), pooled)
     assert relative_error(scores, expected.logits_per_image) < 1e-5
     assert relative_error(texts, expected.text_embeds) < 1e-5
 
@@ -95,13 +121,14 @@ def test_too_many_tokens_are_an_error():
     "config, count",
     [
         (ClipTextConfig(), 123_060_480),  # CLIP-L, of Stable Diffusion 1.5
-        (ClipTextConfig(width=1024, layers=23, heads=16, ffn_width=4096, activation="gelu"), 340_387_840),  # OpenCLIP-H, of 2.1
+        (
+            ClipTextConfig(width=1024, layers=23, heads=16, ffn_width=4096, activation="gelu"),
+            340_387_840,
+        ),  # OpenCLIP-H, of 2.1
     ],
 )
 def test_count_at_the_real_size(config, count):
     assert sum(math.prod(shape) for shape in shapes_of(config).values()) == count
-
-
 
 
 def test_the_tokenizer_needs_two_files_and_no_torch(tmp_path):
@@ -116,9 +143,15 @@ def test_the_tokenizer_needs_two_files_and_no_torch(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nl o\nlo w</w>\n")
     start, end, low = (vocabulary.index(piece) for piece in ("<|startoftext|>", "<|endoftext|>", "low</w>"))
-    expected = [[start, low, end, end, end], [start, vocabulary.index("a</w>"), vocabulary.index("lo"), vocabulary.index("x</w>"), end]]
+    expected = [
+        [start, low, end, end, end],
+        [start, vocabulary.index("a</w>"), vocabulary.index("lo"), vocabulary.index("x</w>"), end],
+    ]
     found = clip_tokenizer.encode(clip_tokenizer.load(tmp_path), ["LOW", "a lox"], 5)
     assert found.tolist() == expected
-    code = f"import sys; sys.modules['torch'] = None\nfrom dreamjax import clip_tokenizer as t; print(t.encode(t.load({str(tmp_path)!r}), ['LOW'], 5).tolist())"
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom dreamjax import clip_tokenizer as t; "
+        f"print(t.encode(t.load({str(tmp_path)!r}), ['LOW'], 5).tolist())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(expected[:1]), done.stderr

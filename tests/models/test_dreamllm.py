@@ -30,16 +30,35 @@ def document(length: int, seen: tuple[int, ...], dreamed: tuple[int, ...], seed:
     """A row of random tokens with pictures at the given positions, and the pictures."""
     rng = np.random.default_rng(seed)
     pictures = [list(rng.integers(256, size=(len(slots), 8, 8, 3), dtype=np.uint8)) for slots in (seen, dreamed)]
-    parts = lambda slots: tuple((at, part) for part, at in enumerate(slots))
-    return Row(rng.integers(3, 60, length).astype(np.int32), np.ones(length, bool), parts(seen), parts(dreamed), False), *pictures
+
+    def parts(slots):
+        return tuple((at, part) for part, at in enumerate(slots))
+
+    return Row(
+        rng.integers(3, 60, length).astype(np.int32), np.ones(length, bool), parts(seen), parts(dreamed), False
+    ), *pictures
 
 
-DOCUMENTS = (document(16, seen=(6, 11), dreamed=(2,), seed=1), document(9, seen=(), dreamed=(3,), seed=2), document(14, seen=(8,), dreamed=(4,), seed=3))
+DOCUMENTS = (
+    document(16, seen=(6, 11), dreamed=(2,), seed=1),
+    document(9, seen=(), dreamed=(3,), seed=2),
+    document(14, seen=(8,), dreamed=(4,), seed=3),
+)
 
 
 def batch_of(documents, rows: int = 1, length: int = 25, where: tuple[tuple[int, int], ...] | None = None) -> Batch:
     """Documents in a batch of two groups; where[i] = (group, row) of document i, a group each if None."""
-    batch = empty_batch(Shape(max(2, len(documents)) if where is None else 2, rows, length, seen=3, dreamed=3, encoder_size=8, decoder_size=8))
+    batch = empty_batch(
+        Shape(
+            max(2, len(documents)) if where is None else 2,
+            rows,
+            length,
+            seen=3,
+            dreamed=3,
+            encoder_size=8,
+            decoder_size=8,
+        )
+    )
     for i, one in enumerate(documents):
         place(batch, *((i, 0) if where is None else where[i]), *one)
     return batch
@@ -61,21 +80,33 @@ def test_splice_writes_valid_slots_and_nothing_else():
 
 
 def test_features_stay_with_their_groups_on_a_mesh():
-    """As in stage I, where the projector learns: without constraints XLA gathers all groups' features on every device."""
+    """As in stage I, where the projector learns.
+
+    Without constraints XLA gathers all groups' features on every device.
+    """
     mesh, (groups, slots, patches, width) = make_mesh(MeshConfig(2, 4, 1)), (8, 3, 16, 32)
-    held = lambda spec, *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def held(spec, *shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
     by_rows = functools.partial(held, ROWS)
 
     def loss(projector, table, tokens, features, start, valid):
         return jnp.sum(constrain_rows(dreamllm.splice(table[tokens], features @ projector, start, valid)) ** 2)
 
     arguments = (
-        held(P("fsdp", None), width, width), held(P(None, "fsdp"), 50, width), by_rows(groups, 128, dtype=jnp.int32),
-        by_rows(groups, slots, patches, width), by_rows(groups, slots, dtype=jnp.int32), by_rows(groups, slots, dtype=bool),
-    )  # fmt: skip
+        held(P("fsdp", None), width, width),
+        held(P(None, "fsdp"), 50, width),
+        by_rows(groups, 128, dtype=jnp.int32),
+        by_rows(groups, slots, patches, width),
+        by_rows(groups, slots, dtype=jnp.int32),
+        by_rows(groups, slots, dtype=bool),
+    )
     with jax.set_mesh(mesh):
         module = hlo.parse(jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text())
-    found = [hlo.collective_of(module, name, one, mesh.size) for name, body in module.computations.items() for one in body]
+    found = [
+        hlo.collective_of(module, name, one, mesh.size) for name, body in module.computations.items() for one in body
+    ]
     gathers = [one.bytes for one in found if one and one.kind == "all-gather"]
     assert gathers and max(gathers) < 4 * groups * slots * patches * width
 
@@ -83,7 +114,9 @@ def test_features_stay_with_their_groups_on_a_mesh():
 def test_read_out_takes_the_positions_of_the_queries():
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(4, 10, WIDTH)).astype(np.float32)  # two groups of two rows
-    batch = empty_batch(Shape(2, 2, 10, 0, 3, 1, 1))._replace(dreamed_start=np.array([[0, 17, 5], [7, 12, 10]], np.int32))
+    batch = empty_batch(Shape(2, 2, 10, 0, 3, 1, 1))._replace(
+        dreamed_start=np.array([[0, 17, 5], [7, 12, 10]], np.int32)
+    )
     flat = hidden.reshape(2, 20, WIDTH)
     expected = [flat[g, at : at + QUERIES] for g in range(2) for at in batch.dreamed_start[g]]
     np.testing.assert_array_equal(dreamllm.read_out(PARTS, hidden, batch), np.stack(expected))
@@ -95,7 +128,9 @@ def test_the_llm_reads_tokens_patches_and_queries():
     expected = np.array(table[batch.tokens])
     for g in range(2):
         flat = expected[g].reshape(-1, WIDTH)
-        for at, image in zip(batch.seen_start[g][batch.seen_valid[g]], batch.seen_images[g][batch.seen_valid[g]]):
+        for at, image in zip(
+            batch.seen_start[g][batch.seen_valid[g]], batch.seen_images[g][batch.seen_valid[g]], strict=True
+        ):
             flat[at : at + PATCHES] = see(image[None])[0]
         for at in batch.dreamed_start[g][batch.dreamed_valid[g]]:
             flat[at : at + QUERIES] = PARAMS["dream_queries"]
@@ -123,7 +158,10 @@ def test_documents_in_one_row_equal_the_documents_alone():
 def test_a_picture_changes_what_follows_it_in_its_document_alone():
     first, *rest = DOCUMENTS
     row, (one, two), dreamed = first
-    before, after = (hidden_states(batch_of((changed, *rest), rows=2, where=((0, 0), (0, 0), (0, 1)))) for changed in (first, (row, [one, 255 - two], dreamed)))
+    before, after = (
+        hidden_states(batch_of((changed, *rest), rows=2, where=((0, 0), (0, 0), (0, 1))))
+        for changed in (first, (row, [one, 255 - two], dreamed))
+    )
     np.testing.assert_array_equal(before[0, :11], after[0, :11])
     assert np.all(np.linalg.norm(before[0, 11:16] - after[0, 11:16], axis=-1) > 1e-3)
     np.testing.assert_array_equal(before[0, 16:], after[0, 16:])
@@ -175,8 +213,13 @@ def test_a_part_that_the_config_lacks_has_no_parameters():
 @pytest.mark.parametrize(
     "part, count",
     {
-        "llm": 6_738_415_616 + 65_536, "clip": 303_179_776, "unet": 865_910_724, "vae": 83_653_863,
-        "visual_projector": 4_198_400, "condition_projector": 4_194_304, "dream_queries": 262_144,
+        "llm": 6_738_415_616 + 65_536,
+        "clip": 303_179_776,
+        "unet": 865_910_724,
+        "vae": 83_653_863,
+        "visual_projector": 4_198_400,
+        "condition_projector": 4_194_304,
+        "dream_queries": 262_144,
     }.items(),
 )
 def test_counts_at_the_real_sizes(part, count, real_shapes):

@@ -16,7 +16,17 @@ from dreamjax.models.llama import Llama, init_cache
 from dreamjax.sharding import make_mesh
 
 # rope_theta and rms_norm_eps differ from the defaults so that a constant in their place would show.
-CONFIG = LlamaConfig(vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, ffn_width=40, max_positions=64, rope_theta=500.0, rms_norm_eps=1e-3)
+CONFIG = LlamaConfig(
+    vocab_size=48,
+    width=32,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    ffn_width=40,
+    max_positions=64,
+    rope_theta=500.0,
+    rms_norm_eps=1e-3,
+)
 
 
 def relative_error(ours, theirs) -> float:
@@ -62,10 +72,17 @@ def test_parity_with_transformers(kv_heads, tied):
     config = dataclasses.replace(CONFIG, kv_heads=kv_heads, tie_embeddings=tied)
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-            num_key_value_heads=kv_heads, intermediate_size=config.ffn_width, max_position_embeddings=config.max_positions,
-            rms_norm_eps=config.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=tied, attn_implementation="eager",
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=config.ffn_width,
+            max_position_embeddings=config.max_positions,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=tied,
+            attn_implementation="eager",
         )
     ).eval()
     randomise(theirs, seed=1)
@@ -76,8 +93,10 @@ def test_parity_with_transformers(kv_heads, tied):
     positions = np.cumsum(np.random.default_rng(2).integers(1, 5, size=tokens.shape), axis=1).astype(np.int32)
     with torch.no_grad():
         expected = theirs(
-            input_ids=torch.tensor(tokens).long(), position_ids=torch.tensor(positions).long(),
-            attention_mask=torch.ones(tokens.shape, dtype=torch.long), output_hidden_states=True,
+            input_ids=torch.tensor(tokens).long(),
+            position_ids=torch.tensor(positions).long(),
+            attention_mask=torch.ones(tokens.shape, dtype=torch.long),
+            output_hidden_states=True,
         )
     hidden, cache = run(module, params, tokens, positions)
     assert cache is None

@@ -29,7 +29,8 @@ def test_parity_with_torch(kind):
         layers = {"linear": theirs}
     module = ConditionProjector(8) if kind == "condition" else VisualProjector(kind, 8)
     params = {
-        name: {"kernel": layer.weight.detach().numpy().T} | ({} if layer.bias is None else {"bias": layer.bias.detach().numpy()})
+        name: {"kernel": layer.weight.detach().numpy().T}
+        | ({} if layer.bias is None else {"bias": layer.bias.detach().numpy()})
         for name, layer in layers.items()
     }
     assert {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()} == shapes_of(module, 6)
@@ -39,7 +40,9 @@ def test_parity_with_torch(kind):
     np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("module", [VisualProjector("mlp", 400), VisualProjector("linear", 400), ConditionProjector(400)])
+@pytest.mark.parametrize(
+    "module", [VisualProjector("mlp", 400), VisualProjector("linear", 400), ConditionProjector(400)]
+)
 def test_initial_values_are_uniform_within_torchs_bound(module):
     params = flatten_dict(module.init(jax.random.key(0), jnp.zeros((1, 100)))["params"], sep="/")
     for path, leaf in params.items():

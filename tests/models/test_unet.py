@@ -21,7 +21,13 @@ CASES = {
     "linear": SMALL,
     "convolution": dataclasses.replace(SMALL, linear_projection=False, cross_attention=(True, False), heads=(4, 2)),
     "three levels": dataclasses.replace(
-        SMALL, in_channels=4, out_channels=4, block_channels=(16, 32, 64), layers_per_block=2, cross_attention=(True, True, False), heads=(1, 4, 2)
+        SMALL,
+        in_channels=4,
+        out_channels=4,
+        block_channels=(16, 32, 64),
+        layers_per_block=2,
+        cross_attention=(True, True, False),
+        heads=(1, 4, 2),
     ),
 }
 
@@ -40,7 +46,9 @@ def shapes_of(config: UNetConfig):
 def random_params(config: UNetConfig):
     """Random parameters in numpy; `init` would take most of a test's time to compile."""
     rng = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5, shapes_of(config))
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5, shapes_of(config)
+    )
 
 
 def inputs(config: UNetConfig, batch: int = 2):
@@ -116,7 +124,10 @@ def test_size_of_sd_2_1_base():
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     params, arguments = random_params(SMALL), inputs(SMALL)
-    for shapes in (shapes_of(SMALL), jax.eval_shape(UNet(SMALL, dtype=jnp.bfloat16).init, jax.random.key(0), *arguments)):
+    for shapes in (
+        shapes_of(SMALL),
+        jax.eval_shape(UNet(SMALL, dtype=jnp.bfloat16).init, jax.random.key(0), *arguments),
+    ):
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
     def run(params):
@@ -133,7 +144,9 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
 
 
 def test_gradients_do_not_depend_on_the_mesh():
-    """Without constraints inside the blocks the loss is right on this mesh and most gradients are wrong, by up to 90 %."""
+    """Without constraints inside the blocks the loss is right on this mesh and most gradients are wrong, by up to 90
+    %.
+    """
     latents, timesteps, context = inputs(SMALL, batch=4)
     params = random_params(SMALL)
 

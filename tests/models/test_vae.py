@@ -15,7 +15,9 @@ from dreamjax.models.vae import AutoencoderKL
 SMALL = VaeConfig(block_channels=(16, 32), layers_per_block=1, norm_groups=8)
 CASES = {
     "two levels": SMALL,
-    "three levels": dataclasses.replace(SMALL, latent_channels=3, block_channels=(16, 16, 32), layers_per_block=2, norm_groups=4),
+    "three levels": dataclasses.replace(
+        SMALL, latent_channels=3, block_channels=(16, 16, 32), layers_per_block=2, norm_groups=4
+    ),
 }
 
 
@@ -28,7 +30,9 @@ def shapes_of(config: VaeConfig):
 def random_params(config: VaeConfig):
     """Random parameters in numpy; `init` would take most of a test's time to compile."""
     rng = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5, shapes_of(config))
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5, shapes_of(config)
+    )
 
 
 def torch_vae(config: VaeConfig):
@@ -38,10 +42,15 @@ def torch_vae(config: VaeConfig):
 
     levels = len(config.block_channels)
     return TorchAutoencoderKL(
-        in_channels=config.image_channels, out_channels=config.image_channels, latent_channels=config.latent_channels,
-        block_out_channels=config.block_channels, layers_per_block=config.layers_per_block, norm_num_groups=config.norm_groups,
-        down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
-    )  # fmt: skip
+        in_channels=config.image_channels,
+        out_channels=config.image_channels,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_groups,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
 
 
 def pictures(config: VaeConfig, batch: int = 2):

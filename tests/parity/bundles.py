@@ -1,7 +1,8 @@
-"""A bundle opened: the model as the package reads it from the official layout, the recorded arrays, and the comparison with ours.
+"""A bundle opened: the model as the package reads it from the official layout, the recorded arrays, and the comparison
+with ours.
 
-A bundle is a folder with ckpt/ (the official layout) and golden/ (what the official code computed, .npz and .json). Nothing
-of a particular one is assumed: sizes, ids and settings are read from it.
+A bundle is a folder with ckpt/ (the official layout) and golden/ (what the official code computed, .npz and .json).
+Nothing of a particular one is assumed: sizes, ids and settings are read from it.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from dreamjax.training.losses import SpecialIds
 ARRAYS = 1e-4
 GRADIENTS_AND_IMAGES, ARE_THESE = 1e-3, r"grads_\w+/.*|.*/trainable_grad_norm|.*/image_(np|u8)"
 
-# What the arrays of each file are, by names of files and arrays. INPUTS are given to ours; a test of the named module compares
-# the others, and compares all that its pattern finds. An array that these do not know is an error.
+# What the arrays of each file are, by names of files and arrays. INPUTS are given to ours; a test of the named module
+# compares the others, and compares all that its pattern finds. An array that these do not know is an error.
 FORWARD, GRADS = r"forward_\w+", r"grads_\w+"
 INPUTS = {
     "components": r"clip_pixel_values|unet_(sample|timesteps|context)|vae_(images|z)|add_noise_(x0|noise|t)",
@@ -40,14 +41,19 @@ INPUTS = {
 }
 COMPARED = {
     ("components", "test_components"): (
-        r"clip_(hidden_states|embeds)|unet_out|vae_(mean|logvar|decoded)|alphas_cumprod|add_noise_out|velocity_out|snr_out|ddpm_timesteps_\d+"
+        r"clip_(hidden_states|embeds)|unet_out|vae_(mean|logvar|decoded)|alphas_cumprod|add_noise_out|velocity_out"
+        r"|snr_out|ddpm_timesteps_\d+"
     ),
     (FORWARD, "test_forward"): r"inputs_embeds|hidden_layer1|last_hidden|logits|loss",
     ("vmloss", "test_losses"): (
-        r"vae_(mean|std)|latents|\w+/(noisy_latents|unet_context|unet_pred|encoder_hidden_states|u_encoder_hidden_states|u_inputs_embeds)"
+        r"vae_(mean|std)|latents"
+        r"|\w+/(noisy_latents|unet_context|unet_pred|encoder_hidden_states|u_encoder_hidden_states|u_inputs_embeds)"
     ),
     (GRADS, "test_gradients"): r"(model|lm_head|stable_diffusion_head)\..*",
-    ("prompt", "test_prompts"): r"(right|left)/\w+/(input_ids|attention_mask|prompt_embeds)|mm/(inputs_embeds|prompt_embeds)",
+    (
+        "prompt",
+        "test_prompts",
+    ): r"(right|left)/\w+/(input_ids|attention_mask|prompt_embeds)|mm/(inputs_embeds|prompt_embeds)",
     ("prompt", "test_sampling"): r"dd[ip]m\w*/(latents_per_step|latents|timesteps|image_np|image_u8)",
     ("generate", "test_generation"): r"\w+/(input_ids|attention_mask|scores)",
     ("generate", "test_sampling"): r"\w+/sequences",
@@ -93,29 +99,44 @@ class Bundle:
     @property
     def spacing(self) -> str:
         """Of the timesteps that the release samples at; diffusers' default where its scheduler says none."""
-        file, head = "scheduler/scheduler_config.json", Settings(self.settings["plugins_init_kwargs"]["stable_diffusion_head"], "config.json")
+        file, head = (
+            "scheduler/scheduler_config.json",
+            Settings(self.settings["plugins_init_kwargs"]["stable_diffusion_head"], "config.json"),
+        )
         home = official.find_component(self.path / "ckpt", head, "diffusion_name_or_path", file)
         return Settings.of(home / file).get("timestep_spacing", "leading") if home else "leading"
 
     def compare(self, file: str, module: str, ours: dict[str, np.ndarray], where: np.ndarray | None = None):
         """Compares all arrays of a file that COMPARED gives to a test module: `ours` must have each of them.
 
-        It may have more of that kind, which another bundle records. `where` says which entries of the first axes of those
-        that have axes count.
+        It may have more of that kind, which another bundle records. `where` says which entries of the first axes of
+        those that have axes count.
         """
-        pattern = next(pattern for (files, name), pattern in COMPARED.items() if name == module and re.fullmatch(files, file))
+        pattern = next(
+            pattern for (files, name), pattern in COMPARED.items() if name == module and re.fullmatch(files, file)
+        )
         recorded = {name: array for name, array in self.arrays(file).items() if re.fullmatch(pattern, name)}
         assert set(recorded) <= set(ours), f"{file}: {sorted(set(recorded) - set(ours))} are recorded and not compared"
         unknown = sorted(name for name in ours if not re.fullmatch(pattern, name))
         assert not unknown, f"{file}: {unknown} are no names of recorded arrays"
-        pick = lambda array: np.asarray(array) if where is None or np.ndim(array) == 0 else np.asarray(array)[where]
+
+        def pick(array):
+            return np.asarray(array) if where is None or np.ndim(array) == 0 else np.asarray(array)[where]
+
         self.check({f"{file}/{name}": (pick(ours[name]), pick(array)) for name, array in recorded.items()})
 
     def check(self, pairs: dict[str, tuple]):
-        """Compares {name: (ours, recorded)}: floats and bytes by their relative error, ids and texts for equality; notes every error."""
+        """Compares {name.
+
+        (ours, recorded)}: floats and bytes by their relative error, ids and texts for equality; notes every error.
+        """
         errors = {name: error_of(name, *pair) for name, pair in pairs.items()}
         REPORT.setdefault(name_of(self.path), {}).update(errors)
-        wrong = {name: f"{error:.2g}, at most {limit_of(name, pairs[name][1]):g}" for name, error in errors.items() if not error <= limit_of(name, pairs[name][1])}
+        wrong = {
+            name: f"{error:.2g}, at most {limit_of(name, pairs[name][1]):g}"
+            for name, error in errors.items()
+            if not error <= limit_of(name, pairs[name][1])
+        }
         assert not wrong, f"{self.path.name}: relative errors: {wrong}"
 
 
@@ -131,11 +152,16 @@ def open_bundle(path: pathlib.Path) -> Bundle:
     """Opens a bundle once in a session."""
     release = official.load(path / "ckpt")
     parts = dreamllm.build(dataclasses.replace(release.model, dtype="float32"))
-    return Bundle(path, json.loads((path / "ckpt" / "config.json").read_text()), parts, release.params, release.tokenizer)
+    return Bundle(
+        path, json.loads((path / "ckpt" / "config.json").read_text()), parts, release.params, release.tokenizer
+    )
 
 
 def error_of(name: str, ours, recorded) -> float:
-    """Norm of the difference over norm of what was recorded; of ids and texts the share that differs. 0 only where both are."""
+    """Norm of the difference over norm of what was recorded.
+
+    Of ids and texts the share that differs. 0 only where both are.
+    """
     if not _is_measured(recorded):
         assert np.shape(ours) == np.shape(recorded), f"{name}: {np.shape(ours)} against {np.shape(recorded)}"
         return float(np.mean(np.asarray(ours) != np.asarray(recorded))) if np.size(recorded) else 0.0
@@ -195,17 +221,28 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[np.ndarr
 def recorded_shape(bundle: Bundle) -> Shape:
     """Sizes that hold every recorded batch, so that one program serves them all: a row a group, all of its pictures."""
     batches = [bundle.arrays(file) for file in bundle.files(FORWARD)]
-    most = lambda token: max(int((batch["input_ids"] == token).sum(axis=1).max()) for batch in batches)
+
+    def most(token):
+        return max(int((batch["input_ids"] == token).sum(axis=1).max()) for batch in batches)
+
     config = bundle.parts.config
     rows, length = (max(batch["input_ids"].shape[axis] for batch in batches) for axis in (0, 1))
-    return Shape(rows, 1, length, most(bundle.tokenizer.im_start), most(bundle.tokenizer.dream_start), config.clip.image_size, config.decoder_size)
+    return Shape(
+        rows,
+        1,
+        length,
+        most(bundle.tokenizer.im_start),
+        most(bundle.tokenizer.dream_start),
+        config.clip.image_size,
+        config.decoder_size,
+    )
 
 
 def to_batch(bundle: Bundle, shape: Shape, ids: np.ndarray, mask: np.ndarray, **recorded) -> Batch:
     """A Batch of recorded rows [B, S], a row a group, at the top left of a batch of the given shape.
 
-    `recorded` may have labels, images and images_dm. Pictures are dealt to the <im_start> (<dream_start>) of all rows in
-    reading order, as the official code does; without any, the places keep their tokens' embeddings.
+    `recorded` may have labels, images and images_dm. Pictures are dealt to the <im_start> (<dream_start>) of all rows
+    in reading order, as the official code does; without any, the places keep their tokens' embeddings.
     """
     batch = empty_batch(shape)
     count, length = ids.shape
@@ -217,17 +254,31 @@ def to_batch(bundle: Bundle, shape: Shape, ids: np.ndarray, mask: np.ndarray, **
         np.testing.assert_array_equal(labels[learned], ids[learned])
         batch.learned[:count, 0, :length] = learned
     if (pixels := recorded.get("images")) is not None:
-        _deal(batch.seen_images, batch.seen_start, batch.seen_valid, ids == bundle.tokenizer.im_start, encoder_pictures(bundle, pixels))
+        _deal(
+            batch.seen_images,
+            batch.seen_start,
+            batch.seen_valid,
+            ids == bundle.tokenizer.im_start,
+            encoder_pictures(bundle, pixels),
+        )
     if (pixels := recorded.get("images_dm")) is not None:
         pictures = decoder_pictures(pixels)
-        assert (ids == bundle.tokenizer.dream_start).sum() == len(pictures), "a recorded <dream_start> without its picture"
-        _deal(batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, ids == bundle.tokenizer.dream_start, pictures)
+        assert (ids == bundle.tokenizer.dream_start).sum() == len(pictures), (
+            "a recorded <dream_start> without its picture"
+        )
+        _deal(
+            batch.dreamed_images,
+            batch.dreamed_start,
+            batch.dreamed_valid,
+            ids == bundle.tokenizer.dream_start,
+            pictures,
+        )
     return batch
 
 
 def _deal(images: np.ndarray, start: np.ndarray, valid: np.ndarray, opens: np.ndarray, pictures: np.ndarray):
     slots = np.zeros(len(start), int)
-    for (row, position), picture in zip(np.argwhere(opens), pictures):
+    for (row, position), picture in zip(np.argwhere(opens), pictures, strict=True):
         images[row, slots[row]], start[row, slots[row]], valid[row, slots[row]] = picture, position + 1, True
         slots[row] += 1
 

@@ -1,4 +1,7 @@
-"""Writes the errors of all arrays that were compared as {bundle: {array: error}} to the file that DREAMJAX_PARITY_REPORT names."""
+"""Writes the errors of all arrays that were compared as {bundle.
+
+{array: error}} to the file that DREAMJAX_PARITY_REPORT names.
+"""
 
 import fcntl
 import json
@@ -10,7 +13,10 @@ REPORT_FILE = os.environ.get("DREAMJAX_PARITY_REPORT")
 
 
 def pytest_sessionfinish():
-    """Adds what this process compared to what others of the same session wrote; tests/conftest.py has put an earlier session's file away."""
+    """Adds what this process compared to what others of the same session wrote.
+
+    Tests/conftest.py has put an earlier session's file away.
+    """
     if REPORT_FILE and REPORT:
         with open(REPORT_FILE, "a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,19 +14,36 @@ from dreamjax.training import losses
 
 @functools.cache
 def forward(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
-    """{file: our arrays by their recorded names, and the language loss} for every forward_*.npz; all rows of the batch, pads included. One program serves all."""
+    """{file.
+
+    Our arrays by their recorded names, and the language loss} for every forward_*.npz; all rows of the batch, pads
+    included. One program serves all.
+    """
     parts, params, llm = bundle.parts, bundle.params, bundle.parts.config.llm
     first = Llama(dataclasses.replace(llm, layers=1), parts.llm.dtype)
     first_params = params["llm"] | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["llm"]["layers"])}
 
     @jax.jit
     def run(batch):
-        flat = lambda x: x.reshape(-1, x.shape[-1])
+        def flat(x):
+            return x.reshape(-1, x.shape[-1])
+
         embeds = dreamllm.embed_batch(parts, params, batch)
-        layer1, _ = first.apply({"params": first_params}, embeds, flat(batch.positions), flat(batch.segments), method="residual")
+        layer1, _ = first.apply(
+            {"params": first_params}, embeds, flat(batch.positions), flat(batch.segments), method="residual"
+        )
         hidden = dreamllm.hidden_states(parts, params, batch)
         logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
-        lm_loss = losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk=32) / losses.count(batch).tokens
-        return {"inputs_embeds": embeds, "hidden_layer1": layer1, "last_hidden": hidden, "logits": logits, "lm_loss": lm_loss}
+        lm_loss = (
+            losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk=32)
+            / losses.count(batch).tokens
+        )
+        return {
+            "inputs_embeds": embeds,
+            "hidden_layer1": layer1,
+            "last_hidden": hidden,
+            "logits": logits,
+            "lm_loss": lm_loss,
+        }
 
     return {file: jax.device_get(run(forward_batch(bundle, file))) for file in bundle.files(FORWARD)}

@@ -17,19 +17,34 @@ DOCUMENTS = [
     (["Only words in this one, no picture at all."], []),
 ]
 CREATED = ["A polar bear in the forest.", "A cat"]
-PROMPTS, NEGATIVES = ["A photo of a goat.", "(best quality) A polar bear in the forest, detailed ink wash."], ["ugly,blurry", "low quality,worst anatomy,bad"]
+PROMPTS, NEGATIVES = (
+    ["A photo of a goat.", "(best quality) A polar bear in the forest, detailed ink wash."],
+    ["ugly,blurry", "low quality,worst anatomy,bad"],
+)
 MIXED = "A photo of <image> and a goat."
 GUIDANCE, STEP_SEED = 3.5, 1000
 RUNS = {
-    "ddpm": {}, "ddpm_nocfg": {"scale": 1.0}, "ddpm_rescale": {"rescale": 0.7}, "ddpm_noneg": {"negative": False}, "ddpm_single": {"scale": 7.5, "rows": 1},
+    "ddpm": {},
+    "ddpm_nocfg": {"scale": 1.0},
+    "ddpm_rescale": {"rescale": 0.7},
+    "ddpm_noneg": {"negative": False},
+    "ddpm_single": {"scale": 7.5, "rows": 1},
     "ddim": {},
-}  # fmt: skip
+}
 VARIANTS = {
-    "base": {}, "otherpred": {"pt": True}, "snr": {"snr_gamma": 5.0}, "snr_otherpred": {"snr_gamma": 5.0, "pt": True}, "offset": {"noise_offset": 0.1},
-    "perturb": {"input_perturbation": 0.1}, "drop": {"drop_prob": 0.5},
+    "base": {},
+    "otherpred": {"pt": True},
+    "snr": {"snr_gamma": 5.0},
+    "snr_otherpred": {"snr_gamma": 5.0, "pt": True},
+    "offset": {"noise_offset": 0.1},
+    "perturb": {"input_perturbation": 0.1},
+    "drop": {"drop_prob": 0.5},
     "all": {"snr_gamma": 5.0, "noise_offset": 0.1, "input_perturbation": 0.1, "drop_prob": 0.5, "pt": True},
-    "l1norm": {"sched": "l1_norm"}, "l2norm": {"sched": "l2_norm"}, "comprehension": {}, "creation": {},
-}  # fmt: skip
+    "l1norm": {"sched": "l1_norm"},
+    "l2norm": {"sched": "l2_norm"},
+    "comprehension": {},
+    "creation": {},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,14 +77,21 @@ class Maker:
         return np.array(PIL.Image.fromarray(squares).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
     def seen(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(self.processor([PIL.Image.fromarray(one) for one in pictures], return_tensors="np")["pixel_values"]))
+        return torch.from_numpy(
+            np.stack(
+                self.processor([PIL.Image.fromarray(one) for one in pictures], return_tensors="np")["pixel_values"]
+            )
+        )
 
     def dreamed(self, pictures: list[np.ndarray], flip: bool = False) -> torch.Tensor:
         """Shorter side to the resolution (bilinear), the middle, mirrored where asked for, from -1 to 1."""
         found, size = [], self.resolution
         for one in map(PIL.Image.fromarray, pictures):
             short = min(one.size)
-            one = one.resize(tuple(size if side == short else int(size * side / short) for side in one.size), PIL.Image.Resampling.BILINEAR)
+            one = one.resize(
+                tuple(size if side == short else int(size * side / short) for side in one.size),
+                PIL.Image.Resampling.BILINEAR,
+            )
             left, top = round((one.width - size) / 2), round((one.height - size) / 2)
             pixels = np.array(one.crop((left, top, left + size, top + size)))
             found.append(np.moveaxis(pixels[:, ::-1] if flip else pixels, -1, 0))
@@ -84,7 +106,10 @@ class Maker:
 def collated(maker: Maker, rows: list[dict]) -> dict[str, torch.Tensor]:
     """Rows filled up on the right."""
     ids = padded([row["input_ids"] for row in rows], maker.model.ids[PAD])
-    mask, labels = padded([[1] * len(row["input_ids"]) for row in rows], 0), padded([row["labels"] for row in rows], -100)
+    mask, labels = (
+        padded([[1] * len(row["input_ids"]) for row in rows], 0),
+        padded([row["labels"] for row in rows], -100),
+    )
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
 
 
@@ -97,9 +122,14 @@ def components(maker: Maker) -> dict:
     """components.npz."""
     model, steps = maker.model, maker.model.schedule.config.num_train_timesteps
     channels, *sides = maker.latent
-    some = lambda *shape: maker.normal(2, *shape)
+
+    def some(*shape):
+        return maker.normal(2, *shape)
+
     made = {"clip_pixel_values": maker.seen([maker.picture(40, 52), maker.picture(61, 33)])}
-    made["clip_hidden_states"] = torch.stack(model.clip(made["clip_pixel_values"], output_hidden_states=True).hidden_states)
+    made["clip_hidden_states"] = torch.stack(
+        model.clip(made["clip_pixel_values"], output_hidden_states=True).hidden_states
+    )
     made["clip_embeds"] = torch_model.see(model, made["clip_pixel_values"])
     made |= {"unet_sample": some(*maker.latent), "unet_timesteps": torch.tensor([7 * steps // 10, 3])}
     made["unet_context"] = some(model.queries.shape[1], model.unet.config.cross_attention_dim)
@@ -108,9 +138,18 @@ def components(maker: Maker) -> dict:
     moments = model.vae.encode(made["vae_images"]).latent_dist
     made |= {"vae_mean": moments.mean, "vae_logvar": moments.logvar, "vae_z": some(*maker.latent)}
     made["vae_decoded"] = model.vae.decode(made["vae_z"]).sample
-    given = {"x0": some(channels, *sides), "noise": some(channels, *sides), "t": torch.tensor([steps // 100, steps * 9 // 10])}
-    made |= {f"add_noise_{name}": value for name, value in given.items()} | {"alphas_cumprod": model.schedule.alphas_cumprod}
-    made |= {"add_noise_out": model.schedule.add_noise(*given.values()), "velocity_out": model.schedule.get_velocity(*given.values())}
+    given = {
+        "x0": some(channels, *sides),
+        "noise": some(channels, *sides),
+        "t": torch.tensor([steps // 100, steps * 9 // 10]),
+    }
+    made |= {f"add_noise_{name}": value for name, value in given.items()} | {
+        "alphas_cumprod": model.schedule.alphas_cumprod
+    }
+    made |= {
+        "add_noise_out": model.schedule.add_noise(*given.values()),
+        "velocity_out": model.schedule.get_velocity(*given.values()),
+    }
     made["snr_out"] = torch_model.signal_to_noise(model, given["t"])
     for count in (5, 50, 150):
         model.schedule.set_timesteps(count)
@@ -133,25 +172,41 @@ def forward(maker: Maker) -> tuple[dict[str, dict], dict]:
     for name, given in rows.items():
         made = collated(maker, given)
         made |= {"images": maker.seen(pictures)} if name != "creation" else {}
-        made |= {"images_dm": maker.dreamed(pictures[: len(CREATED)] if name == "creation" else pictures)} if name != "comprehension" else {}
+        made |= (
+            {"images_dm": maker.dreamed(pictures[: len(CREATED)] if name == "creation" else pictures)}
+            if name != "comprehension"
+            else {}
+        )
         made["inputs_embeds"] = torch_model.splice(model, made["input_ids"], made.get("images"), "images_dm" in made)
         out = torch_model.run(model, made["inputs_embeds"], made["attention_mask"])
         lm = torch_model.word_loss(model, out.last_hidden_state, made["labels"])
-        made |= {"hidden_layer1": out.hidden_states[1], "last_hidden": out.last_hidden_state, "logits": model.llm.lm_head(out.last_hidden_state)}
+        made |= {
+            "hidden_layer1": out.hidden_states[1],
+            "last_hidden": out.last_hidden_state,
+            "logits": model.llm.lm_head(out.last_hidden_state),
+        }
         made["loss"] = torch_model.total_loss(model, lm, 0.0, model.settings["loss_scale_schedule"])
         ids = made["input_ids"]
         losses = {"eval_loss": float(made["loss"]), "lm_loss": float(lm), "vm_loss": 0.0}
-        written[name] = {"shape": list(ids.shape), **losses, "tokens": [maker.rows.words.pieces(row) for row in ids.tolist()]}
+        written[name] = {
+            "shape": list(ids.shape),
+            **losses,
+            "tokens": [maker.rows.words.pieces(row) for row in ids.tolist()],
+        }
         files[name] = made
     return files, written | {"special_tokens2ids_dict": model.settings["special_tokens2ids_dict"]}
 
 
-def losses(maker: Maker, batches: dict[str, dict], variants: dict[str, dict], graded: tuple[str, ...]) -> tuple[dict, dict, dict[str, dict]]:
+def losses(
+    maker: Maker, batches: dict[str, dict], variants: dict[str, dict], graded: tuple[str, ...]
+) -> tuple[dict, dict, dict[str, dict]]:
     """vmloss.npz, vmloss.json and the grads_*.npz by their endings; the variants `graded` have gradients."""
     model = maker.model
     count, own = len(batches["joint"]["images_dm"]), model.schedule.config.prediction_type
     other = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[own]
-    draws = {name: maker.normal(count, *maker.latent) for name in ("eps_vae", "noise", "pert_noise")} | {"offset_noise": maker.normal(count, maker.latent[0], 1, 1)}
+    draws = {name: maker.normal(count, *maker.latent) for name in ("eps_vae", "noise", "pert_noise")} | {
+        "offset_noise": maker.normal(count, maker.latent[0], 1, 1)
+    }
     draws["timesteps"] = torch.randint(0, model.schedule.config.num_train_timesteps, (count,), generator=maker.draws)
     draws["drop_mask"] = torch.tensor([1.0, 0.0, 1.0])[:count]
     arrays, written, gradients = dict(draws), {}, {}
@@ -163,11 +218,17 @@ def losses(maker: Maker, batches: dict[str, dict], variants: dict[str, dict], gr
         hidden = torch_model.run(model, embeds, batch["attention_mask"]).last_hidden_state
         lm, vm = torch_model.word_loss(model, hidden, batch["labels"]), torch.zeros(())
         if "images_dm" in batch:
-            vm, made = torch_model.picture_loss(model, batch["images_dm"], torch_model.at_queries(model, batch["input_ids"], hidden), draws, options)
-            kept = ["noisy_latents", "unet_context", "unet_pred"] + (["encoder_hidden_states"] if name in ("base", "drop") else [])
+            vm, made = torch_model.picture_loss(
+                model, batch["images_dm"], torch_model.at_queries(model, batch["input_ids"], hidden), draws, options
+            )
+            kept = ["noisy_latents", "unet_context", "unet_pred"] + (
+                ["encoder_hidden_states"] if name in ("base", "drop") else []
+            )
             kept += ["u_encoder_hidden_states", "u_inputs_embeds"] if name == "drop" else []
             arrays |= {f"{name}/{key}": made[key] for key in kept}
-            arrays |= {key: made[key] for key in ("vae_mean", "vae_std", "latents")} if batch is batches["joint"] else {}
+            arrays |= (
+                {key: made[key] for key in ("vae_mean", "vae_std", "latents")} if batch is batches["joint"] else {}
+            )
         total = torch_model.total_loss(model, lm, vm, options.get("sched", model.settings["loss_scale_schedule"]))
         written[name] = {"total": total.item(), "lm_loss": lm.item(), "vm_loss": vm.item(), "config": options}
         if name in graded:
@@ -180,48 +241,92 @@ def graded_by(model: Model, total: torch.Tensor) -> tuple[dict, float]:
     """Gradients of the parameters that bundles record, and the norm of all."""
     parameters = model.trainable
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    grads = {name: torch.zeros_like(parameters[name]) if grad is None else grad for name, grad in zip(parameters, found)}
+    grads = {
+        name: torch.zeros_like(parameters[name]) if grad is None else grad
+        for name, grad in zip(parameters, found, strict=True)
+    }
     last = model.settings["num_hidden_layers"] - 1
-    names = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", f"model.layers.{last}.mlp.down_proj.weight", torch_model.QUERIES, torch_model.CONDITION]
-    names += [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"] + [name for name in grads if name.startswith(torch_model.VISUAL)]
-    return {name: grads[name] for name in names if name in grads}, float(torch.sqrt(sum((grad.double() ** 2).sum() for grad in grads.values())))
+    names = [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        f"model.layers.{last}.mlp.down_proj.weight",
+        torch_model.QUERIES,
+        torch_model.CONDITION,
+    ]
+    names += [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"] + [
+        name for name in grads if name.startswith(torch_model.VISUAL)
+    ]
+    return {name: grads[name] for name in names if name in grads}, float(
+        torch.sqrt(sum((grad.double() ** 2).sum() for grad in grads.values()))
+    )
 
 
 def prompts(maker: Maker, mixed: bool, steps: int = 5) -> tuple[dict, dict]:
     """prompt.npz and prompt.json; `mixed` says whether there is a prompt with a picture."""
     model, arrays = maker.model, {}
-    texts = {"pos": PROMPTS, "neg": NEGATIVES, "single": PROMPTS[:1], "empty": [""], "single_neg": NEGATIVES[:1], "empties": [""] * len(PROMPTS)}
+    texts = {
+        "pos": PROMPTS,
+        "neg": NEGATIVES,
+        "single": PROMPTS[:1],
+        "empty": [""],
+        "single_neg": NEGATIVES[:1],
+        "empties": [""] * len(PROMPTS),
+    }
     states = {}
     for side in ("right", "left"):
         for kind, given in texts.items():
             tokens = maker.tokens(given, side)
             states[side, kind] = torch_model.prompt_states(model, **_named(tokens))
             if kind in ("pos", "neg", "single", "empty"):
-                arrays |= {f"{side}/{kind}/{name}": value for name, value in tokens.items()} | {f"{side}/{kind}/prompt_embeds": states[side, kind]}
+                arrays |= {f"{side}/{kind}/{name}": value for name, value in tokens.items()} | {
+                    f"{side}/{kind}/prompt_embeds": states[side, kind]
+                }
     if mixed:
         picture = maker.picture(58, 44)
         placeholder, slots = model.ids["<image>"], maker.rows.picture("comprehension_only")
-        ids = torch.tensor([[i for token in maker.rows.words(MIXED) for i in (slots if token == placeholder else [token])]])
+        ids = torch.tensor(
+            [[i for token in maker.rows.words(MIXED) for i in (slots if token == placeholder else [token])]]
+        )
         pixels = maker.seen([picture])
-        arrays |= {"mm/image_u8": picture, "mm/pixel_values": pixels, "mm/inputs_embeds": torch_model.splice(model, ids, pixels)}
+        arrays |= {
+            "mm/image_u8": picture,
+            "mm/pixel_values": pixels,
+            "mm/inputs_embeds": torch_model.splice(model, ids, pixels),
+        }
         arrays["mm/prompt_embeds"] = torch_model.prompt_states(model, ids, torch.ones_like(ids), pixels)
     seeds, shape = [STEP_SEED + step for step in range(steps)], (len(PROMPTS), *maker.drawn)
     arrays["init_latents"] = maker.normal(*shape)
-    arrays["step_noise"] = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    arrays["step_noise"] = torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
     for run, asked in RUNS.items():
         rows = asked.get("rows", len(PROMPTS))
-        scale, negative = asked.get("scale", GUIDANCE), ("single_neg" if rows == 1 else "neg") if asked.get("negative", True) else "empties"
-        sampler = (diffusers.DDIMScheduler if run == "ddim" else diffusers.DDPMScheduler).from_config(model.schedule.config)
+        scale, negative = (
+            asked.get("scale", GUIDANCE),
+            ("single_neg" if rows == 1 else "neg") if asked.get("negative", True) else "empties",
+        )
+        sampler = (diffusers.DDIMScheduler if run == "ddim" else diffusers.DDPMScheduler).from_config(
+            model.schedule.config
+        )
         away = states["right", negative] if scale > 1 else None
         chosen = states["right", "single" if rows == 1 else "pos"]
-        latents, timesteps = torch_model.draw(model, sampler, chosen, away, arrays["init_latents"][:rows], seeds, scale, asked.get("rescale", 0.0))
+        latents, timesteps = torch_model.draw(
+            model, sampler, chosen, away, arrays["init_latents"][:rows], seeds, scale, asked.get("rescale", 0.0)
+        )
         arrays |= {f"{run}/latents_per_step": latents, f"{run}/latents": latents[-1], f"{run}/timesteps": timesteps}
         if run in ("ddpm", "ddim"):
             with torch.no_grad():
                 pixels = model.vae.decode(latents[-1] / model.vae.config.scaling_factor).sample
             image = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
             arrays |= {f"{run}/image_np": image, f"{run}/image_u8": (255 * image).round().astype(np.uint8)}
-    written = {"prompts": PROMPTS, "negative_prompts": NEGATIVES, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "mm_text": MIXED}
+    written = {
+        "prompts": PROMPTS,
+        "negative_prompts": NEGATIVES,
+        "num_inference_steps": steps,
+        "guidance_scale": GUIDANCE,
+        "mm_text": MIXED,
+    }
     settings = {key: value for key, value in sorted(model.schedule.config.items()) if key != "_use_default_values"}
     return arrays, written | {"scheduler_class_used": "DDPMScheduler", "scheduler_config": settings}
 
@@ -231,16 +336,27 @@ def _named(tokens: dict) -> dict:
 
 
 def generation(maker: Maker) -> tuple[dict, dict]:
-    """generate.npz and generate.json. Stops with an error where a token was nearly another one, or opens a picture: another seed draws another model."""
+    """generate.npz and generate.json.
+
+    Stops with an error where a token was nearly another one, or opens a picture: another seed draws another model.
+    """
     model, words = maker.model, maker.rows.words
     pictures = [maker.picture(39, 48), maker.picture(52, 30)]
     arrays = {"pixel_values": maker.seen(pictures)} | {f"image{number}_u8": one for number, one in enumerate(pictures)}
     slots = "<im_start>" + "<im_patch>" * maker.rows.patches + "<im_end>"
-    ask = lambda question: chat([["user", question]])[0]
+
+    def ask(question):
+        return chat([["user", question]])[0]
+
     look = [ask(f"{slots}What is in the picture?"), ask(f"{slots}Why?")]
     tell = [ask("Tell me about the river."), ask("Who?")]
     written = {}
-    for run, texts, count in (("image", look[:1], 10), ("text", tell[:1], 10), ("batch2_leftpad", look, 8), ("batch2_text_leftpad", tell, 8)):
+    for run, texts, count in (
+        ("image", look[:1], 10),
+        ("text", tell[:1], 10),
+        ("batch2_leftpad", look, 8),
+        ("batch2_text_leftpad", tell, 8),
+    ):
         tokens = maker.tokens(texts, "left")
         shown = arrays["pixel_values"][: len(texts)] if texts[0].find("<im_start>") >= 0 else None
         sequences, scores = torch_model.write(model, **_named(tokens), images=shown, count=count, pad=model.ids[PAD])
@@ -249,9 +365,17 @@ def generation(maker: Maker) -> tuple[dict, dict]:
         margin = float((best[..., 0] - best[..., 1]).min())
         if margin < 5e-4 or model.ids["<im_start>"] in new:
             raise SystemExit(f"generation {run}: margin {margin:.2g}, tokens {new.tolist()}: try another --seed")
-        arrays |= {f"{run}/{name}": value for name, value in (tokens | {"sequences": sequences, "scores": scores}).items()}
+        arrays |= {
+            f"{run}/{name}": value for name, value in (tokens | {"sequences": sequences, "scores": scores}).items()
+        }
         text = [words.decode(row, skip_special=True) for row in new.tolist()]
-        written[run] = {"texts": texts, "new_tokens": new.tolist(), "text_out": text, "min_top1_top2_margin": margin, "padding_side": "left"}
+        written[run] = {
+            "texts": texts,
+            "new_tokens": new.tolist(),
+            "text_out": text,
+            "min_top1_top2_margin": margin,
+            "padding_side": "left",
+        }
     return arrays, written
 
 
@@ -261,9 +385,22 @@ def preprocessing(maker: Maker) -> dict:
     for number, sides in enumerate([(40, 40), (50, 75), (90, 33), (17, 20), (40, 101), (12, 12), (58, 57)]):
         one = maker.picture(*sides)
         clip, plain, flipped = maker.seen([one])[0], maker.dreamed([one])[0], maker.dreamed([one], flip=True)[0]
-        arrays |= {f"{number}/image_u8": one, f"{number}/clip": clip, f"{number}/sd": plain, f"{number}/sd_flip": flipped}
-    pair = lambda text, mode: maker.rows.pair({"text": text}, mode, None)
-    rows = [pair("A photo of a goat.", "comprehension_only"), pair("A cat", "creation_only"), pair(SYSTEM[:30], "comprehension_only"), maker.rows.two_pictures()]
+        arrays |= {
+            f"{number}/image_u8": one,
+            f"{number}/clip": clip,
+            f"{number}/sd": plain,
+            f"{number}/sd_flip": flipped,
+        }
+
+    def pair(text, mode):
+        return maker.rows.pair({"text": text}, mode, None)
+
+    rows = [
+        pair("A photo of a goat.", "comprehension_only"),
+        pair("A cat", "creation_only"),
+        pair(SYSTEM[:30], "comprehension_only"),
+        maker.rows.two_pictures(),
+    ]
     rows.append(maker.rows.conversation(CONVERSATIONS[2]))
     counters = {"images": 0, "images_dm": 0}
     for number, row in enumerate(rows):
@@ -271,7 +408,9 @@ def preprocessing(maker: Maker) -> dict:
         arrays[f"collate_in/{number}/attention_mask"] = np.ones(len(row["input_ids"]), int)
         for name in counters:
             if row[name]:
-                arrays[f"collate_in/{number}/{name}"] = np.arange(counters[name], counters[name] + len(row[name]), dtype=np.float32)[:, None]
+                arrays[f"collate_in/{number}/{name}"] = np.arange(
+                    counters[name], counters[name] + len(row[name]), dtype=np.float32
+                )[:, None]
                 counters[name] += len(row[name])
     arrays |= {f"collate/{name}": value for name, value in collated(maker, rows).items()}
     return arrays | {f"collate/{name}": np.arange(count, dtype=np.float32)[:, None] for name, count in counters.items()}

@@ -1,7 +1,7 @@
 """The text of a made bundle from sentencepiece alone: ids, decoded text, and the rows of the official data builder.
 
-The rules are those of transformers 4.35's slow LlamaTokenizer and of omni/data/builders/builder_dreamllm.py, written down again:
-what they say is compared with the package, which this file therefore does not import.
+The rules are those of transformers 4.35's slow LlamaTokenizer and of omni/data/builders/builder_dreamllm.py, written
+down again: what they say is compared with the package, which this file therefore does not import.
 """
 
 import dataclasses
@@ -21,26 +21,71 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 CORPUS = [
-    SYSTEM, "USER: Tell me about the river. ASSISTANT: The river runs under the old bridge.", "USER: What is in the picture? ASSISTANT: A black dog.",
-    "A photo of a dog and a cat in the forest, detailed ink wash.", "Sunrise over the lake, beautiful! And then it rained.", "(best quality) a polar bear",
-    "Write a short story about a goat.", "Once upon a time there was a goat; it had 3 horns and 42 friends.", "ugly, blurry, low quality, worst anatomy",
+    SYSTEM,
+    "USER: Tell me about the river. ASSISTANT: The river runs under the old bridge.",
+    "USER: What is in the picture? ASSISTANT: A black dog.",
+    "A photo of a dog and a cat in the forest, detailed ink wash.",
+    "Sunrise over the lake, beautiful! And then it rained.",
+    "(best quality) a polar bear",
+    "Write a short story about a goat.",
+    "Once upon a time there was a goat; it had 3 horns and 42 friends.",
+    "ugly, blurry, low quality, worst anatomy",
 ]
 TEXTS = [
-    "", " ", "b", "A photo of a goat.", "   three   spaces ", "left<image>right", "left <image> right", "<image>\nWhat is it?", "<im_start><im_patch><im_end>Why?",
-    "USER: yes ASSISTANT: no</s>USER: why", "</s>", "words</s>", "words </s> more", "<s>begin", "Größe 山 ☂ 🐐", "tab\tand\nline", "0123456789",
-    "ASSISTANT: ", "ASSISTANT:",
-    "<dream>", "Here: <dream>", "<dream_start>y<dream_end>", "[PAD]", "<unk>", "The goat's horns, aren't they?", "\n", "a\n\nb", "<dream><dream>", "y <image> <dream> z",
-]  # fmt: skip
+    "",
+    " ",
+    "b",
+    "A photo of a goat.",
+    "   three   spaces ",
+    "left<image>right",
+    "left <image> right",
+    "<image>\nWhat is it?",
+    "<im_start><im_patch><im_end>Why?",
+    "USER: yes ASSISTANT: no</s>USER: why",
+    "</s>",
+    "words</s>",
+    "words </s> more",
+    "<s>begin",
+    "Größe 山 ☂ 🐐",
+    "tab\tand\nline",
+    "0123456789",
+    "ASSISTANT: ",
+    "ASSISTANT:",
+    "<dream>",
+    "Here: <dream>",
+    "<dream_start>y<dream_end>",
+    "[PAD]",
+    "<unk>",
+    "The goat's horns, aren't they?",
+    "\n",
+    "a\n\nb",
+    "<dream><dream>",
+    "y <image> <dream> z",
+]
 
 
 def train(pieces: int, unk: int, bos: int, eos: int) -> bytes:
     """A small model like LLaMA's: BPE with bytes for unknown characters and single digits."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=model, model_type="bpe", vocab_size=pieces, hard_vocab_limit=False, byte_fallback=True, split_digits=True,
-        character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        unk_id=unk, bos_id=bos, eos_id=eos, pad_id=-1, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=pieces,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        unk_id=unk,
+        bos_id=bos,
+        eos_id=eos,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
@@ -126,17 +171,31 @@ def padded(rows: list[list[int]], fill: int, side: str = "right") -> list[list[i
 def record(words: Words) -> dict:
     """tokenizer.json."""
     found: dict = {"texts": TEXTS}
-    for name, one in (("legacy", dataclasses.replace(words, legacy=True)), ("nonlegacy", dataclasses.replace(words, legacy=False))):
+    for name, one in (
+        ("legacy", dataclasses.replace(words, legacy=True)),
+        ("nonlegacy", dataclasses.replace(words, legacy=False)),
+    ):
         ids = [one(text) for text in TEXTS]
         found[name] = {
-            "input_ids": ids, "tokens": [one.pieces(row) for row in ids], "decode": [one.decode(row) for row in ids],
-            "decode_skip_special": [one.decode(row, True) for row in ids], "no_special": [row[1:] for row in ids], "trunc8": [one(text, 8) for text in TEXTS],
-        }  # fmt: skip
+            "input_ids": ids,
+            "tokens": [one.pieces(row) for row in ids],
+            "decode": [one.decode(row) for row in ids],
+            "decode_skip_special": [one.decode(row, True) for row in ids],
+            "no_special": [row[1:] for row in ids],
+            "trunc8": [one(text, 8) for text in TEXTS],
+        }
     rows = [words(text) for text in ("a photo of a goat", "yes", "")]
     for side in ("right", "left"):
-        found[f"pad_{side}"] = {"input_ids": padded(rows, words.ids[PAD], side), "attention_mask": padded([[1] * len(row) for row in rows], 0, side)}
+        found[f"pad_{side}"] = {
+            "input_ids": padded(rows, words.ids[PAD], side),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0, side),
+        }
     control = [words.ids[name] for name in ("<s>", "</s>", PAD, "<unk>")]
-    return found | {"special": words.ids, "len": words.sentencepiece.get_piece_size() + len(words.added), "bos_eos_pad_unk": control}
+    return found | {
+        "special": words.ids,
+        "len": words.sentencepiece.get_piece_size() + len(words.added),
+        "bos_eos_pad_unk": control,
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,7 +204,10 @@ def record(words: Words) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The official data builder: `queries` and `patches` are the slots of a picture, `limit` the most tokens of a row."""
+    """The official data builder.
+
+    `queries` and `patches` are the slots of a picture, `limit` the most tokens of a row.
+    """
 
     words: Words
     queries: int
@@ -180,7 +242,12 @@ class Rows:
         silent = {ids[name] for name in ("<im_patch>", "<im_start>", "<im_end>", "<dream_end>")}
         row = [*([] if begin else [ids["<s>"]]), *row, ids["</s>"]]
         labels = [IGNORED if at < len(begin) or token in silent else token for at, token in enumerate(row)]
-        return {"input_ids": row, "labels": labels, "images": shown if mode != "creation_only" else [], "images_dm": shown if mode != "comprehension_only" else []}
+        return {
+            "input_ids": row,
+            "labels": labels,
+            "images": shown if mode != "creation_only" else [],
+            "images_dm": shown if mode != "comprehension_only" else [],
+        }
 
     def pair(self, given: dict, mode: str, coin: float | None) -> dict:
         if mode == "joint":
@@ -191,22 +258,37 @@ class Rows:
             row = [*text, *picture, eos]
             return {"input_ids": row, "labels": [IGNORED] * len(row), "images": [], "images_dm": [0]}
         row = [text[0], *picture, *text[1:], eos]
-        return {"input_ids": row, "labels": [text[0], *[IGNORED] * len(picture), *row[1 + len(picture) :]], "images": [0], "images_dm": []}
+        return {
+            "input_ids": row,
+            "labels": [text[0], *[IGNORED] * len(picture), *row[1 + len(picture) :]],
+            "images": [0],
+            "images_dm": [],
+        }
 
     def two_pictures(self) -> dict:
-        row = [self.words.ids["<s>"], *self.picture("comprehension_only"), *self.picture("creation_only"), self.words.ids["</s>"]]
+        row = [
+            self.words.ids["<s>"],
+            *self.picture("comprehension_only"),
+            *self.picture("creation_only"),
+            self.words.ids["</s>"],
+        ]
         return {"input_ids": row, "labels": [IGNORED] * len(row), "images": [0], "images_dm": [1]}
 
     def conversation(self, turns: list) -> dict:
-        """Learned are the tokens behind those of what comes before an answer; a placeholder becomes its picture's slots."""
+        """Learned are the tokens behind those of what comes before an answer.
+
+        A placeholder becomes its picture's slots.
+        """
         ids, tokens, learned = self.words.ids, [], []
-        for said, answer in zip(chat(turns[::2]), turns[1::2]):
+        for said, answer in zip(chat(turns[::2]), turns[1::2], strict=True):
             before, whole = self.words(said)[1:], self.words(f"{said} {answer[1]}</s>")[1:]
             assert whole[: len(before)] == before, f"the tokens before an answer depend on it: {said} {answer[1]}"
             tokens, learned = tokens + whole, learned + [False] * len(before) + [True] * (len(whole) - len(before))
         out, number = {"input_ids": [ids["<s>"]], "labels": [IGNORED], "images": [], "images_dm": []}, 0
-        for token, teach in zip(tokens, learned):
-            slots = {ids["<image>"]: self.picture("comprehension_only"), ids["<dream>"]: self.picture("joint")}.get(token)
+        for token, teach in zip(tokens, learned, strict=True):
+            slots = {ids["<image>"]: self.picture("comprehension_only"), ids["<dream>"]: self.picture("joint")}.get(
+                token
+            )
             out["input_ids"] += slots or [token]
             out["labels"] += [IGNORED] * len(slots) if slots else [token if teach else IGNORED]
             if slots:
@@ -224,8 +306,18 @@ def chat(questions: list) -> list[str]:
 PAGE = {"text_list": ["A photo of a goat. ", " The black cat.", "And then a river", "the end."], "n_images": 2}
 CONVERSATIONS = [
     [["user", "<image>\nWhat is in the picture?"], ["assistant", "A black goat."]],
-    [["user", "Hello there"], ["assistant", "Hello."], ["user", "Tell me a story."], ["assistant", "Once upon a time there was a goat."]],
-    [["user", "Please draw a cat."], ["assistant", "Here: <dream>"], ["user", "And what is this <image>?"], ["assistant", "A lake."]],
+    [
+        ["user", "Hello there"],
+        ["assistant", "Hello."],
+        ["user", "Tell me a story."],
+        ["assistant", "Once upon a time there was a goat."],
+    ],
+    [
+        ["user", "Please draw a cat."],
+        ["assistant", "Here: <dream>"],
+        ["user", "And what is this <image>?"],
+        ["assistant", "A lake."],
+    ],
 ]
 
 
@@ -244,23 +336,48 @@ def data_record(rows: Rows) -> dict:
                 output = own.conversation(given["turns"])
             case _:
                 output = own.interleaved(given, mode)
-        cases.append({"kind": kind, "desc": given, "tokenizer": "legacy" if legacy else "nonlegacy", "mode": mode, "max_len": limit, **more, "output": output})
+        cases.append(
+            {
+                "kind": kind,
+                "desc": given,
+                "tokenizer": "legacy" if legacy else "nonlegacy",
+                "mode": mode,
+                "max_len": limit,
+                **more,
+                "output": output,
+            }
+        )
 
     one = rows.queries + rows.patches
     for legacy in (True, False):
         add("ImageImagePair", {"n_images": 2}, legacy, "joint")
         for mode, coin in (("comprehension_only", None), ("creation_only", None), ("joint", 0.2), ("joint", 0.5)):
-            for text in ("A photo of a goat.", "", "The black cat is here, under the blue sky of the old town by the river."):
+            for text in (
+                "A photo of a goat.",
+                "",
+                "The black cat is here, under the blue sky of the old town by the river.",
+            ):
                 add("ImageTextPair", {"text": text, "n_images": 1}, legacy, mode, one + 12, prob=coin)
         for mode in ("comprehension_only", "creation_only", "joint"):
             for index in ([0, 2], [1, 1], [3], []):
                 given = PAGE | {"matched_text_index": index, "n_images": len(index)}
                 add("InterleavedImageText", given, legacy, mode)
-                add("InstructInterleavedImageText", given | {"instruction": "Write a story about a goat."}, legacy, mode)
+                add(
+                    "InstructInterleavedImageText", given | {"instruction": "Write a story about a goat."}, legacy, mode
+                )
             for limit in (one + 8, one + 14, one + 40):
                 add("InterleavedImageText", PAGE | {"matched_text_index": [0, 2]}, legacy, mode, limit)
         add("InterleavedImageText", PAGE | {"matched_text_index": [0, 2], "bad_images": [0]}, legacy, "joint")
     for turns in CONVERSATIONS:
         add("Conversation", {"turns": turns}, True, "joint")
-    prompts = ["".join(f"{said} {answer[1]}</s>" for said, answer in zip(chat(turns[::2]), turns[1::2])) for turns in CONVERSATIONS]
-    return {"clip_embed_len": rows.patches, "num_dream_queries": rows.queries, "conv_template": "vicuna_v1.1", "prompts": prompts, "cases": cases}
+    prompts = [
+        "".join(f"{said} {answer[1]}</s>" for said, answer in zip(chat(turns[::2]), turns[1::2], strict=True))
+        for turns in CONVERSATIONS
+    ]
+    return {
+        "clip_embed_len": rows.patches,
+        "num_dream_queries": rows.queries,
+        "conv_template": "vicuna_v1.1",
+        "prompts": prompts,
+        "cases": cases,
+    }

@@ -17,7 +17,9 @@ def ours(bundle) -> dict[str, np.ndarray]:
     """All component outputs of a bundle by their recorded names."""
     opened = open_bundle(bundle)
     parts, params, given = opened.parts, opened.params, opened.arrays("components")
-    apply = lambda part, *inputs, **more: getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
+
+    def apply(part, *inputs, **more):
+        return getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
 
     @jax.jit
     def run(pixels, sample, timesteps, context, images, z):
@@ -32,12 +34,23 @@ def ours(bundle) -> dict[str, np.ndarray]:
     diffusion = parts.config.diffusion
     x0, noise, t = channels_last(given["add_noise_x0"]), channels_last(given["add_noise_noise"]), given["add_noise_t"]
     velocity = dataclasses.replace(diffusion, prediction="v_prediction")
-    steps = {name: samplers.spaced_timesteps(diffusion, int(name.rsplit("_", 1)[1]), opened.spacing) for name in given if name.startswith("ddpm_timesteps_")}
+    steps = {
+        name: samplers.spaced_timesteps(diffusion, int(name.rsplit("_", 1)[1]), opened.spacing)
+        for name in given
+        if name.startswith("ddpm_timesteps_")
+    }
     return {
-        "clip_hidden_states": states, "clip_embeds": embeds, "unet_out": channels_first(out), "vae_mean": channels_first(mean),
-        "vae_logvar": channels_first(logvar), "vae_decoded": channels_first(decoded), "alphas_cumprod": schedules.alphas_cumprod(diffusion),
+        "clip_hidden_states": states,
+        "clip_embeds": embeds,
+        "unet_out": channels_first(out),
+        "vae_mean": channels_first(mean),
+        "vae_logvar": channels_first(logvar),
+        "vae_decoded": channels_first(decoded),
+        "alphas_cumprod": schedules.alphas_cumprod(diffusion),
         "add_noise_out": channels_first(schedules.add_noise(diffusion, x0, noise, t)),
-        "velocity_out": channels_first(schedules.target(velocity, x0, noise, t)), "snr_out": schedules.snr(diffusion, t), **steps,
+        "velocity_out": channels_first(schedules.target(velocity, x0, noise, t)),
+        "snr_out": schedules.snr(diffusion, t),
+        **steps,
     }
 
 

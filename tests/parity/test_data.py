@@ -1,7 +1,7 @@
 """Documents to rows against what the official data builder made of the same inputs.
 
-Every recorded case becomes a Document and takes the one path to a row. Where the official code is at fault, a test of its
-own says what is right; `rows_official` makes what it made of every case.
+Every recorded case becomes a Document and takes the one path to a row. Where the official code is at fault, a test of
+its own says what is right; `rows_official` makes what it made of every case.
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ class Recorded:
 
     def row(self, case: dict, limited: bool = True, **options) -> Row:
         """The case as a Document, through the one path; the official code ignores the mode in conversations."""
-        document = view(document_of(case), "joint" if case["kind"] == CONVERSATION else case["mode"], case.get("prob") or 0.0)
+        document = view(
+            document_of(case), "joint" if case["kind"] == CONVERSATION else case["mode"], case.get("prob") or 0.0
+        )
         limits = Limits(self.limit(case), ENOUGH, ENOUGH) if limited else None
         options = {"labels": "official" if case["kind"] == CONVERSATION else "all"} | options
         return build_row(document, self.tokenizer(case), self.slots, self.template, limits, **options)
@@ -74,7 +76,13 @@ def recorded(bundle) -> Recorded:
     tokenizer = Tokenizer.load(bundle / "ckpt")
     tokenizers = {name: dataclasses.replace(tokenizer, legacy=name == "legacy") for name in ("legacy", "nonlegacy")}
     longest = json.loads((bundle / "ckpt" / "tokenizer_config.json").read_text())["model_max_length"]
-    return Recorded(made["cases"], tokenizers, Slots(made["num_dream_queries"], made["clip_embed_len"]), made["conv_template"], longest)
+    return Recorded(
+        made["cases"],
+        tokenizers,
+        Slots(made["num_dream_queries"], made["clip_embed_len"]),
+        made["conv_template"],
+        longest,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -91,10 +99,15 @@ def number_of(image: Image) -> int:
 
 
 def document_of(case: dict) -> Document:
-    """What a source would yield for the inputs of a case. A picture that is broken is left out of all but a pair, as the loader does."""
+    """What a source would yield for the inputs of a case.
+
+    A picture that is broken is left out of all but a pair, as the loader does.
+    """
     document = inputs_of(case)
     for broken in case["desc"].get("bad_images", ()) if document.kind != "pair" else ():
-        document = document.without(next(i for i, part in enumerate(document.parts) if isinstance(part, Image) and number_of(part) == broken))
+        document = document.without(
+            next(i for i, part in enumerate(document.parts) if isinstance(part, Image) and number_of(part) == broken)
+        )
     return document
 
 
@@ -127,11 +140,17 @@ def interleaved(given: dict, role: str | None) -> tuple:
 
 
 def message(role: str, words: str, numbers) -> list:
-    """One turn of a conversation, in which `<image>` and `<dream>` stand for pictures; those of the first kind are numbered first."""
+    """One turn of a conversation, in which `<image>` and `<dream>` stand for pictures.
+
+    Those of the first kind are numbered first.
+    """
     marks = {"<image>": {"dreamed": False}, "<dream>": {}}
     pieces = [piece for piece in re.split("(<image>|<dream>)", words) if piece]
     waiting = {mark: [next(numbers) for piece in pieces if piece == mark] for mark in marks}
-    return [picture(waiting[piece].pop(0), role=role, **marks[piece]) if piece in marks else Text(piece, role=role) for piece in pieces]
+    return [
+        picture(waiting[piece].pop(0), role=role, **marks[piece]) if piece in marks else Text(piece, role=role)
+        for piece in pieces
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -139,22 +158,30 @@ def message(role: str, words: str, numbers) -> list:
 
 
 def lost_its_picture(case: dict) -> bool:
-    """A pair whose picture does not open keeps the picture's tokens, and takes the picture of the next document of its batch."""
+    """A pair whose picture does not open keeps the picture's tokens, and takes the picture of the next document of
+    its batch.
+    """
     return case["kind"] == PAIR and 0 in case["desc"].get("bad_images", ())
 
 
 def cut_elsewhere(case: dict, recorded: Recorded) -> bool:
-    """A conversation over its limit, at a picture that does not fit, keeps limit - position tokens instead of those up to its position."""
+    """A conversation over its limit, at a picture that does not fit, keeps limit - position tokens instead of those
+    up to its position.
+    """
     if case["kind"] != CONVERSATION:
         return False
-    return len(case["output"]["input_ids"]) != fitting(recorded.row(case, limited=False).tokens.tolist(), recorded.limit(case), recorded.tokenizer(case))
+    return len(case["output"]["input_ids"]) != fitting(
+        recorded.row(case, limited=False).tokens.tolist(), recorded.limit(case), recorded.tokenizer(case)
+    )
 
 
 def fitting(tokens: list[int], limit: int, tokenizer: Tokenizer) -> int:
     """How many tokens stay within a limit without half a picture."""
     opens = [i for i, token in enumerate(tokens) if token in (tokenizer.im_start, tokenizer.dream_start)]
     closes = [i for i, token in enumerate(tokens) if token in (tokenizer.im_end, tokenizer.dream_end)]
-    return min([limit, len(tokens), *(first for first, last in zip(opens, closes, strict=True) if first < limit <= last)])
+    return min(
+        [limit, len(tokens), *(first for first, last in zip(opens, closes, strict=True) if first < limit <= last)]
+    )
 
 
 def mislabelled(case: dict, recorded: Recorded) -> bool:
@@ -177,13 +204,21 @@ def mislabelled(case: dict, recorded: Recorded) -> bool:
 def said(ids, learned, tokenizer: Tokenizer) -> str:
     """The learned tokens as text without spaces, of special tokens </s> alone."""
     text = tokenizer.decode_continuation
-    words = ("</s>" if i == tokenizer.eos else text([i]) for i, yes in zip(ids, learned) if yes and (i == tokenizer.eos or i not in tokenizer.special_ids))
+    words = (
+        "</s>" if i == tokenizer.eos else text([i])
+        for i, yes in zip(ids, learned, strict=True)
+        if yes and (i == tokenizer.eos or i not in tokenizer.special_ids)
+    )
     return re.sub(r"\s", "", "".join(words))
 
 
 def answers(case: dict) -> str:
     """The assistant's words in the same form: what a conversation is to teach."""
-    turns = [words.replace("<image>", "").replace("<dream>", "") for role, words in case["desc"]["turns"] if role == "assistant"]
+    turns = [
+        words.replace("<image>", "").replace("<dream>", "")
+        for role, words in case["desc"]["turns"]
+        if role == "assistant"
+    ]
     return re.sub(r"\s", "", "".join(f"{words}</s>" for words in turns))
 
 
@@ -221,12 +256,19 @@ def test_official_rows_are_the_recorded_ones_without_exception(recorded):
 
 def test_conversations_read_as_recorded(recorded, bundle):
     prompts = json.loads((bundle / "golden" / "data.json").read_text())["prompts"]
-    ours = {rows_official.conversation_string(inputs_of(case), recorded.template) for case in recorded.cases if case["kind"] == CONVERSATION}
+    ours = {
+        rows_official.conversation_string(inputs_of(case), recorded.template)
+        for case in recorded.cases
+        if case["kind"] == CONVERSATION
+    }
     assert ours == set(prompts)
 
 
 def test_a_pair_without_its_picture_is_no_pair(recorded):
-    """Quirk: its slots would show the picture of another document. The loader leaves such a pair out (tests/data/test_loader.py)."""
+    """Quirk.
+
+    Its slots would show the picture of another document. The loader leaves such a pair out (tests/data/test_loader.py).
+    """
     cases = [case for case in recorded.cases if lost_its_picture(case)]
     for case in cases:
         ids = case["output"]["input_ids"]
@@ -241,7 +283,10 @@ def test_a_conversation_is_cut_where_its_limit_is(recorded):
             whole, cut = recorded.row(case, limited=False), recorded.row(case)
             kept = fitting(whole.tokens.tolist(), recorded.limit(case), recorded.tokenizer(case))
             assert cut.cut == (kept < len(whole.tokens)) and len(cut.tokens) == kept
-            assert cut.tokens.tolist() == whole.tokens[:kept].tolist() and cut.learned.tolist() == whole.learned[:kept].tolist()
+            assert (
+                cut.tokens.tolist() == whole.tokens[:kept].tolist()
+                and cut.learned.tolist() == whole.learned[:kept].tolist()
+            )
 
 
 def test_conversations_teach_what_the_assistant_says_and_nothing_else(recorded):
@@ -254,9 +299,15 @@ def test_conversations_teach_what_the_assistant_says_and_nothing_else(recorded):
 
 
 def test_conversations_teach_to_draw_unless_their_labels_are_official(recorded):
-    """Quirk: the official labels never teach a conversation's <dream_start>, which a model needs to draw when it is asked to."""
+    """Quirk.
+
+    The official labels never teach a conversation's <dream_start>, which a model needs to draw when it is asked to.
+    """
     for case in recorded.cases:
         if case["kind"] == CONVERSATION:
             ours, official = recorded.row(case, labels="all"), recorded.row(case, labels="official")
             assert ours.tokens.tolist() == official.tokens.tolist()
-            assert np.flatnonzero(ours.learned != official.learned).tolist() == np.flatnonzero(ours.tokens == recorded.tokenizer(case).dream_start).tolist()
+            assert (
+                np.flatnonzero(ours.learned != official.learned).tolist()
+                == np.flatnonzero(ours.tokens == recorded.tokenizer(case).dream_start).tolist()
+            )

@@ -1,4 +1,7 @@
-"""Greedy continuations: ids of the prompts, and raw logits of every step given the recorded ones before (test_sampling.py writes them)."""
+"""Greedy continuations.
+
+Ids of the prompts, and raw logits of every step given the recorded ones before (test_sampling.py writes them).
+"""
 
 import jax
 import numpy as np
@@ -23,11 +26,14 @@ def runs_of(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
 
 def prompts_of(run: dict[str, np.ndarray]) -> list[np.ndarray]:
     """A run's prompts without what fills them up."""
-    return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"])]
+    return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"], strict=True)]
 
 
 def batches_of(bundle: Bundle, runs: dict[str, dict], length: int) -> dict[str, Batch]:
-    """{run: its prompts with their pictures, in rows of `length` tokens}; all of one shape but for the number of rows."""
+    """{run.
+
+    Its prompts with their pictures, in rows of `length` tokens}; all of one shape but for the number of rows.
+    """
     tokenizer = bundle.tokenizer
     most = max(int((prompt == tokenizer.im_start).sum()) for run in runs.values() for prompt in prompts_of(run))
     batches = {}
@@ -52,7 +58,9 @@ def prompts(bundle) -> dict[str, np.ndarray]:
     for run in runs_of(opened):
         recorded = opened.record("generate")[run]
         encoded = [[opened.tokenizer.bos, *opened.tokenizer.encode(text, special=True)] for text in recorded["texts"]]
-        found[f"{run}/input_ids"], found[f"{run}/attention_mask"] = padded(encoded, opened.tokenizer.pad, recorded["padding_side"])
+        found[f"{run}/input_ids"], found[f"{run}/attention_mask"] = padded(
+            encoded, opened.tokenizer.pad, recorded["padding_side"]
+        )
     return found
 
 
@@ -92,6 +100,8 @@ def test_the_likeliest_tokens_are_the_recorded_ones(bundle, scores):
     opened = open_bundle(bundle)
     for name, run in runs_of(opened).items():
         new = run["sequences"][:, run["input_ids"].shape[1] :]
-        open_ended = np.cumsum(new == opened.tokenizer.eos, axis=1) - (new == opened.tokenizer.eos) == 0  # pads follow </s>
+        open_ended = (
+            np.cumsum(new == opened.tokenizer.eos, axis=1) - (new == opened.tokenizer.eos) == 0
+        )  # pads follow </s>
         likeliest = scores[f"{name}/scores"].argmax(axis=-1)
         opened.check({f"generate/{name}/likeliest": (likeliest[open_ended], new[open_ended])})

@@ -1,4 +1,6 @@
-"""Gradients of the total loss by every recorded parameter, and the norm of all of them, through the training step's own function."""
+"""Gradients of the total loss by every recorded parameter, and the norm of all of them, through the training step's
+own function.
+"""
 
 import jax
 import numpy as np
@@ -13,21 +15,38 @@ from dreamjax.training import optim, step
 
 TRAINABLE = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")  # CLIP, U-Net and VAE are frozen
 OUTSIDE_LAYERS = {
-    "model.embed_tokens.weight": "llm/embed/embedding", "model.norm.weight": "llm/norm/scale", "lm_head.weight": "llm/head/kernel",
-    "model.dream_embedding.dream_queries": "dream_queries", "stable_diffusion_head.projector.projector.weight": "condition_projector/linear/kernel",
+    "model.embed_tokens.weight": "llm/embed/embedding",
+    "model.norm.weight": "llm/norm/scale",
+    "lm_head.weight": "llm/head/kernel",
+    "model.dream_embedding.dream_queries": "dream_queries",
+    "stable_diffusion_head.projector.projector.weight": "condition_projector/linear/kernel",
 }
-VISUAL = {"weight": "linear/kernel", "bias": "linear/bias", "0.weight": "fc1/kernel", "0.bias": "fc1/bias", "2.weight": "fc2/kernel", "2.bias": "fc2/bias"}
+VISUAL = {
+    "weight": "linear/kernel",
+    "bias": "linear/bias",
+    "0.weight": "fc1/kernel",
+    "0.bias": "fc1/bias",
+    "2.weight": "fc2/kernel",
+    "2.bias": "fc2/bias",
+}
 NORMS = {"input_layernorm": "attention_norm/scale", "post_attention_layernorm": "mlp_norm/scale"}
 
 
 def official(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
-    """Our gradient of the parameter that the official code calls `name`, in its layout. Without a head of its own the embedding's is the head's."""
+    """Our gradient of the parameter that the official code calls `name`, in its layout.
+
+    Without a head of its own the embedding's is the head's.
+    """
     if name == "lm_head.weight" and "llm/head/kernel" not in grads:
         name = "model.embed_tokens.weight"
     if name.startswith("model.layers."):
         layer, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
         kind, _, projection = module.partition(".")
-        path = NORMS[kind] if kind in NORMS else f"{'attention' if kind == 'self_attn' else 'mlp'}/{projection.removesuffix('_proj')}/kernel"
+        path = (
+            NORMS[kind]
+            if kind in NORMS
+            else f"{'attention' if kind == 'self_attn' else 'mlp'}/{projection.removesuffix('_proj')}/kernel"
+        )
         path, array = f"llm/layers/{path}", grads[f"llm/layers/{path}"][int(layer)]
     else:
         visual = name.removeprefix("model.clip_vision_embedding.projector.projector.")
@@ -39,14 +58,18 @@ def official(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
 
 def run_config(bundle: Bundle, variant: Variant, length: int) -> RunConfig:
     data = DataConfig(train=(SourceConfig("shapes"),), length=length, seen_slots=0, dreamed_slots=0)
-    return RunConfig(model=bundle.parts.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss)
+    return RunConfig(
+        model=bundle.parts.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss
+    )
 
 
 @pytest.fixture(scope="module")
 def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
-    """{variant: our gradients by path}, of the variants whose gradients or their norm are recorded; one program for all of them.
+    """{variant: our gradients by path}, of the variants whose gradients or their norm are recorded; one program for all
+    of them.
 
-    It has condition dropout; what drops nothing has a mask of zeros, and a batch without pictures of a kind has no valid slot.
+    It has condition dropout; what drops nothing has a mask of zeros, and a batch without pictures of a kind has no
+    valid slot.
     """
     opened = open_bundle(bundle)
     found = {variant.name: variant for variant in variants(opened)}
@@ -68,19 +91,27 @@ def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
         draws = draws_of(opened, general.loss, int(batch.dreamed_valid.sum()))
         if draws.drop is not None and not found[name].loss.condition_dropout:
             draws = draws._replace(drop=np.zeros_like(draws.drop))
-        grads[name] = leaves(run(trainable, batch, jax.tree.map(lambda x, valid=batch.dreamed_valid: for_slots(x, valid), draws)))
+        grads[name] = leaves(
+            run(trainable, batch, jax.tree.map(lambda x, valid=batch.dreamed_valid: for_slots(x, valid), draws))
+        )
     return {name: as_torch(opened, one) for name, one in grads.items()}
 
 
 def norms(bundle: Bundle) -> dict[str, float]:
     """{variant: the recorded norm of all gradients}."""
-    return {name: record["trainable_grad_norm"] for name, record in bundle.record("vmloss").items() if "trainable_grad_norm" in record}
+    return {
+        name: record["trainable_grad_norm"]
+        for name, record in bundle.record("vmloss").items()
+        if "trainable_grad_norm" in record
+    }
 
 
 def as_torch(bundle: Bundle, grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torch's Embedding learns nothing for the row that it is told is padding, here config.json's pad_token_id; ours learns every row.
+    """torch's Embedding learns nothing for the row that it is told is padding, here config.json's pad_token_id; ours
+    learns every row.
 
-    Where the embedding is the head as well, the head's part of that row is learned, and no recorded row reads that token.
+    Where the embedding is the head as well, the head's part of that row is learned, and no recorded row reads that
+    token.
     """
     padding = bundle.settings.get("pad_token_id")
     if padding is not None and not bundle.parts.config.llm.tie_embeddings:
@@ -98,4 +129,9 @@ def test_gradients(bundle, ours):
 
 def test_the_global_norm(bundle, ours):
     opened = open_bundle(bundle)
-    opened.check({f"vmloss/{name}/trainable_grad_norm": (optax.global_norm(ours[name]), np.float32(norm)) for name, norm in norms(opened).items()})
+    opened.check(
+        {
+            f"vmloss/{name}/trainable_grad_norm": (optax.global_norm(ours[name]), np.float32(norm))
+            for name, norm in norms(opened).items()
+        }
+    )

@@ -1,7 +1,8 @@
-"""The denoising loss in every recorded variant, with the recorded draws: what the U-Net is given, what it says, and the totals.
+"""The denoising loss in every recorded variant, with the recorded draws: what the U-Net is given, what it says, and the
+totals.
 
-The official training code's unconditional branch leaves the dream queries out; the recorded variants with condition dropout
-are compared with `unconditional="official"`, and a test says how the default differs.
+The official training code's unconditional branch leaves the dream queries out; the recorded variants with condition
+dropout are compared with `unconditional="official"`, and a test says how the default differs.
 """
 
 import dataclasses
@@ -64,14 +65,22 @@ def unconditional(bundle) -> dict[str, jax.Array]:
     def run():
         given = (parts, params, ids.bos, ids.dream_start)
         official = (*given, ids.im_patch)
-        return {"queries": dreamllm.unconditional(*given), "official": dreamllm.unconditional(*official), "read": dreamllm.embed_unconditional(*official)}
+        return {
+            "queries": dreamllm.unconditional(*given),
+            "official": dreamllm.unconditional(*official),
+            "read": dreamllm.embed_unconditional(*official),
+        }
 
     return run()
 
 
 @pytest.fixture(scope="module")
 def ours(bundle, pictures, unconditional) -> dict[str, dict]:
-    """{variant: what happens to its pictures}. The U-Net runs once over the pictures of all variants, which differ in its inputs alone."""
+    """{variant.
+
+    What happens to its pictures}. The U-Net runs once over the pictures of all variants, which differ in its inputs
+    alone.
+    """
     opened = open_bundle(bundle)
     steps = {}
     for variant in (variant for variant in variants(opened) if variant.file in pictures):
@@ -80,14 +89,30 @@ def ours(bundle, pictures, unconditional) -> dict[str, dict]:
         noisy, target = losses.corrupt(variant.diffusion, variant.loss, given.latents, draws)
         hidden = losses.dropped(given.hidden, unconditional["official"], draws)
         context = dreamllm.condition(opened.parts, opened.params, hidden)
-        steps[variant.name] = {"variant": variant, "draws": draws, "noisy": noisy, "target": target, "context": context, "hidden": given.hidden}
+        steps[variant.name] = {
+            "variant": variant,
+            "draws": draws,
+            "noisy": noisy,
+            "target": target,
+            "context": context,
+            "hidden": given.hidden,
+        }
     denoise = jax.jit(lambda *inputs: dreamllm.denoise(opened.parts, opened.params, *inputs))
-    together = lambda pick: jnp.concatenate([pick(step) for step in steps.values()])
-    said = denoise(together(lambda step: step["noisy"]), together(lambda step: step["draws"].timesteps), together(lambda step: step["context"]))
+
+    def together(pick):
+        return jnp.concatenate([pick(step) for step in steps.values()])
+
+    said = denoise(
+        together(lambda step: step["noisy"]),
+        together(lambda step: step["draws"].timesteps),
+        together(lambda step: step["context"]),
+    )
     ends = np.cumsum([len(step["noisy"]) for step in steps.values()])
-    for step, prediction in zip(steps.values(), jnp.split(said, ends[:-1])):
+    for step, prediction in zip(steps.values(), jnp.split(said, ends[:-1]), strict=True):
         variant, step["prediction"] = step["variant"], prediction
-        step["errors"] = losses.weighted_errors(variant.diffusion, variant.loss, prediction, step["target"], step["draws"])
+        step["errors"] = losses.weighted_errors(
+            variant.diffusion, variant.loss, prediction, step["target"], step["draws"]
+        )
     return steps
 
 
@@ -95,10 +120,16 @@ def test_what_the_unet_is_given_and_says(bundle, ours, pictures, unconditional):
     opened = open_bundle(bundle)
     recorded = opened.arrays("vmloss")
     first = pictures[BATCH]
-    arrays = {"vae_mean": channels_first(first.mean), "vae_std": channels_first(first.std), "latents": channels_first(first.latents)}
+    arrays = {
+        "vae_mean": channels_first(first.mean),
+        "vae_std": channels_first(first.std),
+        "latents": channels_first(first.latents),
+    }
     for name, step in ours.items():
         made = {
-            "noisy_latents": channels_first(step["noisy"]), "unet_context": step["context"], "unet_pred": channels_first(step["prediction"]),
+            "noisy_latents": channels_first(step["noisy"]),
+            "unet_context": step["context"],
+            "unet_pred": channels_first(step["prediction"]),
             "encoder_hidden_states": step["hidden"],
             "u_encoder_hidden_states": jnp.broadcast_to(unconditional["official"], step["hidden"].shape),
             "u_inputs_embeds": with_what_follows(opened, unconditional["read"]),
@@ -108,7 +139,9 @@ def test_what_the_unet_is_given_and_says(bundle, ours, pictures, unconditional):
 
 
 def with_what_follows(bundle: Bundle, read: jax.Array) -> jax.Array:
-    """The official unconditional row goes on with <dream_end> </s>, which change nothing before them and which ours leaves out."""
+    """The official unconditional row goes on with <dream_end> </s>, which change nothing before them and which ours
+    leaves out.
+    """
     after = dreamllm.embed(bundle.parts, bundle.params, jnp.array([[bundle.tokenizer.dream_end, bundle.tokenizer.eos]]))
     return jnp.concatenate([read, after], axis=1)
 
@@ -123,19 +156,31 @@ def test_total_losses(bundle, ours):
     opened = open_bundle(bundle)
     for variant in variants(opened):
         made = totals(opened, variant, ours[variant.name]["errors"] if variant.name in ours else None)
-        opened.check({f"vmloss/{variant.name}/{name}": (value, np.float32(variant.recorded[name])) for name, value in made.items()})
+        opened.check(
+            {
+                f"vmloss/{variant.name}/{name}": (value, np.float32(variant.recorded[name]))
+                for name, value in made.items()
+            }
+        )
 
 
 def test_picture_errors_are_these_steps(bundle, ours, pictures, unconditional):
     """The function that training calls, on the variant with all options, gives the same errors."""
     opened = open_bundle(bundle)
-    variant = max((variant for variant in variants(opened) if variant.name in ours), key=lambda variant: len(variant.recorded["config"]))
+    variant = max(
+        (variant for variant in variants(opened) if variant.name in ours),
+        key=lambda variant: len(variant.recorded["config"]),
+    )
     batch = forward_batch(opened, variant.file)
     images = batch.dreamed_images[batch.dreamed_valid]
     parts = opened.parts._replace(config=dataclasses.replace(opened.parts.config, diffusion=variant.diffusion))
     draws = ours[variant.name]["draws"]
     hidden = jnp.asarray(pictures[variant.file].hidden)
-    run = jax.jit(lambda images, hidden, empty, draws: losses.picture_errors(parts, opened.params, variant.loss, images, hidden, empty, draws))
+    run = jax.jit(
+        lambda images, hidden, empty, draws: losses.picture_errors(
+            parts, opened.params, variant.loss, images, hidden, empty, draws
+        )
+    )
     assert relative_error(run(images, hidden, unconditional["official"], draws), ours[variant.name]["errors"]) < 1e-5
 
 

@@ -25,9 +25,13 @@ def prepared(bundle: Bundle) -> dict[str, np.ndarray]:
     for name, source in bundle.arrays("preproc").items():
         number, _, kind = name.partition("/")
         if kind == "image_u8":
-            found[f"{number}/clip"] = channels_first((images.for_encoder(source, config.clip.image_size) / 255 - mean) / std)
+            found[f"{number}/clip"] = channels_first(
+                (images.for_encoder(source, config.clip.image_size) / 255 - mean) / std
+            )
             for kind, flip in (("sd", False), ("sd_flip", True)):
-                found[f"{number}/{kind}"] = channels_first(images.for_decoder(source, config.decoder_size, flip=flip) / 127.5 - 1)
+                found[f"{number}/{kind}"] = channels_first(
+                    images.for_decoder(source, config.decoder_size, flip=flip) / 127.5 - 1
+                )
     return found
 
 
@@ -37,10 +41,16 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
     """
     recorded, tokenizer = bundle.arrays("preproc"), bundle.tokenizer
     numbers = sorted({int(name.split("/")[1]) for name in recorded if name.startswith("collate_in/")})
-    given = [{name.split("/")[2]: array for name, array in recorded.items() if name.startswith(f"collate_in/{number}/")} for number in numbers]
+    given = [
+        {name.split("/")[2]: array for name, array in recorded.items() if name.startswith(f"collate_in/{number}/")}
+        for number in numbers
+    ]
     if not given:
         return {}
-    most = lambda key: max(len(one.get(key, ())) for one in given)
+
+    def most(key):
+        return max(len(one.get(key, ())) for one in given)
+
     batch = empty_batch(Shape(len(given), 1, most("input_ids"), most("images"), most("images_dm"), 1, 1))
     counters = {key: itertools.count() for key in PICTURES}
     for group, one in enumerate(given):
@@ -48,11 +58,19 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
         assert one["attention_mask"].all()
         np.testing.assert_array_equal(np.where(labels != IGNORED, ids, IGNORED), labels)
         numbered = [[np.full((1, 1, 3), next(counters[key])) for _ in one.get(key, ())] for key in PICTURES]
-        row = Row(ids, labels != IGNORED, *(tuple((0, part) for part in range(len(pictures))) for pictures in numbered), False)
+        row = Row(
+            ids, labels != IGNORED, *(tuple((0, part) for part in range(len(pictures))) for pictures in numbered), False
+        )
         place(batch, group, 0, row, *numbered)
     tokens, real, learned = (array[:, 0] for array in (batch.tokens, batch.segments > 0, batch.learned))
-    made = {"input_ids": np.where(real, tokens, tokenizer.pad), "attention_mask": real.astype(int), "labels": np.where(learned, tokens, IGNORED)}
-    for key, numbers in zip(PICTURES, (batch.seen_images[batch.seen_valid], batch.dreamed_images[batch.dreamed_valid])):
+    made = {
+        "input_ids": np.where(real, tokens, tokenizer.pad),
+        "attention_mask": real.astype(int),
+        "labels": np.where(learned, tokens, IGNORED),
+    }
+    for key, numbers in zip(
+        PICTURES, (batch.seen_images[batch.seen_valid], batch.dreamed_images[batch.dreamed_valid]), strict=True
+    ):
         if len(numbers):
             made[key] = np.concatenate([one[key] for one in given if key in one])[numbers[:, 0, 0, 0]]
     return {f"collate/{key}": array for key, array in made.items()}

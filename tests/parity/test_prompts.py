@@ -1,8 +1,8 @@
 """Conditions of recorded prompts: their ids, and the hidden states at the dream queries behind them.
 
-Shorter prompts of a batch are filled up. On the left, or not at all, that changes nothing. The official inference fills up on
-the right: pads that nobody sees stand between a prompt and the queries and move the queries' positions, so that a prompt's
-condition depends on its batch mates. Here that is a row with a gap.
+Shorter prompts of a batch are filled up. On the left, or not at all, that changes nothing. The official inference fills
+up on the right: pads that nobody sees stand between a prompt and the queries and move the queries' positions, so that a
+prompt's condition depends on its batch mates. Here that is a row with a gap.
 """
 
 import jax
@@ -17,20 +17,30 @@ from dreamjax.models import dreamllm
 
 def prompts_of(bundle: Bundle) -> dict[str, list[str]]:
     recorded = bundle.record("prompt")
-    return {"pos": recorded["prompts"], "neg": recorded["negative_prompts"], "single": recorded["prompts"][:1], "empty": [""]}
+    return {
+        "pos": recorded["prompts"],
+        "neg": recorded["negative_prompts"],
+        "single": recorded["prompts"][:1],
+        "empty": [""],
+    }
 
 
 def image_prompt(bundle: Bundle) -> list[int]:
     """The ids of the prompt with a picture."""
     picture = "<im_start>" + "<im_patch>" * bundle.slots.patches + "<im_end>"
-    return [bundle.tokenizer.bos, *bundle.tokenizer.encode(bundle.record("prompt")["mm_text"].replace("<image>", picture), special=True)]
+    return [
+        bundle.tokenizer.bos,
+        *bundle.tokenizer.encode(bundle.record("prompt")["mm_text"].replace("<image>", picture), special=True),
+    ]
 
 
 def with_queries(bundle: Bundle, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that go on with a dreamed picture, whatever fills them up."""
     tokenizer = bundle.tokenizer
     picture = [tokenizer.dream_start, *[tokenizer.im_patch] * bundle.slots.queries, tokenizer.dream_end]
-    return np.concatenate([ids, np.tile(picture, (len(ids), 1))], axis=1), np.concatenate([mask, np.ones((len(ids), len(picture)), int)], axis=1)
+    return np.concatenate([ids, np.tile(picture, (len(ids), 1))], axis=1), np.concatenate(
+        [mask, np.ones((len(ids), len(picture)), int)], axis=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,11 @@ def ours(bundle) -> dict[str, np.ndarray]:
     found, rows = {}, {}
     for side in ("right", "left"):
         for kind, texts in prompts_of(opened).items():
-            ids, mask = padded([[opened.tokenizer.bos, *opened.tokenizer.encode(text, special=True)] for text in texts], opened.tokenizer.pad, side)
+            ids, mask = padded(
+                [[opened.tokenizer.bos, *opened.tokenizer.encode(text, special=True)] for text in texts],
+                opened.tokenizer.pad,
+                side,
+            )
             found |= {f"{side}/{kind}/input_ids": ids, f"{side}/{kind}/attention_mask": mask}
             rows[f"{side}/{kind}"] = with_queries(opened, ids, mask)
     pictures = {}
@@ -48,11 +62,17 @@ def ours(bundle) -> dict[str, np.ndarray]:
         ids = np.array([image_prompt(opened)])
         rows["mm"] = with_queries(opened, ids, np.ones_like(ids))
         pictures = {"images": opened.arrays("prompt")["mm/pixel_values"]}
-    flat = [(one, seen) for ids, mask in rows.values() for one, seen in zip(ids, mask)]
+    flat = [(one, seen) for ids, mask in rows.values() for one, seen in zip(ids, mask, strict=True)]
     ids, _ = padded([one for one, _ in flat], opened.tokenizer.pad, "right")
     mask, _ = padded([seen for _, seen in flat], 0, "right")
     config = opened.parts.config
-    batch = to_batch(opened, Shape(*ids.shape[:1], 1, ids.shape[1], 1, 1, config.clip.image_size, config.decoder_size), ids, mask, **pictures)
+    batch = to_batch(
+        opened,
+        Shape(*ids.shape[:1], 1, ids.shape[1], 1, 1, config.clip.image_size, config.decoder_size),
+        ids,
+        mask,
+        **pictures,
+    )
     batch.dreamed_start[:, 0] = np.argmax(ids == opened.tokenizer.dream_start, axis=1) + 1
     batch.dreamed_valid[:] = True
 

@@ -19,8 +19,12 @@ from dreamjax.templates import TEMPLATES
 
 # What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
 RUNS = {
-    "ddpm": {}, "ddpm_nocfg": {"guidance_scale": 1.0}, "ddpm_rescale": {"guidance_rescale": 0.7}, "ddpm_noneg": {"negatives": False},
-    "ddpm_single": {"guidance_scale": 7.5, "rows": 1}, "ddim": {"sampler": "ddim"},
+    "ddpm": {},
+    "ddpm_nocfg": {"guidance_scale": 1.0},
+    "ddpm_rescale": {"guidance_rescale": 0.7},
+    "ddpm_noneg": {"negatives": False},
+    "ddpm_single": {"guidance_scale": 7.5, "rows": 1},
+    "ddim": {"sampler": "ddim"},
 }
 
 
@@ -50,23 +54,50 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
     asked = {"sampler": "ddpm", "negatives": True, "rows": None} | RUNS[run]
     recorded, settings = bundle.arrays("prompt"), bundle.record("prompt")
     rows = slice(asked["rows"])
-    height, width = (side * model.parts.config.vae.downsampling for side in recorded["init_latents"].shape[-2:])  # the U-Net's own size, not the training's
+    height, width = (
+        side * model.parts.config.vae.downsampling for side in recorded["init_latents"].shape[-2:]
+    )  # the U-Net's own size, not the training's
     options = {
-        "sampler": asked["sampler"], "num_steps": settings["num_inference_steps"], "spacing": bundle.spacing, "height": height, "width": width,
-        "guidance_scale": asked.get("guidance_scale", settings["guidance_scale"]), "guidance_rescale": asked.get("guidance_rescale", 0.0), "padding": "right",
+        "sampler": asked["sampler"],
+        "num_steps": settings["num_inference_steps"],
+        "spacing": bundle.spacing,
+        "height": height,
+        "width": width,
+        "guidance_scale": asked.get("guidance_scale", settings["guidance_scale"]),
+        "guidance_rescale": asked.get("guidance_rescale", 0.0),
+        "padding": "right",
     }
     prompts, negatives = settings["prompts"][rows], settings["negative_prompts"][rows] if asked["negatives"] else None
-    given = {"latents": channels_last(recorded["init_latents"][rows]), "step_noise": channels_last(recorded["step_noise"][:, rows])}
+    given = {
+        "latents": channels_last(recorded["init_latents"][rows]),
+        "step_noise": channels_last(recorded["step_noise"][:, rows]),
+    }
     latents = model.text_to_latents(prompts, negative=negatives, **given, **options)
 
     states = []
-    watch = lambda moment: states.append(channels_first(moment.progress.x))
-    documents = lambda texts: [Document.of(text) for text in texts or ()]
+
+    def watch(moment):
+        return states.append(channels_first(moment.progress.x))
+
+    def documents(texts):
+        return [Document.of(text) for text in texts or ()]
+
     pictures.draw_after(
-        model.parts, model.params, model.tokenizer, documents(prompts), [0] * len(prompts), Options(**options), documents(negatives), **given, watch=watch, every=1
+        model.parts,
+        model.params,
+        model.tokenizer,
+        documents(prompts),
+        [0] * len(prompts),
+        Options(**options),
+        documents(negatives),
+        **given,
+        watch=watch,
+        every=1,
     )
     found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
-    found["timesteps"] = pictures.image.drawing(model.parts.config, Options(**options)).plan.timestep[: options["num_steps"]]
+    found["timesteps"] = pictures.image.drawing(model.parts.config, Options(**options)).plan.timestep[
+        : options["num_steps"]
+    ]
     if f"{run}/image_u8" in recorded:
         found["image_u8"] = np.stack([np.asarray(picture) for picture in model.decode(latents)])
         np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
@@ -102,18 +133,27 @@ def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
     task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
     written = as_tokens(task, state)
     count = np.asarray(written.written)[: len(prompts), None]
-    made = np.where(np.arange(new.shape[1]) < count, np.asarray(written.tokens)[: len(prompts), : new.shape[1]], bundle.tokenizer.pad)
+    made = np.where(
+        np.arange(new.shape[1]) < count,
+        np.asarray(written.tokens)[: len(prompts), : new.shape[1]],
+        bundle.tokenizer.pad,
+    )
     return np.concatenate([ids, made], axis=1)
 
 
 def prompt_of(words: str, images: Iterator[np.ndarray]) -> Document:
-    """A recorded prompt, which is a chat: there the words behind a picture continue the turn, which is not how a page's are read without roles."""
+    """A recorded prompt, which is a chat.
+
+    There the words behind a picture continue the turn, which is not how a page's are read without roles.
+    """
     template = TEMPLATES[official.TEMPLATE]
     opening, closing, role = template.system + template.system_to_user, template.user_to_assistant.rstrip(), None
     if words.startswith(opening) and words.endswith(closing):
         words, role = words[len(opening) : -len(closing)], "user"
     before, *after = re.split(r"<im_start>(?:<im_patch>)*<im_end>", words)
-    shown = [part for words in after for part in (Image(next(images), dreamed=False, role=role), Text(words, role=role))]
+    shown = [
+        part for words in after for part in (Image(next(images), dreamed=False, role=role), Text(words, role=role))
+    ]
     return Document((Text(before, role=role), *shown))
 
 

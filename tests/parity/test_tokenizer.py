@@ -15,12 +15,17 @@ def test_ids_and_texts(bundle, mode):
     tokenizer = dataclasses.replace(opened.tokenizer, legacy=mode == "legacy")
     encoded = [[tokenizer.bos, *tokenizer.encode(text, special=True)] for text in recorded["texts"]]
     made = {
-        "input_ids": encoded, "tokens": [tokenizer.pieces(ids) for ids in encoded], "no_special": [ids[1:] for ids in encoded],
-        "trunc8": [ids[:8] for ids in encoded], "decode": [tokenizer.decode(ids) for ids in encoded],
+        "input_ids": encoded,
+        "tokens": [tokenizer.pieces(ids) for ids in encoded],
+        "no_special": [ids[1:] for ids in encoded],
+        "trunc8": [ids[:8] for ids in encoded],
+        "decode": [tokenizer.decode(ids) for ids in encoded],
         "decode_skip_special": [tokenizer.decode(ids, skip_special=True) for ids in encoded],
     }
     assert set(made) == set(recorded[mode])
-    opened.check({f"tokenizer/{mode}/{field}": (_texts(values), _texts(recorded[mode][field])) for field, values in made.items()})
+    opened.check(
+        {f"tokenizer/{mode}/{field}": (_texts(values), _texts(recorded[mode][field])) for field, values in made.items()}
+    )
 
 
 def _texts(values: list) -> np.ndarray:

@@ -24,8 +24,14 @@ def test_a_layer_of_the_paper_by_hand():
 
 def counted(module, arguments, **how) -> float:
     """What XLA counts of a module's forward pass, element-wise operations included."""
-    params = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *arguments[: 3 if "method" not in how else 1])
-    return jax.jit(lambda params, *args: module.apply(params, *args, **how)).lower(params, *arguments).cost_analysis()["flops"]
+    params = jax.eval_shape(
+        lambda *args: module.init(jax.random.key(0), *args), *arguments[: 3 if "method" not in how else 1]
+    )
+    return (
+        jax.jit(lambda params, *args: module.apply(params, *args, **how))
+        .lower(params, *arguments)
+        .cost_analysis()["flops"]
+    )
 
 
 def leaf(*shape, dtype=jnp.float32):
@@ -35,9 +41,15 @@ def leaf(*shape, dtype=jnp.float32):
 @pytest.mark.parametrize("linear", [True, False])
 def test_a_unet_as_xla_counts_it(linear):
     config = UNetConfig(
-        sample_size=16, block_channels=(128, 256), layers_per_block=1, cross_attention=(True, False), heads=(2, 4), context_width=64, norm_groups=8,
+        sample_size=16,
+        block_channels=(128, 256),
+        layers_per_block=1,
+        cross_attention=(True, False),
+        heads=(2, 4),
+        context_width=64,
+        norm_groups=8,
         linear_projection=linear,
-    )  # fmt: skip
+    )
     ours = flops.unet_picture(config, 8).forward
     xla = counted(UNet(config), (leaf(1, 16, 16, 4), leaf(1, dtype=jnp.int32), leaf(1, 8, 64)))
     assert ours < xla < 1.02 * ours
@@ -60,12 +72,21 @@ def test_a_document_of_the_paper():
 
     config = from_dict(RunConfig, experiment.get_config())
     pictures = dict.fromkeys(("seen_slots", "dreamed_slots"), 3 * config.data.rows_per_group)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **pictures), loss=dataclasses.replace(config.loss, picture_chunks=1))
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **pictures),
+        loss=dataclasses.replace(config.loss, picture_chunks=1),
+    )
     work = flops.step_flops(config, {"llm", "visual_projector", "condition_projector", "dream_queries"})
     per_row = {name: value / config.batch_size / 1e12 for name, value in work.items()}
     assert 92 < sum(per_row.values()) < 94
     assert 0.90 < (per_row["llm"] + per_row["head"]) / sum(per_row.values()) < 0.92
     frozen = flops.step_flops(config, {"visual_projector", "condition_projector", "dream_queries"})
     assert frozen["llm"] < 0.7 * work["llm"]
-    encoded = dataclasses.replace(config, data=dataclasses.replace(config.data, train=tuple(dataclasses.replace(s, encoded="x") for s in config.data.train)))
+    encoded = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, train=tuple(dataclasses.replace(s, encoded="x") for s in config.data.train)
+        ),
+    )
     assert flops.step_flops(encoded, set())["vae"] == 0

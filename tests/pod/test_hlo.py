@@ -1,4 +1,7 @@
-"""Reading a scheduled module: a small text with a loop, a collective spread over fusions, a kernel that breaks lines, and what must be found."""
+"""Reading a scheduled module.
+
+A small text with a loop, a collective spread over fusions, a kernel that breaks lines, and what must be found.
+"""
 
 import pytest
 
@@ -62,12 +65,18 @@ def test_loops_turn_as_often_as_their_condition_says():
 
 
 def test_flops_by_hand():
-    product, kernel = 2 * 8192 * 4096 * 4096, 2 * 2 * 4 * 32 * 2048 * 2048 * 128 * (4 + 1) / 8  # of 4 x 4 blocks 10 are not above the diagonal
+    product, kernel = (
+        2 * 8192 * 4096 * 4096,
+        2 * 2 * 4 * 32 * 2048 * 2048 * 128 * (4 + 1) / 8,
+    )  # of 4 x 4 blocks 10 are not above the diagonal
     assert WALK.cost("body").flops == product + kernel
 
 
 def test_a_gather_spread_over_fusions_is_one():
-    assert WALK.cost("body").collectives == {("all-gather", True): [1, 2 * 4096 * 4096], ("reduce-scatter", False): [1, 2 * 4096 * 4096]}
+    assert WALK.cost("body").collectives == {
+        ("all-gather", True): [1, 2 * 4096 * 4096],
+        ("reduce-scatter", False): [1, 2 * 4096 * 4096],
+    }
 
 
 def test_seconds_by_hand():
@@ -93,7 +102,9 @@ ENTRY %main (p0: bf16[1024,4096]) -> bf16[1024,4096] {
 
 
 def test_between_slices_hosts_send_while_the_links_within_are_free():
-    walk = estimate.Walk(hlo.parse(BETWEEN), topology.parse("v4:2x1x1", 2), [(slice_, x, 0, 0) for slice_ in range(2) for x in range(2)])
+    walk = estimate.Walk(
+        hlo.parse(BETWEEN), topology.parse("v4:2x1x1", 2), [(slice_, x, 0, 0) for slice_ in range(2) for x in range(2)]
+    )
     cost, size = walk.cost("main"), 2 * 1024 * 4096
     within, between = size / 45e9, size / (topology.DCN_GBYTES * 1e9)  # an all-reduce of two moves its size once
     assert cost.collectives == {("all-reduce", True): [1, size], ("all-reduce", False): [1, size]}
@@ -124,7 +135,10 @@ def test_groups_in_a_notation_that_is_not_known():
 
 
 def test_products_written_as_convolutions_count_what_meets_the_input():
-    text = "%c = f32[2,10,32,4]{3,2,1,0} convolution(%a, %b), window={size=1x32 pad=0_0x31_31 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f"
+    text = (
+        "%c = f32[2,10,32,4]{3,2,1,0} convolution(%a, %b), window={size=1x32 pad=0_0x31_31 "
+        "rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f"
+    )
     line = hlo.parse(f"ENTRY %m () -> f32[] {{\n  {text}\n}}").computations["m"][0]
     types = {"a": (("f32", (2, 10, 8, 1)),), "b": (("f32", (32, 4, 8, 1)),)}
     assert hlo.matmul_flops(line, types) == 2 * (2 * 1) * 32 * 10 * 4 * 8
@@ -134,12 +148,27 @@ def test_checks_find_what_they_are_for():
     import jax
     import jax.numpy as jnp
 
-    trainable = {"llm": {"layers": {"attention": {"q": {"kernel": jax.ShapeDtypeStruct((32, 4096, 4096), jnp.float32)}}}}}
-    run = lambda text: checks.run(hlo.parse(text), trainable, {"unet": {"conv": {"kernel": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}}}, {"unet"}, 4, 1)
+    trainable = {
+        "llm": {"layers": {"attention": {"q": {"kernel": jax.ShapeDtypeStruct((32, 4096, 4096), jnp.float32)}}}}
+    }
+
+    def run(text):
+        return checks.run(
+            hlo.parse(text),
+            trainable,
+            {"unet": {"conv": {"kernel": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}}},
+            {"unet"},
+            4,
+            1,
+        )
+
     assert not any(run(ASYNC).values())
     whole = ASYNC.replace("%all-reduce-scatter.1", "%reduction.1")
     assert "full-size all-reduces of gradients" in run(whole)["full_size_gradient_all_reduces"][0]
-    pair = '%all-reduce.8 = (bf16[4096,4096]{1,0}, bf16[11008,128]{1,0}) all-reduce(%x, %w), channel_id=11, metadata={op_name="transpose(jvp())/layers"}'
+    pair = (
+        "%all-reduce.8 = (bf16[4096,4096]{1,0}, bf16[11008,128]{1,0}) all-reduce(%x, %w), channel_id=11, "
+        'metadata={op_name="transpose(jvp())/layers"}'
+    )
     combined = ASYNC.replace("  ROOT %r =", f"  {pair}\n  ROOT %r =")
     assert run(combined)["full_size_gradient_all_reduces"][0].startswith("1 full-size all-reduces")
     assert "windowed-einsum" in run(ASYNC.replace("%body", "%windowed_dot_general_body"))["windowed_einsum_loops"][0]
@@ -148,7 +177,12 @@ def test_checks_find_what_they_are_for():
     gather = ASYNC.replace("dimensions={0}\n}", 'dimensions={0}, metadata={op_name="jvp(UNet)/conv"}\n}')
     assert "gathers of unet weights" in run(gather)["gathers_of_frozen_weights"][0]
     embedding = {"embed": {"embedding": jax.ShapeDtypeStruct((4096, 8192), jnp.float32)}}
-    sunk = ASYNC.replace("bf16[4096,4096]{1,0} all-gather(%p.1)", "bf16[4096,8192]{1,0} all-gather(%p.1)").replace("channel_id=7, replica", "channel_id=8, replica", 1)
-    find = lambda text: checks.run(hlo.parse(text), trainable | embedding, {}, set(), 4, 1)["gathers_in_layer_scans"]
+    sunk = ASYNC.replace("bf16[4096,4096]{1,0} all-gather(%p.1)", "bf16[4096,8192]{1,0} all-gather(%p.1)").replace(
+        "channel_id=7, replica", "channel_id=8, replica", 1
+    )
+
+    def find(text):
+        return checks.run(hlo.parse(text), trainable | embedding, {}, set(), 4, 1)["gathers_in_layer_scans"]
+
     assert "of weights that are in no layer" in find(sunk)[0]
     assert not find(sunk.replace("constant(32)", "constant(4)"))  # a loop over parts of a batch may gather once a turn

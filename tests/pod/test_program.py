@@ -20,4 +20,8 @@ def test_a_damaged_entry_is_compiled_anew(tmp_path, capsys, damage):
     assert again.text == first.text and again.temporary == first.temporary
     told = capsys.readouterr().err
     assert told.startswith(f"{entry}: damaged (") and told.count("\n") == 1
-    assert compile_cached(lowered, epath.Path(tmp_path)) == again and len(list(tmp_path.iterdir())) == 1 and not capsys.readouterr().err
+    assert (
+        compile_cached(lowered, epath.Path(tmp_path)) == again
+        and len(list(tmp_path.iterdir())) == 1
+        and not capsys.readouterr().err
+    )

@@ -5,16 +5,31 @@ import pytest
 from dreamjax.pod import report
 
 FACTS = {
-    "slices": 1, "topology": "v4:2x2x1", "chips": 4, "peak_tflops_per_chip": 275, "hbm_limit_gib": 32, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
-    "rows": 12, "length": 2048, "seen_slots": 36, "dreamed_slots": 36,
-}  # fmt: skip
+    "slices": 1,
+    "topology": "v4:2x2x1",
+    "chips": 4,
+    "peak_tflops_per_chip": 275,
+    "hbm_limit_gib": 32,
+    "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
+    "rows": 12,
+    "length": 2048,
+    "seen_slots": 36,
+    "dreamed_slots": 36,
+}
 
 
-@pytest.mark.parametrize("pictures, words", [
-    (9, "9 pictures on a chip in the time of 16: a multiple of 8 would leave nothing empty\n"), (16, "16 pictures on a chip\n"), (0, "0 pictures on a chip\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pictures, words",
+    [
+        (9, "9 pictures on a chip in the time of 16: a multiple of 8 would leave nothing empty\n"),
+        (16, "16 pictures on a chip\n"),
+        (0, "0 pictures on a chip\n"),
+    ],
+)
 def test_pictures_that_leave_a_chip_idle_are_named(pictures, words):
-    assert f"at once       {words}" in report.in_words(report.too_large(FACTS | {"pictures_at_once": pictures}, 40.0, 60.0))
+    assert f"at once       {words}" in report.in_words(
+        report.too_large(FACTS | {"pictures_at_once": pictures}, 40.0, 60.0)
+    )
 
 
 def test_a_step_that_does_not_fit():

@@ -8,7 +8,13 @@ from dreamjax.schema import ConfigError
 
 @pytest.mark.parametrize(
     "name, chips, wraps",
-    [("v4:4x4x8", 128, (True,) * 3), ("v4:2x2x4", 16, (False,) * 3), ("v5p:4x4x4", 64, (True,) * 3), ("v5e:16x16", 256, (True, True)), ("v6e:8x16", 128, (False, True))],
+    [
+        ("v4:4x4x8", 128, (True,) * 3),
+        ("v4:2x2x4", 16, (False,) * 3),
+        ("v5p:4x4x4", 64, (True,) * 3),
+        ("v5e:16x16", 256, (True, True)),
+        ("v6e:8x16", 128, (False, True)),
+    ],
 )
 def test_slices(name, chips, wraps):
     found = topology.parse(name)

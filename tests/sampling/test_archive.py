@@ -16,13 +16,23 @@ from dreamjax.sampling import archive, attention_maps
 from dreamjax.sampling.options import Options
 from dreamjax.schema import ConfigError
 
-OPTIONS = Options(max_tokens=10, max_images=1, num_steps=2, guidance_scale=2.0, temperature=0.9, stop=("zq", "qz"), negative=Document.of("a green bar"))
+OPTIONS = Options(
+    max_tokens=10,
+    max_images=1,
+    num_steps=2,
+    guidance_scale=2.0,
+    temperature=0.9,
+    stop=("zq", "qz"),
+    negative=Document.of("a green bar"),
+)
 PICTURE = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def model(shapes_tokenizer) -> DreamLLM:
-    config = dataclasses.replace(PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128))
+    config = dataclasses.replace(
+        PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
+    )
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 3.0})
     return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
 
@@ -38,13 +48,21 @@ def many(model, tmp_path):
 
 
 def test_an_item_of_many_is_written_again_from_its_record_to_the_byte(model, many, tmp_path):
-    prompts = [(Document((Text("Once a"), Image(PICTURE, dreamed=False), Text("Then"))), 7), (Document.of("Now"), 8), (Document.of("So a red circle"), 9)]
+    prompts = [
+        (Document((Text("Once a"), Image(PICTURE, dreamed=False), Text("Then"))), 7),
+        (Document.of("Now"), 8),
+        (Document.of("So a red circle"), 9),
+    ]
     facts = many(prompts)
     assert facts["documents"] == facts["written"] == 3
     for number, (prompt, seed) in enumerate(prompts):
         folder = epath.Path(tmp_path / "many" / f"{number:05d}")
         asked = archive.asked(folder)
-        assert asked.prompt.to_json() == prompt.to_json() and (asked.seed, asked.options, asked.batch_size) == (seed, OPTIONS, 2)
+        assert asked.prompt.to_json() == prompt.to_json() and (asked.seed, asked.options, asked.batch_size) == (
+            seed,
+            OPTIONS,
+            2,
+        )
         again = epath.Path(tmp_path / f"again{number}")
         told = to_folders.write_again(model, [(asked.prompt, asked.seed)], asked.options, again, asked.batch_size)
         assert files(again) == files(folder) and told["seed"] == seed
@@ -71,7 +89,9 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(many, tm
 def test_a_record_that_says_too_little_is_one_error(record, tmp_path):
     if record is not None:
         (tmp_path / "story.json").write_text(record)
-    with pytest.raises(ConfigError, match="story.json: (is not there|is no JSON|does not say what its document was made of)"):
+    with pytest.raises(
+        ConfigError, match="story.json: (is not there|is no JSON|does not say what its document was made of)"
+    ):
         archive.asked(epath.Path(tmp_path))
 
 

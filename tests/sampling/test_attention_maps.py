@@ -25,17 +25,28 @@ def test_weights_are_those_of_diffusers():
 
     torch.set_num_threads(1)
     theirs = UNet2DConditionModel(
-        sample_size=4, in_channels=8, out_channels=8, block_out_channels=UNET.block_channels, layers_per_block=1,
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-        attention_head_dim=UNET.heads, cross_attention_dim=UNET.context_width, norm_num_groups=2, use_linear_projection=True,
-    )  # fmt: skip
+        sample_size=4,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=UNET.block_channels,
+        layers_per_block=1,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        attention_head_dim=UNET.heads,
+        cross_attention_dim=UNET.context_width,
+        norm_num_groups=2,
+        use_linear_projection=True,
+    )
     randomize(theirs)
     found = {}
 
     class Watching:
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
             context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            q, k, v = (attn.head_to_batch_dim(part) for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+            q, k, v = (
+                attn.head_to_batch_dim(part)
+                for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+            )
             weights = attn.get_attention_scores(q, k)
             if encoder_hidden_states is not None:
                 found[attn] = weights.reshape(len(context), attn.heads, *weights.shape[1:]).mean(1).detach().numpy()
@@ -43,7 +54,10 @@ def test_weights_are_those_of_diffusers():
 
     theirs.set_attn_processor(Watching())
     rng = np.random.default_rng(0)
-    x, context = rng.normal(size=(2, 4, 6, 8)).astype(np.float32), rng.normal(size=(2, 3, UNET.context_width)).astype(np.float32)
+    x, context = (
+        rng.normal(size=(2, 4, 6, 8)).astype(np.float32),
+        rng.normal(size=(2, 3, UNET.context_width)).astype(np.float32),
+    )
     theirs(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor([500, 500]), torch.tensor(context))
     names = {module: name for name, module in theirs.named_modules()}
     shapes = jax.eval_shape(UNet(UNET).init, jax.random.key(0), x, np.zeros(2, np.int32), context)["params"]
@@ -52,12 +66,20 @@ def test_weights_are_those_of_diffusers():
     assert len(ours) == len(found) == 4  # one down, two up, one in the middle
     for module, weights in found.items():
         name = names[module].replace("down_blocks.", "down_blocks_").replace("up_blocks.", "up_blocks_")
-        mine = ours[name.replace("attentions.", "attentions_").replace("transformer_blocks.", "transformer_blocks_").replace(".", "/")]
+        mine = ours[
+            name.replace("attentions.", "attentions_")
+            .replace("transformer_blocks.", "transformer_blocks_")
+            .replace(".", "/")
+        ]
         np.testing.assert_allclose(mine, weights, atol=2e-6)
 
 
 def test_maps_are_shares_by_side_and_the_picture_is_the_one_that_is_drawn():
-    parts, params, options = dreamllm.build(CONFIG), parameters(CONFIG), Options(num_steps=2, guidance_scale=2.0, height=8, width=12)
+    parts, params, options = (
+        dreamllm.build(CONFIG),
+        parameters(CONFIG),
+        Options(num_steps=2, guidance_scale=2.0, height=8, width=12),
+    )
     hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
     keys = pictures.picture_keys(np.arange(2, dtype=np.uint32))
     latents, maps = attention_maps.attention_maps(parts, params, hidden, hidden[0], keys, options)
@@ -75,6 +97,11 @@ def test_the_figure_has_a_tile_for_each_query():
     sheet = np.asarray(attention_maps.figure(PIL.Image.new("RGB", (8, 8), "grey"), maps))
     step = attention_maps.TILE + attention_maps.MARGIN
     assert sheet.shape == (8 * step + attention_maps.MARGIN,) * 2 + (3,)
-    tile = lambda n: sheet[attention_maps.MARGIN + n // 8 * step :, attention_maps.MARGIN + n % 8 * step :][: attention_maps.TILE, : attention_maps.TILE]
+
+    def tile(n):
+        return sheet[attention_maps.MARGIN + n // 8 * step :, attention_maps.MARGIN + n % 8 * step :][
+            : attention_maps.TILE, : attention_maps.TILE
+        ]
+
     warm = tile(9)[..., 0].astype(int)
     assert np.unravel_index(warm.argmax(), warm.shape)[0] // 24 == 2 and warm.max() > tile(8)[..., 0].max() + 80

@@ -1,4 +1,6 @@
-"""Writing by beams, and greedy writing with a repetition penalty, against transformers' generate on a tiny random LLaMA."""
+"""Writing by beams, and greedy writing with a repetition penalty, against transformers' generate on a tiny random
+LLaMA.
+"""
 
 import functools
 
@@ -28,10 +30,19 @@ def models():
 
     torch.set_num_threads(1)
     config = transformers.LlamaConfig(
-        vocab_size=LLM.vocab_size, hidden_size=LLM.width, num_hidden_layers=LLM.layers, num_attention_heads=LLM.heads,
-        num_key_value_heads=LLM.kv_heads, intermediate_size=LLM.ffn_width, max_position_embeddings=LLM.max_positions,
-        rms_norm_eps=LLM.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": LLM.rope_theta},
-        bos_token_id=1, eos_token_id=EOS, pad_token_id=PAD, attn_implementation="eager",
+        vocab_size=LLM.vocab_size,
+        hidden_size=LLM.width,
+        num_hidden_layers=LLM.layers,
+        num_attention_heads=LLM.heads,
+        num_key_value_heads=LLM.kv_heads,
+        intermediate_size=LLM.ffn_width,
+        max_position_embeddings=LLM.max_positions,
+        rms_norm_eps=LLM.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": LLM.rope_theta},
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        attn_implementation="eager",
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     randomise(theirs, seed=4)
@@ -49,9 +60,21 @@ def their_tokens(prompt: np.ndarray, **options) -> list[int]:
 
 
 def settings_of(penalty=1.0, max_tokens=MOST, context=SLOTS) -> Settings:
-    whole = lambda value: np.full(4, value, np.int32)
+    def whole(value):
+        return np.full(4, value, np.int32)
+
     banned = np.zeros(LLM.vocab_size, bool)
-    return Settings(np.float32(0), np.int32(0), np.float32(1), np.float32(penalty), whole(max_tokens), whole(0), whole(0), banned, np.int32(context))
+    return Settings(
+        np.float32(0),
+        np.int32(0),
+        np.float32(1),
+        np.float32(penalty),
+        whole(max_tokens),
+        whole(0),
+        whole(0),
+        banned,
+        np.int32(context),
+    )
 
 
 @jax.jit
@@ -61,21 +84,38 @@ def start(params, prompts) -> State:
     there = jnp.where(jnp.arange(prompts.shape[1]) < LENGTHS[:, None], prompts, LLM.vocab_size)
     present = jnp.zeros((count, LLM.vocab_size), bool).at[jnp.arange(count)[:, None], there].set(True, mode="drop")
     cache = init_cache(LLM, count, SLOTS, jnp.float32)
-    state = State(cache, zeros, jnp.zeros((count, LLM.vocab_size)), present, jnp.zeros((count, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
+    state = State(
+        cache,
+        zeros,
+        jnp.zeros((count, LLM.vocab_size)),
+        present,
+        jnp.zeros((count, WIDTH), jnp.int32),
+        zeros,
+        zeros,
+        zeros + WRITING,
+        keys,
+        zeros == 0,
+    )
     return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, prompts), LENGTHS)[0]
 
 
 def written(state: State) -> list[list[int]]:
-    return [row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.written))]
+    return [
+        row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.written), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 def test_five_beams_are_those_of_transformers(penalty, length_penalty):
     params = models()[1]
-    state = beam.write(PARTS, params, start(params, PROMPTS), settings_of(penalty), Special(EOS, DREAM_START, 1), 5, length_penalty)
+    state = beam.write(
+        PARTS, params, start(params, PROMPTS), settings_of(penalty), Special(EOS, DREAM_START, 1), 5, length_penalty
+    )
     for b, length in enumerate(LENGTHS):
-        theirs = their_tokens(PROMPTS[b, :length], num_beams=5, length_penalty=length_penalty, repetition_penalty=penalty)
+        theirs = their_tokens(
+            PROMPTS[b, :length], num_beams=5, length_penalty=length_penalty, repetition_penalty=penalty
+        )
         assert written(state)[b] == theirs
         assert state.status[b] == (ENDED if theirs[-1] == EOS else TOKEN_LIMIT)
 
@@ -99,7 +139,9 @@ def test_greedy_writing_with_a_repetition_penalty_is_that_of_transformers():
 
 def test_the_end_of_the_context_ends_beams():
     params = models()[1]
-    state = beam.write(PARTS, params, start(params, PROMPTS), settings_of(context=12), Special(EOS, DREAM_START, 1), 5, 3.0)
+    state = beam.write(
+        PARTS, params, start(params, PROMPTS), settings_of(context=12), Special(EOS, DREAM_START, 1), 5, 3.0
+    )
     for b, length in enumerate(LENGTHS):
         theirs = their_tokens(PROMPTS[b, :length], num_beams=5, length_penalty=3.0, max_new_tokens=12 - int(length))
         assert written(state)[b] == theirs and state.status[b] == (ENDED if theirs[-1] == EOS else CONTEXT_LIMIT)

@@ -1,4 +1,7 @@
-"""NaN in the weights and overflows: they are said, by document, and end nothing else; they never look like a clean end or a black picture."""
+"""NaN in the weights and overflows.
+
+They are said, by document, and end nothing else; they never look like a clean end or a black picture.
+"""
 
 import dataclasses
 import json
@@ -23,7 +26,9 @@ GOOD, BAD = "Once a red circle jumps up.", "Now"
 
 @pytest.fixture(scope="module")
 def config(shapes_tokenizer):
-    return dataclasses.replace(LATENT, llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=64))
+    return dataclasses.replace(
+        LATENT, llm=dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=64)
+    )
 
 
 def with_value(params: dict, path: str, value: float, at=...) -> dict:
@@ -39,23 +44,36 @@ def with_value(params: dict, path: str, value: float, at=...) -> dict:
 @pytest.fixture(scope="module")
 def model(config, shapes_tokenizer) -> DreamLLM:
     """A sound model that draws a picture at once and does not end."""
-    return DreamLLM(dreamllm.build(config), boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 9.0}), shapes_tokenizer)
+    return DreamLLM(
+        dreamllm.build(config),
+        boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 9.0}),
+        shapes_tokenizer,
+    )
 
 
 @pytest.fixture(scope="module")
 def half(model) -> DreamLLM:
     """Of which one word is broken: prompts that have it, and no others, are not finite."""
     only_bad = set(model.tokenizer.encode(BAD)) - set(model.tokenizer.encode(GOOD))
-    return dataclasses.replace(model, params=with_value(model.params, "llm/embed/embedding", np.nan, sorted(only_bad)[0]))
+    return dataclasses.replace(
+        model, params=with_value(model.params, "llm/embed/embedding", np.nan, sorted(only_bad)[0])
+    )
 
 
 def test_one_document_of_a_batch_ends_and_the_others_are_what_they_were(model, half, tmp_path):
     sound = model.generate_batch([GOOD, GOOD], [1, 2], **FAST)
-    said = r"^document 1 of 3 \(from 0\): not finite: the model's logits from token 1 on; the weights hold NaN .* in llm/embed/embedding"
+    said = (
+        r"^document 1 of 3 \(from 0\): not finite: the model's logits from token 1 on; the weights hold NaN "
+        r".* in llm/embed/embedding"
+    )
     with pytest.raises(NotFinite, match=said) as caught:
         half.generate_batch([GOOD, BAD, GOOD], [1, 5, 2], batch_size=2, **FAST)
     first, broken, second = caught.value.made
-    assert [first.to_json(), second.to_json()] == [document.to_json() for document in sound] and first.images and not first.notes[0].startswith("not")
+    assert (
+        [first.to_json(), second.to_json()] == [document.to_json() for document in sound]
+        and first.images
+        and not first.notes[0].startswith("not")
+    )
     assert broken.parts == () and broken.notes == ("not finite: the model's logits from token 1 on",)
 
 
@@ -63,14 +81,20 @@ def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half,
     prompts, options = [(Document.of(GOOD), 1), (Document.of(BAD), 5)], Options(**FAST)
     out = epath.Path(tmp_path)
     assert to_folders.write_many(half, prompts, options, out, 2)["not_finite"] == [1]
-    assert json.loads((tmp_path / "00001" / "story.json").read_text())["notes"] == ["not finite: the model's logits from token 1 on"]
+    assert json.loads((tmp_path / "00001" / "story.json").read_text())["notes"] == [
+        "not finite: the model's logits from token 1 on"
+    ]
     facts = to_folders.write_many(model, prompts, options, out, 2)
-    assert (facts["written"], facts["not_finite"]) == (1, []) and archive.read(out / "00001", *prompts[1], options)["notes"] != []
+    assert (facts["written"], facts["not_finite"]) == (1, []) and archive.read(out / "00001", *prompts[1], options)[
+        "notes"
+    ] != []
 
 
 def test_a_command_ends_with_the_numbers_of_the_documents(half):
     finite.require_none([], half.parts, half.params)
-    with pytest.raises(NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"):
+    with pytest.raises(
+        NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"
+    ):
         finite.require_none([1], half.parts, half.params)
 
 
@@ -79,7 +103,9 @@ def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
     monkeypatch.setattr(stream, "stream", lambda *_: iter([stream.TextPiece("a"), last]))
     events = half.stream(BAD)
     assert [next(events), next(events)] == [stream.TextPiece("a"), last]
-    with pytest.raises(NotFinite, match="^document: not finite: the model's logits from token 1 on; the weights hold NaN"):
+    with pytest.raises(
+        NotFinite, match="^document: not finite: the model's logits from token 1 on; the weights hold NaN"
+    ):
         next(events)
 
 
@@ -87,7 +113,9 @@ def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
 @pytest.mark.parametrize("path", ["unet/conv_out/kernel", "vae/decoder/conv_out/bias"])
 def test_no_picture_is_black_by_nan(model, path, value):
     broken = dataclasses.replace(model, params=with_value(model.params, path, value))
-    with pytest.raises(NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/") as caught:
+    with pytest.raises(
+        NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/"
+    ) as caught:
         broken.generate_batch([GOOD], batch_size=2, **FAST)
     assert not caught.value.made[0].images
     with pytest.raises(NotFinite, match=r"^picture 0, 1 of 2 \(from 0\): not finite: the weights hold"):
@@ -114,6 +142,8 @@ def test_scores_of_nan_are_no_scores(half):
 
 
 def test_weights_that_are_finite_are_said_to_be(model):
-    assert finite.cause(model.parts, model.params).startswith("the weights are finite: numbers leave the range of float32")
+    assert finite.cause(model.parts, model.params).startswith(
+        "the weights are finite: numbers leave the range of float32"
+    )
     with pytest.raises(NotFinite, match="^picture: not finite: the weights are finite"):
         model.decode(np.full((1, 4, 4, 8), np.nan, np.float32))

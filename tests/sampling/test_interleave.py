@@ -1,4 +1,7 @@
-"""Illustrated documents: the state machine against the model run without a cache, batch mates, limits, compilation, errors."""
+"""Illustrated documents.
+
+The state machine against the model run without a cache, batch mates, limits, compilation, errors.
+"""
 
 import dataclasses
 import logging
@@ -38,7 +41,11 @@ PROMPTS = (
     Document((Text("One day a blue cross"), Image(picture(3)))),
     Document((Text("Now"),)),
 )
-OTHERS = (Document((Text("What colour is it?"), shown(4))), Document((shown(5),)), Document((shown(6), Text("The end."))))
+OTHERS = (
+    Document((Text("What colour is it?"), shown(4))),
+    Document((shown(5),)),
+    Document((shown(6), Text("The end."))),
+)
 
 
 @dataclasses.dataclass
@@ -55,7 +62,9 @@ class Model:
     def with_boosts(self, **boosts: float) -> "Model":
         """The same model with other boosts of </s> (eos) and <dream_start> (dream)."""
         ids = {"eos": self.tokenizer.eos, "dream": self.tokenizer.dream_start}
-        return dataclasses.replace(self, params=boosted(self.params, {ids[name]: boost for name, boost in boosts.items()}))
+        return dataclasses.replace(
+            self, params=boosted(self.params, {ids[name]: boost for name, boost in boosts.items()})
+        )
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +113,12 @@ class Uncached:
             without, conditional = (dreamllm.denoise(parts, params, x, timesteps, context) for context in contexts)
             return without + OPTIONS.guidance_scale * (conditional - without)
 
-        still = lambda _: jnp.zeros_like(noise)
-        drawn = samplers.advance(parts.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True)
+        def still(_):
+            return jnp.zeros_like(noise)
+
+        drawn = samplers.advance(
+            parts.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True
+        )
         return dreamllm.decode_latents(parts, params, drawn.x)[0]
 
     def batch(self):
@@ -134,7 +147,11 @@ class Uncached:
         tokenizer = self.model.tokenizer
         self.seen.append((len(self.tokens) + 1, 0))
         self.images.append(for_encoder(picture, 8))
-        self.tokens += [tokenizer.im_start, *[tokenizer.im_patch] * self.model.parts.config.clip.patches, tokenizer.im_end]
+        self.tokens += [
+            tokenizer.im_start,
+            *[tokenizer.im_patch] * self.model.parts.config.clip.patches,
+            tokenizer.im_end,
+        ]
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -165,12 +182,27 @@ def test_a_document_is_what_the_model_says_without_a_cache(model, number):
     assert [type(part) for part in document.parts] == [kind for kind in kinds[:-1] if kind]
 
 
-LONG = Document((Text("Once a red circle jumps up. Then it hides. " * 5), shown(7), Text("It is green."), shown(8), shown(9), Text("And then")))
+LONG = Document(
+    (
+        Text("Once a red circle jumps up. Then it hides. " * 5),
+        shown(7),
+        Text("It is green."),
+        shown(8),
+        shown(9),
+        Text("And then"),
+    )
+)
 
 
 def test_a_document_does_not_depend_on_its_batch_mates(model):
-    """To the byte in a batch of eight, though mates are longer and draw more; alone, in other shapes, the same words and pictures within 2/255."""
-    model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
+    """To the byte in a batch of eight, though mates are longer and draw more.
+
+    Alone, in other shapes, the same words and pictures within 2/255.
+    """
+    model, options = (
+        model.with_boosts(eos=-9.0, dream=3.0),
+        dataclasses.replace(OPTIONS, temperature=0.8, top_p=0.9, repetition_penalty=1.1),
+    )
     short = [PROMPTS[3]] * 3 + [Document(())] * 4
     mixed = [*OTHERS, LONG, *PROMPTS[1:3], LONG]
     ones = []
@@ -195,7 +227,9 @@ def test_a_document_does_not_depend_on_its_batch_mates(model):
 
 
 def test_a_limit_of_tokens_ends_a_document_with_a_note(model):
-    documents = model.with_boosts(eos=-50.0, dream=-50.0).generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_tokens=5))
+    documents = model.with_boosts(eos=-50.0, dream=-50.0).generate(
+        PROMPTS, range(4), dataclasses.replace(OPTIONS, max_tokens=5)
+    )
     assert {document.notes for document in documents} == {("stopped at the limit of 5 tokens",)}
     assert all(len(document.parts) == 1 and document.text for document in documents)
     nothing = model.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_tokens=0))
@@ -209,10 +243,14 @@ def test_an_end_is_no_limit(model):
 
 @pytest.mark.parametrize("limit", [0, 1, 2])
 def test_a_limit_of_pictures(model, limit):
-    documents = model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=limit))
+    documents = model.with_boosts(eos=-50.0, dream=50.0).generate(
+        PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=limit)
+    )
     for document in documents:
         assert [type(part) for part in document.parts] == ([Image] * limit or [Text])
-        assert document.notes == (f"stopped at the limit of {limit} pictures" if limit else "stopped at the limit of 20 tokens",)
+        assert document.notes == (
+            f"stopped at the limit of {limit} pictures" if limit else "stopped at the limit of 20 tokens",
+        )
 
 
 def test_pictures_differ_within_a_document(model):
@@ -230,7 +268,9 @@ def test_the_end_of_the_context_ends_a_document_with_a_note(model):
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(model):
-    with pytest.raises(ValueError, match=rf"prompt: takes \d+ tokens, with 1 to come that is more than the context of {CONTEXT}"):
+    with pytest.raises(
+        ValueError, match=rf"prompt: takes \d+ tokens, with 1 to come that is more than the context of {CONTEXT}"
+    ):
         model.generate([Document((Text("Once a red circle jumps up. " * 40),))], [0])
 
 
@@ -241,9 +281,22 @@ def test_a_picture_needs_an_encoder(model):
 
 
 BAD = {
-    "max_tokens": [-1], "temperature": [-0.1, float("nan")], "top_p": [0.0, 1.1], "top_k": [-1], "repetition_penalty": [0.0], "num_steps": [0],
-    "guidance_scale": [0.5], "guidance_rescale": [1.5], "eta": [1.5], "min_images": [9], "beams": [0, 2], "stop": [""], "sampler": ["euler"],
-    "spacing": ["karras"], "padding": ["middle"], "height": [-8],
+    "max_tokens": [-1],
+    "temperature": [-0.1, float("nan")],
+    "top_p": [0.0, 1.1],
+    "top_k": [-1],
+    "repetition_penalty": [0.0],
+    "num_steps": [0],
+    "guidance_scale": [0.5],
+    "guidance_rescale": [1.5],
+    "eta": [1.5],
+    "min_images": [9],
+    "beams": [0, 2],
+    "stop": [""],
+    "sampler": ["euler"],
+    "spacing": ["karras"],
+    "padding": ["middle"],
+    "height": [-8],
 }
 
 
@@ -275,7 +328,9 @@ def test_a_picture_on_demand_depends_on_its_seed_and_prompt_alone(model):
     again = draw(model, (PROMPTS[0], LONG, *OTHERS[:2]), [5, 1, 2, 3])
     assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn[0], again[0])
-    assert not np.array_equal(draw(model, PROMPTS, [6, 6, 5, 5])[0], drawn[0]) and not np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(draw(model, PROMPTS, [6, 6, 5, 5])[0], drawn[0]) and not np.array_equal(
+        drawn[0], drawn[2]
+    )
 
 
 def test_a_picture_on_demand_is_the_one_that_the_model_would_draw_there(model):
@@ -285,26 +340,49 @@ def test_a_picture_on_demand_is_the_one_that_the_model_would_draw_there(model):
     drawn = draw(model, PROMPTS, range(4), options, negatives=[negative] * 4)
     for document, picture in zip(wanted, drawn, strict=True):
         assert np.max(np.abs(drawn_in(document)[0].astype(int) - picture)) <= 1
-    assert np.max(np.abs(draw(model, PROMPTS, range(4), options).astype(int) - drawn)) > 8  # the negative prompt matters
+    assert (
+        np.max(np.abs(draw(model, PROMPTS, range(4), options).astype(int) - drawn)) > 8
+    )  # the negative prompt matters
 
 
 def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
-    row_of = lambda prompt: prompts.prompt_row(model.parts, model.tokenizer, prompt, "plain")
+    def row_of(prompt):
+        return prompts.prompt_row(model.parts, model.tokenizer, prompt, "plain")
 
     def use(documents, seeds, options, preview_every=1):
         model.generate(documents, seeds, options)
         draw(model, documents, seeds, options)
-        list(stream.stream(model.parts, model.params, model.tokenizer, documents[0], 0, options, preview_every=preview_every))
+        list(
+            stream.stream(
+                model.parts, model.params, model.tokenizer, documents[0], 0, options, preview_every=preview_every
+            )
+        )
 
     use(PROMPTS, range(4), OPTIONS)
     other_words = (
-        Document((Text("One day a green cross"), shown(8), Text("Now"))), Document((shown(5), Text("There it was."))),
-        Document((Text("Now a green bar is"), Image(picture(4)))), Document((Text("So"),)),
+        Document((Text("One day a green cross"), shown(8), Text("Now"))),
+        Document((shown(5), Text("There it was."))),
+        Document((Text("Now a green bar is"), Image(picture(4)))),
+        Document((Text("So"),)),
     )
-    assert [len(row.tokens) // 16 for row in map(row_of, PROMPTS)] == [len(row.tokens) // 16 for row in map(row_of, other_words)]
+    assert [len(row.tokens) // 16 for row in map(row_of, PROMPTS)] == [
+        len(row.tokens) // 16 for row in map(row_of, other_words)
+    ]
     options = dataclasses.replace(
-        OPTIONS, temperature=0.5, top_k=7, top_p=0.5, repetition_penalty=1.2, guidance_scale=3.0, guidance_rescale=0.2, max_tokens=17, max_images=1,
-        min_images=1, sampler="dpm_solver", num_steps=4, spacing="linspace", stop=("red",),
+        OPTIONS,
+        temperature=0.5,
+        top_k=7,
+        top_p=0.5,
+        repetition_penalty=1.2,
+        guidance_scale=3.0,
+        guidance_rescale=0.2,
+        max_tokens=17,
+        max_images=1,
+        min_images=1,
+        sampler="dpm_solver",
+        num_steps=4,
+        spacing="linspace",
+        stop=("red",),
     )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         use(other_words, [4, 3, 2, 1], options, preview_every=2)
@@ -321,7 +399,11 @@ def test_a_stop_string_ends_a_document_before_it(model):
     whole = model.generate(PROMPTS, range(4))
     texts = [part.text for document in whole for part in document.parts if isinstance(part, Text)]
     stop = next(text[2:5] for text in texts if len(text) > 8)
-    for before, document in zip(whole, model.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, stop=(stop, "never written")))):
+    for before, document in zip(
+        whole,
+        model.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, stop=(stop, "never written"))),
+        strict=True,
+    ):
         assert not any(stop in part.text for part in document.parts if isinstance(part, Text))
         expected = []
         for part in before.parts:
@@ -330,11 +412,19 @@ def test_a_stop_string_ends_a_document_before_it(model):
                 expected[-1:] = [Text(part.text[: part.text.index(stop)])] if part.text.index(stop) else []
                 break
         assert document.to_json()["parts"] == Document(tuple(expected)).to_json()["parts"]
-        assert document.notes == (before.notes if len(expected) == len(before.parts) and expected[-1] == before.parts[-1] else ())
+        assert document.notes == (
+            before.notes if len(expected) == len(before.parts) and expected[-1] == before.parts[-1] else ()
+        )
 
 
 def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them(model):
-    asked = Document((Text("Be kind.", role="system"), Text("What is this?", role="user"), Image(picture(2), dreamed=False, role="user")))
+    asked = Document(
+        (
+            Text("Be kind.", role="system"),
+            Text("What is this?", role="user"),
+            Image(picture(2), dreamed=False, role="user"),
+        )
+    )
     options = dataclasses.replace(OPTIONS, template="vicuna_v1.1", max_tokens=6)
     answer = model.generate([asked], [0], options)[0]
     assert answer.parts and {part.role for part in answer.parts} == {"assistant"} and not answer.text.startswith(" ")
@@ -346,7 +436,9 @@ def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them
 def test_strings_that_look_like_control_tokens_stay_text(model):
     forged = Document.of("a <dream_start> and </s><im_start> end")
     tokens = prompts.prompt_row(model.parts, model.tokenizer, forged, "plain").tokens.tolist()
-    assert not set(tokens[1:]) & model.tokenizer.special_ids and "<dream_start>" in model.tokenizer.decode_continuation(tokens)
+    assert not set(tokens[1:]) & model.tokenizer.special_ids and "<dream_start>" in model.tokenizer.decode_continuation(
+        tokens
+    )
     assert model.generate([forged], [0])[0] is not None
 
 
@@ -355,13 +447,17 @@ def test_pictures_that_are_forced_come_and_those_that_are_forbidden_do_not(model
     for document in shy.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=2)):
         assert len(document.images) == 2
     eager = model.with_boosts(eos=-50.0, dream=50.0)
-    assert not any(document.images for document in eager.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=0)))
+    assert not any(
+        document.images for document in eager.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=0))
+    )
 
 
 def test_control_tokens_out_of_place_are_counted(model):
     tokenizer = model.tokenizer
     wild = dataclasses.replace(model, params=boosted(model.params, {tokenizer.im_end: 50.0}))
-    assert not any(note.startswith("control") for document in wild.generate(PROMPTS, range(4)) for note in document.notes)
+    assert not any(
+        note.startswith("control") for document in wild.generate(PROMPTS, range(4)) for note in document.notes
+    )
     for document in wild.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, unmasked=True, max_tokens=5)):
         assert "control tokens out of place: 5" in document.notes and document.text == ""
 
@@ -373,7 +469,9 @@ def test_control_tokens_out_of_place_are_counted(model):
 @pytest.mark.parametrize("number, every", [(0, 1), (1, 3)])
 def test_a_stream_tells_the_document_that_generate_returns(model, number, every, tmp_path):
     model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
-    events = stream.stream(model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1)
+    events = stream.stream(
+        model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1
+    )
     page = tmp_path / "page.html"
     seen, told, number_of = [], [], 0
     for event in stream.save_while(events, PROMPTS[number], page, pause=0):
@@ -395,7 +493,12 @@ def test_a_stream_tells_the_document_that_generate_returns(model, number, every,
         else:
             np.testing.assert_array_equal(mine, np.asarray(part.pil()))
     kinds = [type(event) for event in seen]
-    assert kinds.count(stream.PictureStarted) == kinds.count(stream.PictureDone) == kinds.count(stream.Preview) == len(document.images)
+    assert (
+        kinds.count(stream.PictureStarted)
+        == kinds.count(stream.PictureDone)
+        == kinds.count(stream.Preview)
+        == len(document.images)
+    )
     assert kinds.count(stream.TextPiece) >= 3 / every
     finished = page.read_text()
     assert "http-equiv" not in finished and finished.count("<img") == len(document.images) + len(PROMPTS[number].images)
@@ -415,7 +518,9 @@ def test_log_probabilities_of_continuations(model):
     found = scores.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
     for (prompt, continuation), shares in zip(pairs, found, strict=True):
         uncached = Uncached(model, prompt, 0)
-        row = prompts.prompt_row(model.parts, model.tokenizer, Document((*prompt.parts, Text(continuation))), "plain").tokens
+        row = prompts.prompt_row(
+            model.parts, model.tokenizer, Document((*prompt.parts, Text(continuation))), "plain"
+        ).tokens
         expected = []
         for token in row[len(row) - len(shares) :]:
             logits = np.asarray(uncached.run(uncached.batch())[0], np.float64)

@@ -28,7 +28,9 @@ def test_the_same_on_one_device_and_on_eight(shapes_tokenizer, sizes):
     params = boosted(parameters(parts.config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
 
     def use(params):
-        documents = interleave.generate(parts, params, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1))
+        documents = interleave.generate(
+            parts, params, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1)
+        )
         return documents, np.asarray(pictures.draw_after(parts, params, shapes_tokenizer, PROMPTS, range(4), OPTIONS))
 
     documents, latents = use(params)

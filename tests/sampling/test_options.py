@@ -11,17 +11,32 @@ import pytest
 from hypothesis import strategies as st
 from small_model import LATENT, PIXEL, run_config
 
-from dreamjax.config import ModelConfig
 from dreamjax.api import DreamLLM
+from dreamjax.config import ModelConfig
 from dreamjax.model_config import UNetConfig, VaeConfig
 from dreamjax.models import dreamllm
 from dreamjax.sampling import image, interleave, memory, pictures
 from dreamjax.sampling.options import RANGES, Options
 from dreamjax.schema import ConfigError, require_seed
 
-WRONG = [True, None, "1", [1], 1j, math.nan, math.inf, -math.inf, 10**5000, -(10**5000), np.float32("nan"), np.bool_(True)]
+WRONG = [
+    True,
+    None,
+    "1",
+    [1],
+    1j,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**5000,
+    -(10**5000),
+    np.float32("nan"),
+    np.bool_(True),
+]
 NOT_SEEDS = [-1, 2**32, 10**5000, 1.0, True, None, "7", math.nan, np.int64(-5), [0]]
-SIZES = ModelConfig(llm=LATENT.llm, clip=LATENT.clip, unet=UNetConfig(), vae=VaeConfig(), dream_queries=3)  # Stable Diffusion's
+SIZES = ModelConfig(
+    llm=LATENT.llm, clip=LATENT.clip, unet=UNetConfig(), vae=VaeConfig(), dream_queries=3
+)  # Stable Diffusion's
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -32,12 +47,30 @@ def test_numbers_that_cannot_be(name):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("name, values", {
-    "temperature": [1e-40, 1e30], "guidance_scale": [1e30, 0.99], "length_penalty": [1e6, -1e6], "repetition_penalty": [0.0, -1.0, 1e-30, 1e30], "eta": [1.01],
-    "guidance_rescale": [-0.1], "top_p": [0.0, 1.1, 1e-0 + 1e-3], "max_tokens": [10**12, 2.0], "num_steps": [10**9, 0, 20.0], "height": [10**9, -8], "beams": [10**6],
-    "max_images": [2**40], "top_k": [2**31], "context": [2**31], "stop": [3, (3,), None, b"x"], "sampler": [None, 3, ["ddim"]], "template": ["nobody's", 3],
-    "unmasked": [1, "no"], "negative": ["a text", 3],
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "temperature": [1e-40, 1e30],
+        "guidance_scale": [1e30, 0.99],
+        "length_penalty": [1e6, -1e6],
+        "repetition_penalty": [0.0, -1.0, 1e-30, 1e30],
+        "eta": [1.01],
+        "guidance_rescale": [-0.1],
+        "top_p": [0.0, 1.1, 1e-0 + 1e-3],
+        "max_tokens": [10**12, 2.0],
+        "num_steps": [10**9, 0, 20.0],
+        "height": [10**9, -8],
+        "beams": [10**6],
+        "max_images": [2**40],
+        "top_k": [2**31],
+        "context": [2**31],
+        "stop": [3, (3,), None, b"x"],
+        "sampler": [None, 3, ["ddim"]],
+        "template": ["nobody's", 3],
+        "unmasked": [1, "no"],
+        "negative": ["a text", 3],
+    }.items(),
+)
 def test_absurd_values(name, values):
     for value in values:
         with pytest.raises(ConfigError, match=f"^{name}: "):
@@ -45,29 +78,46 @@ def test_absurd_values(name, values):
 
 
 def test_numbers_of_numpy_are_numbers():
-    given = Options(temperature=np.float32(0.5), top_k=np.int64(3), num_steps=np.uint8(7), guidance_scale=2, top_p=np.float16(0.5))
+    given = Options(
+        temperature=np.float32(0.5), top_k=np.int64(3), num_steps=np.uint8(7), guidance_scale=2, top_p=np.float16(0.5)
+    )
     assert given == Options(temperature=0.5, top_k=3, num_steps=7, guidance_scale=2.0, top_p=0.5)
-    assert {type(getattr(given, name)) for name in ("temperature", "guidance_scale", "top_p")} == {float} and type(given.top_k) is int
+    assert {type(getattr(given, name)) for name in ("temperature", "guidance_scale", "top_p")} == {float} and type(
+        given.top_k
+    ) is int
 
 
 @hypothesis.given(st.sampled_from(sorted(RANGES)), st.one_of(st.floats(), st.integers(), st.none(), st.booleans()))
 def test_an_option_is_finite_or_refused(name, value):
     try:
-        accepted = getattr(Options(**{name: value, "min_images": 0} if name != "min_images" else {name: value, "max_images": 2**20}), name)
+        accepted = getattr(
+            Options(**{name: value, "min_images": 0} if name != "min_images" else {name: value, "max_images": 2**20}),
+            name,
+        )
     except ConfigError:
         return
-    assert math.isfinite(accepted) and RANGES[name][0] <= accepted <= RANGES[name][1] and math.isfinite(np.float32(accepted))
+    assert (
+        math.isfinite(accepted)
+        and RANGES[name][0] <= accepted <= RANGES[name][1]
+        and math.isfinite(np.float32(accepted))
+    )
 
 
 @pytest.mark.parametrize("seed", NOT_SEEDS, ids=range(len(NOT_SEEDS)))
 def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
     model = DreamLLM(dreamllm.build(PIXEL), {}, None)  # nothing is computed
     entries = [
-        lambda: require_seed("seed", seed), lambda: model.generate("a", seed=seed), lambda: model.generate_batch(["a", "b"], [0, seed]),
-        lambda: model.stream("a", seed=seed), lambda: model.text_to_image("a", seed=seed), lambda: model.text_to_latents("a", seed=seed),
-        lambda: model.attention_maps("a", seed=seed), lambda: interleave.begin(model.parts, {}, None, ["a"], [seed], Options()),
-        lambda: pictures.draw_after(model.parts, {}, None, ["a"], [seed], Options()), lambda: run_config(seed=seed),
-    ]  # fmt: skip
+        lambda: require_seed("seed", seed),
+        lambda: model.generate("a", seed=seed),
+        lambda: model.generate_batch(["a", "b"], [0, seed]),
+        lambda: model.stream("a", seed=seed),
+        lambda: model.text_to_image("a", seed=seed),
+        lambda: model.text_to_latents("a", seed=seed),
+        lambda: model.attention_maps("a", seed=seed),
+        lambda: interleave.begin(model.parts, {}, None, ["a"], [seed], Options()),
+        lambda: pictures.draw_after(model.parts, {}, None, ["a"], [seed], Options()),
+        lambda: run_config(seed=seed),
+    ]
     for entry in entries:
         with pytest.raises(ConfigError, match=r"^seeds?(\[\d\])?: "):
             entry()
@@ -85,14 +135,23 @@ def test_seeds_that_count_up_stay_seeds():
 
 
 def test_more_steps_than_the_schedule_has():
-    for entry in (lambda options: image.check(PIXEL, options, 1), lambda options: interleave.begin(dreamllm.build(PIXEL), {}, None, ["a"], [0], options)):
+    for entry in (
+        lambda options: image.check(PIXEL, options, 1),
+        lambda options: interleave.begin(dreamllm.build(PIXEL), {}, None, ["a"], [0], options),
+    ):
         with pytest.raises(ConfigError, match="num_steps: 1001 is not between 1 and 1000"):
             entry(Options(num_steps=1001))
 
 
-@pytest.mark.parametrize("height, width, what", [(2**20, 2**20, "VAE|U-Net"), (2**19, 512, "VAE|U-Net"), (64_000, 64_000, "VAE|U-Net")])
+@pytest.mark.parametrize(
+    "height, width, what", [(2**20, 2**20, "VAE|U-Net"), (2**19, 512, "VAE|U-Net"), (64_000, 64_000, "VAE|U-Net")]
+)
 def test_sizes_that_no_memory_holds(height, width, what):
-    with pytest.raises(ConfigError, match=rf"height, width: 4 pictures of {width} x {height} pixels at once take more than .* GiB \(.*({what})\), there are \d+ GiB"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"height, width: 4 pictures of {width} x {height} pixels at once take more than .* GiB "
+        rf"\(.*({what})\), there are \d+ GiB",
+    ):
         image.check(SIZES, Options(height=height, width=width), 4)
 
 
@@ -100,14 +159,19 @@ def test_room_for_pictures_and_documents(monkeypatch):
     monkeypatch.setattr(memory, "there_is", lambda: 8 * 2**30)
     memory.require_room_for_pictures(SIZES, (64, 64, 4), 8, 2)
     with pytest.raises(ConfigError, match="self-attention"):
-        memory.require_room_for_pictures(SIZES, (256, 256, 4), 8, 2)  # 65,536 positions: 16 GiB of scores for one picture
+        memory.require_room_for_pictures(
+            SIZES, (256, 256, 4), 8, 2
+        )  # 65,536 positions: 16 GiB of scores for one picture
     memory.require_room_for_documents(SIZES, 8, 64)
     with pytest.raises(ConfigError, match="batch_size, max_tokens: 1048576 documents of up to 8,192 tokens"):
         memory.require_room_for_documents(SIZES, 2**20, 8192)
 
 
 def test_memory_that_does_not_suffice_after_all():
-    with pytest.raises(ConfigError, match="^memory: RESOURCE_EXHAUSTED: .*; ask for smaller pictures") as caught, memory.exhausted_is_said():
+    with (
+        pytest.raises(ConfigError, match="^memory: RESOURCE_EXHAUSTED: .*; ask for smaller pictures") as caught,
+        memory.exhausted_is_said(),
+    ):
         jax.block_until_ready(jax.numpy.zeros(2**44, np.uint8))
     assert "\n" not in str(caught.value)
     with pytest.raises(jax.errors.JaxRuntimeError), memory.exhausted_is_said():
@@ -120,7 +184,9 @@ def test_a_size_far_from_the_training_size_is_said():
             warnings.simplefilter("error")
             image.check(PIXEL, Options(height=side, width=side), 1)
     for height, width in ((24, 8), (8, 2), (32, 32)):
-        with pytest.warns(UserWarning, match=f"height, width: {width} x {height} pixels, and the model was trained on 8 x 8"):
+        with pytest.warns(
+            UserWarning, match=f"height, width: {width} x {height} pixels, and the model was trained on 8 x 8"
+        ):
             image.check(PIXEL, Options(height=height, width=width), 1)
 
 

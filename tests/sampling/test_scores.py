@@ -1,4 +1,7 @@
-"""Where a prompt ends and its continuation begins, to the token, as lm-evaluation-harness has it; nothing is computed here."""
+"""Where a prompt ends and its continuation begins, to the token, as lm-evaluation-harness has it.
+
+Nothing is computed here.
+"""
 
 import dataclasses
 
@@ -24,7 +27,9 @@ def tokenizer(request, shapes_tokenizer) -> Tokenizer:
 
 
 def scored(tokenizer, prompt, continuation: str) -> list[int]:
-    row = scores._scored(PARTS, tokenizer, prompt if isinstance(prompt, Document) else Document.of(prompt), continuation, "plain")[1]
+    row = scores._scored(
+        PARTS, tokenizer, prompt if isinstance(prompt, Document) else Document.of(prompt), continuation, "plain"
+    )[1]
     return row.tokens[row.learned].tolist()
 
 
@@ -34,14 +39,20 @@ def of_the_harness(tokenizer, prompt: str, continuation: str) -> list[int]:
 
     class Causal(model.TemplateLM):
         eot_token_id = tokenizer.eos
-        tok_encode = lambda self, string, **_: [tokenizer.bos, *tokenizer.encode(string)]
+
+        def tok_encode(self, string, **_):
+            return [tokenizer.bos, *tokenizer.encode(string)]
+
         _loglikelihood_tokens = loglikelihood_rolling = generate_until = None
 
     return Causal()._encode_pair(prompt, continuation)[1]
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", "  ", "\n", ". ", ""])), min_size=1, max_size=6), st.floats(0.01, 0.99))
+@given(
+    st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([" ", "  ", "\n", ". ", ""])), min_size=1, max_size=6),
+    st.floats(0.01, 0.99),
+)
 def test_any_text_parts_where_the_harness_parts_it(tokenizer, words, place):
     text = "".join(word + gap for word, gap in words)
     prompt, continuation = text[: (at := max(1, int(place * len(text))))], text[at:]
@@ -56,10 +67,19 @@ def test_any_text_parts_where_the_harness_parts_it(tokenizer, words, place):
 def test_a_space_at_the_end_is_the_continuations(tokenizer):
     for gap in (" ", "  ", "\n", " \t"):
         moved = scored(tokenizer, f"Once a red{gap}", "zebra")
-        assert moved == scored(tokenizer, "Once a red", f"{gap}zebra") and tokenizer.decode_continuation(moved) == f"{gap}zebra"
-        for prompt in (Document.of(["Once a red", gap]), Document.of(["Once a", " red", gap[:1], gap[1:]]), Document.of(["Once a red" + gap, ""])):
+        assert (
+            moved == scored(tokenizer, "Once a red", f"{gap}zebra")
+            and tokenizer.decode_continuation(moved) == f"{gap}zebra"
+        )
+        for prompt in (
+            Document.of(["Once a red", gap]),
+            Document.of(["Once a", " red", gap[:1], gap[1:]]),
+            Document.of(["Once a red" + gap, ""]),
+        ):
             assert scored(tokenizer, prompt, "zebra") == moved
-    assert scored(tokenizer, " ", "zebra") == scored(tokenizer, "", " zebra") == scored(tokenizer, Document(()), " zebra")
+    assert (
+        scored(tokenizer, " ", "zebra") == scored(tokenizer, "", " zebra") == scored(tokenizer, Document(()), " zebra")
+    )
 
 
 def test_scores_of_parts_are_the_whole(tokenizer):
@@ -75,13 +95,23 @@ def test_scores_of_parts_are_the_whole(tokenizer):
 def test_pictures_and_turns_keep_what_is_theirs(tokenizer):
     picture = np.zeros((8, 8, 3), np.uint8)
     after = scored(tokenizer, Document.of(["Once ", picture]), "a zebra")
-    assert after == scored(tokenizer, Document.of(["Once", picture]), "a zebra") and "zebra" in tokenizer.decode_continuation(after)
-    assert scored(tokenizer, Document.of([picture, " "]), "zebra") == scored(tokenizer, Document.of([picture]), " zebra")
-    chat = lambda *parts: Document((Image(picture, dreamed=False, role="user"), *parts))
+    assert after == scored(
+        tokenizer, Document.of(["Once", picture]), "a zebra"
+    ) and "zebra" in tokenizer.decode_continuation(after)
+    assert scored(tokenizer, Document.of([picture, " "]), "zebra") == scored(
+        tokenizer, Document.of([picture]), " zebra"
+    )
+
+    def chat(*parts):
+        return Document((Image(picture, dreamed=False, role="user"), *parts))
+
     asked = chat(Text("What is it? ", role="user"))
     assert scored(tokenizer, asked, "zebra") == scored(tokenizer, chat(Text("What is it?", role="user")), "zebra")
     begun = scored(tokenizer, Document((*asked.parts, Text("A red ", role="assistant"))), "zebra")
-    assert begun == scored(tokenizer, Document((*asked.parts, Text("A red", role="assistant"))), " zebra") and tokenizer.decode_continuation(begun) == " zebra"
+    assert (
+        begun == scored(tokenizer, Document((*asked.parts, Text("A red", role="assistant"))), " zebra")
+        and tokenizer.decode_continuation(begun) == " zebra"
+    )
 
 
 @pytest.mark.parametrize("continuation", ["", None, 3])

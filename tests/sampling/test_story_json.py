@@ -1,4 +1,7 @@
-"""A story.json of anybody's: what --again reads lies beside it, every value is checked as an option is, and nothing else happens."""
+"""A story.json of anybody's.
+
+What --again reads lies beside it, every value is checked as an option is, and nothing else happens.
+"""
 
 import copy
 import json
@@ -50,13 +53,30 @@ def edited(folder: epath.Path, *path, value):
 def test_what_a_run_left_is_read_back(folder):
     found = archive.asked(folder)
     assert (found.prompt.to_json(), found.seed, found.batch_size) == (PROMPT.to_json(), 7, 2)
-    assert found.options.negative.to_json() == OPTIONS.negative.to_json() and archive.fingerprint(*found[:3]) == archive.fingerprint(PROMPT, 7, OPTIONS)
+    assert found.options.negative.to_json() == OPTIONS.negative.to_json() and archive.fingerprint(
+        *found[:3]
+    ) == archive.fingerprint(PROMPT, 7, OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "link.png", "ABSOLUTE", "http://127.0.0.1/a.png", "gs://bucket/a.png", "file:///etc/passwd", "memory://a", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "link.png",
+        "ABSOLUTE",
+        "http://127.0.0.1/a.png",
+        "gs://bucket/a.png",
+        "file:///etc/passwd",
+        "memory://a",
+        "",
+    ],
+)
 def test_pictures_beside_it_alone(folder, name, tmp_path):
     edited(folder, "parts", 1, "image", value=name.replace("ABSOLUTE", str(tmp_path / "secret.png")))
-    with pytest.raises(ConfigError, match=r"story.json: does not say what its document was made of: parts\[1\]: .* is outside the folder: it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"story.json: does not say what its document was made of: parts\[1\]: .* is outside the folder: it",
+    ):
         archive.asked(folder)
 
 
@@ -67,24 +87,55 @@ def test_no_file_is_read_for_the_negative_prompt(folder, name):
         archive.asked(folder)
 
 
-@pytest.mark.parametrize("path, value, words", [
-    (["seed"], -1, "seed: -1"), (["seed"], 2**32, "seed: 4294967296"), (["seed"], "7", "seed: must"), (["batch_size"], 0, "batch_size: 0"),
-    (["batch_size"], 10**30, "batch_size: a number beyond"), (["prompt_parts"], -1, "prompt_parts: -1"), (["prompt_parts"], 99, "prompt_parts: 99"),
-    (["prompt_parts"], True, "prompt_parts: must"), (["options"], [], "options: is no object"), (["options", "temperature"], float("nan"), "options.temperature: nan"),
-    (["options", "height"], 10**9, "options.height: 1000000000 is above"), (["options", "eta"], 10**4000, "options.eta: "),
-    (["options", "steps"], 3, "options.steps: unknown"),
-    (["options", "negative"], "a bar", "a document is an object"), (["parts"], {}, "a document is an object"), (["notes"], 5, "notes: 5"), (["id"], [1], "id: "),
-    (["parts", 0, "role"], ["user"], r"parts\[0\]: role"), (["parts", 1, "seen"], "no", r"parts\[1\]: seen: 'no'"), (["kind"], 3, "kind: 3"),
-    (["kind"], "a" * 100_000, "kind: 'aaa"), (["options", "\0\x1b[2J\ud800"], 1, r"options.\\x00\\x1b\[2J\\ud800: unknown"), (["parts", 0, "role"], "\n" * 9, "role: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (["seed"], -1, "seed: -1"),
+        (["seed"], 2**32, "seed: 4294967296"),
+        (["seed"], "7", "seed: must"),
+        (["batch_size"], 0, "batch_size: 0"),
+        (["batch_size"], 10**30, "batch_size: a number beyond"),
+        (["prompt_parts"], -1, "prompt_parts: -1"),
+        (["prompt_parts"], 99, "prompt_parts: 99"),
+        (["prompt_parts"], True, "prompt_parts: must"),
+        (["options"], [], "options: is no object"),
+        (["options", "temperature"], float("nan"), "options.temperature: nan"),
+        (["options", "height"], 10**9, "options.height: 1000000000 is above"),
+        (["options", "eta"], 10**4000, "options.eta: "),
+        (["options", "steps"], 3, "options.steps: unknown"),
+        (["options", "negative"], "a bar", "a document is an object"),
+        (["parts"], {}, "a document is an object"),
+        (["notes"], 5, "notes: 5"),
+        (["id"], [1], "id: "),
+        (["parts", 0, "role"], ["user"], r"parts\[0\]: role"),
+        (["parts", 1, "seen"], "no", r"parts\[1\]: seen: 'no'"),
+        (["kind"], 3, "kind: 3"),
+        (["kind"], "a" * 100_000, "kind: 'aaa"),
+        (["options", "\0\x1b[2J\ud800"], 1, r"options.\\x00\\x1b\[2J\\ud800: unknown"),
+        (["parts", 0, "role"], "\n" * 9, "role: "),
+    ],
+)
 def test_every_value_is_checked(folder, path, value, words):
     edited(folder, *path, value=value)
     with pytest.raises(ConfigError, match=words) as caught:
         archive.asked(folder)
-    assert str(caught.value).startswith(str(folder / "story.json")) and len(str(caught.value)) < 600 and str(caught.value).isprintable()
+    assert (
+        str(caught.value).startswith(str(folder / "story.json"))
+        and len(str(caught.value)) < 600
+        and str(caught.value).isprintable()
+    )
 
 
-DAMAGED = ["", "{", "[1]", "\xff", "[" * 100_000, '{"a":' * 100_000, '{"parts": ' + "9" * 5000 + "}", '{"parts": [' + "[" * 900 + "]" * 900 + "]}"]
+DAMAGED = [
+    "",
+    "{",
+    "[1]",
+    "\xff",
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"parts": ' + "9" * 5000 + "}",
+    '{"parts": [' + "[" * 900 + "]" * 900 + "]}",
+]
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
@@ -103,8 +154,15 @@ def test_a_file_that_is_no_record_is_not_loaded(folder, monkeypatch):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "text", "image", "../secret.png", "/etc/passwd", "http://127.0.0.1/", "data:,"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "image", "parts", "role"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "text", "image", "../secret.png", "/etc/passwd", "http://127.0.0.1/", "data:,"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "image", "parts", "role"]), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -115,7 +173,9 @@ def places(value, path=()) -> list[tuple]:
     return [where for key, inner in items for where in [(*path, key), *places(inner, (*path, key))]]
 
 
-@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 @hypothesis.given(data=st.data())
 def test_any_change_is_read_or_one_error(folder, data):
     record = json.loads((folder / "story.json").read_text())
@@ -135,7 +195,11 @@ def test_any_change_is_read_or_one_error(folder, data):
     try:
         found = archive.asked(folder)
         assert isinstance(found.options, Options) and 0 <= found.seed < 2**32
-        assert all(not isinstance(part.source, str) or part.source.startswith(f"{folder}/") for part in found.prompt.parts if isinstance(part, Image))
+        assert all(
+            not isinstance(part.source, str) or part.source.startswith(f"{folder}/")
+            for part in found.prompt.parts
+            if isinstance(part, Image)
+        )
     except ConfigError as error:
         assert "story.json: " in str(error) and str(error).isprintable()
     finally:
@@ -163,13 +227,25 @@ def test_prompts_name_pictures_beside_them_or_anywhere_when_asked(tmp_path):
     [(document, seed)] = prompts_of(path, line("b.png", seed=5))
     assert document.images[0].size == (8, 8) and seed == 5
     for name in ("../a.png", str(tmp_path / "a.png"), "http://127.0.0.1/a.png"):
-        with pytest.raises(ConfigError, match=r"--prompts: line 2 of .*: parts\[0\]: .* is outside the folder.*; --allow_outside takes it"):
+        with pytest.raises(
+            ConfigError,
+            match=r"--prompts: line 2 of .*: parts\[0\]: .* is outside the folder.*; --allow_outside takes it",
+        ):
             prompts_of(path, '"a text"', line(name))
         [(document, _)] = prompts_of(path, line(name), allow_outside=True)
         assert document.parts[0].source.endswith(name)
 
 
-BAD_LINES = ["[" * 100_000, '{"parts": 3}', "3", line("b.png", seed=-1), line("b.png", seed="5"), line("b.png", seed=None), "\ud800", line("b.png")[:-1]]
+BAD_LINES = [
+    "[" * 100_000,
+    '{"parts": 3}',
+    "3",
+    line("b.png", seed=-1),
+    line("b.png", seed="5"),
+    line("b.png", seed=None),
+    "\ud800",
+    line("b.png")[:-1],
+]
 
 
 @pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))

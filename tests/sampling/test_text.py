@@ -10,7 +10,17 @@ from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import text
-from dreamjax.sampling.text import CONTEXT_LIMIT, DREAMING, ENDED, PICTURE_LIMIT, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling.text import (
+    CONTEXT_LIMIT,
+    DREAMING,
+    ENDED,
+    PICTURE_LIMIT,
+    TOKEN_LIMIT,
+    WRITING,
+    Settings,
+    Special,
+    State,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Choosing
@@ -27,7 +37,10 @@ def drawn_shares(logits: np.ndarray, temperature: float, top_p: float = 1.0, top
 
 
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
-    """Probabilities after the cut, by the words of the paper: add the likeliest tokens until their probability reaches top_p."""
+    """Probabilities after the cut, by the words of the paper.
+
+    Add the likeliest tokens until their probability reaches top_p.
+    """
     probabilities = np.exp(logits / temperature) / np.sum(np.exp(logits / temperature))
     kept, total = np.zeros_like(probabilities), 0.0
     for token in np.argsort(-probabilities):
@@ -53,7 +66,10 @@ def test_what_may_be_drawn_is_what_transformers_keeps(top_k, top_p, penalty):
     torch, logits_process = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
     rng = np.random.default_rng(0)
     logits, there = rng.normal(size=(3, 40)).astype(np.float32) * 2, rng.integers(40, size=(3, 6))
-    theirs = logits_process.RepetitionPenaltyLogitsProcessor(penalty)(torch.from_numpy(there), torch.from_numpy(logits)) / 0.7
+    theirs = (
+        logits_process.RepetitionPenaltyLogitsProcessor(penalty)(torch.from_numpy(there), torch.from_numpy(logits))
+        / 0.7
+    )
     for warper in [logits_process.TopKLogitsWarper(top_k or 40), logits_process.TopPLogitsWarper(top_p)]:
         theirs = warper(None, theirs)
     present = np.zeros((3, 40), bool)
@@ -97,13 +113,33 @@ PROMPTS = np.random.default_rng(0).integers(3, 60, size=(3, 8)).astype(np.int32)
 LENGTHS = np.array([8, 5, 2], np.int32)
 
 
-def settings_of(temperature=0.0, top_p=1.0, max_tokens=WIDTH, max_images=0, min_images=0, banned=(), top_k=0, penalty=1.0, context=SLOTS) -> Settings:
+def settings_of(
+    temperature=0.0,
+    top_p=1.0,
+    max_tokens=WIDTH,
+    max_images=0,
+    min_images=0,
+    banned=(),
+    top_k=0,
+    penalty=1.0,
+    context=SLOTS,
+) -> Settings:
     mask = np.zeros(LLM.vocab_size, bool)
     mask[list(banned)] = True
-    whole = lambda value: jnp.full(3, value, jnp.int32)
+
+    def whole(value):
+        return jnp.full(3, value, jnp.int32)
+
     return Settings(
-        jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(penalty),
-        whole(max_tokens), whole(max_images), whole(min_images), jnp.asarray(mask), jnp.int32(context),
+        jnp.float32(temperature),
+        jnp.int32(top_k),
+        jnp.float32(top_p),
+        jnp.float32(penalty),
+        whole(max_tokens),
+        whole(max_images),
+        whole(min_images),
+        jnp.asarray(mask),
+        jnp.int32(context),
     )
 
 
@@ -114,7 +150,18 @@ def start(params) -> State:
     keys = jax.vmap(jax.random.key)(jnp.arange(3, dtype=jnp.uint32))
     cache = init_cache(LLM, 3, SLOTS, jnp.float32)
     present = jnp.zeros((3, LLM.vocab_size), bool)
-    state = State(cache, zeros, jnp.zeros((3, LLM.vocab_size)), present, jnp.zeros((3, WIDTH), jnp.int32), zeros, zeros, zeros + WRITING, keys, zeros == 0)
+    state = State(
+        cache,
+        zeros,
+        jnp.zeros((3, LLM.vocab_size)),
+        present,
+        jnp.zeros((3, WIDTH), jnp.int32),
+        zeros,
+        zeros,
+        zeros + WRITING,
+        keys,
+        zeros == 0,
+    )
     return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, PROMPTS), LENGTHS)[0]
 
 
@@ -122,7 +169,9 @@ write = jax.jit(lambda params, state, settings, steps=1000: text.write(PARTS, pa
 
 
 def written(state: State) -> list[list[int]]:
-    return [row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.written))]
+    return [
+        row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.written), strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +184,9 @@ def test_cached_writing_is_greedy_decoding_without_a_cache(params):
 
     @jax.jit
     def best(tokens):
-        hidden, _ = PARTS.llm.apply({"params": params["llm"]}, dreamllm.embed(PARTS, params, tokens), jnp.arange(SLOTS + 1)[None])
+        hidden, _ = PARTS.llm.apply(
+            {"params": params["llm"]}, dreamllm.embed(PARTS, params, tokens), jnp.arange(SLOTS + 1)[None]
+        )
         return jnp.argmax(PARTS.llm.apply({"params": params["llm"]}, hidden, method="logits"), axis=-1)
 
     for b, length in enumerate(LENGTHS):
@@ -153,14 +204,20 @@ def test_limits_of_tokens_and_context_end_the_writing(params):
     state = start(params)
     state = state._replace(length=jnp.array([SLOTS - 1, SLOTS - 3, 2], jnp.int32))
     state = write(params, state, settings_of())
-    assert state.status.tolist() == [CONTEXT_LIMIT, CONTEXT_LIMIT, TOKEN_LIMIT] and state.written.tolist() == [1, 3, WIDTH]
+    assert state.status.tolist() == [CONTEXT_LIMIT, CONTEXT_LIMIT, TOKEN_LIMIT] and state.written.tolist() == [
+        1,
+        3,
+        WIDTH,
+    ]
 
 
 def test_the_end_token_ends_one_document_and_not_the_others(params):
     free = write(params, start(params), settings_of())
     second = written(free)[1]
     as_end = Special(second[4], DREAM_START, 6)
-    state = jax.jit(lambda params, state, settings: text.write(PARTS, params, state, settings, as_end, 1000))(params, start(params), settings_of())
+    state = jax.jit(lambda params, state, settings: text.write(PARTS, params, state, settings, as_end, 1000))(
+        params, start(params), settings_of()
+    )
     first = second.index(second[4])
     assert written(state)[1] == second[: first + 1] and state.status[1] == ENDED
     for b in (0, 2):
@@ -180,7 +237,11 @@ def test_banned_tokens_are_never_written(params):
 def test_a_dream_stops_the_document_until_there_is_no_room_or_allowance():
     eager = boosted(parameters(MODEL), {EOS: -50.0, DREAM_START: 50.0})
     state = write(eager, start(eager), settings_of(max_images=1))
-    assert state.status.tolist() == [DREAMING] * 3 and written(state) == [[DREAM_START]] * 3 and state.pictures.tolist() == [1] * 3
+    assert (
+        state.status.tolist() == [DREAMING] * 3
+        and written(state) == [[DREAM_START]] * 3
+        and state.pictures.tolist() == [1] * 3
+    )
     assert state.length.tolist() == LENGTHS.tolist()  # <dream_start> goes into the cache together with the queries
     again = write(eager, state._replace(status=jnp.full(3, WRITING)), settings_of(max_images=1, max_tokens=4))
     assert again.status.tolist() == [PICTURE_LIMIT] * 3 and written(again) == [[DREAM_START]] * 3
@@ -204,7 +265,9 @@ def test_a_document_that_has_all_its_tokens_writes_no_more():
     eager = boosted(parameters(MODEL), {EOS: -50.0, DREAM_START: 50.0})
     state = write(eager, start(eager), settings_of(max_tokens=1, max_images=3))
     assert state.status.tolist() == [DREAMING] * 3
-    state = write(eager, state._replace(status=jnp.full(3, WRITING)), settings_of(max_tokens=1, max_images=3))  # the picture is drawn
+    state = write(
+        eager, state._replace(status=jnp.full(3, WRITING)), settings_of(max_tokens=1, max_images=3)
+    )  # the picture is drawn
     assert state.status.tolist() == [TOKEN_LIMIT] * 3 and state.written.tolist() == [1] * 3
 
 
@@ -235,5 +298,9 @@ def test_tokens_in_small_portions_are_the_same_tokens(params):
 
 
 def test_a_repetition_penalty_makes_what_is_there_rare(params):
-    repeated = lambda penalty: WIDTH - np.mean([len(set(row)) for row in written(write(params, start(params), settings_of(penalty=penalty)))])
+    def repeated(penalty):
+        return WIDTH - np.mean(
+            [len(set(row)) for row in written(write(params, start(params), settings_of(penalty=penalty)))]
+        )
+
     assert repeated(50.0) == 0 < repeated(1.0)

@@ -1,6 +1,10 @@
-"""The experiment of test_hosts: the smallest model that sees, on four devices and measured on held-out stories. The argument is a folder of stories."""
+"""The experiment of test_hosts.
+
+The smallest model that sees, on four devices and measured on held-out stories. The argument is a folder of stories.
+"""
 
 import ml_collections
+
 from benchmarks.faults import experiment
 
 

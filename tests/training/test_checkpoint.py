@@ -20,8 +20,12 @@ from dreamjax.training.start import prepare_workdir, with_data
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A run on 8 devices with three checkpoints, the second of them the best, of which the newest and the best are kept."""
-    run = Run(dataclasses.replace(CONFIG, checkpoints_kept=1), epath.Path(tmp_path_factory.mktemp("run")), mesh(2, 2, 2))
+    """A run on 8 devices with three checkpoints, the second of them the best, of which the newest and the best are
+    kept.
+    """
+    run = Run(
+        dataclasses.replace(CONFIG, checkpoints_kept=1), epath.Path(tmp_path_factory.mktemp("run")), mesh(2, 2, 2)
+    )
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
         run.save(step, loss)
     return run
@@ -52,12 +56,19 @@ def test_load_params_gives_the_average_of_the_newest_or_the_best(run):
     last = checkpoint.load_params(run.folder)
     assert same_bytes(last, optim.merge(run.state.average, run.frozen))
     best = checkpoint.load_params(run.folder, "best")
-    np.testing.assert_allclose(best["llm"]["norm"]["scale"], last["llm"]["norm"]["scale"] - 9.0)  # `save` added 3 times 3 last
+    np.testing.assert_allclose(
+        best["llm"]["norm"]["scale"], last["llm"]["norm"]["scale"] - 9.0
+    )  # `save` added 3 times 3 last
     assert same_bytes(best["clip"], last["clip"])
 
 
 def test_load_params_without_an_average_gives_the_weights(tmp_path):
-    config = dataclasses.replace(CONFIG, optim=OptimConfig(trainable=(".",)), model=ModelConfig(llm=LLM), data=dataclasses.replace(CONFIG.data, seen_slots=0))
+    config = dataclasses.replace(
+        CONFIG,
+        optim=OptimConfig(trainable=(".",)),
+        model=ModelConfig(llm=LLM),
+        data=dataclasses.replace(CONFIG.data, seen_slots=0),
+    )
     run = Run(config, epath.Path(tmp_path), mesh(1, 1, 1))
     assert run.meta["frozen"] is None and not (run.folder / "frozen").exists()
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
@@ -85,7 +96,15 @@ def test_frozen_parameters_are_written_once_and_checked(run, tmp_path):
 OTHER_ROWS = dataclasses.replace(CONFIG.data, length=24)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"data": OTHER_ROWS}, {"model": dataclasses.replace(CONFIG.model, dtype="bfloat16")}, {"batch_size": 16}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"data": OTHER_ROWS},
+        {"model": dataclasses.replace(CONFIG.model, dtype="bfloat16")},
+        {"batch_size": 16},
+    ],
+)
 def test_a_folder_of_another_run_is_refused(run, change):
     with pytest.raises(ConfigError, match=f"holds a run with other values of config.{next(iter(change))}[. ]"):
         prepare_workdir(run.folder, dataclasses.replace(run.config, **change))
@@ -93,8 +112,14 @@ def test_a_folder_of_another_run_is_refused(run, change):
 
 
 def test_settings_that_do_not_change_the_numbers_may_change(run):
-    loading = dataclasses.replace(CONFIG.data, workers=3, threads=5, max_bad_share=0.5, eval=(SourceConfig("shapes", split="eval"),))
-    for change in ({"log_every": 3, "mesh": MeshConfig(1, 8, 1), "checkpoints_kept": 5}, {"data": loading}, {"data": OTHER_ROWS, "allow_changed_data": True}):
+    loading = dataclasses.replace(
+        CONFIG.data, workers=3, threads=5, max_bad_share=0.5, eval=(SourceConfig("shapes", split="eval"),)
+    )
+    for change in (
+        {"log_every": 3, "mesh": MeshConfig(1, 8, 1), "checkpoints_kept": 5},
+        {"data": loading},
+        {"data": OTHER_ROWS, "allow_changed_data": True},
+    ):
         other = dataclasses.replace(run.config, **change)
         prepare_workdir(run.folder, other)
         assert checkpoint.read_config(run.folder) == other
@@ -104,9 +129,14 @@ def test_settings_that_do_not_change_the_numbers_may_change(run):
 def test_other_documents_are_refused_unless_allowed(run):
     began = with_data(run.meta, "these", run.config, run.folder)
     assert with_data(began, "these", run.config, run.folder) == began == run.meta | {"data": "these"}
-    with pytest.raises(ConfigError, match=r"--workdir: .* holds a run whose documents were others .* --config.allow_changed_data=True"):
+    with pytest.raises(
+        ConfigError, match=r"--workdir: .* holds a run whose documents were others .* --config.allow_changed_data=True"
+    ):
         with_data(began, "those", run.config, run.folder)
-    assert with_data(began, "those", dataclasses.replace(run.config, allow_changed_data=True), run.folder)["data"] == "those"
+    assert (
+        with_data(began, "those", dataclasses.replace(run.config, allow_changed_data=True), run.folder)["data"]
+        == "those"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -126,7 +156,14 @@ def test_the_checksum_changes_with_every_byte(dtype):
 
 def test_the_checksum_changes_with_order_names_and_places():
     one, two = np.arange(4, dtype=np.float32), np.arange(4, 8, dtype=np.float32)
-    trees = [{"a": one, "b": two}, {"a": two, "b": one}, {"a": one, "c": two}, {"a": one[::-1], "b": two}, {"a": one}, {"a": np.concatenate([one, two])}]
+    trees = [
+        {"a": one, "b": two},
+        {"a": two, "b": one},
+        {"a": one, "c": two},
+        {"a": one[::-1], "b": two},
+        {"a": one},
+        {"a": np.concatenate([one, two])},
+    ]
     assert len({checkpoint.checksum(tree) for tree in trees}) == len(trees)
 
 

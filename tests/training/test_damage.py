@@ -1,4 +1,7 @@
-"""Checkpoints and model folders that are damaged, unfinished or the best by a loss that is no number: the right one is taken, or one line says what is wrong."""
+"""Checkpoints and model folders that are damaged, unfinished or the best by a loss that is no number.
+
+The right one is taken, or one line says what is wrong.
+"""
 
 import dataclasses
 import json
@@ -47,7 +50,9 @@ def flip(file: pathlib.Path, bit: int):
 
 
 def change_one_bit(path: epath.Path, tree: dict, name: str):
-    """Writes arrays over those at a path, one bit of one of them another, as a flipped bit does that the format does not notice."""
+    """Writes arrays over those at a path, one bit of one of them another, as a flipped bit does that the format does
+    not notice.
+    """
     leaves, structure = jax.tree.flatten(tree)
     changed = [np.array(leaf) for leaf in leaves]
     changed[list(checkpoint.flatten(tree)).index(name)].view(np.uint8).reshape(-1)[5] ^= 1
@@ -88,8 +93,13 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, bad):
 def begin_in_place(folder: epath.Path, step: int):
     """What a save that writes in place, as Orbax does in a bucket, leaves when it is stopped midway."""
     in_place = ocp.options.AtomicityOptions(ocp.options.AtomicityMode.COMMIT_FILE)
-    manager = ocp.CheckpointManager(folder / "checkpoints", options=ocp.CheckpointManagerOptions(atomicity_options=in_place, best_fn=lambda metrics: 0.0))
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(tiny_state(step)._asdict()), meta=ocp.args.JsonSave({"no": object()}))
+    manager = ocp.CheckpointManager(
+        folder / "checkpoints",
+        options=ocp.CheckpointManagerOptions(atomicity_options=in_place, best_fn=lambda metrics: 0.0),
+    )
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(tiny_state(step)._asdict()), meta=ocp.args.JsonSave({"no": object()})
+    )
     with pytest.raises(TypeError):
         manager.save(step, args=args, metrics={checkpoint.BEST: 0.5})
         manager.wait_until_finished()
@@ -100,7 +110,11 @@ def test_a_checkpoint_that_is_being_written_in_place_is_none(tmp_path):
     folder = epath.Path(tmp_path)
     tiny_run(folder, [2.0, 1.0, 3.0], kept=9)
     begin_in_place(folder, 4)
-    assert checkpoint.steps(folder) == [1, 2, 3] and checkpoint.last_step(folder) == 3 and checkpoint.best_step(folder) == 2
+    assert (
+        checkpoint.steps(folder) == [1, 2, 3]
+        and checkpoint.last_step(folder) == 3
+        and checkpoint.best_step(folder) == 2
+    )
     manager = checkpoint.open_manager(folder, 9)
     state, _ = checkpoint.restore(manager, tiny_state(0))
     assert int(state.step) == 3
@@ -131,7 +145,9 @@ def test_a_checkpoint_of_an_orbax_that_left_no_mark_counts(tmp_path):
 
 
 def flips(folder, seed: int, count: int):
-    """Goes through flips of single bits in the files below a folder, each file as likely as any other, and mends each again."""
+    """Goes through flips of single bits in the files below a folder, each file as likely as any other, and mends
+    each again.
+    """
     rng, places = random.Random(seed), [file for file in files(folder) if file.stat().st_size]
     for _ in range(count):
         file = rng.choice(places)
@@ -152,7 +168,11 @@ def test_a_flipped_bit_in_a_checkpoint_gives_the_same_or_one_line(tmp_path, seed
             assert same_bytes(state._asdict(), tiny_state(1)._asdict()) and meta == {"frozen": None}, (file, bit)
             assert checkpoint.held_back_loss(folder, 1) == 2.0
         except ConfigError as error:
-            assert str(error).startswith(f"{folder}/checkpoints/1: ") and "\n" not in str(error) and "--set_aside=1" in str(error), (file, bit)
+            assert (
+                str(error).startswith(f"{folder}/checkpoints/1: ")
+                and "\n" not in str(error)
+                and "--set_aside=1" in str(error)
+            ), (file, bit)
 
 
 def test_a_flipped_bit_in_a_model_folder_gives_the_same_or_one_line(folder):
@@ -164,12 +184,18 @@ def test_a_flipped_bit_in_a_model_folder_gives_the_same_or_one_line(folder):
 
 
 def test_a_run_goes_on_without_its_damaged_checkpoint(run, copy):
-    resume = lambda: Run(CONFIG, copy, run.mesh)
+    def resume():
+        return Run(CONFIG, copy, run.mesh)
+
     change_one_bit(copy / "checkpoints" / "2" / "state", run.state._asdict(), "trainable/llm/norm/scale")
     with pytest.raises(ConfigError) as caught:
         resume()
     advice = "the same command with --set_aside=2 renames that folder to 2.set_aside and goes on from step 1"
-    assert str(caught.value) == f"{copy}/checkpoints/2: array trainable/llm/norm/scale is damaged (its checksum differs from what was written); {advice}"
+    assert (
+        str(caught.value)
+        == f"{copy}/checkpoints/2: array trainable/llm/norm/scale is damaged (its checksum differs from what "
+        f"was written); {advice}"
+    )
     checkpoint.set_aside(copy, 2)
     again = resume()
     assert int(again.state.step) == 1 and same_bytes(again.state._asdict(), run.first._asdict())
@@ -186,7 +212,9 @@ def test_a_damaged_loss_is_named_before_the_run_begins(tmp_path):
     file = folder / "checkpoints" / "1" / "metrics" / "metrics"
     for damaged in (file.read_text()[:-1], file.read_text().replace("2", "3"), "[]", ""):
         file.write_text(damaged)
-        with pytest.raises(ConfigError, match="checkpoints/1: .*--set_aside=1 .* begins anew, as there is no other checkpoint"):
+        with pytest.raises(
+            ConfigError, match="checkpoints/1: .*--set_aside=1 .* begins anew, as there is no other checkpoint"
+        ):
             checkpoint.open_manager(folder, 9)
         with pytest.raises(ConfigError, match="checkpoints/1: "):
             checkpoint.best_step(folder)
@@ -203,7 +231,9 @@ def test_what_is_read_without_a_damaged_checkpoint_is_named(run, copy):
     change_one_bit(copy / "checkpoints" / "2" / "state", run.state._asdict(), "average/llm/norm/scale")
     with pytest.raises(ConfigError) as caught:
         checkpoint.load_params(copy)
-    assert str(caught.value).endswith(f"; once {copy}/checkpoints/2 is moved out of {copy}/checkpoints, another one is read (1)")
+    assert str(caught.value).endswith(
+        f"; once {copy}/checkpoints/2 is moved out of {copy}/checkpoints, another one is read (1)"
+    )
     (copy / "checkpoints" / "2").rename(copy / "2")
     assert same_bytes(checkpoint.load_params(copy)["llm"]["norm"], run.first.average["llm"]["norm"])
 
@@ -217,13 +247,21 @@ def test_a_checkpoint_from_before_checksums_loads(run, copy):
         meta.write_text(json.dumps(values))
     again = Run(CONFIG, copy, run.mesh)
     assert same_bytes(again.state._asdict(), run.state._asdict()) and same_bytes(again.frozen, run.frozen)
-    assert same_bytes(checkpoint.load_params(copy, "best"), checkpoint.load_params(run.folder, "best")) and checkpoint.checksums(copy, 2) == {}
+    assert (
+        same_bytes(checkpoint.load_params(copy, "best"), checkpoint.load_params(run.folder, "best"))
+        and checkpoint.checksums(copy, 2) == {}
+    )
 
 
 def test_only_what_is_taken_over_is_checked(run, copy):
     change_one_bit(copy / "frozen", run.frozen, "clip/pre_layernorm/scale")
     params = {"llm": run.state.average["llm"], **run.frozen}
-    taken = lambda pattern: handover.take_over(dataclasses.replace(CONFIG, init_from=(InitFrom(str(copy), pattern),)), params, None)[0]
+
+    def taken(pattern):
+        return handover.take_over(dataclasses.replace(CONFIG, init_from=(InitFrom(str(copy), pattern),)), params, None)[
+            0
+        ]
+
     assert same_bytes(taken("^llm/")["llm"], run.state.average["llm"])
     with pytest.raises(ConfigError, match="copy/frozen: array clip/pre_layernorm/scale is damaged"):
         taken("^clip/")
@@ -234,22 +272,30 @@ def test_only_what_is_taken_over_is_checked(run, copy):
 
 
 ARRAYS = {
-    "a/kernel": jnp.arange(4096, dtype=jnp.float32).reshape(64, 64) / 7, "a/half": jnp.arange(512, dtype=jnp.bfloat16), "b": jnp.float32(3),
-    "c": jnp.arange(9, dtype=jnp.int32), "d": jnp.float16([1, 2]), "e": jnp.bool_([True, False]),
+    "a/kernel": jnp.arange(4096, dtype=jnp.float32).reshape(64, 64) / 7,
+    "a/half": jnp.arange(512, dtype=jnp.bfloat16),
+    "b": jnp.float32(3),
+    "c": jnp.arange(9, dtype=jnp.int32),
+    "d": jnp.float16([1, 2]),
+    "e": jnp.bool_([True, False]),
 }
 
 
 @pytest.fixture
 def folder(tmp_path) -> epath.Path:
     folder = epath.Path(tmp_path)
-    model_folder.save_leaves(folder / "params", {path: leaf.nbytes for path, leaf in ARRAYS.items()}, lambda path: jnp.array(ARRAYS[path]))
+    model_folder.save_leaves(
+        folder / "params", {path: leaf.nbytes for path, leaf in ARRAYS.items()}, lambda path: jnp.array(ARRAYS[path])
+    )
     return folder
 
 
 def load(folder: epath.Path, dtype=None) -> dict:
     wanted = {path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype) for path, leaf in ARRAYS.items()}
     expected = model_folder.read_checksums(folder)
-    return checkpoint.flatten(checkpoint.load_tree(model_folder.params_path(folder), checkpoint.unflatten(wanted), expected=expected))
+    return checkpoint.flatten(
+        checkpoint.load_tree(model_folder.params_path(folder), checkpoint.unflatten(wanted), expected=expected)
+    )
 
 
 def test_a_model_folder_keeps_a_checksum_of_each_array(folder):
@@ -267,7 +313,9 @@ def test_a_model_folder_keeps_a_checksum_of_each_array(folder):
     assert load(folder).keys() == ARRAYS.keys()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"b": 3}', '{"b": "float31 00000000"}', '{"b": "float32 0000"}', "\x00", "[" * 10**5])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"b": 3}', '{"b": "float31 00000000"}', '{"b": "float32 0000"}', "\x00", "[" * 10**5]
+)
 def test_damaged_checksums_are_named(folder, text):
     (folder / model_folder.CHECKSUMS).write_text(text)
     with pytest.raises(ConfigError, match="checksums.json: cannot be read|array a/half and 4 more|array .* damaged"):
@@ -281,7 +329,15 @@ def test_a_config_that_is_none_is_named(tmp_path, text):
         model_folder.read_card(epath.Path(tmp_path))
 
 
-ENTRY = {"path": "../../../etc", "step": 3, "pattern": ".", "parameters": ["llm/norm/scale"], "checksum": None, "origins": [], "fresh": []}
+ENTRY = {
+    "path": "../../../etc",
+    "step": 3,
+    "pattern": ".",
+    "parameters": ["llm/norm/scale"],
+    "checksum": None,
+    "origins": [],
+    "fresh": [],
+}
 
 
 def test_paths_in_a_record_of_origins_are_told_and_not_opened(tmp_path):
@@ -295,7 +351,13 @@ def test_paths_in_a_record_of_origins_are_told_and_not_opened(tmp_path):
         assert handover.in_words(handover.origins_of(folder)).startswith(f"from {path} at step 3: llm (1 parameter)")
 
 
-RECORDS = [[], 3, None, {}, *({"origins": origins, "fresh": []} for origins in (3, [3], [{}], [ENTRY | {"parameters": 3}]))]
+RECORDS = [
+    [],
+    3,
+    None,
+    {},
+    *({"origins": origins, "fresh": []} for origins in (3, [3], [{}], [ENTRY | {"parameters": 3}])),
+]
 
 
 @pytest.mark.parametrize("text", ["", "\x00", "[" * 10**5, *map(json.dumps, RECORDS)])

@@ -1,6 +1,7 @@
 """A disk that is full in the middle of a save: one line, and the checkpoint before it stays the last."""
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -39,16 +40,25 @@ cli.run("save", hosts.together(main))
 
 @pytest.mark.slow
 def test_a_save_that_finds_no_room_ends_with_one_line_and_loses_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SAVES_TWICE, str(tmp_path)], env=quick_xla.environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES_TWICE, str(tmp_path)],
+        env=quick_xla.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     said = [line for line in done.stderr.splitlines() if not line.startswith("W")]  # Orbax warns of this and that
     assert done.returncode == 2 and len(said) == 1, done.stderr
-    assert said[0].startswith(f"save: {tmp_path}/checkpoints/2.") and "File too large; what was whole stays whole" in said[0]
+    assert (
+        said[0].startswith(f"save: {tmp_path}/checkpoints/2.")
+        and "File too large; what was whole stays whole" in said[0]
+    )
     assert checkpoint.last_step(epath.Path(tmp_path)) == 1
 
 
 def wrapped(*errors: Exception) -> Exception:
     """The last, as raised from the one before it, and so on."""
-    for cause, error in zip(errors, errors[1:]):
+    for cause, error in itertools.pairwise(errors):
         error.__cause__ = cause
     return errors[-1]
 
@@ -56,14 +66,32 @@ def wrapped(*errors: Exception) -> Exception:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
 def test_what_says_so_is_found_in_every_wrapping(number):
     full = OSError(number, os.strerror(number), "/data/run/metrics.jsonl")
-    text = ValueError(f'RESOURCE_EXHAUSTED: Error writing local file "/data/run/5.tmp/d": {os.strerror(number)} [os_error_code={number}]')
-    for error, path in ((full, "metrics.jsonl"), (wrapped(full, RuntimeError("save failed"), ValueError()), "metrics.jsonl"), (wrapped(text, RuntimeError()), "5.tmp/d")):
+    text = ValueError(
+        f'RESOURCE_EXHAUSTED: Error writing local file "/data/run/5.tmp/d": {os.strerror(number)} '
+        f"[os_error_code={number}]"
+    )
+    for error, path in (
+        (full, "metrics.jsonl"),
+        (wrapped(full, RuntimeError("save failed"), ValueError()), "metrics.jsonl"),
+        (wrapped(text, RuntimeError()), "5.tmp/d"),
+    ):
         assert cli.no_room(error) == (
-            f"/data/run/{path}: {os.strerror(number)}; what was whole stays whole, and when there is room the same command goes on from there"
+            f"/data/run/{path}: {os.strerror(number)}; what was whole stays whole, and when there is room "
+            "the same command goes on from there"
         )
 
 
 def test_other_errors_are_no_full_disks():
     circle = ValueError("a")
     circle.__context__ = wrapped(circle, RuntimeError("b"))
-    assert not any(map(cli.no_room, (None, FileNotFoundError(errno.ENOENT, "none", "x"), ValueError("RESOURCE_EXHAUSTED: out of memory"), circle)))
+    assert not any(
+        map(
+            cli.no_room,
+            (
+                None,
+                FileNotFoundError(errno.ENOENT, "none", "x"),
+                ValueError("RESOURCE_EXHAUSTED: out of memory"),
+                circle,
+            ),
+        )
+    )

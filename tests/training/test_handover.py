@@ -1,4 +1,7 @@
-"""From run to run: what patterns and tokens name is taken over to the bit, from several origins, and the record knows all of it."""
+"""From run to run.
+
+What patterns and tokens name is taken over to the bit, from several origins, and the record knows all of it.
+"""
 
 import dataclasses
 
@@ -14,7 +17,8 @@ from dreamjax.config import DataConfig, InitFrom, ModelConfig, OptimConfig, RunC
 from dreamjax.data.vocabulary import open_tokenizer
 from dreamjax.models import dreamllm
 from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import ADDED_TOKENS, Tokenizer, train_tokenizer
+from dreamjax.tokenizer import ADDED_TOKENS, Tokenizer
+from dreamjax.tokenizer_training import train_tokenizer
 from dreamjax.training import checkpoint, handover, model_folder
 from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
 from dreamjax.training.state import init
@@ -49,10 +53,21 @@ def test_a_pattern_moves_what_it_names(run, taken):
         else:
             np.testing.assert_allclose(leaf, fresh[path], rtol=1e-5, atol=1e-6, err_msg=path)
     assert same_bytes(taken.frozen, run.frozen) and taken.meta["frozen"]["checksum"] == run.meta["frozen"]["checksum"]
-    for leaf, where in zip(jax.tree.leaves(taken.state.trainable), jax.tree.leaves(taken.where[0].trainable), strict=True):
+    for leaf, where in zip(
+        jax.tree.leaves(taken.state.trainable), jax.tree.leaves(taken.where[0].trainable), strict=True
+    ):
         assert leaf.sharding == where
-    assert {*taken.meta["origins"][0]["parameters"], *taken.meta["fresh"]} == set(average) | set(leaves(run.frozen)) == set(run.meta["fresh"])
-    assert set(taken.meta["fresh"]) == {"llm/embed/embedding", "llm/head/kernel", "visual_projector/linear/bias", "visual_projector/linear/kernel"}
+    assert (
+        {*taken.meta["origins"][0]["parameters"], *taken.meta["fresh"]}
+        == set(average) | set(leaves(run.frozen))
+        == set(run.meta["fresh"])
+    )
+    assert set(taken.meta["fresh"]) == {
+        "llm/embed/embedding",
+        "llm/head/kernel",
+        "visual_projector/linear/bias",
+        "visual_projector/linear/kernel",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +78,9 @@ def saved(taken) -> Run:
 
 
 def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
-    third = dataclasses.replace(CONFIG, init_from=(InitFrom(str(saved.folder), "^llm/"), InitFrom(str(run.folder), "^visual", which="best")))
+    third = dataclasses.replace(
+        CONFIG, init_from=(InitFrom(str(saved.folder), "^llm/"), InitFrom(str(run.folder), "^visual", which="best"))
+    )
     third = Run(third, epath.Path(tmp_path), mesh(1, 1, 1))
     third.save(1)
     run.folder.rename(run.folder.parent / "moved")  # the record needs no earlier folder
@@ -72,17 +89,26 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
     finally:
         (run.folder.parent / "moved").rename(run.folder)
     assert (record["path"], record["step"]) == (str(third.folder), 1)
-    assert [(origin["path"], origin["step"], origin["pattern"]) for origin in record["origins"]] == [(str(saved.folder), 5, "^llm/"), (str(run.folder), 2, "^visual")]
+    assert [(origin["path"], origin["step"], origin["pattern"]) for origin in record["origins"]] == [
+        (str(saved.folder), 5, "^llm/"),
+        (str(run.folder), 2, "^visual"),
+    ]
     assert all(name.startswith("clip/") for name in record["fresh"])
     first, second = record["origins"]
-    assert (first["origins"][0]["path"], first["origins"][0]["step"]) == (str(run.folder), 3) and first["origins"][0]["origins"] == second["origins"] == []
+    assert (first["origins"][0]["path"], first["origins"][0]["step"]) == (str(run.folder), 3) and first["origins"][0][
+        "origins"
+    ] == second["origins"] == []
     llm = leaves(checkpoint.load_params(saved.folder)["llm"])
     assert first["parameters"] == [f"llm/{path}" for path in llm]
     assert first["checksum"] == checkpoint.checksum({f"llm/{path}": leaf for path, leaf in llm.items()})
     words = handover.in_words(record).splitlines()
-    assert words[0].startswith(f"from {saved.folder} at step 5: llm (12 parameters) (pattern ^llm/, checksum {first['checksum']}")
+    assert words[0].startswith(
+        f"from {saved.folder} at step 5: llm (12 parameters) (pattern ^llm/, checksum {first['checksum']}"
+    )
     assert words[1].startswith(f"  from {run.folder} at step 3: clip (") and words[2].startswith("    fresh: clip (")
-    assert words[3].startswith("  fresh: llm (2 parameters), visual_projector (2 parameters)") and words[-1].startswith("fresh: clip (")
+    assert words[3].startswith("  fresh: llm (2 parameters), visual_projector (2 parameters)") and words[-1].startswith(
+        "fresh: clip ("
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,18 +116,30 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
     [
         ((("first", "^unet/"),), LATENT, r"config.init_from\[0\]: .*/first has nothing for unet/conv_in/bias \(8,\)"),
         ((("first", "^vae/"),), None, r"config.init_from\[0\].pattern: '\^vae/' matches no parameter"),
-        ((("first", "^visual"),), "mlp", r"config.init_from\[0\]: .* has nothing for visual_projector/fc1/bias \(32,\)"),
-        ((("first", "^llm/"), ("first", "norm/scale$")), None, r"init_from\[0\] and config.init_from\[1\]: .* both name llm/layers/attention_norm/scale"),
+        (
+            (("first", "^visual"),),
+            "mlp",
+            r"config.init_from\[0\]: .* has nothing for visual_projector/fc1/bias \(32,\)",
+        ),
+        (
+            (("first", "^llm/"), ("first", "norm/scale$")),
+            None,
+            r"init_from\[0\] and config.init_from\[1\]: .* both name llm/layers/attention_norm/scale",
+        ),
         ((("first", "^llm/"),), 56, r"has \(64, 32\) for llm/embed/embedding \(56, 32\)"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, origins, model, message):
     make_folder(tmp_path / "first", CONFIG.model, parameters(CONFIG.model))
     changed = {
-        None: CONFIG.model, LATENT: LATENT, "mlp": dataclasses.replace(CONFIG.model, visual_projector="mlp"),
+        None: CONFIG.model,
+        LATENT: LATENT,
+        "mlp": dataclasses.replace(CONFIG.model, visual_projector="mlp"),
         56: dataclasses.replace(CONFIG.model, llm=dataclasses.replace(CONFIG.model.llm, vocab_size=56)),
     }[model]
-    config = dataclasses.replace(CONFIG, model=changed, init_from=tuple(InitFrom(str(tmp_path / name), pattern) for name, pattern in origins))
+    config = dataclasses.replace(
+        CONFIG, model=changed, init_from=tuple(InitFrom(str(tmp_path / name), pattern) for name, pattern in origins)
+    )
     with pytest.raises(ConfigError, match=message):
         handover.take_over(config, on_device(parameters(changed)), None)
 
@@ -156,12 +194,17 @@ def row(params: dict, path: str, tokenizer: Tokenizer, token: str) -> np.ndarray
 
 
 FRESH, SEES, DRAWS = leaves(parameters(MODEL)), leaves(parameters(MODEL, 2)), leaves(parameters(MODEL, 3))
-SEEN_TOKENS, DREAMED_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<image>"), ("<dream_start>", "<dream_end>", "<dream>")
+SEEN_TOKENS, DREAMED_TOKENS = (
+    ("<im_start>", "<im_end>", "<im_patch>", "<image>"),
+    ("<dream_start>", "<dream_end>", "<dream>"),
+)
 
 
 def test_rows_of_tokens_come_with_what_was_trained_behind_them(folders):
     got, record = hand_over(
-        InitFrom(folders["bare"], "^llm/"), InitFrom(folders["sees"], "^(visual_projector|clip)/"), InitFrom(folders["draws"], "^(dream_queries$|condition_projector/)")
+        InitFrom(folders["bare"], "^llm/"),
+        InitFrom(folders["sees"], "^(visual_projector|clip)/"),
+        InitFrom(folders["draws"], "^(dream_queries$|condition_projector/)"),
     )
     bare = leaves(parameters(BARE, 1))
     for path, axis in handover.VOCABULARY.items():
@@ -171,22 +214,40 @@ def test_rows_of_tokens_come_with_what_was_trained_behind_them(folders):
         for token in DREAMED_TOKENS:
             np.testing.assert_array_equal(row(got, path, OURS, token), row(DRAWS, path, OTHER, token), err_msg=token)
         np.testing.assert_array_equal(row(got, path, OURS, "[PAD]"), row(FRESH, path, OURS, "[PAD]"))
-    for path, theirs in {"dream_queries": DRAWS, "visual_projector/linear/bias": SEES, "unet/conv_in/bias": FRESH, "llm/norm/scale": bare}.items():
+    for path, theirs in {
+        "dream_queries": DRAWS,
+        "visual_projector/linear/bias": SEES,
+        "unet/conv_in/bias": FRESH,
+        "llm/norm/scale": bare,
+    }.items():
         np.testing.assert_array_equal(got[path], theirs[path])
     by_bare, by_sees, by_draws = (origin["parameters"] for origin in record["origins"])
     assert by_bare == list(bare)
-    assert [name for name in by_sees if name.endswith(">")] == [f"{path}/{token}" for path in handover.VOCABULARY for token in OURS.special if token in SEEN_TOKENS]
-    assert {"dream_queries", "condition_projector/linear/kernel", "llm/head/kernel/<dream_start>"} <= set(by_draws) and len(by_draws) == 8
-    assert [name for name in record["fresh"] if name.startswith("llm/")] == ["llm/embed/embedding/[PAD]", "llm/head/kernel/[PAD]"]
+    assert [name for name in by_sees if name.endswith(">")] == [
+        f"{path}/{token}" for path in handover.VOCABULARY for token in OURS.special if token in SEEN_TOKENS
+    ]
+    assert {"dream_queries", "condition_projector/linear/kernel", "llm/head/kernel/<dream_start>"} <= set(
+        by_draws
+    ) and len(by_draws) == 8
+    assert [name for name in record["fresh"] if name.startswith("llm/")] == [
+        "llm/embed/embedding/[PAD]",
+        "llm/head/kernel/[PAD]",
+    ]
     assert "fresh: unet (" in handover.in_words(record) and "llm/head/kernel/[PAD]" in handover.in_words(record)
 
 
 def test_a_token_s_name_in_a_pattern_decides(folders):
-    got, record = hand_over(InitFrom(folders["sees"], "^(llm|visual_projector)/"), InitFrom(folders["draws"], "<im_|^dream_queries$"))
+    got, record = hand_over(
+        InitFrom(folders["sees"], "^(llm|visual_projector)/"), InitFrom(folders["draws"], "<im_|^dream_queries$")
+    )
     for token in ("<im_start>", "<im_end>", "<im_patch>", *DREAMED_TOKENS):
-        np.testing.assert_array_equal(row(got, "llm/embed/embedding", OURS, token), row(DRAWS, "llm/embed/embedding", OTHER, token), err_msg=token)
+        np.testing.assert_array_equal(
+            row(got, "llm/embed/embedding", OURS, token), row(DRAWS, "llm/embed/embedding", OTHER, token), err_msg=token
+        )
     for token in ("<image>", "[PAD]"):
-        np.testing.assert_array_equal(row(got, "llm/embed/embedding", OURS, token), row(SEES, "llm/embed/embedding", OURS, token), err_msg=token)
+        np.testing.assert_array_equal(
+            row(got, "llm/embed/embedding", OURS, token), row(SEES, "llm/embed/embedding", OURS, token), err_msg=token
+        )
     assert not [name for name in record["fresh"] if name.startswith("llm/")]
     with pytest.raises(ConfigError, match="'<im_start>' and '<im_' both name the row of <im_start>"):
         hand_over(InitFrom(folders["sees"], "<im_start>"), InitFrom(folders["draws"], "<im_"))
@@ -207,28 +268,49 @@ def test_rows_by_which_a_vocabulary_grew_are_fresh_or_the_mean(folders):
     mean, _ = hand_over(InitFrom(folders["bare"], "^llm/", new_rows="mean"))
     bare = leaves(parameters(BARE, 1))
     for path, axis in handover.VOCABULARY.items():
-        new = lambda params, path=path, axis=axis: np.take(params[path], range(COUNT, OURS.size), axis)
+
+        def new(params, path=path, axis=axis):
+            return np.take(params[path], range(COUNT, OURS.size), axis)
+
         np.testing.assert_array_equal(new(fresh), new(FRESH))
-        np.testing.assert_allclose(new(mean), np.broadcast_to(bare[path].mean(axis, keepdims=True), new(mean).shape), rtol=1e-4, atol=1e-6)
-        assert [name for name in record["fresh"] if name.startswith(f"{path}/")] == [f"{path}/{token}" for token in ADDED_TOKENS]
+        np.testing.assert_allclose(
+            new(mean), np.broadcast_to(bare[path].mean(axis, keepdims=True), new(mean).shape), rtol=1e-4, atol=1e-6
+        )
+        assert [name for name in record["fresh"] if name.startswith(f"{path}/")] == [
+            f"{path}/{token}" for token in ADDED_TOKENS
+        ]
 
 
 def test_without_a_tokenizer_rows_are_told_by_their_number(tmp_path):
     grown = dataclasses.replace(CONFIG.model, llm=dataclasses.replace(CONFIG.model.llm, vocab_size=72))
-    config = dataclasses.replace(CONFIG, model=grown, init_from=(InitFrom(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model, 1)), "^llm/"),))
+    config = dataclasses.replace(
+        CONFIG,
+        model=grown,
+        init_from=(InitFrom(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model, 1)), "^llm/"),),
+    )
     before, after = leaves(parameters(CONFIG.model, 1)), leaves(parameters(grown))
     params, record = handover.take_over(config, on_device(parameters(grown)), None)
     expected = np.concatenate([before["llm/embed/embedding"], after["llm/embed/embedding"][64:]])
     np.testing.assert_array_equal(params["llm"]["embed"]["embedding"], expected)
-    assert record["fresh"][-4:-2] == ["llm/embed/embedding/[64:72]", "llm/head/kernel/[64:72]"] and "[64:72]" in handover.in_words(record)
+    assert record["fresh"][-4:-2] == [
+        "llm/embed/embedding/[64:72]",
+        "llm/head/kernel/[64:72]",
+    ] and "[64:72]" in handover.in_words(record)
 
 
 def test_rows_of_another_tokenizer_are_refused_and_its_own_is_the_default(folders, tmp_path):
     other = Tokenizer.from_model(train_tokenizer(["a red zirzle"], 300))
     assert other.model != OURS.model and other.size <= OURS.size
-    with pytest.raises(ConfigError, match="belong to other tokens than this run's; set config.data.tokenizer to .*bare/tokenizer"):
+    with pytest.raises(
+        ConfigError, match="belong to other tokens than this run's; set config.data.tokenizer to .*bare/tokenizer"
+    ):
         hand_over(InitFrom(folders["bare"], "^llm/"), tokenizer=other)
-    config = RunConfig(model=MODEL, data=DATA, optim=OptimConfig(trainable=(".",)), init_from=(InitFrom(folders["sees"], "^clip/"), InitFrom(folders["draws"], "^llm/")))
+    config = RunConfig(
+        model=MODEL,
+        data=DATA,
+        optim=OptimConfig(trainable=(".",)),
+        init_from=(InitFrom(folders["sees"], "^clip/"), InitFrom(folders["draws"], "^llm/")),
+    )
     assert open_tokenizer(config, epath.Path(tmp_path / "a")) == OTHER == Tokenizer.load(tmp_path / "a" / "tokenizer")
     named = dataclasses.replace(config, data=dataclasses.replace(DATA, tokenizer=folders["sees"] + "/tokenizer"))
     assert open_tokenizer(named, epath.Path(tmp_path / "b")) == OURS
@@ -237,13 +319,18 @@ def test_rows_of_another_tokenizer_are_refused_and_its_own_is_the_default(folder
 def test_a_model_folder_says_which_run_it_was(run, saved, tmp_path):
     folder = epath.Path(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model)))
     unknown = handover.origins_of(folder)
-    assert unknown == {"path": str(folder), "step": None, "origins": None, "fresh": None} and handover.in_words(unknown) == ""
+    assert (
+        unknown == {"path": str(folder), "step": None, "origins": None, "fresh": None}
+        and handover.in_words(unknown) == ""
+    )
     handover.write_origins(folder, saved.folder, "last")
     record = handover.origins_of(folder)
     assert record["fresh"] == []
     (origin,) = record["origins"]
     assert (origin["path"], origin["step"], origin["parameters"]) == (str(saved.folder), 5, None)
-    assert origin["origins"] == handover.origins_of(saved.folder)["origins"] and origin["origins"][0]["path"] == str(run.folder)
+    assert origin["origins"] == handover.origins_of(saved.folder)["origins"] and origin["origins"][0]["path"] == str(
+        run.folder
+    )
     assert handover.in_words(record).startswith(f"from {saved.folder} at step 5: everything (")
 
 

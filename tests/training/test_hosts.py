@@ -1,7 +1,9 @@
-"""Runs of several real processes over loopback: they train as one would, and what happens to one of them stops all and costs nothing.
+"""Runs of several real processes over loopback: they train as one would, and what happens to one of them stops all and
+costs nothing.
 
-One run goes through it all: two hosts of which one is killed in a step, four of which one is killed in a save, two on another
-mesh of which one is asked to stop, and one by itself that ends it. Its losses are those of a run that nothing disturbed.
+One run goes through it all: two hosts of which one is killed in a step, four of which one is killed in a save, two on
+another mesh of which one is asked to stop, and one by itself that ends it. Its losses are those of a run that nothing
+disturbed.
 """
 
 import dataclasses
@@ -60,14 +62,20 @@ def start(command: list[str], count: int, folder: pathlib.Path, devices: int = 1
     """Starts a command on so many hosts, each with so many devices."""
     folder.mkdir()
     settings = {
-        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": str(count),
     }
     running = []
     for host in range(count):
         with open(folder / str(host), "w") as out:
             environment = quick_xla.environment(devices, **settings, JAX_PROCESS_ID=str(host))
-            running.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT))
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
+                )
+            )
     return Hosts(running, folder)
 
 
@@ -91,7 +99,10 @@ def wait_until(condition, hosts: Hosts, seconds: float = 240):
         ended = any(process.poll() is not None for process in hosts.running)
         if ended or time.monotonic() > limit:
             hosts.kill()
-            pytest.fail(f"{'a host has ended' if ended else 'the run does not get on'}: {[hosts.printed(host)[-3000:] for host in range(len(hosts.running))]}")
+            pytest.fail(
+                f"{'a host has ended' if ended else 'the run does not get on'}: "
+                f"{[hosts.printed(host)[-3000:] for host in range(len(hosts.running))]}"
+            )
         time.sleep(0.005)
 
 
@@ -113,7 +124,15 @@ def runs(stories, tmp_path_factory):
 
     def launch(workdir: str, count: int, *flags: str) -> Hosts:
         shape = [f"--config.total_steps={STEPS}", f"--config.checkpoint_every={EVERY}", f"--workdir={folder / workdir}"]
-        command = ["-m", "dreamjax.train", f"--config=tests/training/seeing.py:{stories}", *shape, "--heartbeat=10", f"--stopped_status={STOPPED}", *flags]
+        command = [
+            "-m",
+            "dreamjax.train",
+            f"--config=tests/training/seeing.py:{stories}",
+            *shape,
+            "--heartbeat=10",
+            f"--stopped_status={STOPPED}",
+            *flags,
+        ]
         return start(command, count, folder / f"printed_{len(list(folder.iterdir()))}", devices=4 // count)
 
     def end(hosts: Hosts, seconds: float, workdir: str = "run") -> Phase:
@@ -123,7 +142,13 @@ def runs(stories, tmp_path_factory):
         for host, status in enumerate(statuses):
             if status not in (0, STOPPED, -signal.SIGKILL):
                 wait_until_told(hosts, host)
-        return Phase(statuses, [hosts.printed(host) for host in range(len(statuses))], took, lines(folder / workdir), checkpoints(folder / workdir))
+        return Phase(
+            statuses,
+            [hosts.printed(host) for host in range(len(statuses))],
+            took,
+            lines(folder / workdir),
+            checkpoints(folder / workdir),
+        )
 
     run = folder / "run"
     first = launch("run", 2)
@@ -146,8 +171,13 @@ def runs(stories, tmp_path_factory):
 
 def assert_ends_with_one_line(text: str):
     """What a host prints whose peer has died: the line as the last one, and no stack of Python or of the runtime."""
-    assert "lost another host" in text.splitlines()[-1] and "the same command, on all of them" in text.splitlines()[-1].lower(), text[-3000:]
-    assert not any(word in text for word in ("Traceback", "stack trace", "Fatal Python error", "Terminating process")), text[-3000:]
+    assert (
+        "lost another host" in text.splitlines()[-1]
+        and "the same command, on all of them" in text.splitlines()[-1].lower()
+    ), text[-3000:]
+    assert not any(
+        word in text for word in ("Traceback", "stack trace", "Fatal Python error", "Terminating process")
+    ), text[-3000:]
 
 
 def assert_same(ours: list[dict], theirs: list[dict], tolerance: float):
@@ -156,7 +186,9 @@ def assert_same(ours: list[dict], theirs: list[dict], tolerance: float):
     for name in ("tokens", "documents", "learning_rate"):
         assert [line[name] for line in ours] == [line[name] for line in theirs], name
     for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            [line[name] for line in ours], [line[name] for line in theirs], rtol=tolerance, err_msg=name
+        )
 
 
 def test_two_hosts_train_as_one_does(runs):
@@ -174,7 +206,11 @@ def test_a_host_killed_in_a_step_stops_the_other_in_time(runs):
 
 def test_a_host_killed_in_a_save_stops_the_others_in_time_and_spoils_nothing(runs):
     before, killed = runs[0][:2]
-    assert killed.statuses[3] == -signal.SIGKILL and not {0, STOPPED} & set(killed.statuses[:3]) and killed.seconds < WITHIN
+    assert (
+        killed.statuses[3] == -signal.SIGKILL
+        and not {0, STOPPED} & set(killed.statuses[:3])
+        and killed.seconds < WITHIN
+    )
     for text in killed.printed[:3]:
         assert_ends_with_one_line(text)
     assert killed.lines[0]["step"] == 1 and killed.lines[max(before.checkpoints)]["step"] == max(before.checkpoints) + 1
@@ -185,7 +221,10 @@ def test_a_host_asked_to_stop_lets_all_save_the_same_step(runs):
     stopped = runs[0][2]
     saved = max(stopped.checkpoints)
     assert stopped.statuses == [STOPPED, STOPPED] and 2 * EVERY < saved < STEPS
-    assert f"saved step {saved}; the same command goes on from there" in stopped.printed[0] and "saved step" not in stopped.printed[1]
+    assert (
+        f"saved step {saved}; the same command goes on from there" in stopped.printed[0]
+        and "saved step" not in stopped.printed[1]
+    )
     assert "mesh          data 4 x fsdp 1" in stopped.printed[0] and "mesh" not in stopped.printed[1]
 
 
@@ -195,7 +234,10 @@ def test_the_relaunched_run_ends_as_if_nothing_had_been(runs):
     assert_same(phases[3].lines, straight, 1e-4)
     held_back = {line["step"]: line["eval_loss"] for line in straight if "eval_loss" in line}
     ours = {line["step"]: line["eval_loss"] for line in phases[3].lines if "eval_loss" in line}
-    assert list(held_back) == list(range(6, STEPS + 1, 6)) and set(ours) == {*held_back, max(phases[2].checkpoints)}  # measured at the stop as well
+    assert list(held_back) == list(range(6, STEPS + 1, 6)) and set(ours) == {
+        *held_back,
+        max(phases[2].checkpoints),
+    }  # measured at the stop as well
     np.testing.assert_allclose([ours[step] for step in held_back], list(held_back.values()), rtol=1e-4)
 
 

@@ -43,7 +43,9 @@ def test_cross_entropy_in_chunks_is_that_of_all_logits(chunk):
         return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * learned[:, 1:])
 
     expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(llm, hidden)
-    ours = jax.jit(jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1)))
+    ours = jax.jit(
+        jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1))
+    )
     total, gradients = ours(llm, hidden)
     assert total.dtype == jnp.float32 and relative_error(total, expected) < 1e-6
     assert relative_error(gradients[0]["head"]["kernel"], expected_gradients[0]["head"]["kernel"]) < 1e-6
@@ -65,7 +67,9 @@ def test_what_is_not_learned_does_not_matter():
 def largest_logits(length: int, chunk: int) -> int:
     """Elements of the largest array that ends in the vocabulary's axis, anywhere in the loss and its gradient."""
     hidden, tokens, learned = token_case(length)
-    program = jax.make_jaxpr(jax.value_and_grad(lambda hidden: cross_entropy(parameters(PIXEL)["llm"], hidden, tokens, learned, chunk)))(hidden)
+    program = jax.make_jaxpr(
+        jax.value_and_grad(lambda hidden: cross_entropy(parameters(PIXEL)["llm"], hidden, tokens, learned, chunk))
+    )(hidden)
     shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"\bf(?:32|64)\[([\d,]+)\]", str(program))]
     return max(math.prod(shape) for shape in shapes if shape[-1] == VOCABULARY and shape != (WIDTH, VOCABULARY))
 
@@ -97,15 +101,22 @@ def alphas(model) -> np.ndarray:
     return np.cumprod(1 - np.minimum(1 - curve[1:] / curve[:-1], 0.999))
 
 
-@pytest.mark.parametrize("model, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"])
+@pytest.mark.parametrize(
+    "model, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"]
+)
 def test_picture_errors_by_hand(model, loss):
     parts, params, rng = dreamllm.build(model), parameters(model), np.random.default_rng(0)
     images = rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
-    hidden, empty = rng.normal(size=(6, QUERIES, WIDTH)).astype(np.float32), rng.normal(size=(QUERIES, WIDTH)).astype(np.float32)
+    hidden, empty = (
+        rng.normal(size=(6, QUERIES, WIDTH)).astype(np.float32),
+        rng.normal(size=(QUERIES, WIDTH)).astype(np.float32),
+    )
     draws = losses.draw(parts, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
     if loss.condition_dropout:
         assert 0 < draws.drop.sum() < 6
-    apply = lambda part, *inputs, **more: getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
+
+    def apply(part, *inputs, **more):
+        return getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
 
     @jax.jit
     def both(images, hidden, empty, draws):
@@ -162,7 +173,9 @@ def test_draws_have_the_distributions_that_they_should():
 
 def test_a_share_of_the_timesteps_can_be_drawn_late():
     late = LossConfig(late_timesteps=0.5)
-    timesteps = jax.jit(lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps)()
+    timesteps = jax.jit(
+        lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps
+    )()
     assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
     early = timesteps[timesteps < 875]
     assert abs(early.mean() - 437) < 25  # the rest stays even
@@ -183,8 +196,12 @@ def gradients():
     """`f(batch, dream_queries) -> ((loss, lm_loss, image_loss), gradients)` with all else as it is."""
     config = run_config(frozen=("^unet/", "^clip/"), loss=LossConfig(condition_dropout=0.2))
     trainable, frozen = optim.split(config.optim, parameters(PIXEL))
-    compiled = jax.jit(lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5)))
-    return lambda batch, queries=parameters(PIXEL)["dream_queries"]: compiled(trainable | {"dream_queries": queries}, frozen, batch)
+    compiled = jax.jit(
+        lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5))
+    )
+    return lambda batch, queries=parameters(PIXEL)["dream_queries"]: compiled(
+        trainable | {"dream_queries": queries}, frozen, batch
+    )
 
 
 def test_without_a_picture_the_image_loss_is_0_and_all_is_finite(gradients):
@@ -206,12 +223,17 @@ def test_an_empty_batch_has_no_loss(gradients):
 def test_what_a_slot_that_is_not_valid_holds_does_not_matter(gradients):
     batch = fake_batch(run_config())
     assert not batch.dreamed_valid.all() and not batch.seen_valid.all()
-    black = lambda images, valid: np.where(valid[:, :, None, None, None], images, 0)
+
+    def black(images, valid):
+        return np.where(valid[:, :, None, None, None], images, 0)
+
     other = batch._replace(
-        seen_images=black(batch.seen_images, batch.seen_valid), dreamed_images=black(batch.dreamed_images, batch.dreamed_valid),
-        dreamed_start=np.where(batch.dreamed_valid, batch.dreamed_start, 0), seen_start=np.where(batch.seen_valid, batch.seen_start, 0),
+        seen_images=black(batch.seen_images, batch.seen_valid),
+        dreamed_images=black(batch.dreamed_images, batch.dreamed_valid),
+        dreamed_start=np.where(batch.dreamed_valid, batch.dreamed_start, 0),
+        seen_start=np.where(batch.seen_valid, batch.seen_start, 0),
     )
-    for ours, theirs in zip(jax.tree.leaves(gradients(batch)), jax.tree.leaves(gradients(other))):
+    for ours, theirs in zip(jax.tree.leaves(gradients(batch)), jax.tree.leaves(gradients(other)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -245,8 +267,18 @@ def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
         patch.setattr(losses, "picture_errors", remember)
         hidden = jnp.ones((8, 32, WIDTH))
         losses.batch_picture_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
-        np.testing.assert_allclose(seen["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6)
-        losses.batch_picture_errors(PARTS, params, dataclasses.replace(config.loss, condition_dropout=0.0), IDS, batch, hidden, draws._replace(drop=None))
+        np.testing.assert_allclose(
+            seen["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6
+        )
+        losses.batch_picture_errors(
+            PARTS,
+            params,
+            dataclasses.replace(config.loss, condition_dropout=0.0),
+            IDS,
+            batch,
+            hidden,
+            draws._replace(drop=None),
+        )
         assert seen["unconditional"] is None
 
 
@@ -270,4 +302,6 @@ def test_pictures_in_chunks_are_pictures_at_once(frozen):
     np.testing.assert_allclose(chunked, once, rtol=1e-5)
     for path, leaf in leaves(expected).items():
         assert np.linalg.norm(leaf) > 0 or path in ("llm/head/kernel",), path
-        np.testing.assert_allclose(leaves(ours)[path], leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max() + 1e-7, err_msg=path)
+        np.testing.assert_allclose(
+            leaves(ours)[path], leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max() + 1e-7, err_msg=path
+        )

@@ -1,6 +1,7 @@
 """A step does not depend on the mesh: gradients leaf by leaf, and the losses of twenty steps.
 
-XLA's partitioner has given right losses with wrong gradients (by 100 %) on some meshes where a sharding constraint was missing.
+XLA's partitioner has given right losses with wrong gradients (by 100 %) on some meshes where a sharding constraint was
+missing.
 """
 
 import concurrent.futures
@@ -25,16 +26,29 @@ MODEL = dataclasses.replace(
     LATENT,
     llm=dataclasses.replace(LATENT.llm, width=128, ffn_width=256, max_positions=128),
     clip=dataclasses.replace(LATENT.clip, image_size=16, width=64, ffn_width=128),
-    unet=dataclasses.replace(LATENT.unet, sample_size=8, block_channels=(32, 64), cross_attention=(False, False), context_width=64, norm_groups=8),
+    unet=dataclasses.replace(
+        LATENT.unet,
+        sample_size=8,
+        block_channels=(32, 64),
+        cross_attention=(False, False),
+        context_width=64,
+        norm_groups=8,
+    ),
     vae=dataclasses.replace(LATENT.vae, block_channels=(16, 32), norm_groups=4),
     dream_queries=8,
 )
 DATA = DataConfig(train=(SourceConfig("shapes"),), length=128, seen_slots=2, dreamed_slots=2)
 
-# Without clipping Adam's first moment after the first step is the gradient times 1 - b1.
-# A warm-up, because its very first steps go by the sign of a gradient alone: where that is rounding, Adam makes much of it.
+# Without clipping Adam's first moment after the first step is the gradient times 1 - b1. A warm-up, because its very
+# first steps go by the sign of a gradient alone: where that is rounding, Adam makes much of it.
 STEPS = 20
-CONFIG = run_config(MODEL, data=DATA, loss=LossConfig(condition_dropout=0.3), total_steps=STEPS, optim_changes={"clip_norm": 1e9, "warmup_share": 1.0})
+CONFIG = run_config(
+    MODEL,
+    data=DATA,
+    loss=LossConfig(condition_dropout=0.3),
+    total_steps=STEPS,
+    optim_changes={"clip_norm": 1e9, "warmup_share": 1.0},
+)
 
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
@@ -47,8 +61,10 @@ def lowered(sizes: tuple[int, int, int]):
     where, rows = shardings(state, frozen, mesh), NamedSharding(mesh, ROWS)
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_train_step(CONFIG, dreamllm.build(CONFIG.model), IDS), donate_argnums=0,
-            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))), out_shardings=(where[0], None),
+            make_train_step(CONFIG, dreamllm.build(CONFIG.model), IDS),
+            donate_argnums=0,
+            in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
+            out_shardings=(where[0], None),
         )
         return mesh, step.lower(state, frozen, fake_batch(CONFIG)), where, rows
 
@@ -60,7 +76,9 @@ def train(mesh, step, where, rows):
     with jax.set_mesh(mesh):
         for _ in range(STEPS):
             state, metrics = step(state, frozen, batch)
-            gradients = gradients or {path: moment / (1 - CONFIG.optim.b1) for path, moment in leaves(state.optimiser[1].mu).items()}
+            gradients = gradients or {
+                path: moment / (1 - CONFIG.optim.b1) for path, moment in leaves(state.optimiser[1].mu).items()
+            }
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
     return gradients, np.array(losses), np.array(norms)
@@ -68,11 +86,17 @@ def train(mesh, step, where, rows):
 
 @pytest.fixture(scope="module")
 def programs():
-    """What `lowered` gives by the sizes of the mesh, compiled two at a time: it takes most of the time here. Tracing in two threads may fail in JAX."""
+    """What `lowered` gives by the sizes of the mesh, compiled two at a time.
+
+    It takes most of the time here. Tracing in two threads may fail in JAX.
+    """
     made = [lowered(sizes) for sizes in MESHES]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         steps = pool.map(lambda one: one[1].compile(), made)
-        return {sizes: (mesh, step, where, rows) for sizes, step, (mesh, _, where, rows) in zip(MESHES, steps, made)}
+        return {
+            sizes: (mesh, step, where, rows)
+            for sizes, step, (mesh, _, where, rows) in zip(MESHES, steps, made, strict=True)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +112,11 @@ def test_gradients_and_losses_are_those_of_one_device(programs, one_device, size
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-3)
     assert losses[-1] < losses[0] - 0.1
     # A bias on all keys alike changes no softmax: its gradient is 0 but for rounding.
-    errors = {path: relative_error(gradients[path], leaf) for path, leaf in expected.items() if path != "clip/layers/attention/k/bias"}
+    errors = {
+        path: relative_error(gradients[path], leaf)
+        for path, leaf in expected.items()
+        if path != "clip/layers/attention/k/bias"
+    }
     assert all(np.linalg.norm(expected[path]) > 0 for path in errors)
     assert {path: error for path, error in errors.items() if error > 1e-5} == {}
 

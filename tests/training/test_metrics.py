@@ -37,7 +37,8 @@ def test_too_many_stop_the_run_with_a_count_by_reason(tmp_path):
         one.count_broken([BadRecord(f"b:{i}", "image too small") for i in range(4)])
     one.close()
     assert str(stopped.value) == (
-        "7 of 100 records are broken, more than config.data.max_bad_share = 5.00%: 4 image too small, 3 bad JSON; the first: a:0: bad JSON"
+        "7 of 100 records are broken, more than config.data.max_bad_share = 5.00%: 4 image too small, 3 "
+        "bad JSON; the first: a:0: bad JSON"
     )
 
 
@@ -47,21 +48,34 @@ def test_those_that_were_too_many_to_name_count_as_well(tmp_path):
 
 
 def show(one, documents, broken):
-    """Shows the watch so many documents in batches of ten, `broken(i)` of which do not open; how many it was shown when it stopped, or None."""
+    """Shows the watch so many documents in batches of ten, `broken(i)` of which do not open.
+
+    How many it was shown when it stopped, or None.
+    """
     for start in range(0, documents, 10):
         numbers = range(start, start + 10)
         one.pending = None  # no step to wait for
         try:
-            one.after_dispatch(1, {}, tuple(f"d{i}" for i in numbers if not broken(i)), [BadRecord(f"d{i}", "image missing") for i in numbers if broken(i)])
+            one.after_dispatch(
+                1,
+                {},
+                tuple(f"d{i}" for i in numbers if not broken(i)),
+                [BadRecord(f"d{i}", "image missing") for i in numbers if broken(i)],
+            )
         except RunStopped as error:
-            assert "records were broken among the" in str(error) and error.args[0].endswith("image missing; the first: d0: image missing")
+            assert "records were broken among the" in str(error) and error.args[0].endswith(
+                "image missing; the first: d0: image missing"
+            )
             return start + 10
     return None
 
 
 def test_of_a_large_set_those_shown_so_far_decide(tmp_path):
     """A host of many meets but a few of all records: it must not wait for one in a hundred of all to be broken."""
-    million = lambda share=0.01: watch(tmp_path, share, records=10**6)
+
+    def million(share=0.01):
+        return watch(tmp_path, share, records=10**6)
+
     assert show(million(), 2000, lambda i: True) <= 20  # nothing opens: at once
     assert show(million(), 2000, lambda i: i % 20 == 0) <= 500
     assert show(million(), 20_000, lambda i: i % 50 == 0) <= 3000  # twice what is allowed
@@ -77,8 +91,13 @@ def test_what_the_opening_found_is_no_share_of_what_is_shown(tmp_path):
 
 def test_losses_are_means_of_the_first_and_last_lines(tmp_path):
     assert losses_of(epath.Path(tmp_path)) == {}
-    losses = lambda step: {"elapsed": 1.0, "lm_loss": 10.0 - step, "image_loss": 1 / step}
-    lines = [{"step": step} | losses(step) | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)]
+
+    def losses(step):
+        return {"elapsed": 1.0, "lm_loss": 10.0 - step, "image_loss": 1 / step}
+
+    lines = [
+        {"step": step} | losses(step) | ({"eval_loss": 3.0, "eval_x": 1.0} if step == 4 else {}) for step in range(1, 7)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = losses_of(epath.Path(tmp_path), lines=2)
     assert found["first"] == {"lm_loss": 8.5, "image_loss": 0.75} and found["last"]["lm_loss"] == 4.5
@@ -90,10 +109,21 @@ def line_of(step):
 
 
 DAMAGE = {
-    "half": line_of(3)[:20], "nul": b"\0" * 40, "nul_before": b"\0\0" + line_of(3), "not_utf8": b"\xff\xfe{", "empty": b"", "no_object": b"[3]", "number": b"3",
-    "no_step": b'{"elapsed": 1.0}', "no_elapsed": b'{"step": 3}', "other_types": b'{"step": "3", "elapsed": 1.0}', "nan": b'{"step": 3, "elapsed": NaN}',
-    "huge": b'{"step": 3, "elapsed": 1' + b"0" * 400 + b"}", "deep": b"[" * 100_000, "long": b"9" * 5000,
-}  # fmt: skip
+    "half": line_of(3)[:20],
+    "nul": b"\0" * 40,
+    "nul_before": b"\0\0" + line_of(3),
+    "not_utf8": b"\xff\xfe{",
+    "empty": b"",
+    "no_object": b"[3]",
+    "number": b"3",
+    "no_step": b'{"elapsed": 1.0}',
+    "no_elapsed": b'{"step": 3}',
+    "other_types": b'{"step": "3", "elapsed": 1.0}',
+    "nan": b'{"step": 3, "elapsed": NaN}',
+    "huge": b'{"step": 3, "elapsed": 1' + b"0" * 400 + b"}",
+    "deep": b"[" * 100_000,
+    "long": b"9" * 5000,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -145,7 +175,10 @@ def test_tensorboard_reads_what_the_run_wrote(tmp_path):
         events.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
     assert events[0].file_version == "brain.Event:2" and (events[1].step, events[1].session_log.status) == (7, 1)
-    assert events[2].step == 7 and {value.tag: value.simple_value for value in events[2].summary.value} == {"elapsed": 1.0, "loss": 2.5}
+    assert events[2].step == 7 and {value.tag: value.simple_value for value in events[2].summary.value} == {
+        "elapsed": 1.0,
+        "loss": 2.5,
+    }
 
 
 def test_events_are_written_without_torch(tmp_path, monkeypatch):
@@ -160,5 +193,5 @@ def test_events_are_written_without_torch(tmp_path, monkeypatch):
     log = MetricsLog(epath.Path(tmp_path), 0)
     log.write({"step": 1, "elapsed": 1.0, "loss": 2.0})
     log.close()
-    events, = tmp_path.glob("events*")
+    (events,) = tmp_path.glob("events*")
     assert b"loss" in events.read_bytes()

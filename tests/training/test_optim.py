@@ -18,14 +18,19 @@ def test_schedule_at_the_warm_up_the_peak_and_the_end(kind, middle):
     config = OptimConfig(EVERYTHING, learning_rate=2e-3, schedule=kind, warmup_share=0.1, final_share=0.1)
     rate = optim.schedule(config, total_steps=100)
     warm_up = [float(rate(step)) for step in range(10)]
-    np.testing.assert_allclose(warm_up, 2e-3 * np.arange(1, 11) / 10, rtol=1e-6)  # the first step moves, the tenth is at the peak
+    np.testing.assert_allclose(
+        warm_up, 2e-3 * np.arange(1, 11) / 10, rtol=1e-6
+    )  # the first step moves, the tenth is at the peak
     np.testing.assert_allclose(float(rate(10)), 2e-3, rtol=1e-6)
     np.testing.assert_allclose(float(rate(55)), 2e-3 * middle, rtol=1e-6)
     np.testing.assert_allclose(float(rate(100)), 2e-3 * (1.0 if kind == "constant" else 0.1), rtol=1e-6)
 
 
 def test_cosine_bends_and_linear_does_not():
-    rates = {kind: optim.schedule(OptimConfig(EVERYTHING, learning_rate=1.0, schedule=kind, warmup_share=0.0), 100) for kind in ("cosine", "linear")}
+    rates = {
+        kind: optim.schedule(OptimConfig(EVERYTHING, learning_rate=1.0, schedule=kind, warmup_share=0.0), 100)
+        for kind in ("cosine", "linear")
+    }
     np.testing.assert_allclose(float(rates["cosine"](25)), 0.5 * (1 + np.cos(np.pi / 4)), rtol=1e-6)
     np.testing.assert_allclose(float(rates["linear"](25)), 0.75, rtol=1e-6)
 
@@ -37,7 +42,9 @@ def test_a_warm_up_shorter_than_a_step_is_none():
 
 def test_the_first_rule_that_matches_sets_the_factor():
     rules = (LrRule("^llm/embed", 0.0), LrRule("^llm/", 0.1))
-    config = OptimConfig(EVERYTHING, learning_rate=1.0, schedule="constant", warmup_share=0.0, clip_norm=1e9, lr_rules=rules)
+    config = OptimConfig(
+        EVERYTHING, learning_rate=1.0, schedule="constant", warmup_share=0.0, clip_norm=1e9, lr_rules=rules
+    )
     params = {"llm": {"embed": jnp.zeros(2), "head": jnp.zeros(2)}, "dream_queries": jnp.zeros(2)}
     optimiser = optim.optimiser(config, 10)
     updates, _ = optimiser.update(jax.tree.map(jnp.ones_like, params), optimiser.init(params), params)
@@ -48,7 +55,17 @@ def test_the_first_rule_that_matches_sets_the_factor():
 
 
 def test_two_steps_of_clipped_adamw_by_hand():
-    config = OptimConfig(EVERYTHING, learning_rate=0.1, schedule="constant", warmup_share=0.0, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.01, clip_norm=1.0)
+    config = OptimConfig(
+        EVERYTHING,
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_share=0.0,
+        b1=0.8,
+        b2=0.9,
+        eps=1e-3,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
     optimiser = optim.optimiser(config, 10)
     params = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.5])}
     state = optimiser.init(params)
@@ -62,7 +79,11 @@ def test_two_steps_of_clipped_adamw_by_hand():
         np.testing.assert_allclose(np.concatenate([params["a"], params["b"]]), w, rtol=1e-5)
 
 
-PARAMS = {"llm": {"embed": {"embedding": 1}, "layers": {"mlp": {"up": {"kernel": 2}}}}, "unet": {"conv_in": {"kernel": 3}}, "dream_queries": 4}
+PARAMS = {
+    "llm": {"embed": {"embedding": 1}, "layers": {"mlp": {"up": {"kernel": 2}}}},
+    "unet": {"conv_in": {"kernel": 3}},
+    "dream_queries": 4,
+}
 
 
 def test_split_and_merge_are_inverse():
@@ -82,7 +103,11 @@ def test_either_tree_may_be_empty(trainable, frozen, whole):
 @pytest.mark.parametrize(
     "trainable, frozen, message",
     [
-        (("^llm/", "^dream_queries$"), (), "neither optim.trainable nor optim.frozen matches the parameter unet/conv_in/kernel"),
+        (
+            ("^llm/", "^dream_queries$"),
+            (),
+            "neither optim.trainable nor optim.frozen matches the parameter unet/conv_in/kernel",
+        ),
         ((".",), ("^unet/",), "both optim.trainable and optim.frozen match the parameter unet/conv_in/kernel"),
     ],
 )

@@ -27,7 +27,9 @@ def changed(config: RunConfig = CONFIG, **values) -> RunConfig:
     """A config with other values, those of its optimiser and data by their own names."""
     for name in ("optim", "data"):
         part = getattr(config, name)
-        own = {key: values.pop(key) for key in list(values) if key in {field.name for field in dataclasses.fields(part)}}
+        own = {
+            key: values.pop(key) for key in list(values) if key in {field.name for field in dataclasses.fields(part)}
+        }
         config = dataclasses.replace(config, **{name: dataclasses.replace(part, **own)})
     return dataclasses.replace(config, **values)
 
@@ -41,12 +43,17 @@ def refusal(now: RunConfig, before: RunConfig = CONFIG, done: int = 500) -> str:
 
 def test_a_refusal_names_what_differs_and_the_way_on():
     text = refusal(changed(learning_rate=1e-3, seed=4))
-    assert "values of config.optim.learning_rate (2e-05, now 0.001), config.seed (0, now 4); bring the old values back, or begin" in text
+    assert (
+        "values of config.optim.learning_rate (2e-05, now 0.001), config.seed (0, now 4); bring the old "
+        "values back, or begin" in text
+    )
     assert "allow" not in text
     text = refusal(changed(train=(SourceConfig("storybook", path="x"),)))
     assert "config.data.train[0].format ('shapes', now 'storybook'), config.data.train[0].path ('', now 'x');" in text
     assert text.endswith("or go on with these data by --config.allow_changed_data=True")
-    assert " and 2 more; bring" in refusal(changed(length=24, tokenizer_vocab=7, rows_per_group=2, flip=True, draft=True, template="llama2", tokenizer="t"))
+    assert " and 2 more; bring" in refusal(
+        changed(length=24, tokenizer_vocab=7, rows_per_group=2, flip=True, draft=True, template="llama2", tokenizer="t")
+    )
 
 
 def test_the_way_on_is_typed_as_it_stands(monkeypatch):
@@ -68,7 +75,9 @@ def test_other_documents_name_the_way_on():
 CONSTANT = changed(schedule="constant", total_steps=1000)  # with a warm-up of 3 steps
 
 
-@pytest.mark.parametrize("before, now", [(CONSTANT, 4000), (changed(CONSTANT, warmup_share=0.0), 9000), (changed(allow_longer=True), 1500)])
+@pytest.mark.parametrize(
+    "before, now", [(CONSTANT, 4000), (changed(CONSTANT, warmup_share=0.0), 9000), (changed(allow_longer=True), 1500)]
+)
 def test_a_run_may_become_longer(before, now):
     check_same_run(FOLDER, before, changed(before, total_steps=now), 1000)
 
@@ -81,10 +90,15 @@ def test_what_does_not_depend_on_the_number_of_steps_is_the_same_rate():
         assert optim.depends_on_total(config, 1000, now, done) != bool(same), (warmup, now, done)
 
 
-@pytest.mark.parametrize("before, now, done", [(CONFIG, 2000, 1000), (CONSTANT, 8000, 10), (changed(CONSTANT, warmup_share=1.0), 1100, 1000)])
+@pytest.mark.parametrize(
+    "before, now, done", [(CONFIG, 2000, 1000), (CONSTANT, 8000, 10), (changed(CONSTANT, warmup_share=1.0), 1100, 1000)]
+)
 def test_a_longer_run_whose_rate_would_change_says_how(before, now, done):
     text = refusal(changed(before, total_steps=now), before, done)
-    assert f"config.total_steps (1000, now {now});" in text and "go on by --config.allow_longer=True, with the learning rate of" in text
+    assert (
+        f"config.total_steps (1000, now {now});" in text
+        and "go on by --config.allow_longer=True, with the learning rate of" in text
+    )
     was, becomes = (f"{float(optim.schedule(before.optim, total)(done)):.3g}" for total in (1000, now))
     assert text.endswith(f"of {now} steps: {becomes} at step {done + 1}, where that of 1000 steps is {was}")
 

@@ -1,4 +1,7 @@
-"""One step: what it changes, what it leaves alone, microbatches, bfloat16, batches that are not finite, held-back losses."""
+"""One step.
+
+What it changes, what it leaves alone, microbatches, bfloat16, batches that are not finite, held-back losses.
+"""
 
 import dataclasses
 
@@ -37,7 +40,12 @@ def test_every_trained_leaf_changes_and_no_frozen_one(first):
     state, frozen, new, metrics = first
     assert {path.split("/")[0] for path in leaves(frozen)} == {"unet", "clip"}
     before, after = leaves(state.trainable), leaves(new.trainable)
-    assert before.keys() == after.keys() and {path.split("/")[0] for path in after} == {"llm", "visual_projector", "condition_projector", "dream_queries"}
+    assert before.keys() == after.keys() and {path.split("/")[0] for path in after} == {
+        "llm",
+        "visual_projector",
+        "condition_projector",
+        "dream_queries",
+    }
     assert [path for path in before if np.array_equal(before[path], after[path])] == []
     expected = leaves(parameters(PIXEL))
     for path, leaf in leaves(frozen).items():
@@ -50,14 +58,25 @@ def test_metrics_say_what_the_batch_held_and_the_weighted_loss(first):
     np.testing.assert_allclose(metrics["loss"], metrics["lm_loss"] + 10 * metrics["image_loss"], rtol=1e-6)
     assert metrics["lm_loss"] > 1 and metrics["image_loss"] > 0.1 and metrics["grad_norm"] > 0
     np.testing.assert_allclose(metrics["learning_rate"], 1e-3, rtol=1e-6)
-    assert metrics["tokens"] == BATCH.tokens.size and metrics["pictures"] == BATCH.dreamed_valid.sum() and metrics["documents"] == 8
+    assert (
+        metrics["tokens"] == BATCH.tokens.size
+        and metrics["pictures"] == BATCH.dreamed_valid.sum()
+        and metrics["documents"] == 8
+    )
 
 
 def test_the_average_follows_the_weights(first):
     state, _, new, _ = first
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(state.trainable)))
-    for average, before, after in zip(*map(jax.tree.leaves, (new.average, state.trainable, new.trainable))):
-        np.testing.assert_allclose(average, 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-6)  # the first step's decay is 1 / 10
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(state.trainable), strict=True)
+    )
+    for average, before, after in zip(
+        *map(jax.tree.leaves, (new.average, state.trainable, new.trainable)), strict=True
+    ):
+        np.testing.assert_allclose(
+            average, 0.1 * before + 0.9 * after, rtol=1e-5, atol=1e-6
+        )  # the first step's decay is 1 / 10
 
 
 @pytest.mark.parametrize("poison", ["parameter", "moment"])
@@ -70,7 +89,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(step, poison):
         state = state._replace(trainable=state.trainable | {"dream_queries": queries})
     new, metrics = step(state, frozen, BATCH)
     assert not metrics["finite"] and int(new.step) == 1
-    for before, after in zip(jax.tree.leaves(state._replace(step=0)), jax.tree.leaves(new._replace(step=0))):
+    for before, after in zip(
+        jax.tree.leaves(state._replace(step=0)), jax.tree.leaves(new._replace(step=0)), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
     assert np.isfinite(new.optimiser[1].mu["dream_queries"]).all()
 
@@ -107,7 +128,10 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_gradients(whole):
     losses, grads = gradients_of(config)
     assert {leaf.dtype for leaf in jax.tree.leaves((losses, grads))} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(losses, whole[0], rtol=2e-2)
-    flat = lambda tree: np.concatenate([leaf.reshape(-1) for leaf in leaves(tree).values()])
+
+    def flat(tree):
+        return np.concatenate([leaf.reshape(-1) for leaf in leaves(tree).values()])
+
     assert 1e-4 < relative_error(flat(grads), flat(whole[1])) < 0.1
 
 
@@ -126,7 +150,9 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     sums = eval_step(params, {}, BATCH, np.uint32(3))
     assert sums["tokens"] == BATCH.learned[..., 1:].sum()
     valid, key = BATCH.dreamed_valid.reshape(-1), jax.random.fold_in(jax.random.key(0), 3)
-    timesteps = np.asarray(jax.random.permutation(key, 16)) * 125 // 2 + 31  # 16 slots run evenly through 1000 timesteps, in any order
+    timesteps = (
+        np.asarray(jax.random.permutation(key, 16)) * 125 // 2 + 31
+    )  # 16 slots run evenly through 1000 timesteps, in any order
     quarters = np.eye(4)[timesteps // 250]
     np.testing.assert_array_equal(sums["pictures"], valid @ quarters)
     draws = losses.draw(PARTS, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
@@ -136,7 +162,9 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
         hidden = dreamllm.hidden_states(PARTS, params, batch)
         tokens = losses.cross_entropy_sum(PARTS, params, hidden, batch.tokens[:, 0], batch.learned[:, 0], 32)
         images = batch.dreamed_images.reshape(16, 8, 8, 3)
-        return tokens, losses.picture_errors(PARTS, params, LossConfig(), images, dreamllm.read_out(PARTS, hidden, batch), None, draws)
+        return tokens, losses.picture_errors(
+            PARTS, params, LossConfig(), images, dreamllm.read_out(PARTS, hidden, batch), None, draws
+        )
 
     tokens, errors = reference(params, BATCH)
     np.testing.assert_allclose(sums["lm_loss"], tokens, rtol=1e-5)
@@ -153,7 +181,12 @@ def test_held_back_draws_depend_on_the_index_alone(eval_step):
 def test_held_back_losses_are_means_over_all_batches_of_the_averaged_weights(monkeypatch):
     def sums(weights, frozen, batch, index):
         pictures = batch + jnp.array([0.0, 1.0, 2.0, 0.0]) * (index + 1)
-        return {"lm_loss": weights["w"] * batch, "tokens": 10 * batch, "image_loss": frozen["v"] * pictures**2, "pictures": pictures}
+        return {
+            "lm_loss": weights["w"] * batch,
+            "tokens": 10 * batch,
+            "image_loss": frozen["v"] * pictures**2,
+            "pictures": pictures,
+        }
 
     monkeypatch.setattr("dreamjax.training.held_back.make_eval_step", lambda *_: sums)
     measure = make_held_back(CONFIG, PARTS, IDS, {"one": lambda: iter((0.0, 2.0)), "none": lambda: iter((4.0,))})
@@ -161,6 +194,8 @@ def test_held_back_losses_are_means_over_all_batches_of_the_averaged_weights(mon
     # one: pictures are (0, 1, 2, 0) and (2, 4, 6, 2), their errors half their squares
     assert measured.pop("eval_one_lm_loss") == pytest.approx(30 * 2 / 20)
     assert measured.pop("eval_one_image_loss") == pytest.approx((0.5 + 2 + 2 + 8 + 18 + 2) / 17)
-    assert [measured.pop(f"eval_one_image_loss_t{k}") for k in range(4)] == pytest.approx([2 / 2, 8.5 / 5, 20 / 8, 2 / 2])
+    assert [measured.pop(f"eval_one_image_loss_t{k}") for k in range(4)] == pytest.approx(
+        [2 / 2, 8.5 / 5, 20 / 8, 2 / 2]
+    )
     none = 30 * 4 / 40 + 10 * measured["eval_none_image_loss"]
     assert measured["eval_loss"] == pytest.approx((3 + 10 * 32.5 / 17 + none) / 2)

@@ -13,7 +13,18 @@ from dreamjax.schema import ConfigError, printable
 
 SPLITS = ("train", "eval")
 WITH_SPLITS = ("shapes", "storybook", "storybook_pages")  # formats whose sources hold a part back themselves
-FORMATS = (*WITH_SPLITS, "webdataset", "pairs", "mmc4", "obelics", "llava", "instruct", "array_record", "parquet", "tfds")
+FORMATS = (
+    *WITH_SPLITS,
+    "webdataset",
+    "pairs",
+    "mmc4",
+    "obelics",
+    "llava",
+    "instruct",
+    "array_record",
+    "parquet",
+    "tfds",
+)
 DETAIL = 300  # characters kept of what is wrong with a record: it may quote a whole file
 
 
@@ -24,8 +35,8 @@ class SourceError(ValueError):
 class BadRecord(ValueError):
     """One record that cannot be used.
 
-    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", and `detail` says
-    more of this one. The message is one line of the three.
+    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", and `detail`
+    says more of this one. The message is one line of the three.
     """
 
     def __init__(self, name: str, reason: str, detail: str = ""):
@@ -38,10 +49,15 @@ class BadRecord(ValueError):
 
 
 class Source(Protocol):
-    """What every format gives. A source can be pickled, cheaply however many documents it has, and called from many threads."""
+    """What every format gives.
+
+    A source can be pickled, cheaply however many documents it has, and called from many threads.
+    """
 
     skipped: tuple[BadRecord, ...]  # what was left out when the source was opened; these have no index
-    fingerprint: str  # another one whenever a document may be another: what is stored about documents is stored under it
+    fingerprint: (
+        str  # another one whenever a document may be another: what is stored about documents is stored under it
+    )
 
     def __len__(self) -> int:
         """Documents of the split."""
@@ -53,7 +69,10 @@ class Source(Protocol):
         """
 
     def key(self, index: int) -> str:
-        """What decides the split of a document: those of one key lie in the same split. Files that were moved keep their keys."""
+        """What decides the split of a document.
+
+        Those of one key lie in the same split. Files that were moved keep their keys.
+        """
 
     def texts(self) -> Iterable[str]:
         """Strings to train a tokenizer on."""
@@ -68,9 +87,15 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         raise ConfigError(f"data.split: {config.split!r} is none of {', '.join(SPLITS)}")
     if config.eval_share and config.format in WITH_SPLITS:
         raise ConfigError(f"data.eval_share: {config.format} has splits of its own; leave it at 0")
-    if config.split != "train" and not config.eval_share and config.format in FORMATS and config.format not in WITH_SPLITS:
+    if (
+        config.split != "train"
+        and not config.eval_share
+        and config.format in FORMATS
+        and config.format not in WITH_SPLITS
+    ):
         raise ConfigError(
-            f"data.split: {config.format} has no part that is held back; set eval_share, to the same share in both splits, or give other files as the split train"
+            f"data.split: {config.format} has no part that is held back; set eval_share, to the same "
+            "share in both splits, or give other files as the split train"
         )
     # Imported by case: a format's libraries are needed only by those who read it.
     from dreamjax.data.unpack import Cache
@@ -92,11 +117,21 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
         case "webdataset":
             from dreamjax.data.sources.webdataset import open_webdataset
 
-            return open_webdataset(config.path, config.text_key, config.image_key, config.min_similarity, cache, config.drop_first_answer)
+            return open_webdataset(
+                config.path, config.text_key, config.image_key, config.min_similarity, cache, config.drop_first_answer
+            )
         case "pairs":
             from dreamjax.data.sources.pairs import open_pairs
 
-            return open_pairs(config.path, config.images, config.text_key, config.image_key, config.min_similarity, cache, config.allow_outside)
+            return open_pairs(
+                config.path,
+                config.images,
+                config.text_key,
+                config.image_key,
+                config.min_similarity,
+                cache,
+                config.allow_outside,
+            )
         case "mmc4":
             from dreamjax.data.sources.mmc4 import open_mmc4
 
@@ -121,7 +156,13 @@ def open_source(config: SourceConfig, seed: int = 0) -> Source:
             from dreamjax.data.sources.parquet import open_parquet
 
             return open_parquet(
-                config.path, config.images, config.text_key, config.image_key, config.min_similarity, config.allow_outside, config.drop_first_answer
+                config.path,
+                config.images,
+                config.text_key,
+                config.image_key,
+                config.min_similarity,
+                config.allow_outside,
+                config.drop_first_answer,
             )
         case "tfds":
             from dreamjax.data.sources.tfds import open_tfds

@@ -1,7 +1,8 @@
-"""Documents in ArrayRecord files, as `python -m dreamjax.prepare` writes them: one record a document, pictures as their encoded files.
+"""Documents in ArrayRecord files, as `python -m dreamjax.prepare` writes them: one record a document, pictures as their
+encoded files.
 
-A record is the length of a head (4 bytes, little endian), the head (JSON: version, id, kind, key of the split, parts, where a
-picture has its number of bytes), and the pictures' bytes behind each other.
+A record is the length of a head (4 bytes, little endian), the head (JSON: version, id, kind, key of the split, parts,
+where a picture has its number of bytes), and the pictures' bytes behind each other.
 """
 
 import concurrent.futures
@@ -52,7 +53,9 @@ def encode(document: Document, key: str = "") -> bytes:
         else:
             blobs.append(images.file_bytes(part.source))
             parts.append({"bytes": len(blobs[-1]), "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
-    head = json.dumps({"version": VERSION, "id": document.id, "kind": document.kind, "key": key, "parts": parts}).encode()
+    head = json.dumps(
+        {"version": VERSION, "id": document.id, "kind": document.kind, "key": key, "parts": parts}
+    ).encode()
     return b"".join([_HEAD.pack(len(head)), head, *blobs])
 
 
@@ -139,7 +142,10 @@ class ArrayRecords:
         return texts_of(self)
 
     def lengths(self) -> np.ndarray | None:
-        """[n, 3] int32 that `prepare` stored: tokens without the slots' own, seen and dreamed pictures; None where the files are not just those."""
+        """[n, 3] int32 that `prepare` stored.
+
+        Tokens without the slots' own, seen and dreamed pictures; None where the files are not just those.
+        """
         file = files.join(os.path.dirname(self.names[0]), LENGTHS)
         if not files.exists(file):
             return None
@@ -154,9 +160,11 @@ class ArrayRecords:
 
 
 def open_array_record(path: str, cache: str = "") -> ArrayRecords:
-    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is left.
+    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is
+    left.
 
-    ArrayRecord is read from disk alone: files in a bucket are copied into the cache folder first. Of many, mount the bucket.
+    ArrayRecord is read from disk alone: files in a bucket are copied into the cache folder first. Of many, mount the
+    bucket.
     """
     try:
         paths = files.expand(path, (SUFFIX,))
@@ -168,17 +176,30 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         counted = list(pool.map(functools.partial(_count, cache=cache), paths))
     skipped = tuple(count for count in counted if isinstance(count, BadRecord))
-    whole = [(path, *count) for path, count in zip(paths, counted) if not isinstance(count, BadRecord) and count[1]]
+    whole = [
+        (path, *count)
+        for path, count in zip(paths, counted, strict=True)
+        if not isinstance(count, BadRecord) and count[1]
+    ]
     if not whole:
         raise SourceError(f"{path}: there is no document to read{f': {skipped[0]}' if skipped else ''}")
     stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _, _ in whole]).encode()).hexdigest()[:32]
     instructions = [_WholeFile(local, 0, count, count) for _, local, count in whole]  # counted already
     ends = np.cumsum([count for _, _, count in whole])
-    return ArrayRecords(ArrayRecordDataSource(instructions), tuple(path for path, _, _ in whole), ends, f"array_record-{stamps}", skipped)
+    return ArrayRecords(
+        ArrayRecordDataSource(instructions),
+        tuple(path for path, _, _ in whole),
+        ends,
+        f"array_record-{stamps}",
+        skipped,
+    )
 
 
 def _check_finished(folder: str):
-    """Raises SourceError where `prepare` was stopped in the folder, or files of it are missing: what is there would be taken for everything."""
+    """Raises SourceError where `prepare` was stopped in the folder, or files of it are missing.
+
+    What is there would be taken for everything.
+    """
     names = files.names_in(folder)
     of = [found for found in map(_OF.fullmatch, names) if found]
     most = max((int(found[1]) for found in of), default=0)
@@ -188,7 +209,10 @@ def _check_finished(folder: str):
         command = optional(parse_json(files.read_bytes(files.join(folder, SETTINGS))), "command", str, "")
     except (Unusable, OSError):
         command = ""
-    what = f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or give {files.join(folder, '*' + SUFFIX)} to read those alone"
+    what = (
+        f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or give "
+        f"{files.join(folder, '*' + SUFFIX)} to read those alone"
+    )
     raise SourceError(f"{folder}: is an unfinished set of documents, {len(of)} of {most} files are there; {what}")
 
 

@@ -1,16 +1,17 @@
 """Conversations as LLaVA's JSON has them, and documents written to an instruction.
 
-A conversation (LLaVA, arXiv:2304.08485): `conversations`, turns {from: human | gpt | system, value}; `image`, the name of the
-picture or a list of names, absent where it is text alone. `<image>` in a turn is where a picture is shown, and `<dream>`,
-as DreamLLM's own data have it, where one is drawn. User and assistant take turns, as the templates have it: fastchat and
-LLaVA's code refuse other conversations, and so are they bad records here. Turns without words are none.
+A conversation (LLaVA, arXiv:2304.08485): `conversations`, turns {from: human | gpt | system, value}; `image`, the name
+of the picture or a list of names, absent where it is text alone. `<image>` in a turn is where a picture is shown, and
+`<dream>`, as DreamLLM's own data have it, where one is drawn. User and assistant take turns, as the templates have it:
+fastchat and LLaVA's code refuse other conversations, and so are they bad records here. Turns without words are none.
 
-An instruction document (InstructMMC4, Instruct-BLIP-LAION; DreamLLM, Sec. 3): `instruction`, what the user asks for, and what the
-assistant answers: `text_list` with `image_info` as in MMC4; or `text_list`, `images` (names) and `matched_text_index` (one of
-each for each picture); or `image` (a name), with `text` before it where there is one.
+An instruction document (InstructMMC4, Instruct-BLIP-LAION; DreamLLM, Sec. 3): `instruction`, what the user asks for,
+and what the assistant answers: `text_list` with `image_info` as in MMC4; or `text_list`, `images` (names) and
+`matched_text_index` (one of each for each picture); or `image` (a name), with `text` before it where there is one.
 """
 
 import dataclasses
+import itertools
 import re
 
 from dreamjax.data.sources.interleaved import Find, mmc4_document, place
@@ -27,7 +28,10 @@ def conversation(record: dict, find: Find, drop_first_answer: bool = False) -> D
     `drop_first_answer` leaves out what an assistant says before any user, as LLaVA's code does.
     """
     names = picture_names(record)
-    turns = [_turn(turn, f"conversations[{number}].") for number, turn in enumerate(require(record, "conversations", list, of=dict))]
+    turns = [
+        _turn(turn, f"conversations[{number}].")
+        for number, turn in enumerate(require(record, "conversations", list, of=dict))
+    ]
     turns = _alternating([turn for turn in turns if turn[1].strip()], drop_first_answer)
     if not any(role == "assistant" for role, _ in turns):
         raise Unusable("no text", "the assistant says nothing")
@@ -41,11 +45,14 @@ def picture_names(record: dict) -> list[str]:
 
 
 def _alternating(turns: list[tuple[str, str]], drop_first_answer: bool) -> list[tuple[str, str]]:
-    """The turns (role, words), of which one of the system may come first and no speaker has two that follow each other. Raises Unusable."""
+    """The turns (role, words), of which one of the system may come first and no speaker has two that follow each other.
+
+    Raises Unusable.
+    """
     system, spoken = (turns[:1], turns[1:]) if turns and turns[0][0] == "system" else ([], turns)
     if drop_first_answer and spoken and spoken[0][0] == "assistant":
         spoken = spoken[1:]
-    for before, after in zip([("", ""), *spoken], spoken):
+    for before, after in itertools.pairwise([("", ""), *spoken]):
         if after[0] in ("system", before[0]):
             raise Unusable("turns do not alternate", f"{after[0]} after {before[0] or 'system'}")
     return system + spoken
@@ -60,7 +67,10 @@ def _turn(turn: dict, where: str) -> tuple[str, str]:
 
 
 def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
-    """Parts of turns (role, words), with the pictures where their placeholders are; without pictures the words are left as they are."""
+    """Parts of turns (role, words), with the pictures where their placeholders are.
+
+    Without pictures the words are left as they are.
+    """
     wanted = sum(len(_PLACEHOLDER.findall(words)) for _, words in turns)
     if sources and wanted != len(sources):
         raise Unusable("placeholders do not match", f"{wanted} of <image> and <dream> for {len(sources)} pictures")
@@ -75,7 +85,10 @@ def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
 
 
 def instruction(record: dict, find: Find, min_similarity: float | None = None) -> Document:
-    """The Document of one instruction and its answer. Raises Unusable, and BadImage where a picture is missing that is not one of MMC4's."""
+    """The Document of one instruction and its answer.
+
+    Raises Unusable, and BadImage where a picture is missing that is not one of MMC4's.
+    """
     asked = text_at(record, "instruction").strip()
     if not asked:
         raise Unusable("no text", "the instruction is empty")
@@ -92,8 +105,18 @@ def _answer(record: dict, find: Find, min_similarity: float | None) -> Document:
         texts, names = texts_at(record, "text_list"), require(record, "images", list, of=str)
         places = require(record, "matched_text_index", list, of=int)
         if len(places) != len(names) or not all(0 <= index < len(texts) for index in places):
-            raise Unusable("bad index", f"matched_text_index is {places} for {len(names)} images and {len(texts)} texts")
-        return Document(place(texts, [(index, Image(find(name, number))) for number, (index, name) in enumerate(zip(places, names))]))
+            raise Unusable(
+                "bad index", f"matched_text_index is {places} for {len(names)} images and {len(texts)} texts"
+            )
+        return Document(
+            place(
+                texts,
+                [
+                    (index, Image(find(name, number)))
+                    for number, (index, name) in enumerate(zip(places, names, strict=True))
+                ],
+            )
+        )
     words = text_at(record, "text").strip() if record.get("text") is not None else ""
     picture = Image(find(require(record, "image", str), 0))
     return Document((Text(words), picture) if words else (picture,))

@@ -1,6 +1,8 @@
-"""Instruction documents (InstructMMC4, Instruct-BLIP-LAION; DreamLLM, Sec. 3): a user's wish, and text with pictures as the answer.
+"""Instruction documents (InstructMMC4, Instruct-BLIP-LAION; DreamLLM, Sec. 3): a user's wish, and text with pictures as
+the answer.
 
-Files are one JSON list or JSON lines; `dreamjax.data.sources.conversations` describes the records. Pictures lie in a folder.
+Files are one JSON list or JSON lines; `dreamjax.data.sources.conversations` describes the records. Pictures lie in a
+folder.
 """
 
 from dreamjax.data.sources.conversations import instruction
@@ -9,7 +11,13 @@ from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_instruct(path: str, images: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
+def open_instruct(
+    path: str,
+    images: str = "",
+    min_similarity: float | None = None,
+    cache: Cache = Cache(),
+    allow_outside: bool = False,
+) -> JsonRecords:
     """The documents of files of instructions. Raises SourceError."""
     return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
 

@@ -1,8 +1,8 @@
 """Interleaved web documents as their published JSON has them, placed as the official data builder places them.
 
-MMC4 (arXiv:2304.06939): `text_list`, sentences; `image_info`, one entry for each picture: `image_name`, `matched_text_index`
-(the sentence that it goes with), `matched_sim` (its CLIP similarity to that sentence). OBELICS (arXiv:2306.16527): `texts` and
-`images`, two lists of one length, of which at each place one is null.
+MMC4 (arXiv:2304.06939): `text_list`, sentences; `image_info`, one entry for each picture: `image_name`,
+`matched_text_index` (the sentence that it goes with), `matched_sim` (its CLIP similarity to that sentence). OBELICS
+(arXiv:2306.16527): `texts` and `images`, two lists of one length, of which at each place one is null.
 """
 
 import base64
@@ -14,7 +14,9 @@ from dreamjax.document import Document, Image, Part, Text
 
 MIN_SIMILARITY = 0.25  # of MMC4's pictures, as the paper has it
 
-Find = Callable[[str, int], images.Source]  # a picture by its name and its number in the record; raises BadImage where there is none
+Find = Callable[
+    [str, int], images.Source
+]  # a picture by its name and its number in the record; raises BadImage where there is none
 
 
 def place(texts: Sequence[str], pictures: Iterable[tuple[int, Image]]) -> tuple[Part, ...]:
@@ -38,7 +40,10 @@ def _joined(texts: Sequence[str]) -> list[Text]:
 
 
 def mmc4_document(record: dict, find: Find, min_similarity: float | None = None) -> Document:
-    """The Document of a record of MMC4, without the pictures that are not similar enough or that there is no file of. Raises Unusable."""
+    """The Document of a record of MMC4, without the pictures that are not similar enough or that there is no file of.
+
+    Raises Unusable.
+    """
     least = MIN_SIMILARITY if min_similarity is None else min_similarity
     texts = texts_at(record, "text_list")
     pictures, left_out = [], []
@@ -50,7 +55,9 @@ def mmc4_document(record: dict, find: Find, min_similarity: float | None = None)
         try:
             if least > 0 and not is_similar(info, "matched_sim", least, where):
                 raise images.BadImage(f"{where}matched_sim is {info['matched_sim']}", "low similarity")
-            pictures.append((index, Image(_inline(info, where) or find(optional(info, "image_name", str, "", where), number))))
+            pictures.append(
+                (index, Image(_inline(info, where) or find(optional(info, "image_name", str, "", where), number)))
+            )
         except images.BadImage as error:
             left_out.append(error)
     return Document(place(texts, pictures), left_out=tuple(left_out))
@@ -70,7 +77,7 @@ def obelics_document(record: dict, find: Find) -> Document:
     if len(texts) != len(names):
         raise Unusable("bad index", f"{len(texts)} texts for {len(names)} images")
     parts, words, left_out = [], [], []
-    for number, (text, name) in enumerate(zip(texts, names)):
+    for number, (text, name) in enumerate(zip(texts, names, strict=True)):
         if text is not None and name is not None:
             raise Unusable("bad index", f"texts[{number}] and images[{number}] are both there")
         if text is not None:

@@ -13,8 +13,13 @@ def is_document(record: dict) -> bool:
     return any(isinstance(record.get(key), (list, str)) for key in KEYS)
 
 
-def document_of(record: dict, find: Find, min_similarity: float | None = None, drop_first_answer: bool = False) -> Document:
-    """The Document of a record in whichever layout its keys say. Raises Unusable, and BadImage where it cannot do without a picture that is missing."""
+def document_of(
+    record: dict, find: Find, min_similarity: float | None = None, drop_first_answer: bool = False
+) -> Document:
+    """The Document of a record in whichever layout its keys say.
+
+    Raises Unusable, and BadImage where it cannot do without a picture that is missing.
+    """
     if "conversations" in record:
         return conversation(record, find, drop_first_answer)
     if "instruction" in record:

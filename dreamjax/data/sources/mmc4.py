@@ -1,6 +1,8 @@
-"""MMC4 (arXiv:2304.06939): JSON lines, also in zips as they are published, and a folder with the pictures that were downloaded.
+"""MMC4 (arXiv:2304.06939): JSON lines, also in zips as they are published, and a folder with the pictures that were
+downloaded.
 
-Pictures that are not there, or that are named by a URL, are left out, as are those with a CLIP similarity below 0.25 to their sentence.
+Pictures that are not there, or that are named by a URL, are left out, as are those with a CLIP similarity below 0.25 to
+their sentence.
 """
 
 from dreamjax.data.sources.interleaved import mmc4_document
@@ -9,7 +11,13 @@ from dreamjax.data.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_mmc4(path: str, images: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
+def open_mmc4(
+    path: str,
+    images: str = "",
+    min_similarity: float | None = None,
+    cache: Cache = Cache(),
+    allow_outside: bool = False,
+) -> JsonRecords:
     """The documents of MMC4's files. Raises SourceError."""
     return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
 

@@ -1,4 +1,5 @@
-"""OBELICS (arXiv:2306.16527): JSON lines of `texts` and `images`, of which one is null at each place, and a folder of pictures.
+"""OBELICS (arXiv:2306.16527): JSON lines of `texts` and `images`, of which one is null at each place, and a folder of
+pictures.
 
 `images` holds names of files in the folder: the addresses of the published set are to be replaced by where they were
 downloaded to. Pictures that are not there, or whose address still stands in their place, are left out.

@@ -1,8 +1,9 @@
-"""Image-text pairs in JSON: JSON lines or one list of records, or COCO's captions, and the folder that their pictures' names start from.
+"""Image-text pairs in JSON: JSON lines or one list of records, or COCO's captions, and the folder that their pictures'
+names start from.
 
-A record names its picture (`image` or `file_name`) and holds its caption (`caption` or `text`), of a list of captions the
-first; other keys by option. COCO's file (Lin et al. 2014) is one object of `images` (id, file_name) and `annotations`
-(image_id, caption): each annotation is a pair. A pair whose picture is missing is a bad record.
+A record names its picture (`image` or `file_name`) and holds its caption (`caption` or `text`), of a list of captions
+the first; other keys by option. COCO's file (Lin et al. 2014) is one object of `images` (id, file_name) and
+`annotations` (image_id, caption): each annotation is a pair. A pair whose picture is missing is a bad record.
 """
 
 import functools
@@ -12,7 +13,18 @@ from collections.abc import Callable
 
 from dreamjax.data import files
 from dreamjax.data.index import Scan
-from dreamjax.data.sources.records import CHUNK, Folder, JsonRecords, Unusable, is_similar, open_json, require, scan_json, text_at, value_end
+from dreamjax.data.sources.records import (
+    CHUNK,
+    Folder,
+    JsonRecords,
+    Unusable,
+    is_similar,
+    open_json,
+    require,
+    scan_json,
+    text_at,
+    value_end,
+)
 from dreamjax.data.unpack import Cache, unpacked
 from dreamjax.document import Document, Image, Text
 
@@ -22,14 +34,34 @@ _GAP = re.compile(r"[ \t\r\n,:]*")  # between the values of an object or a list
 
 
 def open_pairs(
-    path: str, images: str = "", text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: Cache = Cache(), allow_outside: bool = False
+    path: str,
+    images: str = "",
+    text_key: str = "",
+    image_key: str = "",
+    min_similarity: float | None = None,
+    cache: Cache = Cache(),
+    allow_outside: bool = False,
 ) -> JsonRecords:
-    """The pairs of JSON files; those of one picture have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError."""
+    """The pairs of JSON files.
+
+    Those of one picture have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError.
+    """
     options = {"text_key": text_key, "image_key": image_key, "min_similarity": min_similarity}
-    return open_json(path, parse, images, cache, functools.partial(picture_of, image_key=image_key), scan_pairs, allow_outside, **options)
+    return open_json(
+        path,
+        parse,
+        images,
+        cache,
+        functools.partial(picture_of, image_key=image_key),
+        scan_pairs,
+        allow_outside,
+        **options,
+    )
 
 
-def parse(record: dict, folder: Folder, text_key: str = "", image_key: str = "", min_similarity: float | None = None) -> Document:
+def parse(
+    record: dict, folder: Folder, text_key: str = "", image_key: str = "", min_similarity: float | None = None
+) -> Document:
     """The Document of one record. Raises Unusable."""
     name = picture_of(record, image_key)
     key = _key(record, text_key, TEXT_KEYS)
@@ -59,7 +91,10 @@ def _key(record: dict, wanted: str, usual: tuple[str, ...]) -> str:
 
 
 def scan_pairs(path: str, cache: Cache) -> Scan:
-    """The range of each record of one file; of a COCO file those of each annotation and of its picture. Such a file is held in memory meanwhile."""
+    """The range of each record of one file.
+
+    Of a COCO file those of each annotation and of its picture. Such a file is held in memory meanwhile.
+    """
     stored, problem = unpacked(path, cache)
     with files.opened(stored) as file:
         if not _is_coco(file.read(CHUNK).decode("latin-1")):
@@ -68,7 +103,9 @@ def scan_pairs(path: str, cache: Cache) -> Scan:
     if problem:
         scan.skipped.append((path, "file damaged", f"{problem}; used is what could be unpacked"))
     with files.opened(stored) as file:
-        lists, error = _two_lists(file.read().decode("latin-1"))  # one character of each byte: places are places in the file
+        lists, error = _two_lists(
+            file.read().decode("latin-1")
+        )  # one character of each byte: places are places in the file
     if error:
         scan.skipped.append((path, "bad JSON", f"{error}; the rest of the file is left out"))
     pictures = {owner: (at, size, "image") for at, size, owner, _ in lists["images"] if owner is not None}
@@ -84,7 +121,10 @@ def scan_pairs(path: str, cache: Cache) -> Scan:
 
 def _is_coco(start: str) -> bool:
     """Whether a file that starts so is one object, one of whose lists of COCO's comes before anything large."""
-    decode, at = json.JSONDecoder(parse_int=str).raw_decode, _GAP.match(start.removeprefix("\xef\xbb\xbf")).end() + 3 * start.startswith("\xef\xbb\xbf")
+    decode, at = (
+        json.JSONDecoder(parse_int=str).raw_decode,
+        _GAP.match(start.removeprefix("\xef\xbb\xbf")).end() + 3 * start.startswith("\xef\xbb\xbf"),
+    )
     if start[at : at + 1] != "{":
         return False
     try:
@@ -99,8 +139,12 @@ def _is_coco(start: str) -> bool:
 
 
 def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str | None, str | None]]], str]:
-    """(offset, size, id, image_id) of each item of `images` and `annotations`, as far as the object can be read, and what ended it."""
-    decode = json.JSONDecoder(parse_int=str).raw_decode  # of numbers only equality counts, and Python reads no more than 4,300 digits
+    """(offset, size, id, image_id) of each item of `images` and `annotations`, as far as the object can be read, and
+    what ended it.
+    """
+    decode = json.JSONDecoder(
+        parse_int=str
+    ).raw_decode  # of numbers only equality counts, and Python reads no more than 4,300 digits
     lists, at = {"images": [], "annotations": []}, text.index("{") + 1
     try:
         while text[at := _GAP.match(text, at).end()] != "}":

@@ -1,11 +1,12 @@
 """Parquet as datasets are exported from the hub: a row is a record.
 
-Rows with `texts` and `images` (lists of one length), `text_list`, `conversations` or `instruction` are documents in the layouts
-of `json_documents`; others are pairs: a picture (column `image`, `jpg` or `images`) and its caption (`text` or `caption`), or text
-alone. A picture is a struct of bytes and path, or bytes, or a path in the folder of pictures, or a list of one of these.
+Rows with `texts` and `images` (lists of one length), `text_list`, `conversations` or `instruction` are documents in the
+layouts of `json_documents`; others are pairs: a picture (column `image`, `jpg` or `images`) and its caption (`text` or
+`caption`), or text alone. A picture is a struct of bytes and path, or bytes, or a path in the folder of pictures, or a
+list of one of these.
 
-Parquet reads whole row groups: text and pictures are read apart, and each process keeps the last few of them. A shuffled epoch
-over large files is therefore slow: `python -m dreamjax.prepare` once makes it fast.
+Parquet reads whole row groups: text and pictures are read apart, and each process keeps the last few of them. A
+shuffled epoch over large files is therefore slow: `python -m dreamjax.prepare` once makes it fast.
 """
 
 import concurrent.futures
@@ -72,9 +73,20 @@ def _path_in(value) -> str | None:
 
 
 def _is_read_at_once(kind: pyarrow.DataType) -> bool:
-    """Whether a column holds so little that a record's pictures are looked at with its text, or lists, of which nothing else is known."""
+    """Whether a column holds so little that a record's pictures are looked at with its text, or lists, of which
+    nothing else is known.
+    """
     types = pyarrow.types
-    return any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_list, types.is_large_list, types.is_fixed_size_list))
+    return any(
+        fits(kind)
+        for fits in (
+            types.is_string,
+            types.is_large_string,
+            types.is_list,
+            types.is_large_list,
+            types.is_fixed_size_list,
+        )
+    )
 
 
 def _column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray:
@@ -87,7 +99,10 @@ def _column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedAr
 
 @functools.lru_cache(maxsize=CACHED)
 def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray | files.Unreadable:
-    """The same, with what is wrong as a value: it is kept too, else each row of a bad group would read all of it again."""
+    """The same, with what is wrong as a value.
+
+    It is kept too, else each row of a bad group would read all of it again.
+    """
     try:
         if files.stamp(file) != stamp:
             return files.Unreadable(f"{file}: has changed since it was opened", "file changed")
@@ -100,29 +115,46 @@ def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.Chun
 
 
 def _read_bounded(parquet: pyarrow.parquet.ParquetFile, group: int, column: str, file: str) -> pyarrow.ChunkedArray:
-    """The column, in parts that cannot be larger than LARGEST: a value that is stored once may stand in a thousand million rows."""
+    """The column, in parts that cannot be larger than LARGEST.
+
+    A value that is stored once may stand in a thousand million rows.
+    """
     facts = parquet.metadata.row_group(group)
-    stored = sum(chunk.total_uncompressed_size for chunk in map(facts.column, range(facts.num_columns)) if chunk.path_in_schema.partition(".")[0] == column)
+    stored = sum(
+        chunk.total_uncompressed_size
+        for chunk in map(facts.column, range(facts.num_columns))
+        if chunk.path_in_schema.partition(".")[0] == column
+    )
     parts, size = [], 0
     for batch in parquet.iter_batches(min(max(LARGEST // max(stored, 1), 1), ROWS), [group], [column]):
         parts.append(batch.column(0))
         size += parts[-1].nbytes
         if size > LARGEST:
-            raise files.Unreadable(f"{file}: the column {column} of group {group} takes more than {LARGEST:,d} bytes", "unpacks to too much")
+            raise files.Unreadable(
+                f"{file}: the column {column} of group {group} takes more than {LARGEST:,d} bytes",
+                "unpacks to too much",
+            )
     if sum(map(len, parts)) != facts.num_rows:
-        raise files.Unreadable(f"{file}: group {group} has {sum(map(len, parts)):,d} rows of {column}, not {facts.num_rows:,d}", "file damaged")
+        raise files.Unreadable(
+            f"{file}: group {group} has {sum(map(len, parts)):,d} rows of {column}, not {facts.num_rows:,d}",
+            "file damaged",
+        )
     return pyarrow.chunked_array(parts)
 
 
 def _open(file: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open() if files.is_remote(file) else os.path.abspath(file))  # else it takes "~" for the home
+    return pyarrow.parquet.ParquetFile(
+        fsspec.open(file, "rb").open() if files.is_remote(file) else os.path.abspath(file)
+    )  # else it takes "~" for the home
 
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
     """The rows of all files, in the order of the files."""
 
-    files: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]  # name, stamp, columns, those whose pictures are looked at with the text
+    files: tuple[
+        tuple[str, str, tuple[str, ...], tuple[str, ...]], ...
+    ]  # name, stamp, columns, those whose pictures are looked at with the text
     groups: np.ndarray  # [groups, 2]: number of the file, number in the file
     ends: np.ndarray  # [groups] one past the last row of each
     skipped: tuple[BadRecord, ...]
@@ -135,8 +167,18 @@ class Parquet:
     @property
     def fingerprint(self) -> str:
         """Of the files and the settings."""
-        facts = [[file[:3] for file in self.files], self.folder.path, self.text_key, self.image_key, self.min_similarity]
-        facts += [name for name, on in (("outside", self.folder.allow_outside), ("drop_first_answer", self.drop_first_answer)) if on]
+        facts = [
+            [file[:3] for file in self.files],
+            self.folder.path,
+            self.text_key,
+            self.image_key,
+            self.min_similarity,
+        ]
+        facts += [
+            name
+            for name, on in (("outside", self.folder.allow_outside), ("drop_first_answer", self.drop_first_answer))
+            if on
+        ]
         return f"parquet-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
     def __len__(self) -> int:
@@ -169,17 +211,26 @@ class Parquet:
     def _document(self, index: int, name: str) -> Document:
         file, group, row = self._place(index)
         path, stamp, columns, at_once = self.files[file]
-        value = lambda column: _value(path, stamp, group, row, column)
+
+        def value(column):
+            return _value(path, stamp, group, row, column)
+
         picture = next((c for c in ((self.image_key,) if self.image_key else IMAGE_COLUMNS) if c in columns), None)
         if self.image_key and picture is None:
             raise Unusable("missing key", f"column {self.image_key}; there are {', '.join(columns)}")
-        cell = lambda item: Cell(path, stamp, group, row, picture, item, name, self.folder)
+
+        def cell(item):
+            return Cell(path, stamp, group, row, picture, item, name, self.folder)
+
         if is_document({column: [] for column in columns}):
             record = {column: value(column) for column in columns if column in COLUMNS and column != picture}
             return self._layout(record, value(picture) if picture else None, cell)
         column = next((c for c in ((self.text_key,) if self.text_key else TEXT_COLUMNS) if c in columns), None)
         if column is None:
-            raise Unusable("missing key", f"a column of text ({self.text_key or ' or '.join(TEXT_COLUMNS)}); there are {', '.join(columns)}")
+            raise Unusable(
+                "missing key",
+                f"a column of text ({self.text_key or ' or '.join(TEXT_COLUMNS)}); there are {', '.join(columns)}",
+            )
         text = text_at({column: value(column)}, column).strip()
         if not text:
             raise Unusable("no text")
@@ -203,7 +254,10 @@ class Parquet:
         return cell(0 if isinstance(shown, list) else -1) if path is None else self.folder.find(path)
 
     def _layout(self, record: dict, shown, cell) -> Document:
-        """A row in one of the JSON layouts. Pictures of a column are found by their number; the names only say which there are."""
+        """A row in one of the JSON layouts.
+
+        Pictures of a column are found by their number; the names only say which there are.
+        """
         several = isinstance(shown, list)
         items = shown if several else [] if shown is None else [shown]
         if items:
@@ -238,7 +292,10 @@ def open_parquet(
     allow_outside: bool = False,
     drop_first_answer: bool = False,
 ) -> Parquet:
-    """The rows of the files that a path means. Files that cannot be read are skipped; SourceError where none is left."""
+    """The rows of the files that a path means.
+
+    Files that cannot be read are skipped; SourceError where none is left.
+    """
     try:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
@@ -263,7 +320,12 @@ def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...
         with _open(path) as parquet:
             rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             schema = parquet.schema_arrow
-            return (path, stamp, tuple(schema.names), tuple(field.name for field in schema if _is_read_at_once(field.type))), rows
+            return (
+                path,
+                stamp,
+                tuple(schema.names),
+                tuple(field.name for field in schema if _is_read_at_once(field.type)),
+            ), rows
     except files.Unreadable as error:
         return BadRecord(path, error.reason)
     except UnicodeEncodeError:

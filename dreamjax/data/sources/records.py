@@ -1,7 +1,7 @@
 """What the formats share: checked access to records of JSON, and records in JSON files by index.
 
-Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They are scanned once for where each record lies
-(`dreamjax.data.index`); a record is read and parsed when it is asked for.
+Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They are scanned once for where each record
+lies (`dreamjax.data.index`); a record is read and parsed when it is asked for.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from dreamjax.paths import OutsideFolder, inside
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zip")
 CHUNK = 2**22  # bytes of JSON looked at together
-_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?P<close>"?)|[\[\]{},]', re.DOTALL)  # of JSON: strings, brackets and commas
+_STRUCTURE = re.compile(
+    r'"[^"\\]*(?:\\.[^"\\]*)*(?P<close>"?)|[\[\]{},]', re.DOTALL
+)  # of JSON: strings, brackets and commas
 BOM = "\ufeff"  # which editors put before a text, and joining files into its middle
 
 
@@ -55,7 +57,10 @@ def with_id(document: Document, name: str) -> Document:
 
 
 def require(record: dict, key: str, kind: type, where: str = "", of=None):
-    """The value of a key, of a type (an int will do for a float); a list's items may be held to a type as well. Raises Unusable."""
+    """The value of a key, of a type (an int will do for a float).
+
+    A list's items may be held to a type as well. Raises Unusable.
+    """
     if not isinstance(record, dict) or record.get(key) is None:
         raise Unusable("missing key", f"{where}{key}")
     value = record[key]
@@ -65,7 +70,9 @@ def require(record: dict, key: str, kind: type, where: str = "", of=None):
         raise Unusable("wrong type", f"{where}{key} is {type(value).__name__}, not {kind.__name__}")
     for number, item in enumerate(value if of else ()):
         if not isinstance(item, of) or isinstance(item, bool):  # a bool is an int
-            raise Unusable("wrong type", f"{where}{key}[{number}] is {type(item).__name__}, not {getattr(of, '__name__', of)}")
+            raise Unusable(
+                "wrong type", f"{where}{key}[{number}] is {type(item).__name__}, not {getattr(of, '__name__', of)}"
+            )
     return value
 
 
@@ -92,7 +99,10 @@ def texts_at(record: dict, key: str, of=str) -> list:
 
 
 def is_similar(record: dict, key: str, least: float, where: str = "") -> bool:
-    """Whether a similarity is at least so large; one that is NaN or infinite is none. Raises Unusable where it is no number."""
+    """Whether a similarity is at least so large.
+
+    One that is NaN or infinite is none. Raises Unusable where it is no number.
+    """
     value = require(record, key, float, where)
     return math.isfinite(value) and value >= least
 
@@ -101,7 +111,10 @@ def parse_json(data: bytes) -> dict:
     """One JSON object; raises Unusable."""
     try:
         record = json.loads(data, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers of more digits than Python reads
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also bytes that are not UTF-8, and numbers of more digits than Python reads
         raise Unusable("bad JSON", str(error)) from None
     if not isinstance(record, dict):
         raise Unusable("bad JSON", f"{type(record).__name__}, not a JSON object")
@@ -140,13 +153,19 @@ def texts_of(source) -> Iterable[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Pictures by name under a folder, on disk or in a bucket. The names are what others wrote: they lead to nowhere else."""
+    """Pictures by name under a folder, on disk or in a bucket.
+
+    The names are what others wrote: they lead to nowhere else.
+    """
 
     path: str
     allow_outside: bool = False  # unless the user wants them to
 
     def find(self, name: str, number: int = 0) -> str:
-        """The picture's path. Raises BadImage with the reason "image missing", "not downloaded" (a URL) or "outside the folder"."""
+        """The picture's path.
+
+        Raises BadImage with the reason "image missing", "not downloaded" (a URL) or "outside the folder".
+        """
         path = self.place(name)
         if not files.is_file(path):
             raise images.BadImage(f"{path}: no such file", "image missing")
@@ -174,7 +193,9 @@ class JsonRecords:
     folder: Folder
     parse: Callable[..., Document]
     options: dict = dataclasses.field(default_factory=dict)
-    key_of: Callable[[dict], str] | None = None  # what records have in common that must lie in one split; raises Unusable
+    key_of: Callable[[dict], str] | None = (
+        None  # what records have in common that must lie in one split; raises Unusable
+    )
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:
@@ -184,7 +205,8 @@ class JsonRecords:
     @property
     def fingerprint(self) -> str:
         """Of the files and the settings; not of the pictures, of which only the names are known."""
-        return f"{self.index.fingerprint}-{self.parse.__module__}-{self.folder.path}-{self.options}{'-outside' * self.folder.allow_outside}"
+        outside = "-outside" * self.folder.allow_outside
+        return f"{self.index.fingerprint}-{self.parse.__module__}-{self.folder.path}-{self.options}{outside}"
 
     def __len__(self) -> int:
         return len(self.index)
@@ -222,7 +244,10 @@ def open_json(
     allow_outside: bool = False,
     **options,
 ) -> JsonRecords:
-    """The documents of all JSON files that a path means; pictures lie in `folder`, or else beside the first file. Raises SourceError."""
+    """The documents of all JSON files that a path means.
+
+    Pictures lie in `folder`, or else beside the first file. Raises SourceError.
+    """
     try:
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
@@ -251,7 +276,9 @@ def _scan_lines(file, scan: Scan, path: str):
         while not piece.endswith(b"\n") and (piece := file.readline(CHUNK)):  # a line may be as long as the file
             size, is_blank = size + len(piece), is_blank and not piece.strip()
         if size > LONGEST and not is_blank:
-            scan.skipped.append((f"{path}:{number}", "record too large", f"{size:,d} bytes, a record may have {LONGEST:,d}"))
+            scan.skipped.append(
+                (f"{path}:{number}", "record too large", f"{size:,d} bytes, a record may have {LONGEST:,d}")
+            )
         elif not is_blank:
             scan.add(str(number), [(at, size, "")])
         at += size
@@ -278,10 +305,18 @@ def _scan_list(file, scan: Scan, path: str):
             scan.add(str(len(scan.ends)), [(before + at, end - at, "")])
             at = end
         elif not more:
-            scan.skipped.append((f"{path}:{len(scan.ends)}", "bad JSON", f"at byte {before + at:,d}: it has no end; the rest of the file is left out"))
+            scan.skipped.append(
+                (
+                    f"{path}:{len(scan.ends)}",
+                    "bad JSON",
+                    f"at byte {before + at:,d}: it has no end; the rest of the file is left out",
+                )
+            )
             return
         elif len(window) - at > LONGEST:
-            where = f"at byte {before + at:,d}: it has no end within {LONGEST:,d} bytes; the rest of the file is left out"
+            where = (
+                f"at byte {before + at:,d}: it has no end within {LONGEST:,d} bytes; the rest of the file is left out"
+            )
             scan.skipped.append((f"{path}:{len(scan.ends)}", "record too large", where))
             return
         else:
@@ -290,7 +325,10 @@ def _scan_list(file, scan: Scan, path: str):
 
 
 def value_end(text: str, at: int) -> int | None:
-    """Where a value of a list ends that is no JSON, or more than Python reads, told by its brackets alone; None where the text ends before."""
+    """Where a value of a list ends that is no JSON, or more than Python reads, told by its brackets alone.
+
+    None where the text ends before.
+    """
     depth = 0
     for token in _STRUCTURE.finditer(text, at):
         if token[0] in "[{":

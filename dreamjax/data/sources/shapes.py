@@ -1,9 +1,9 @@
 """The embedded generator: illustrated stories, questions and recalls about coloured shapes, with exact ground truth.
 
-A scene is a coloured shape at one of five places; the place is what the shape does ("jumps up", "sleeps in the middle").
-All pictures form a finite set (`all_pictures`), so that a drawn picture can be judged exactly, and two combinations of
-colour and shape (UNSEEN) never occur in training, so that composition can be told from memory. Everything is a pure
-function of (seed, split, index).
+A scene is a coloured shape at one of five places; the place is what the shape does ("jumps up", "sleeps in the
+middle"). All pictures form a finite set (`all_pictures`), so that a drawn picture can be judged exactly, and two
+combinations of colour and shape (UNSEEN) never occur in training, so that composition can be told from memory.
+Everything is a pure function of (seed, split, index).
 
 Pictures are uint8 [size, size, 3], RGB; lengths are in pixels of the 16-pixel picture, x to the right and y downwards.
 """
@@ -45,16 +45,29 @@ QUESTION_SHARE = 0.35  # the rest are recalls
 LENGTHS = {"train": 20_000, "eval": 1_000}  # documents of an epoch, unless told otherwise
 
 PAPER = (252, 247, 232)
-INKS = {"red": (214, 48, 49), "green": (46, 160, 67), "blue": (36, 92, 210), "yellow": (242, 194, 32), "purple": (142, 60, 186)}
+INKS = {
+    "red": (214, 48, 49),
+    "green": (46, 160, 67),
+    "blue": (36, 92, 210),
+    "yellow": (242, 194, 32),
+    "purple": (142, 60, 186),
+}
 OFFSETS = {"up": (0, -3), "down": (0, 3), "left": (-3, 0), "right": (3, 0), "middle": (0, 0)}
-JITTERS = tuple(itertools.product((-1, 0, 1), repeat=2))  # around the place's offset: places stay at least one pixel apart
+JITTERS = tuple(
+    itertools.product((-1, 0, 1), repeat=2)
+)  # around the place's offset: places stay at least one pixel apart
 RADII = (4.0, 3.5)  # half the width of a shape, by scale
-SUPERSAMPLING = 12  # samples per pixel along each axis; a multiple of 3, so that the arms of a cross end between samples
+SUPERSAMPLING = (
+    12  # samples per pixel along each axis; a multiple of 3, so that the arms of a cross end between samples
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture and what is said of it. `action` is one of ACTIONS[place], `jitter` of JITTERS, `scale` indexes RADII."""
+    """A picture and what is said of it.
+
+    `action` is one of ACTIONS[place], `jitter` of JITTERS, `scale` indexes RADII.
+    """
 
     colour: str
     shape: str
@@ -77,7 +90,10 @@ class Scene:
 
 
 def coverage(shape: str, centre: tuple[float, float], radius: float, size: int) -> np.ndarray:
-    """uint8 [size, size, 1]: how much of each pixel a shape covers, 255 for all; centre and radius in 16ths of the side."""
+    """uint8 [size, size, 1].
+
+    How much of each pixel a shape covers, 255 for all; centre and radius in 16ths of the side.
+    """
     samples = (np.arange(size * SUPERSAMPLING) + 0.5) * 16 / (size * SUPERSAMPLING)
     x, y = (samples[None, :] - centre[0]) / radius, (samples[:, None] - centre[1]) / radius  # the shape spans -1..1
     match shape:
@@ -95,14 +111,18 @@ def coverage(shape: str, centre: tuple[float, float], radius: float, size: int) 
 
 @functools.lru_cache(maxsize=512)  # all of one size: 4 shapes x 5 places x 9 jitters x 2 scales = 360
 def _coverage(shape: str, place: str, jitter: tuple[int, int], scale: int, size: int) -> np.ndarray:
-    x, y = (8 + offset + shift for offset, shift in zip(OFFSETS[place], jitter))
+    x, y = (8 + offset + shift for offset, shift in zip(OFFSETS[place], jitter, strict=True))
     return coverage(shape, (x, y), RADII[scale], size)
 
 
-def render(colour: str, shape: str, place: str, jitter: tuple[int, int] = (0, 0), scale: int = 0, size: int = 16) -> np.ndarray:
+def render(
+    colour: str, shape: str, place: str, jitter: tuple[int, int] = (0, 0), scale: int = 0, size: int = 16
+) -> np.ndarray:
     """The picture of one shape, uint8 [size, size, 3]; the geometry grows with `size`."""
     paper, ink = np.float32(PAPER), np.float32(INKS[colour])
-    return np.rint(paper + (ink - paper) * (_coverage(shape, place, jitter, scale, size) / np.float32(255))).astype(np.uint8)
+    return np.rint(paper + (ink - paper) * (_coverage(shape, place, jitter, scale, size) / np.float32(255))).astype(
+        np.uint8
+    )
 
 
 @functools.cache
@@ -170,10 +190,14 @@ def _choice(rng: np.random.Generator, items):
 
 def _scene(rng: np.random.Generator, combination: tuple[str, str], place: str | None = None) -> Scene:
     place = place or _choice(rng, PLACES)
-    return Scene(*combination, place, _choice(rng, ACTIONS[place]), _choice(rng, JITTERS), int(rng.integers(len(RADII))))
+    return Scene(
+        *combination, place, _choice(rng, ACTIONS[place]), _choice(rng, JITTERS), int(rng.integers(len(RADII)))
+    )
 
 
-def _recall_scenes(rng: np.random.Generator, wanted: tuple[str, str], combinations, place: str | None = None) -> tuple[Scene, Scene]:
+def _recall_scenes(
+    rng: np.random.Generator, wanted: tuple[str, str], combinations, place: str | None = None
+) -> tuple[Scene, Scene]:
     """The scene shown first and the wanted one: the same shape at the same place, in another colour."""
     colour, shape = wanted
     others = [combination for combination in combinations if combination[1] == shape and combination[0] != colour]
@@ -231,7 +255,10 @@ def story_prompts(n: int, seed: int = 0) -> list[tuple[Document, Scene]]:
 
 
 def questions(n: int, seed: int = 0) -> list[tuple[Document, str, str, Scene]]:
-    """n (prompt, answer without full stop, kind, scene); combinations, places and kinds (of QUESTIONS) occur evenly, UNSEEN too."""
+    """n (prompt, answer without full stop, kind, scene).
+
+    Combinations, places and kinds (of QUESTIONS) occur evenly, UNSEEN too.
+    """
     asked = []
     for i, (rng, combination, place) in enumerate(_even_cases(n, seed, COMBINATIONS, "question")):
         scene, kind = _scene(rng, combination, place), tuple(QUESTIONS)[i % len(QUESTIONS)]
@@ -240,7 +267,10 @@ def questions(n: int, seed: int = 0) -> list[tuple[Document, str, str, Scene]]:
 
 
 def recalls(n: int, seed: int = 0) -> list[tuple[Document, Scene]]:
-    """n (prompt that ends in "The same again, in blue.", wanted scene); both its scenes are of SEEN, the wanted ones evenly."""
+    """n (prompt that ends in "The same again, in blue.", wanted scene).
+
+    Both its scenes are of SEEN, the wanted ones evenly.
+    """
     prompts = []
     for rng, combination, place in _even_cases(n, seed, SEEN, "recall"):
         shown, wanted = _recall_scenes(rng, combination, SEEN, place)
@@ -249,7 +279,8 @@ def recalls(n: int, seed: int = 0) -> list[tuple[Document, Scene]]:
 
 
 def _even_cases(n: int, seed: int, combinations, kind: str):
-    """n times (generator, combination, place), each combination and each place as often as any other, up to a remainder.
+    """n times (generator, combination, place), each combination and each place as often as any other, up to a
+    remainder.
 
     The generator's second key is none of those of the sources, which are the first len(SPLITS) numbers.
     """

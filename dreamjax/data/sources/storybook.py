@@ -1,11 +1,11 @@
 """A folder of picture stories: `stories.jsonl` and the pictures it names.
 
-The folder may be in a bucket. One JSON object per line: id, title, pages [{text, image}], and where known cover, summary, text_by, illustration_by,
-license. Paths are relative to the folder; a page's image may be null and its text empty. Pictures are opened when a
-document is used, not before.
+The folder may be in a bucket. One JSON object per line: id, title, pages [{text, image}], and where known cover,
+summary, text_by, illustration_by, license. Paths are relative to the folder; a page's image may be null and its text
+empty. Pictures are opened when a document is used, not before.
 
-Stories share pictures (a series, a cover used again). Those that share one, directly or through others, always lie in the
-same split; otherwise a model would be tested on pictures that it was trained on.
+Stories share pictures (a series, a cover used again). Those that share one, directly or through others, always lie in
+the same split; otherwise a model would be tested on pictures that it was trained on.
 """
 
 import dataclasses
@@ -50,17 +50,22 @@ class Storybook:
     split: str = "train"
     allow_outside: bool = False  # pictures may lie outside the folder
     stories: tuple[Story, ...] = dataclasses.field(init=False, repr=False)
-    keys: tuple[str, ...] = dataclasses.field(init=False, repr=False)  # of the stories: the same where they share pictures
+    keys: tuple[str, ...] = dataclasses.field(
+        init=False, repr=False
+    )  # of the stories: the same where they share pictures
     skipped: tuple[BadRecord, ...] = dataclasses.field(init=False, repr=False)  # of the whole file, not of the split
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise SourceError(f"storybook: split {self.split!r} is none of {', '.join(SPLITS)}")
         stories, skipped = read_stories(self.path)
-        chosen = tuple(story for story, split in zip(stories, assign_splits(stories)) if split == self.split)
+        chosen = tuple(
+            story for story, split in zip(stories, assign_splits(stories), strict=True) if split == self.split
+        )
         if not chosen:
             raise SourceError(
-                f"storybook: no story of {self.path} falls into the split {self.split!r}, since the {len(stories)} that can be read "
+                f"storybook: no story of {self.path} falls into the split {self.split!r}, since the "
+                f"{len(stories)} that can be read "
                 "are few or share pictures; add stories, or leave this split out of the config"
             )
         first = {one: min(group) for group in _connected(chosen) for one in group}
@@ -117,7 +122,10 @@ class Storybook:
         """The attribution that the licence asks for wherever this story is shown."""
         story = self.stories[index]
         text_by, pictures_by = story.text_by or "unknown", story.illustration_by or "unknown"
-        return f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence {story.license or "unknown"}'
+        return (
+            f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence '
+            f"{story.license or 'unknown'}"
+        )
 
 
 def _heading(title: str) -> str:
@@ -126,7 +134,10 @@ def _heading(title: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StorybookPages:
-    """The illustrated pages of one split, each a Document of its own: its text, then its picture, dreamed but not seen."""
+    """The illustrated pages of one split, each a Document of its own.
+
+    Its text, then its picture, dreamed but not seen.
+    """
 
     path: str | os.PathLike
     split: str = "train"
@@ -137,7 +148,12 @@ class StorybookPages:
 
     def __post_init__(self):
         book = Storybook(self.path, self.split, self.allow_outside)
-        pages = [((f"{story.id}/{number}", *page), key) for story, key in zip(book.stories, book.keys) for number, page in enumerate(story.pages, 1) if all(page)]
+        pages = [
+            ((f"{story.id}/{number}", *page), key)
+            for story, key in zip(book.stories, book.keys, strict=True)
+            for number, page in enumerate(story.pages, 1)
+            if all(page)
+        ]
         object.__setattr__(self, "book", book)
         object.__setattr__(self, "pages", tuple(page for page, _ in pages))
         object.__setattr__(self, "keys", tuple(key for _, key in pages))
@@ -184,7 +200,10 @@ def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadR
     try:
         lines = files.read_bytes(file).splitlines()
     except OSError as error:
-        raise SourceError(f"storybook: cannot read {file}: {getattr(error, 'reason', '') or error.strerror}; give the folder that holds stories.jsonl") from None
+        raise SourceError(
+            f"storybook: cannot read {file}: {getattr(error, 'reason', '') or error.strerror}; give the "
+            "folder that holds stories.jsonl"
+        ) from None
     stories, skipped = {}, []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -198,7 +217,9 @@ def read_stories(path: str | os.PathLike) -> tuple[tuple[Story, ...], tuple[BadR
             skipped.append(BadRecord(f"{file}:{number}", *error.args))
     if not stories:
         reason = f"the first of {len(skipped)} bad records is {skipped[0]}" if skipped else "the file is empty"
-        raise SourceError(f"storybook: no story in {file}: {reason}; each line is a JSON object with id, title and pages")
+        raise SourceError(
+            f"storybook: no story in {file}: {reason}; each line is a JSON object with id, title and pages"
+        )
     return tuple(stories.values()), tuple(skipped)
 
 
@@ -212,7 +233,13 @@ def _parse(line: bytes) -> Story:
     if not pages:
         raise Unusable("empty", "no page has text or a picture")
     others = {key: _string(record, key) for key in ("text_by", "illustration_by", "license")}
-    return Story(_string(record, "id", needed=True), _string(record, "title", needed=True), pages, _picture(record, "cover"), **others)
+    return Story(
+        _string(record, "id", needed=True),
+        _string(record, "title", needed=True),
+        pages,
+        _picture(record, "cover"),
+        **others,
+    )
 
 
 def _string(record, key: str, needed: bool = False) -> str:
@@ -237,11 +264,13 @@ def _picture(record, key: str) -> str:
 def assign_splits(stories: Sequence[Story]) -> list[str]:
     """The split of each story.
 
-    Groups of stories that share pictures are ordered by a hash of their smallest id; eval takes, in this order, those that
-    still fit into its share, and at least one story where there are groups enough. So a group larger than the share, as real
-    folders have, is trained on, and the order of the file does not matter.
+    Groups of stories that share pictures are ordered by a hash of their smallest id; eval takes, in this order, those
+    that still fit into its share, and at least one story where there are groups enough. So a group larger than the
+    share, as real folders have, is trained on, and the order of the file does not matter.
     """
-    groups = sorted(_connected(stories), key=lambda group: hashlib.sha256(min(group).encode("utf-8", "surrogatepass")).digest())
+    groups = sorted(
+        _connected(stories), key=lambda group: hashlib.sha256(min(group).encode("utf-8", "surrogatepass")).digest()
+    )
     left = max(1, int(EVAL_SHARE * len(stories))) if len(groups) > 1 else 0
     held_back = set()
     for group in groups:

@@ -1,9 +1,10 @@
 """The members of a tar, one header after the other, whatever the headers say.
 
-The standard library's reader descends once more for each extended header and reads as many bytes as one claims. Here they
-are walked in a loop, none is read that is longer than MAX_HEADER, and every size is held against the file's own: time grows
-with the file, memory with its members. Read are ustar, GNU's long names and pax, local and global. Behind the mark of its end
-the file is read on, as `tar --ignore-zeros` does, so that tars joined with `cat` are read as a whole.
+The standard library's reader descends once more for each extended header and reads as many bytes as one claims. Here
+they are walked in a loop, none is read that is longer than MAX_HEADER, and every size is held against the file's own:
+time grows with the file, memory with its members. Read are ustar, GNU's long names and pax, local and global. Behind
+the mark of its end the file is read on, as `tar --ignore-zeros` does, so that tars joined with `cat` are read as a
+whole.
 """
 
 import os
@@ -29,7 +30,10 @@ class Damaged(Exception):
 
 
 class TarMember(typing.NamedTuple):
-    """One member: a range of the file's bytes, or a link to another member, or nothing of either for the reason `problem`."""
+    """One member.
+
+    A range of the file's bytes, or a link to another member, or nothing of either for the reason `problem`.
+    """
 
     name: str
     part: int  # of tars that were joined, which one
@@ -57,7 +61,9 @@ def walk(file: typing.BinaryIO) -> Iterator[TarMember]:
             try:
                 _header(file, at, size)
             except Damaged:
-                raise BehindTheEnd(f"{size - at:,d} bytes from byte {at:,d} on, behind the mark of the end, are no tar") from None
+                raise BehindTheEnd(
+                    f"{size - at:,d} bytes from byte {at:,d} on, behind the mark of the end, are no tar"
+                ) from None
 
 
 class BehindTheEnd(Damaged):
@@ -83,8 +89,13 @@ def places_of(members: list[TarMember]) -> dict[tuple[int, str], TarMember | Non
     return places
 
 
-def _next_member(file: typing.BinaryIO, at: int, size: int, part: int, shared: dict[str, str]) -> tuple[int, TarMember | None]:
-    """Where the next header is, and the member whose headers begin at `at`, None where it is a folder. Global headers go into `shared`."""
+def _next_member(
+    file: typing.BinaryIO, at: int, size: int, part: int, shared: dict[str, str]
+) -> tuple[int, TarMember | None]:
+    """Where the next header is, and the member whose headers begin at `at`, None where it is a folder.
+
+    Global headers go into `shared`.
+    """
     own: dict[str, str] = {}
     while (info := _header(file, at, size)).type in _PAX or info.type in _LONG_NAMES:
         content = _extended(file, at, info.size, size)
@@ -137,7 +148,9 @@ def _header(file: typing.BinaryIO, at: int, size: int) -> tarfile.TarInfo:
     except tarfile.HeaderError:
         raise Damaged(f"no header at byte {at:,d}") from None
     if block[257:265] == tarfile.GNU_MAGIC and info.type != tarfile.DIRTYPE:
-        info.name = _text(block[:100].partition(b"\0")[0])  # GNU's headers have times where POSIX's have the beginning of a long name
+        info.name = _text(
+            block[:100].partition(b"\0")[0]
+        )  # GNU's headers have times where POSIX's have the beginning of a long name
     return info
 
 
@@ -148,7 +161,10 @@ def _extended(file: typing.BinaryIO, at: int, length: int, size: int) -> bytes:
 
 
 def _pax_fields(content: bytes, start: int) -> dict[str, str]:
-    """The fields of a pax header that matter here. Its records are "LENGTH KEY=VALUE\\n", with the length that of the whole record."""
+    """The fields of a pax header that matter here.
+
+    Its records are "LENGTH KEY=VALUE\\n", with the length that of the whole record.
+    """
     fields, at = {}, 0
     while at < len(content) and content[at]:  # some writers fill up with zeros
         found = _PAX_RECORD.match(content, at)
@@ -190,7 +206,13 @@ def _blocks(length: int) -> int:
 
 
 def _whole_number(value: str | int, start: int) -> int:
-    number = value if isinstance(value, int) else int(value) if value.isascii() and value.isdigit() and len(value) < 20 else -1
+    number = (
+        value
+        if isinstance(value, int)
+        else int(value)
+        if value.isascii() and value.isdigit() and len(value) < 20
+        else -1
+    )
     if number < 0:
         raise Damaged(f"the header at byte {start:,d} claims a size of {str(value)[:30]!r}")
     return number

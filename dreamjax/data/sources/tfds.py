@@ -1,7 +1,9 @@
-"""Datasets of TensorFlow Datasets in ArrayRecord files, read at random and without tensorflow, and a builder that makes them.
+"""Datasets of TensorFlow Datasets in ArrayRecord files, read at random and without tensorflow, and a builder that makes
+them.
 
-PATH is the folder of a built version, such as data/dreamjax_documents/1.0.0, with the name of a split behind it unless that is
-`train`. Read are datasets of `build`, and pairs: a feature `image` and a text (`text`, `caption`, or the first of `captions/text`).
+PATH is the folder of a built version, such as data/dreamjax_documents/1.0.0, with the name of a split behind it unless
+that is `train`. Read are datasets of `build`, and pairs: a feature `image` and a text (`text`, `caption`, or the first
+of `captions/text`).
 """
 
 import contextlib
@@ -44,7 +46,11 @@ class Tfds:
     def _examples(self) -> Sequence[dict]:
         try:
             builder = tfds.builder_from_directory(self.path)
-            decoders = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)}
+            decoders = {
+                key: tfds.decode.SkipDecoding()
+                for key, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            }
             return builder.as_data_source(self.part, decoders=decoders)
         except Exception as error:  # whatever is wrong with the folder, its files or their format
             raise SourceError(f"{self.path}: cannot be read as a dataset of tfds: {gist(error)}") from None
@@ -76,7 +82,9 @@ class Tfds:
     def key(self, index: int) -> str:
         """The key that a document was built with, or else the split and the number in it."""
         name = self._name(index)
-        with contextlib.suppress(RuntimeError, ValueError, KeyError, TypeError, Unusable):  # which reading the document says
+        with contextlib.suppress(
+            RuntimeError, ValueError, KeyError, TypeError, Unusable
+        ):  # which reading the document says
             if key := key_of(self._examples[index].get("document", b"")):
                 return key
         return os.path.basename(name)
@@ -94,7 +102,10 @@ class Tfds:
 def _document(example: dict, text_key: str, image_key: str) -> Document:
     if "document" in example:
         return decode(example["document"])
-    value = next((found for key in ((text_key,) if text_key else TEXT_KEYS) if (found := _lookup(example, key)) is not None), None)
+    value = next(
+        (found for key in ((text_key,) if text_key else TEXT_KEYS) if (found := _lookup(example, key)) is not None),
+        None,
+    )
     while isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
         value = value[0] if len(value) else None
     if value is None:
@@ -128,7 +139,9 @@ def open_tfds(path: str, text_key: str = "", image_key: str = "") -> Tfds:
         return Tfds(path, "train", text_key, image_key)
     if os.path.exists(os.path.join(folder, "dataset_info.json")):
         return Tfds(folder, part, text_key, image_key)
-    raise SourceError(f"{path}: holds no dataset_info.json; give the folder of a built version, and behind it the split")
+    raise SourceError(
+        f"{path}: holds no dataset_info.json; give the folder of a built version, and behind it the split"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -146,7 +159,9 @@ class DreamjaxDocuments(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, description="Interleaved documents.", features=tfds.features.FeaturesDict({"document": tfds.features.Tensor(shape=(), dtype=np.object_)})
+            builder=self,
+            description="Interleaved documents.",
+            features=tfds.features.FeaturesDict({"document": tfds.features.Tensor(shape=(), dtype=np.object_)}),
         )
 
     def _split_generators(self, dl_manager):
@@ -161,7 +176,10 @@ class DreamjaxDocuments(tfds.core.GeneratorBasedBuilder):
 
 
 def build(sources: dict[str, Source], data_dir: str) -> str:
-    """Builds a dataset with a split for each source; returns the folder of its version. Records that cannot be used are left out."""
+    """Builds a dataset with a split for each source.
+
+    Returns the folder of its version. Records that cannot be used are left out.
+    """
     builder = DreamjaxDocuments(sources=sources, data_dir=data_dir)
     builder.download_and_prepare()
     return str(builder.data_path)

@@ -5,7 +5,8 @@ Neighbouring members of one name up to the first dot of their basename are one r
 * a pair: a picture (.jpg, .jpeg, .png, .webp, ...) and its caption: .txt, or the key `caption` or `text` of .json;
 * text alone: .txt without a picture;
 * a JSON document (.json with text_list, texts, conversations or instruction, as in the formats mmc4, obelics, llava and
-  instruct) whose pictures are members: named as the JSON names them, or by their number (.0.jpg, .1.jpg), or in the JSON
+  instruct) whose pictures are members: named as the JSON names them, or by their number (.0.jpg, .1.jpg), or in the
+  JSON
   itself as `image_base64`.
 
 Members that end in .gz are unpacked when read. Compressed tars are unpacked into the cache folder first.
@@ -21,7 +22,16 @@ from dreamjax.data import files
 from dreamjax.data.index import Index, Member, Scan, open_index
 from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import document_of, is_document
-from dreamjax.data.sources.records import Unusable, bad_record, is_similar, parse_json, read_text, text_at, texts_of, with_id
+from dreamjax.data.sources.records import (
+    Unusable,
+    bad_record,
+    is_similar,
+    parse_json,
+    read_text,
+    text_at,
+    texts_of,
+    with_id,
+)
 from dreamjax.data.sources.tar_members import BehindTheEnd, Damaged, TarMember, places_of, resolve, walk
 from dreamjax.data.unpack import Cache, unpacked, unzip
 from dreamjax.document import Document, Image, Text
@@ -50,7 +60,9 @@ class WebDataset:
     @property
     def fingerprint(self) -> str:
         """Of the tars and the settings."""
-        settings = f"{self.text_key}-{self.image_key}-{self.min_similarity}{'-drop_first_answer' * self.drop_first_answer}"
+        settings = (
+            f"{self.text_key}-{self.image_key}-{self.min_similarity}{'-drop_first_answer' * self.drop_first_answer}"
+        )
         return f"webdataset-{self.index.fingerprint}-{settings}"
 
     def __len__(self) -> int:
@@ -96,7 +108,10 @@ class WebDataset:
         keys = (self.text_key,) if self.text_key else CAPTION_KEYS
         value = next((record[key] for key in keys if record.get(key) is not None), None) if record is not None else None
         if value is None:
-            raise Unusable("missing key", f"{kind}, and {' or '.join(keys)} in json; there are {', '.join(members) or 'no members'}")
+            raise Unusable(
+                "missing key",
+                f"{kind}, and {' or '.join(keys)} in json; there are {', '.join(members) or 'no members'}",
+            )
         return text_at({"text": value}, "text").strip()
 
     def _picture(self, pictures: dict) -> images.Source:
@@ -115,7 +130,9 @@ class Unzipped:
 
     member: Member
     cache: Cache
-    of: int = 1  # packed members of the record, which share what any file may grow to: all of them lie in memory at once
+    of: int = (
+        1  # packed members of the record, which share what any file may grow to: all of them lie in memory at once
+    )
 
     def read_bytes(self) -> bytes:
         """The bytes that were packed; raises files.Unreadable."""
@@ -133,9 +150,14 @@ def _plain(members: dict[str, Member], cache: Cache) -> dict[str, Member | Unzip
 
 
 def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source]:
-    """Finds a document's pictures by the names that the JSON has for them or, where no member has one of these, by their numbers."""
+    """Finds a document's pictures by the names that the JSON has for them or, where no member has one of these, by
+    their numbers.
+    """
     infos = record.get("image_info") or record.get("images") or record.get("image") or []
-    names = [info.get("image_name") if isinstance(info, dict) else info for info in (infos if isinstance(infos, list) else [infos])]
+    names = [
+        info.get("image_name") if isinstance(info, dict) else info
+        for info in (infos if isinstance(infos, list) else [infos])
+    ]
     by_name = any(isinstance(name, str) and _base(name) in pictures for name in names)
     numbered = {kind.partition(".")[0]: picture for kind, picture in pictures.items()}
     alone = next(iter(pictures.values())) if len(pictures) == len(names) == 1 else None
@@ -158,27 +180,41 @@ def _base(name: str) -> str:
 
 
 def open_webdataset(
-    path: str, text_key: str = "", image_key: str = "", min_similarity: float | None = None, cache: Cache = Cache(), drop_first_answer: bool = False
+    path: str,
+    text_key: str = "",
+    image_key: str = "",
+    min_similarity: float | None = None,
+    cache: Cache = Cache(),
+    drop_first_answer: bool = False,
 ) -> WebDataset:
     """The records of the tars that a path means. Raises SourceError where there is none."""
     try:
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    return WebDataset(open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer, cache)
+    return WebDataset(
+        open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer, cache
+    )
 
 
 def scan_tar(path: str, cache: Cache) -> Scan:
-    """The members of one tar, by record. Of a damaged tar it is all before the damage, without the record that it may have cut."""
+    """The members of one tar, by record.
+
+    Of a damaged tar it is all before the damage, without the record that it may have cut.
+    """
     stored, problem = unpacked(path, cache)
     scan = Scan(stored=stored)
     with files.opened(stored) as file:
         members, damage = _read_members(file)
-    records = [(name, list(group)) for (_, name), group in itertools.groupby(filter(_is_of_record, members), _record_of)]
+    records = [
+        (name, list(group)) for (_, name), group in itertools.groupby(filter(_is_of_record, members), _record_of)
+    ]
     if damage and not isinstance(damage, BehindTheEnd):
         name, _ = records.pop() if records else ("", [])
         where = f" after {name}" if name else ""
-        scan.skipped.append((path, "tar damaged", f"{problem or damage}{where}; that record and what follows it are left out"))
+        scan.skipped.append(
+            (path, "tar damaged", f"{problem or damage}{where}; that record and what follows it are left out")
+        )
     elif problem or damage:  # behind a mark of the end: no record is cut
         scan.skipped.append((path, "data behind the end", problem or str(damage)))
     places = places_of(members) if any(member.target for member in members) else {}
@@ -205,7 +241,10 @@ def _add(scan: Scan, path: str, name: str, group: list[TarMember], places: dict)
         reason, detail = "repeated member" if kind in found else "", kind
         at = resolve(member, places)
         if at is None:
-            reason, detail = "link leads nowhere", f"{kind} to {member.target}, of which the tar holds no file, or several"
+            reason, detail = (
+                "link leads nowhere",
+                f"{kind} to {member.target}, of which the tar holds no file, or several",
+            )
         elif at.problem:
             reason, detail = "member is no file", f"{kind} is {at.problem}"
         if reason:
