@@ -69,9 +69,11 @@ def documents(model: DreamLLM, count: int) -> dict:
     same = all(one.to_json() == two.to_json() for one, two in zip(made.pop("masked"), again, strict=True))
     made.pop("unmasked")
     some = min(count, 16)
-    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:2], seeds, strict=True)]  # compiles
+    alone = [
+        model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:2], seeds, strict=False)
+    ]  # compiles
     began = time.monotonic()
-    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:some], seeds, strict=True)]
+    alone = [model.generate(prompt, seed, **STORY) for prompt, seed in zip(prompts[:some], seeds, strict=False)]
     single = (time.monotonic() - began) / some
     agree = np.mean([one.text == two.text for one, two in zip(alone, again, strict=True)])
     rates = {

@@ -29,7 +29,7 @@ class Relay:
         self.line = b""  # what has come of a line whose beginning may be that of a log message
         self.held = b""  # lines from the first that may be the beginning of the end
         self.since = 0.0  # when the first of what is held back came
-        self.told = self.over = False  # whether the process itself has said it; whether the runtime has
+        self.over = False  # whether the process itself has said it, or the runtime
         self.ended = False  # whether END has come
 
     def feed(self, data: bytes, now: float) -> bytes:
@@ -49,12 +49,14 @@ class Relay:
     def _show(self, line: bytes) -> bytes:
         if line.endswith(END):
             self.ended, line = True, line.removesuffix(END)
-        self.told |= LOST.encode() in line
         if self.over:
             return b""
+        if LOST.encode() in line:  # the process says it itself, and what the runtime has to add is no more than that
+            self.over, self.held = True, b""
+            return line
         if FATAL.match(line):
             self.over = True
-            return b"" if self.told else self.last_words
+            return self.last_words
         if self.held or FIRST.match(line):
             self.held += line
             return b""

@@ -50,7 +50,7 @@ def test_the_end_of_another_host_is_one_line(before, size):
 
 
 def test_a_process_that_has_said_it_is_not_repeated():
-    assert passed(OURS, FATAL) == OURS
+    assert passed(OURS, FATAL) == passed(OURS, ERROR) == passed(ERROR, OURS) == passed(ERROR, OURS, ERROR) == OURS
     assert passed(FATAL, OURS).count(b"lost another host") == 1
 
 

@@ -13,6 +13,7 @@ from benchmarks.faults.commands import TWO_HOSTS
 from benchmarks.faults.reference import Reference
 from benchmarks.faults.training import PAUSE, WRITES, Run, stop_when_saved
 from benchmarks.faults.watch import Aim
+from dreamjax import relay
 
 WITHIN = 60  # seconds in which the other has to end; --heartbeat is far below
 BOTH = (0, 1)
@@ -61,7 +62,7 @@ def lose(run: Run, victim: int, at: Aim):
         other.process.kill()
         run.outcome.fault("crashes", f"{where}: still runs {WITHIN} s after the other was killed")
     else:
-        if status not in ENDS or commands.has_traceback(other.stderr()):
+        if status not in ENDS or commands.has_traceback(other.stderr()) or relay.LOST not in other.last_line():
             run.outcome.fault("crashes", f"{where}: status {status}: {other.last_line()}")
         run.outcome.lines.append(f"  host {1 - victim} ends with {status}: {other.last_line()[:200]}")
     run.compare(f"after {other.printed.name}")
