@@ -27,15 +27,15 @@ import webdataset
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from dreamjax import images  # noqa: E402
 from dreamjax.config import SourceConfig  # noqa: E402
-from dreamjax.data import writing  # noqa: E402
-from dreamjax.data.filters import Filters  # noqa: E402
-from dreamjax.data.sources import Source, open_source  # noqa: E402
-from dreamjax.document import Image  # noqa: E402
-from dreamjax.rows import Slots, build_row  # noqa: E402
-from dreamjax.tokenizer import Tokenizer  # noqa: E402
-from dreamjax.tokenizer_training import train_tokenizer  # noqa: E402
+from dreamjax.data.prepare import writer  # noqa: E402
+from dreamjax.data.prepare.filters import Filters  # noqa: E402
+from dreamjax.data.registry import open_source  # noqa: E402
+from dreamjax.data.source import Source  # noqa: E402
+from dreamjax.document import Image, image_io
+from dreamjax.document.tokenize import Slots, build_row  # noqa: E402
+from dreamjax.document.tokenizer import Tokenizer  # noqa: E402
+from dreamjax.document.tokenizer_training import train_tokenizer  # noqa: E402
 
 ENCODER, DECODER = 224, 512
 SLOTS = Slots(64, 256)
@@ -45,7 +45,7 @@ WORDS = (
 )
 
 
-def picture(rng: np.random.Generator, width: int, height: int) -> bytes:
+def make_image(rng: np.random.Generator, width: int, height: int) -> bytes:
     """A JPEG with as many bytes per pixel as a photograph has: coarse and fine noise over each other."""
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)).resize(
         (width, height), PIL.Image.Resampling.BICUBIC
@@ -81,7 +81,7 @@ def with_webdataset(path: pathlib.Path) -> Iterator:
         webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "txt")
     )
     for image, caption in pipeline:
-        yield images.for_encoder(image, ENCODER), images.for_decoder(image, DECODER), caption
+        yield image_io.for_encoder(image, ENCODER), image_io.for_decoder(image, DECODER), caption
 
 
 def with_dreamjax(source: Source, tokenizer: Tokenizer, draft: int = 0) -> Iterator:
@@ -89,7 +89,7 @@ def with_dreamjax(source: Source, tokenizer: Tokenizer, draft: int = 0) -> Itera
         document = source[int(index)]
         row = build_row(document, tokenizer, SLOTS)
         image = next(part for part in document.parts if isinstance(part, Image)).pil(draft)
-        yield images.for_encoder(image, ENCODER), images.for_decoder(image, DECODER), row
+        yield image_io.for_encoder(image, ENCODER), image_io.for_decoder(image, DECODER), row
 
 
 def best_times(paths: dict[str, Callable[[], Iterator]], rounds: int) -> dict[str, float]:
@@ -119,7 +119,7 @@ def index_and_memory(folder: pathlib.Path, records: int, tokenizer: Tokenizer) -
 
     Seconds to index it, and memory while every record becomes a row once, in random order.
     """
-    write_tar(folder / "many.tar", records, [picture(np.random.default_rng(0), 64, 64)])
+    write_tar(folder / "many.tar", records, [make_image(np.random.default_rng(0), 64, 64)])
     start, wall = time.process_time(), time.perf_counter()
     source = open_source(SourceConfig("webdataset", str(folder / "many.tar"), cache=str(folder / "many")))
     seconds = time.process_time() - start, time.perf_counter() - wall
@@ -155,11 +155,11 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         rng = np.random.default_rng(0)
-        photographs = [picture(rng, args.width, args.width * 3 // 4) for _ in range(20)]
+        photographs = [make_image(rng, args.width, args.width * 3 // 4) for _ in range(20)]
         write_tar(folder / "pairs.tar", args.pairs, photographs)
         tar = open_source(SourceConfig("webdataset", str(folder / "pairs.tar"), cache=str(folder / "cache")))
         tokenizer = Tokenizer.from_model(train_tokenizer(tar.texts(), 300))
-        writing.write(writing.Job(tar, str(folder / "records"), Filters(decode=False)), workers=1)
+        writer.write(writer.Job(tar, str(folder / "records"), Filters(decode=False)), workers=1)
         records = open_source(SourceConfig("array_record", str(folder / "records")))
         paths = {
             "webdataset": lambda: with_webdataset(folder / "pairs.tar"),

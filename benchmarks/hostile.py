@@ -26,13 +26,13 @@ from collections.abc import Iterator
 from benchmarks.attacks import archives, json_records, models, tables
 from benchmarks.attacks.case import Case
 from benchmarks.attacks.world import CANARY, CANARY_COLOUR, World, make_world
-from dreamjax import images
 from dreamjax.cli import MENDABLE
-from dreamjax.data.filters import Filters, keep
-from dreamjax.data.sources import BadRecord, open_source
+from dreamjax.data.prepare.filters import Filters, keep
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.array_record import encode
 from dreamjax.data.sources.records import Unusable
 from dreamjax.document import Image
+from dreamjax.errors import BadImage, BadRecord
 
 MAKERS = (
     json_records.lines,
@@ -135,7 +135,7 @@ def _read_source(case: Case, counts: Counts, where: str):
                 counts.escapes.append(f"{where}: record {number}")
             counts.refused.update(error.reason for error in left_out)
             continue
-        except (BadRecord, images.BadImage) as error:
+        except (BadRecord, BadImage) as error:
             reason = error.reason
             _check_message(error, counts, f"{where}: record {number}")
         except Unusable as error:
@@ -160,7 +160,7 @@ def escaped(document) -> bool:
         return True
     for part in document.parts:
         if isinstance(part, Image):
-            with contextlib.suppress(images.BadImage, OSError):
+            with contextlib.suppress(BadImage, OSError):
                 if part.pil().resize((1, 1)).getpixel((0, 0)) == CANARY_COLOUR:
                     return True
     return False

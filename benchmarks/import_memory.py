@@ -25,11 +25,12 @@ import numpy as np
 from absl import app, flags
 
 from dreamjax.config import LlamaConfig, ModelConfig
-from dreamjax.convert import assemble, llama
-from dreamjax.convert.names import names_of, their_shape
+from dreamjax.convert import assemble
+from dreamjax.convert.formats import llama
+from dreamjax.convert.mapping import names_of, their_shape
 from dreamjax.convert.tables import of
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 6.0, "Size of the checkpoint in bfloat16, in 10^9 bytes.", lower_bound=0.1)
 FOLDER = flags.DEFINE_string(

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from dreamjax.batch import Shape, shape_of
 from dreamjax.config import RunConfig
-from dreamjax.data.lengths import PAIR, Lengths, shown
-from dreamjax.data.mixture import Mixture
-from dreamjax.data.modes import coins
-from dreamjax.data.plan import Plan
+from dreamjax.config.validation import from_dict
+from dreamjax.data.pipeline.lengths import PAIR, Lengths, shown
+from dreamjax.data.pipeline.mixture import Mixture
+from dreamjax.data.pipeline.plan import Plan
+from dreamjax.data.pipeline.task_view import directions
 from dreamjax.data.sources.storybook import Storybook, StorybookPages
-from dreamjax.rows import Limits, Slots, build_row
-from dreamjax.schema import from_dict
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.document.batch import Shape, shape_of
+from dreamjax.document.tokenize import Limits, Slots, build_row
+from dreamjax.document.tokenizer import Tokenizer
 from experiments import stage1_align, stage2_igpt
 
 STORIES = flags.DEFINE_string("stories", "../shared/data/storybook", "Folder of picture stories.")
@@ -53,8 +53,8 @@ class Filled(NamedTuple):
     """Shares that are real, packed and with one document a row (whose slots are the most that a document has)."""
 
     tokens: float
-    seen: float
-    dreamed: float
+    inputs: float
+    targets: float
     padded_tokens: float
     padded_seen: float
     padded_dreamed: float
@@ -64,16 +64,16 @@ class Filled(NamedTuple):
 def real_lengths(source: Sequence, tokenizer: Tokenizer, slots: Slots, length: int) -> np.ndarray:
     """[n, 3] lengths of real documents."""
     rows = [build_row(source[i], tokenizer, slots, limits=Limits(length, length, length)) for i in range(len(source))]
-    return np.array([(len(row.tokens), len(row.seen), len(row.dreamed)) for row in rows], np.int32)
+    return np.array([(len(row.tokens), len(row.inputs), len(row.targets)) for row in rows], np.int32)
 
 
-def mmc4_lengths(count: int, seed: int = 0, pictures: float = 29.9 / 7.3, tokens: float = 2400 / 7.3) -> np.ndarray:
+def mmc4_lengths(count: int, seed: int = 0, images: float = 29.9 / 7.3, tokens: float = 2400 / 7.3) -> np.ndarray:
     """[count, 3] lengths of simulated interleaved documents with these means, cut at whole chunks as rows are."""
     rng = np.random.default_rng(seed)
     spread = 0.8
     text = np.exp(rng.normal(np.log(tokens) - spread**2 / 2, spread, count))
     lengths = np.zeros((count, 3), np.int32)
-    for i, wanted in enumerate(rng.geometric(1 / pictures, count)):
+    for i, wanted in enumerate(rng.geometric(1 / images, count)):
         ends = np.sort(rng.random(wanted)) * text[i]
         chunks = np.diff(ends, prepend=0.0, append=text[i]).astype(int)
         used, kept = 2, 0  # <s> and </s>
@@ -101,7 +101,7 @@ def created(pairs: np.ndarray) -> np.ndarray:
     return np.stack([pairs[:, 2], np.zeros(len(pairs)), np.ones(len(pairs))], axis=1).astype(np.int32)
 
 
-def seen(pairs: np.ndarray) -> np.ndarray:
+def inputs(pairs: np.ndarray) -> np.ndarray:
     """Pairs of which every one is seen."""
     return np.stack([pairs[:, 0], np.ones(len(pairs)), np.zeros(len(pairs))], axis=1).astype(np.int32)
 
@@ -109,11 +109,13 @@ def seen(pairs: np.ndarray) -> np.ndarray:
 def suited(case: Case) -> Shape:
     """Rows and slots of a group; there are slots for the most pictures of one document at least."""
     shown_ = np.concatenate(
-        [shown(entries, coins(0, np.zeros(len(entries)), np.arange(len(entries)))) for entries in case.lengths]
+        [shown(entries, directions(0, np.zeros(len(entries)), np.arange(len(entries)))) for entries in case.lengths]
     )
     share = shown_.sum(axis=0) / shown_[:, 0].sum() * case.length * case.rows * (1 + case.spare)
-    seen, dreamed = (int(max(np.ceil(one), most)) for one, most in zip(share[1:], shown_.max(axis=0)[1:], strict=True))
-    return Shape(1, case.rows, case.length, seen, dreamed, 1, 1)
+    inputs, targets = (
+        int(max(np.ceil(one), most)) for one, most in zip(share[1:], shown_.max(axis=0)[1:], strict=True)
+    )
+    return Shape(1, case.rows, case.length, inputs, targets, 1, 1)
 
 
 def measure(case: Case, shape: Shape) -> Filled:
@@ -126,7 +128,7 @@ def measure(case: Case, shape: Shape) -> Filled:
     seconds = time.process_time() - began
     taken = np.array([member.lengths for group in groups for member in group])
     most = np.maximum(taken.max(axis=0), 1)
-    packed = taken.sum(axis=0) / (len(groups) * np.maximum([shape.rows * shape.length, shape.seen, shape.dreamed], 1))
+    packed = taken.sum(axis=0) / (len(groups) * np.maximum([shape.rows * shape.length, shape.inputs, shape.targets], 1))
     padded = taken.sum(axis=0) / (len(taken) * np.array([shape.length, most[1], most[2]]))
     return Filled(*packed.tolist(), *padded.tolist(), len(taken) / seconds)
 
@@ -146,7 +148,7 @@ def of_the_paper(count: int) -> list[tuple[Case, Shape]]:
     """Simulated documents in the groups of experiments/stage1_align.py and stage2_igpt.py on v4 chips."""
     mmc4, pairs = mmc4_lengths(count), pair_lengths(count)
     groups = [
-        ("I comprehension", [seen(pairs)], stage1_align.get_config("comprehension")),
+        ("I comprehension", [inputs(pairs)], stage1_align.get_config("comprehension")),
         ("I creation", [created(pairs)], stage1_align.get_config("creation")),
         ("I joint", [pairs], stage1_align.get_config("joint")),
         ("II", [mmc4, pairs], stage2_igpt.get_config()),
@@ -171,10 +173,10 @@ def real(stories: str, tokenizer: Tokenizer) -> list[Case]:
     return cases
 
 
-def in_words(case: Case, shape: Shape, filled: Filled) -> str:
+def format_summary(case: Case, shape: Shape, filled: Filled) -> str:
     """One line of the table."""
     shares = "   ".join("".join(f"{share:8.1%}" for share in three) for three in (filled[:3], filled[3:6]))
-    slots = f"{shape.rows} x {shape.length}, {shape.seen}, {shape.dreamed}"
+    slots = f"{shape.rows} x {shape.length}, {shape.inputs}, {shape.targets}"
     return f"{case.name:18s} {slots:18s} {shares}   {filled.documents_per_second:11,.0f}"
 
 
@@ -187,7 +189,7 @@ def main(_):
         (case, suited(case)) for case in real(STORIES.value, Tokenizer.from_model(TOKENIZER.value)) + simulated(40_000)
     ]
     for case, shape in suitable + of_the_paper(40_000):
-        print(in_words(case, shape, measure(case, shape)), flush=True)
+        print(format_summary(case, shape, measure(case, shape)), flush=True)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def compiled(row: tuple[str, ...], cache: str) -> dict:
     return {"error": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
 
 
-def in_words(name: str, row: dict) -> str:
+def format_summary(name: str, row: dict) -> str:
     """One line of a Markdown table."""
     if "error" in row:
         return f"| {name} | {row['error']} | | | | | | |"
@@ -112,7 +112,7 @@ def main():
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, row in reports.items():
-        print(in_words(name, row))
+        print(format_summary(name, row))
     print(compared(reports))
     print(json.dumps(reports))
 

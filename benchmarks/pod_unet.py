@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dreamjax import config as c
-from dreamjax import sharding
+from dreamjax.compile_tpu import program, report, topology
 from dreamjax.models import dreamllm
-from dreamjax.pod import program, report, topology
+from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS, make_mesh
 from dreamjax.training import checkpoint
 
 TOPOLOGY = flags.DEFINE_string("topology", "v4:2x2x1", "Chip and sides of a slice.")
@@ -42,7 +42,7 @@ def lowered(attention: str, mesh) -> jax.stages.Lowered:
         return jax.value_and_grad(error)(context)
 
     def by_rows(dtype, *shape):
-        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, sharding.ROWS))
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, ROWS))
 
     def whole(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
@@ -53,7 +53,7 @@ def lowered(attention: str, mesh) -> jax.stages.Lowered:
         by_rows(jnp.bfloat16, model.dream_queries, model.unet.context_width),
     )
     with jax.set_mesh(mesh):
-        return jax.jit(run, compiler_options=sharding.TPU_OPTIONS).lower(params, latents, by_rows(jnp.int32), context)
+        return jax.jit(run, compiler_options=TPU_OPTIONS).lower(params, latents, by_rows(jnp.int32), context)
 
 
 def measured(attention: str, slice_: topology.Topology, mesh, cache: epath.Path) -> dict:
@@ -81,7 +81,7 @@ def measured(attention: str, slice_: topology.Topology, mesh, cache: epath.Path)
 def main(_):
     slice_ = topology.parse(TOPOLOGY.value)
     jax.config.update("jax_platforms", "cpu")
-    mesh = sharding.make_mesh(c.MeshConfig(slice_.chips, 1, 1), topology.devices_of(slice_))
+    mesh = make_mesh(c.MeshConfig(slice_.chips, 1, 1), topology.devices_of(slice_))
     cache = epath.Path(os.path.expanduser(CACHE.value))
     print("| attention | pictures a chip | HBM, GiB | fits | ms a picture (estimate) |\n|---|---|---|---|---|")
     rows = []

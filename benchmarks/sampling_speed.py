@@ -26,9 +26,9 @@ from dreamjax import config as c
 from dreamjax.diffusion import samplers
 from dreamjax.models import dreamllm
 from dreamjax.models.llama import init_cache
-from dreamjax.sampling import image, text
-from dreamjax.sampling.image import Drawing
-from dreamjax.sampling.text import WRITING, Settings, Special, State
+from dreamjax.sampling import decode, denoise
+from dreamjax.sampling.decode import WRITING, Settings, Special, State
+from dreamjax.sampling.denoise import Drawing
 
 LLM = c.LlamaConfig(vocab_size=8000, width=384, layers=8, heads=6, kv_heads=6, ffn_width=1024, max_positions=512)
 UNET = c.UNetConfig(
@@ -123,8 +123,8 @@ def decoding(runs: int, batch: int) -> dict:
             keys,
             zeros == 0,
         )
-        state, _ = text.extend(parts, params, state, dreamllm.embed(parts, params, prompt), limit(PROMPT))
-        return text.write(parts, params, state, settings, Special(-1, -1, 1), NEW).tokens
+        state, _ = decode.extend(parts, params, state, dreamllm.embed(parts, params, prompt), limit(PROMPT))
+        return decode.write(parts, params, state, settings, Special(-1, -1, 1), NEW).tokens
 
     ids = torch.tensor(prompt).long()
     options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False}
@@ -221,10 +221,10 @@ def drawing(runs: int, batch: int) -> dict:
     how = Drawing(plan, np.float32(GUIDANCE), np.float32(0))
 
     def ours():
-        progress = image.denoise(
+        progress = denoise.denoise(
             parts, params, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS)
         )
-        return np.asarray(image.decode(parts, params, progress.x).pictures)
+        return np.asarray(denoise.decode(parts, params, progress.x).images)
 
     empty, conditional = torch.tensor(context)
     embeds = {"prompt_embeds": conditional, "negative_prompt_embeds": empty}

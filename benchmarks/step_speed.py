@@ -5,8 +5,8 @@ Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, 
 tokens with pictures in every slot that fits. Sizes are tried from the largest down, each in a process of its own, until
 one fits; a CPU gets the toy. Prints a dated line of a Markdown table, and JSON on the last line.
 
-Model FLOPs are the formula's (dreamjax/pod/flops.py), every row full and every slot used, without what the backward
-pass computes again; the rows here are full. MFU is these over time and the chip's dense bf16 peak.
+Model FLOPs are the formula's (dreamjax/compile_tpu/flops.py), every row full and every slot used, without what the
+backward pass computes again; the rows here are full. MFU is these over time and the chip's dense bf16 peak.
 """
 
 import argparse
@@ -25,11 +25,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from dreamjax import config as c
-from dreamjax.batch import fake_batch
+from dreamjax.compile_tpu import flops
+from dreamjax.compile_tpu.topology import CHIPS
+from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
-from dreamjax.pod import flops
-from dreamjax.pod.topology import CHIPS
-from dreamjax.sharding import ROWS, make_mesh
+from dreamjax.parallel.mesh import ROWS, make_mesh
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import init, shardings
 from dreamjax.training.step import jit_train_step
@@ -63,15 +63,15 @@ SIZES = {
 def run_config(size: str, rows: int, chunks: int = 1, attention: str = "auto") -> c.RunConfig:
     """Stage II at one of SIZES, so many rows on each device.
 
-    `chunks` and `attention` as loss.picture_chunks and model.llm.attention.
+    `chunks` and `attention` as loss.image_chunks and model.llm.attention.
     """
-    model, length, pictures = SIZES[size]
+    model, length, images = SIZES[size]
     model = dataclasses.replace(
         model,
         llm=dataclasses.replace(model.llm, attention=attention),
         unet=dataclasses.replace(model.unet, attention=attention),
     )
-    data = c.DataConfig(train=(c.SourceConfig("shapes"),), length=length, seen_slots=pictures, dreamed_slots=pictures)
+    data = c.DataConfig(train=(c.SourceConfig("shapes"),), length=length, input_slots=images, target_slots=images)
     optim = c.OptimConfig(
         trainable=(r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$"), frozen=(r"^(clip|unet|vae)/",)
     )
@@ -79,7 +79,7 @@ def run_config(size: str, rows: int, chunks: int = 1, attention: str = "auto") -
         model=model,
         data=data,
         optim=optim,
-        loss=c.LossConfig(picture_chunks=chunks),
+        loss=c.LossConfig(image_chunks=chunks),
         mesh=c.MeshConfig(1, -1, 1),
         batch_size=rows * jax.device_count(),
     )
@@ -162,7 +162,7 @@ def machine() -> str:
     )
 
 
-def in_words(facts: dict) -> str:
+def format_summary(facts: dict) -> str:
     """A line of a Markdown table, below its head."""
     mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
     return (
@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--size", choices=SIZES, help="this size alone, instead of the largest that fits")
     parser.add_argument("--rows", type=int, default=1, help="rows per device")
     parser.add_argument(
-        "--picture_chunks", type=int, default=1, help="parts in which pictures are denoised, one behind the other"
+        "--image_chunks", type=int, default=1, help="parts in which pictures are denoised, one behind the other"
     )
     parser.add_argument(
         "--attention", default="auto", choices=("auto", "xla", "cudnn", "splash"), help="the kernel of LLM and U-Net"
@@ -194,11 +194,11 @@ def main() -> int:
     if args.size:
         facts = measure(
             args.size,
-            run_config(args.size, args.rows, args.picture_chunks, args.attention),
+            run_config(args.size, args.rows, args.image_chunks, args.attention),
             args.steps,
             args.peak_tflops,
         )
-        print(in_words(facts))
+        print(format_summary(facts))
         print(json.dumps(facts))
         return 0
     # The first look at the devices is a child's too: a process that holds an accelerator would keep it from the next.

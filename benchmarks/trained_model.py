@@ -42,8 +42,8 @@ def samplers(model: DreamLLM, count: int) -> dict:
     found = {}
     for sampler, steps in PLANS:
         began = time.monotonic()
-        pictures = model.text_to_image([prompt for prompt, _ in asked], sampler=sampler, num_steps=steps, batch_size=64)
-        judged = judge(np.stack([np.asarray(picture) for picture in pictures]))
+        images = model.text_to_image([prompt for prompt, _ in asked], sampler=sampler, num_steps=steps, batch_size=64)
+        judged = judge(np.stack([np.asarray(image) for image in images]))
         right = np.mean([(j.colour, j.shape) == name for j, name in zip(judged, named, strict=True)])
         found[f"{sampler}_{steps}"] = round(float(right), 4)
         print(f"{sampler:12s} {steps:4d} steps  {right:6.1%} right  {time.monotonic() - began:6.1f} s", flush=True)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.layouts import clip, llm, official, stable_diffusion
 from benchmarks.layouts.common import Layout, Written
-from dreamjax.convert import assemble, exporting, importing, verifying
+from dreamjax.convert import assemble, exporter, importer, verify
 from dreamjax.convert.assemble import Plan
 
 LAYOUTS = (*llm.LAYOUTS, *clip.LAYOUTS, *stable_diffusion.LAYOUTS, *official.LAYOUTS)
@@ -37,7 +37,7 @@ Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 def plan_of(layout: Layout, written: Written) -> Plan:
     """What `import` makes of it."""
-    return importing.make_plan(
+    return importer.make_plan(
         [str(source) for source in written.sources], written.tokenizer and str(written.tokenizer), layout.parts
     )
 
@@ -60,8 +60,8 @@ def wrong_facts(layout: Layout, plan: Plan) -> list[str]:
 
 def compare(layout: Layout, written: Written, plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """The row of one layout: imported to disk and verified."""
-    importing.write(plan, epath.Path(folder))
-    rows = verifying.verify(epath.Path(folder), [str(source) for source in written.against or written.sources])
+    importer.write(plan, epath.Path(folder))
+    rows = verify.verify(epath.Path(folder), [str(source) for source in written.against or written.sources])
     return row(layout.family, layout.name, rows)
 
 
@@ -110,24 +110,24 @@ def round_trips(home: pathlib.Path) -> Iterator[dict[str, Any]]:
         stable_diffusion.as_today(home / "trip", "2.1", "pndm"),
     ]
     sources = [str(source) for one in written for source in one.sources]
-    importing.write(importing.make_plan(sources), epath.Path(home) / "joined")
+    importer.write(importer.make_plan(sources), epath.Path(home) / "joined")
     yield row(
         "LLaMA + CLIP + SD",
         "three folders, with fresh joints and rows for added tokens",
-        verifying.verify(epath.Path(home) / "joined", sources),
+        verify.verify(epath.Path(home) / "joined", sources),
     )
     before = {
         path: np.asarray(leaf.read((slice(None),) * len(leaf.shape)))
-        for path, leaf in exporting.open_model(epath.Path(home) / "joined").leaves.items()
+        for path, leaf in exporter.open_model(epath.Path(home) / "joined").leaves.items()
     }
-    for kind in exporting.FORMATS:
+    for kind in exporter.FORMATS:
         out = home / f"as-{kind}"
-        left = exporting.export(epath.Path(home) / "joined", kind, epath.Path(out))
+        left = exporter.export(epath.Path(home) / "joined", kind, epath.Path(out))
         if kind == "params":
-            leaves = exporting.open_model(epath.Path(out)).leaves
+            leaves = exporter.open_model(epath.Path(out)).leaves
         else:
-            leaves = importing.make_plan(
-                [str(out)] if kind == "official" else [str(out / name) for name in exporting.HUGGINGFACE]
+            leaves = importer.make_plan(
+                [str(out)] if kind == "official" else [str(out / name) for name in exporter.HUGGINGFACE]
             ).leaves
         after = {
             path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))

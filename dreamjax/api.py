@@ -16,14 +16,14 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from dreamjax import clip_tokenizer
-from dreamjax.document import Document, Image, Text
+from dreamjax.config.validation import MAX_SEED, require, require_number, require_seed
+from dreamjax.document import Document, Image, Text, clip_tokenizer
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.sampling import attention_maps, finite, image, interleave, pictures, ranking, scores, stream
+from dreamjax.parallel.param_sharding import parameter_shardings
+from dreamjax.sampling import attention_maps, denoise, finite, interleave, likelihood, rerank, stream, text_to_image
 from dreamjax.sampling.options import MANY, Options
-from dreamjax.schema import MAX_SEED, ConfigError, require, require_number, require_seed
-from dreamjax.sharding import parameter_shardings
-from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint, model_folder
 
 
@@ -77,9 +77,9 @@ class DreamLLM:
 
     @classmethod
     def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":
-        from dreamjax.convert import assemble, importing  # may need torch
+        from dreamjax.convert import assemble, importer  # may need torch
 
-        plan = importing.make_plan([os.fspath(folder)])
+        plan = importer.make_plan([os.fspath(folder)])
         if plan.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
         return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves), plan.tokenizer, plan.template)
@@ -156,7 +156,7 @@ class DreamLLM:
         seed: int = 0,
         rank: bool = False,
         candidates: int = 8,
-        score: ranking.Scorer | None = None,
+        score: rerank.Scorer | None = None,
         **how,
     ) -> list[PIL.Image.Image]:
         """`num_images` pictures right after `content`, or after each of a list of prompts, prompt by prompt.
@@ -172,11 +172,11 @@ class DreamLLM:
             require_number("num_images", num_images, 1, MANY),
             require_number("candidates", candidates, 1, MANY),
         )
-        score = score or ranking.clip_scorer(
+        score = score or rerank.clip_scorer(
             self.parts, self.params, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer)
         )
         drawn = self.decode(self.text_to_latents(content, max(candidates, num_images), seed, **how))
-        return ranking.marked(ranking.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
+        return rerank.marked(rerank.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
 
     def text_to_latents(
         self,
@@ -231,8 +231,8 @@ class DreamLLM:
 
         def shown(latents):
             return [
-                PIL.Image.fromarray(picture)
-                for picture in np.asarray(image.decode(self.parts, self.params, latents).pictures)
+                PIL.Image.fromarray(image)
+                for image in np.asarray(denoise.decode(self.parts, self.params, latents).images)
             ]
 
         watch = (lambda moment: preview(moment.step, shown(moment.progress.estimate))) if preview else None
@@ -245,7 +245,7 @@ class DreamLLM:
                 step_noise if step_noise is None else step_noise[:, now],
             )
             drawn.append(
-                pictures.draw_after(
+                text_to_image.draw_after(
                     self.parts,
                     self.params,
                     self.tokenizer,
@@ -269,13 +269,13 @@ class DreamLLM:
         """
         seed, chosen = require_seed("seed", seed), self.options(options)
         if self.parts.unet is not None:
-            image.check(self.parts.config, chosen, 1)
+            denoise.check(self.parts.config, chosen, 1)
         negatives = [] if chosen.negative is None else [chosen.negative]
-        hidden, empty = pictures.conditions(
+        hidden, empty = text_to_image.conditions(
             self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen
         )
         latents, maps = attention_maps.attention_maps(
-            self.parts, self.params, hidden, empty, pictures.picture_keys([seed]), chosen
+            self.parts, self.params, hidden, empty, text_to_image.image_keys([seed]), chosen
         )
         finite.require_rows(np.asarray(latents), "picture", self.parts, self.params)
         return attention_maps.Watched(self.decode(latents)[0], {side: values[0] for side, values in maps.items()})
@@ -287,8 +287,8 @@ class DreamLLM:
         """
         drawn, sound, batch_size = [], [], require_number("batch_size", batch_size, 1, MANY)
         for start in range(0, len(latents), batch_size):
-            decoded = image.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size]))
-            drawn += map(PIL.Image.fromarray, np.asarray(decoded.pictures))
+            decoded = denoise.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size]))
+            drawn += map(PIL.Image.fromarray, np.asarray(decoded.images))
             sound += np.asarray(decoded.finite).tolist()
         finite.require_flags(sound, "picture", self.parts, self.params, drawn)
         return drawn
@@ -305,7 +305,7 @@ class DreamLLM:
         batch_size = require_number("batch_size", batch_size, 1, MANY)
         pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
         for start in range(0, len(pairs), batch_size):
-            found += scores.log_probabilities(
+            found += likelihood.log_probabilities(
                 self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template
             )
         finite.require_rows(found, "pair", self.parts, self.params, found)
@@ -315,14 +315,14 @@ class DreamLLM:
         """The model's answer, in words alone, to a question about a picture or several."""
         shown = images if isinstance(images, (list, tuple)) else [images]
         prompt = Document(
-            (*(Image(picture, dreamed=False, role="user") for picture in shown), Text(question, role="user"))
+            (*(Image(image, is_target=False, role="user") for image in shown), Text(question, role="user"))
         )
         return self.generate(prompt, seed, **{"max_images": 0, **options}).text.strip()
 
     def caption(self, images: Sequence, question: str = "Describe the picture.", **options) -> list[str]:
         """One caption for each picture: the answer to `question`."""
         prompts = [
-            Document((Image(picture, dreamed=False, role="user"), Text(question, role="user"))) for picture in images
+            Document((Image(image, is_target=False, role="user"), Text(question, role="user"))) for image in images
         ]
         return [document.text.strip() for document in self.generate_batch(prompts, **{"max_images": 0, **options})]
 
@@ -379,4 +379,4 @@ def as_prompt(content) -> Document:
 
 
 def _seen(part: Text | Image) -> Text | Image:
-    return dataclasses.replace(part, dreamed=False) if isinstance(part, Image) else part
+    return dataclasses.replace(part, is_target=False) if isinstance(part, Image) else part

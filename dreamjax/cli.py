@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from dreamjax.data.sources import SourceError
-from dreamjax.images import BadImage
-from dreamjax.schema import ConfigError, RunStopped, printable
+from dreamjax.errors import ConfigError, UserError, printable
 
 VERIFY = flags.DEFINE_bool(
     "verify_checksums",
@@ -18,13 +16,7 @@ VERIFY = flags.DEFINE_bool(
     "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time "
     "with a huge one.",
 )
-MENDABLE = (
-    ConfigError,
-    RunStopped,
-    SourceError,
-    BadImage,
-    OSError,
-)  # what a user can mend; the rest are faults of the program
+MENDABLE = (UserError, OSError)  # what a user can mend; the rest are faults of the program
 
 NO_ROOM = (
     errno.ENOSPC,

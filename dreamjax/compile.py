@@ -16,11 +16,13 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from dreamjax import cli, sharding
+from dreamjax import cli
+from dreamjax.compile_tpu import program, report, sampling, topology
 from dreamjax.config import RunConfig
+from dreamjax.config.validation import from_dict
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.pod import program, report, sampling, topology
-from dreamjax.schema import ConfigError, from_dict
+from dreamjax.parallel.mesh import TPU_OPTIONS, check_divides, make_mesh
 from dreamjax.training import report as training_report
 from dreamjax.training.state import init, shardings
 
@@ -42,7 +44,7 @@ PRINT_FLAGS = flags.DEFINE_bool(
 
 def main() -> int:
     if PRINT_FLAGS.value:
-        print(" ".join(f"--{name}={value}" for name, value in sharding.TPU_OPTIONS.items()))
+        print(" ".join(f"--{name}={value}" for name, value in TPU_OPTIONS.items()))
         return 0
     if CONFIG.value is None or TOPOLOGY.value is None:
         raise ConfigError(
@@ -52,8 +54,8 @@ def main() -> int:
     config = from_dict(RunConfig, CONFIG.value)
     slice_ = topology.parse(TOPOLOGY.value, SLICES.value)
     jax.config.update("jax_platforms", "cpu")  # no device is used, and one that is there need not be taken
-    mesh = sharding.make_mesh(config.mesh, topology.devices_of(slice_))
-    sharding.check_divides(config, mesh)
+    mesh = make_mesh(config.mesh, topology.devices_of(slice_))
+    check_divides(config, mesh)
     cache = epath.Path(os.path.expanduser(CACHE.value)) if CACHE.value else None
 
     parts = dreamllm.build(config.model)
@@ -71,7 +73,7 @@ def main() -> int:
             result["sampling"] = sampling.reports(config, slice_, mesh, cache)
     except jax.errors.JaxRuntimeError as error:
         result = report.too_large(facts, program.too_large(error), time.monotonic() - began)
-    print(report.in_words(result))
+    print(report.format_summary(result))
     print(json.dumps(result))
     return 0 if result["fits"] and not any(result["checks"].values()) else 1
 

@@ -35,10 +35,11 @@ import sys
 from absl import flags
 from etils import epath
 
-from dreamjax import atomic, cli
+from dreamjax import cli
 from dreamjax.config import MeshConfig
-from dreamjax.data.sources import SourceError
-from dreamjax.schema import ConfigError, require_seed
+from dreamjax.config.validation import require_seed
+from dreamjax.errors import ConfigError, SourceError
+from dreamjax.filesystem import atomic
 
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
 TASK = flags.DEFINE_string("task", None, "One or more of the tasks above, parted by commas.")
@@ -154,7 +155,7 @@ def _mesh():
     """The mesh of all devices while it holds; None for a single device."""
     import jax
 
-    from dreamjax.sharding import make_mesh
+    from dreamjax.parallel.mesh import make_mesh
 
     if jax.device_count() == 1:
         yield None
@@ -211,7 +212,7 @@ def benchmark_task(name: str, model, out: epath.Path) -> tuple:
         | ({"measured": result.measured} if result.measured else {})
         | ({"note": result.note} if result.note else {})
     )
-    return result, report.in_words(result), more | result.files
+    return result, report.format_summary(result), more | result.files
 
 
 def _whose() -> dict:
@@ -237,7 +238,7 @@ def _plain(figures):
 def shapes_task(name: str, model, out: epath.Path) -> tuple:
     """`benchmark_task` of the embedded generator."""
     from dreamjax.evaluation import shapes
-    from dreamjax.training.metrics import train_seconds
+    from dreamjax.training.train_logger import train_seconds
 
     seconds = train_seconds(epath.Path(MODEL.value))  # tells a run that was trained anew in its folder
     results, items = shapes.evaluate(
@@ -246,7 +247,7 @@ def shapes_task(name: str, model, out: epath.Path) -> tuple:
     files = {"items": str(out / "items.jsonl"), "html": str(out / "stories.html")}
     return (
         shapes.result(name, results, items, files),
-        shapes.in_words(results),
+        shapes.format_summary(results),
         results | {"train_seconds": seconds} | files,
     )
 
@@ -256,13 +257,13 @@ def storybook_task(model, out: epath.Path) -> tuple:
     from dreamjax.evaluation import storybook, storybook_captions
     from dreamjax.evaluation.answers import Score
     from dreamjax.evaluation.report import Result
-    from dreamjax.training.metrics import losses_of
+    from dreamjax.training.train_logger import losses_of
 
     if not DATA.value:
         raise ConfigError("--data: is missing; the folder with stories.jsonl")
     data = epath.Path(DATA.value)
     results, stories = storybook.evaluate(model, data, out)
-    _print(storybook.in_words(results))
+    _print(storybook.format_summary(results))
     told = storybook_captions.evaluate(model, data, out, _whose(), COUNT.value)
     figures = results | told
     score = Score(
@@ -271,7 +272,7 @@ def storybook_task(model, out: epath.Path) -> tuple:
     )
     shown = [*stories, *storybook_captions.shown(model, data, out, 4)]
     result = Result("storybook", score, {}, {}, shown, how="stories that were not trained on")
-    return result, storybook_captions.in_words(told), figures | {"training": losses_of(epath.Path(MODEL.value))}
+    return result, storybook_captions.format_summary(told), figures | {"training": losses_of(epath.Path(MODEL.value))}
 
 
 def score() -> int:
@@ -333,9 +334,9 @@ def _tally() -> int:
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:
     """The figures as a table and, on the last line, as JSON; warnings on stderr."""
     _warn(warnings)
-    from dreamjax.evaluation.report import counts_in_words
+    from dreamjax.evaluation.report import format_counts
 
-    _print("\n".join([*(f"{name:32s} {value:9.4f}" for name, value in metrics.items()), counts_in_words(counts)]))
+    _print("\n".join([*(f"{name:32s} {value:9.4f}" for name, value in metrics.items()), format_counts(counts)]))
     print(json.dumps({"task": TASK.value, "metrics": _plain(metrics), "counts": counts} | written))
     return 0
 

@@ -11,10 +11,11 @@ from ml_collections import config_flags
 
 from dreamjax import cli
 from dreamjax.config import RunConfig
-from dreamjax.data.sources import open_source
-from dreamjax.encoding import load_encoders, make_encode, write
-from dreamjax.schema import ConfigError, from_dict
-from dreamjax.training.start import encoders_of
+from dreamjax.config.validation import from_dict
+from dreamjax.data.features.encode import load_encoders, make_encode, write
+from dreamjax.data.registry import open_source
+from dreamjax.errors import ConfigError
+from dreamjax.training.initialize import encoders_of
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file of the run that will read the pictures; --config.key=value overrides."

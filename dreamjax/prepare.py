@@ -18,12 +18,13 @@ from etils import epath
 
 from dreamjax import cli
 from dreamjax.config import SourceConfig
-from dreamjax.data import files, writing
-from dreamjax.data.filters import Filters, read_words
-from dreamjax.data.sources import FORMATS, open_source
-from dreamjax.schema import ConfigError
-from dreamjax.templates import TEMPLATES
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.data.prepare import writer
+from dreamjax.data.prepare.filters import Filters, read_words
+from dreamjax.data.registry import FORMATS, open_source
+from dreamjax.data.storage import files
+from dreamjax.document.templates import TEMPLATES
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 
 SOURCE = flags.DEFINE_string("source", None, f"FORMAT:PATH of what to read; formats: {', '.join(FORMATS)}.")
 OUT = flags.DEFINE_string("out", None, "Folder to write to, on disk or in a bucket.")
@@ -71,7 +72,7 @@ MAX_ASPECT = flags.DEFINE_float(
     "max_aspect", 0.0, "Most that a picture's longer side may be of its shorter one; 0: any."
 )
 DECODE = flags.DEFINE_bool("decode", True, "Decode every picture, so that none that is broken is kept.")
-MIN_PICTURES = flags.DEFINE_integer("min_pictures", 0, "Least number of pictures per document.")
+MIN_PICTURES = flags.DEFINE_integer("min_images", 0, "Least number of pictures per document.")
 MIN_CHARACTERS = flags.DEFINE_integer("min_characters", 0, "Least length of a caption.")
 MAX_CHARACTERS = flags.DEFINE_integer("max_characters", 0, "Greatest length of a caption; 0: any.")
 URLS = flags.DEFINE_bool("urls", True, "Keep captions with addresses in them.")
@@ -93,7 +94,7 @@ def main() -> int:
     for flag in (WORKERS, PER_FILE):
         if flag.value < 1:
             raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
-    writing.check_out(OUT.value, path)
+    writer.check_out(OUT.value, path)
     filters = Filters(
         MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
         URLS.value, NON_ASCII.value, _words(),
@@ -122,11 +123,11 @@ def main() -> int:
             *(flag for flag in sys.argv[1:] if not flag.lstrip("-").startswith("overwrite")),
         ]
     )
-    job = writing.Job(
+    job = writer.Job(
         source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value, command
     )
-    facts = writing.write(job, WORKERS.value, OVERWRITE.value)
-    print(writing.in_words(facts))
+    facts = writer.write(job, WORKERS.value, OVERWRITE.value)
+    print(writer.format_summary(facts))
     print(json.dumps(facts))
     return 0
 

@@ -24,14 +24,16 @@ from collections.abc import Iterator
 from absl import flags
 from etils import epath
 
-from dreamjax import atomic, cli, images
+from dreamjax import cli
 from dreamjax.api import DreamLLM
-from dreamjax.document import Document, Image, Text
-from dreamjax.sampling import archive, finite, image, memory, stream
+from dreamjax.config.validation import require_seed
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.document.templates import TEMPLATES
+from dreamjax.errors import BadImage, ConfigError
+from dreamjax.filesystem import atomic
+from dreamjax.sampling import denoise, finite, memory, output_folder, stream
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompt_file import read_prompts
-from dreamjax.schema import ConfigError, require_seed
-from dreamjax.templates import TEMPLATES
 from dreamjax.to_folders import write_again, write_many, write_one
 
 DEFAULTS = Options()
@@ -102,7 +104,7 @@ def main() -> int:
     if sum(map(bool, (CHAT.value, PROMPTS.value, AGAIN.value))) > 1:
         raise ConfigError("--chat, --prompts, --again: exclude each other")
     if AGAIN.value:
-        asked = archive.asked(epath.Path(AGAIN.value))
+        asked = output_folder.asked(epath.Path(AGAIN.value))
         prompts, options, use = (
             [(asked.prompt, asked.seed)],
             asked.options,
@@ -122,7 +124,7 @@ def main() -> int:
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
     if model.parts.unet is not None:
-        image.check(model.parts.config, options, 1)  # sizes and steps that cannot be, before a word is written
+        denoise.check(model.parts.config, options, 1)  # sizes and steps that cannot be, before a word is written
     began = time.monotonic()
     with memory.exhausted_is_said():
         facts = use(model, prompts, options, epath.Path(OUT.value))
@@ -163,10 +165,10 @@ def read_options() -> Options:
 def read_prompt() -> Document:
     """The prompt of the flags as a Document, opened so that a picture that is none fails before the model loads."""
     role = None if TEMPLATE.value == "none" else "user"
-    pictures = [Image(epath.Path(file), dreamed=False, role=role) for file in IMAGE.value]
-    for picture in pictures:
-        picture.pil()
-    return Document((*pictures, *((Text(PROMPT.value, role=role),) if PROMPT.value else ())))
+    images = [Image(epath.Path(file), is_target=False, role=role) for file in IMAGE.value]
+    for image in images:
+        image.pil()
+    return Document((*images, *((Text(PROMPT.value, role=role),) if PROMPT.value else ())))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def read_prompt() -> Document:
 def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
     """Turns from the terminal until its end; --prompt is the first one. Turn k draws by the seed --seed + k."""
     out.mkdir(parents=True, exist_ok=True)
-    parts: list = [Image(epath.Path(file), dreamed=False, role="user") for file in IMAGE.value]
+    parts: list = [Image(epath.Path(file), is_target=False, role="user") for file in IMAGE.value]
     turns, drawn, notes = 0, 0, ()
     for line in lines_said():
         if line.startswith("/image "):
@@ -188,15 +190,15 @@ def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options,
             match event:
                 case stream.TextPiece(text=piece):
                     print(piece, end="", flush=True)
-                case stream.PictureDone(picture=picture):
-                    atomic.write_bytes(out / f"image_{drawn}.png", images.to_png(picture))
+                case stream.ImageDone(image=image):
+                    atomic.write_bytes(out / f"image_{drawn}.png", image_io.to_png(image))
                     print(f"\n[{out / f'image_{drawn}.png'}]", flush=True)
                     drawn += 1
         print(flush=True)
         parts, notes, turns = [*said.parts, *event.document.parts], event.document.notes, turns + 1
         if finite.broken([notes]):  # and so would be whatever is said next
             break
-    archive.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
+    output_folder.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
     return {
         "html": str(out / "story.html"),
         "json": str(out / "story.json"),
@@ -223,13 +225,13 @@ def lines_said() -> Iterator[str]:
 
 def look_up(file: str) -> list[Image]:
     """The picture of a file for the next turn; none, and a line that says why, where it does not open."""
-    picture = Image(epath.Path(file), dreamed=False, role="user")
+    image = Image(epath.Path(file), is_target=False, role="user")
     try:
-        picture.pil()
-    except images.BadImage as error:
+        image.pil()
+    except BadImage as error:
         print(error, file=sys.stderr)
         return []
-    return [picture]
+    return [image]
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from dreamjax import atomic, progress
+from dreamjax import progress
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.sampling import archive, finite, interleave, stream
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import atomic
+from dreamjax.sampling import finite, interleave, output_folder, stream
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prefill import context_of
 from dreamjax.sampling.prompts import check_row, prompt_row
-from dreamjax.schema import ConfigError
 
 
 def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
@@ -36,7 +37,7 @@ def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Opt
             watch=meter(bar),
         )
         *_, last = stream.save_while(events, prompt, out / "story.html")
-    record = archive.write(out, prompt, last.document, seed, options)
+    record = output_folder.write(out, prompt, last.document, seed, options)
     print(Document(prompt.parts + last.document.parts).text)
     return files_of(out, record)
 
@@ -50,7 +51,7 @@ def write_again(
         made = interleave.generate(
             model.parts, model.params, model.tokenizer, [prompt], [seed], options, meter(bar), size
         )[0]
-    return files_of(out, archive.write(out, prompt, made, seed, options, size))
+    return files_of(out, output_folder.write(out, prompt, made, seed, options, size))
 
 
 def files_of(out: epath.Path, record: dict) -> dict:
@@ -69,7 +70,8 @@ def write_many(
     """A folder per document and index.jsonl, `size` documents at once; those whose story.json is there are skipped."""
     folders = [out / f"{number:05d}" for number in range(len(prompts))]
     records = [
-        archive.read(folder, prompt, seed, options) for folder, (prompt, seed) in zip(folders, prompts, strict=True)
+        output_folder.read(folder, prompt, seed, options)
+        for folder, (prompt, seed) in zip(folders, prompts, strict=True)
     ]
     missing = [number for number, record in enumerate(records) if record is None]
     check_prompts(model, {number: prompts[number][0] for number in missing}, options)
@@ -82,7 +84,7 @@ def write_many(
             )
             for number, document in zip(now, made, strict=True):
                 prompt, seed = prompts[number]
-                records[number] = archive.write(folders[number], prompt, document, seed, options, size)
+                records[number] = output_folder.write(folders[number], prompt, document, seed, options, size)
                 bar.update()
     lines = [
         {"folder": folder.name, "id": record["id"], "seed": record["seed"], "notes": record["notes"]}

@@ -1,9 +1,9 @@
 """Trains a model: python -m dreamjax.train --config=experiments/X.py[:arg] --workdir=DIR [--config.a.b=c] [--dry_run]
 
 Run it again on the same workdir and it goes on where it was, on another mesh and other hosts too; SIGTERM and Ctrl-C
-save first. On several hosts the same command runs on each of them; dreamjax/hosts.py says how they find each other. The
-workdir is shared. Indexes of data files are kept in the user's cache (~/.cache/dreamjax), or where a source's `cache`
-says, which hosts may share.
+save first. On several hosts the same command runs on each of them; dreamjax/parallel/multihost.py says how they find
+each other. The workdir is shared. Indexes of data files are kept in the user's cache (~/.cache/dreamjax), or where a
+source's `cache` says, which hosts may share.
 """
 
 import contextlib
@@ -17,22 +17,26 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
-from dreamjax import atomic, cli, hosts, lock, sharding
+from dreamjax import cli
 from dreamjax.config import RunConfig
-from dreamjax.data.loader import Loaded, Loader
-from dreamjax.data.vocabulary import open_tokenizer
+from dreamjax.config.validation import from_dict
+from dreamjax.data.pipeline.loader import Loaded, Loader
+from dreamjax.data.pipeline.vocabulary import open_tokenizer
 from dreamjax.document import Document, Text, render_html
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import atomic, lock
 from dreamjax.models import dreamllm
+from dreamjax.parallel import multihost
+from dreamjax.parallel.mesh import ROWS, check_divides, make_mesh, planned_mesh
 from dreamjax.sampling import interleave
-from dreamjax.schema import ConfigError, from_dict
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, optim, profile, report
-from dreamjax.training.held_back import make_held_back
+from dreamjax.training import checkpoint, optimizer, profile, report, weight_transfer
+from dreamjax.training.heldout import make_heldout
+from dreamjax.training.initialize import begin, check_encoders, prepare_workdir, rates, with_data, with_steps
 from dreamjax.training.losses import SpecialIds
-from dreamjax.training.metrics import Watch
-from dreamjax.training.start import begin, check_encoders, prepare_workdir, rates, with_data, with_steps
 from dreamjax.training.state import State, init, shardings
 from dreamjax.training.step import jit_train_step
+from dreamjax.training.train_logger import TrainLogger
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, perhaps with an argument after a colon; --config.key=value overrides."
@@ -61,29 +65,31 @@ STOPPED = flags.DEFINE_integer(
 
 def main() -> int:
     # -- Hosts, configuration and shapes
-    hosts.join()
+    multihost.join()
     if CONFIG.value is None:
         raise ConfigError("--config: is missing, for example --config=experiments/quickstart.py")
     config = from_dict(RunConfig, CONFIG.value)
-    mesh = sharding.planned_mesh(config.mesh) if DRY_RUN.value else sharding.make_mesh(config.mesh)
+    mesh = planned_mesh(config.mesh) if DRY_RUN.value else make_mesh(config.mesh)
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
     where = shardings(*shapes, mesh, config.whole)
     facts = report.summary(config, mesh, *shapes, where)
-    hosts.say(report.in_words(facts))
+    multihost.print_on_host0(report.format_summary(facts))
     if DRY_RUN.value:
-        hosts.say(json.dumps(facts))
+        multihost.print_on_host0(json.dumps(facts))
         return 0
     if WORKDIR.value is None:
         raise ConfigError("--workdir: is missing")
-    sharding.check_divides(config, mesh)
+    check_divides(config, mesh)
     if config.sample_every and jax.process_count() > 1:
         raise ConfigError(
             "config.sample_every: a run of several hosts writes no samples; set 0 and call "
             "dreamjax.sample on its checkpoints"
         )
     workdir = checkpoint.open_folder(WORKDIR.value)
-    with lock.held(workdir, "--workdir") if hosts.is_first() else contextlib.nullcontext(lambda: None) as check_lock:
+    with (
+        lock.held(workdir, "--workdir") if multihost.is_first() else contextlib.nullcontext(lambda: None) as check_lock
+    ):
         return train(config, mesh, parts, shapes, where, workdir, check_lock)
 
 
@@ -102,16 +108,16 @@ def train(
     Host 0 holds the workdir, and `check_lock()` raises there when another run has taken it.
     """
     # -- Data
-    with hosts.one_before_the_others("data"):
-        if SET_ASIDE.value is not None and hosts.is_first():
+    with multihost.one_before_the_others("data"):
+        if SET_ASIDE.value is not None and multihost.is_first():
             checkpoint.set_aside(workdir, SET_ASIDE.value)
         prepare_workdir(workdir, config)
         tokenizer = open_tokenizer(config, workdir)
         loader = Loader(config, config.data.train, tokenizer, workdir / "lengths", jax.process_index())
-        kept_apart = held_back_loaders(config, tokenizer, workdir / "lengths")
-    hosts.say(loader.in_words())
-    rows = NamedSharding(mesh, sharding.ROWS)
-    own = hosts.own_groups(rows, config.groups)
+        heldout_sources = heldout_loaders(config, tokenizer, workdir / "lengths")
+    multihost.print_on_host0(loader.format_summary())
+    rows = NamedSharding(mesh, ROWS)
+    own = multihost.own_groups(rows, config.groups)
 
     def put(loaded):
         return jax.tree.map(
@@ -125,13 +131,15 @@ def train(
         meta = with_data(meta, loader.fingerprint, config, workdir)
         meta, longer = with_steps(meta, config, int(state.step))
         if longer:
-            hosts.say(f"longer        {rates(config, longer['total_steps_before'], int(state.step))}")
+            multihost.print_on_host0(f"longer        {rates(config, longer['total_steps_before'], int(state.step))}")
         check_encoders(loader.encoders, frozen)
         if config.init_from:
-            hosts.say(handover.in_words(meta))
+            multihost.print_on_host0(weight_transfer.format_summary(meta))
         start = int(state.step)
         if start >= config.total_steps:
-            hosts.say(f"{workdir}: complete at step {start}, nothing to do; a higher --config.total_steps goes on")
+            multihost.print_on_host0(
+                f"{workdir}: complete at step {start}, nothing to do; a higher --config.total_steps goes on"
+            )
             return 0
 
         # -- Compile
@@ -140,21 +148,26 @@ def train(
         step = (
             jit_train_step(config, parts, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
         )
-        hosts.say(
+        multihost.print_on_host0(
             f"compiled      in {time.monotonic() - began:.1f} s; a step needs "
             f"{report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments"
         )
-        hosts.wait_for_all("compiled")
-        held_back = make_held_back(
+        multihost.wait_for_all("compiled")
+        heldout = make_heldout(
             config,
             parts,
             ids,
-            {name: lambda one=one: map(put, one) for name, one in held_back_batches(config, kept_apart, own).items()},
+            {
+                name: lambda one=one: map(put, one)
+                for name, one in heldout_batches(config, heldout_sources, own).items()
+            },
         )
 
         # -- Loop
-        signals, agree = catch_signals(), hosts.agreement(mesh)
-        watch = Watch(config, workdir, start, loader.documents, loader.skipped, loader.unnamed, hosts.is_first())
+        signals, agree = catch_signals(), multihost.stop_consensus(mesh)
+        watch = TrainLogger(
+            config, workdir, start, loader.documents, loader.skipped, loader.unnamed, multihost.is_first()
+        )
         watch.note = longer
         for done, loaded in enumerate(loader.batches(start, config.total_steps, own), start + 1):
             check_lock()
@@ -164,11 +177,11 @@ def train(
             last = done == config.total_steps or watch.stopping
             profile.after_step(config, done, start + 1, metrics, last)
             if is_due(config.eval_every, done, last):
-                watch.held_back = held_back(state, frozen)
+                watch.heldout = heldout(state, frozen)
             if is_due(config.sample_every, done, last):
                 write_samples(config, parts, tokenizer, state, frozen, workdir / "samples" / f"step_{done:07d}.html")
             if is_due(config.checkpoint_every, done, last):
-                loss = watch.held_back.get("eval_loss")
+                loss = watch.heldout.get("eval_loss")
                 watch.settle()
                 checkpoint.save(manager, state, meta | {"seconds": watch.seconds()}, loss)
             if last:
@@ -177,7 +190,7 @@ def train(
         manager.wait_until_finished()
         manager.close()
     if done < config.total_steps:
-        hosts.say(
+        multihost.print_on_host0(
             f"{signals[0] if signals else 'signal on another host'}: saved step {done}; the same command "
             "goes on from there"
         )
@@ -190,7 +203,7 @@ def is_due(every: int, done: int, last: bool) -> bool:
     return every > 0 and (done % every == 0 or last)
 
 
-def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path) -> dict[str, Loader]:
+def heldout_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path) -> dict[str, Loader]:
     """{held-back source: its Loader}."""
     if not config.eval_every:
         return {}
@@ -202,7 +215,7 @@ def held_back_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Pa
     }
 
 
-def held_back_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[int, ...]) -> dict[str, list[Loaded]]:
+def heldout_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[int, ...]) -> dict[str, list[Loaded]]:
     """{held-back source: this host's share of its batches}."""
     return {
         name: [loader.load(k, own, endless=False) for k in range(config.eval_batches) if loader.has(k)]
@@ -214,7 +227,7 @@ def write_samples(
     config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path
 ):
     """Writes what the model makes of the configured prompts, as one page."""
-    params = optim.merge(state.trainable if state.average is None else state.average, frozen)
+    params = optimizer.merge(state.trainable if state.average is None else state.average, frozen)
     prompts = [Document((Text(prompt),)) for prompt in config.sample_prompts]
     options = interleave.Options(max_tokens=config.sample_tokens, max_images=4, template=config.data.template)
     written = interleave.generate(parts, params, tokenizer, prompts, range(len(prompts)), options)
@@ -239,4 +252,4 @@ def catch_signals() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run("dreamjax.train", hosts.together(main))
+    cli.run("dreamjax.train", multihost.multihost_main(main))

@@ -8,9 +8,8 @@ projectors, the dream queries and a U-Net that draws 16-pixel pictures without a
 
 import ml_collections
 
-from dreamjax import arguments
 from dreamjax import config as c
-from dreamjax.schema import to_dict
+from dreamjax.config import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -38,8 +37,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             train=(c.SourceConfig("shapes"),),
             eval=(c.SourceConfig("shapes", split="eval"),),
             length=160,
-            seen_slots=8,
-            dreamed_slots=4,
+            input_slots=8,
+            target_slots=4,
         ),
         optim=c.OptimConfig(
             # Nothing would train these: the LLM sees hidden states from before CLIP's post layer norm, and a bias that
@@ -59,4 +58,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         checkpoint_every=650,
         eval_every=650,
     )
-    return ml_collections.ConfigDict(to_dict(run))
+    return ml_collections.ConfigDict(c.to_dict(run))

@@ -6,9 +6,8 @@ The argument is the run whose encoder and U-Net are taken over, runs/quickstart 
 dream queries begin anew and train.
 """
 
-from dreamjax import arguments
 from dreamjax import config as c
-from dreamjax.schema import to_dict
+from dreamjax.config import arguments
 from experiments import quickstart
 
 
@@ -17,5 +16,5 @@ def get_config(arg: str = ""):
     config = quickstart.get_config()
     config.optim.trainable = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")
     config.optim.frozen = (r"^(clip|unet)/",)
-    config.init_from = (to_dict(c.InitFrom(run, r"^(clip|unet)/")),)
+    config.init_from = (c.to_dict(c.InitFrom(run, r"^(clip|unet)/")),)
     return config

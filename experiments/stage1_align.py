@@ -24,14 +24,14 @@ def get_config(arg: str = ""):
     sources = [c.SourceConfig("webdataset", "blip_laion")]
     if words.mode != "creation":
         sources.append(c.SourceConfig("llava", "llava_pretrain", mode="comprehension_only"))
-    seen, dreamed = PICTURES[words.mode]
+    inputs, targets = PICTURES[words.mode]
     return paper.run(
         words,
         tuple(sources),
-        seen=seen,
-        dreamed=dreamed,
+        inputs=inputs,
+        targets=targets,
         learning_rate=2e-3,
         image_weight=1.0,
         steps=5000,
-        llm_learns=False,
+        train_llm=False,
     )

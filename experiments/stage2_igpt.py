@@ -15,5 +15,5 @@ from experiments.common import paper
 def get_config(arg: str = ""):
     sources = (c.SourceConfig("mmc4", "mmc4"), c.SourceConfig("webdataset", "blip_laion"))
     return paper.run(
-        paper.read(arg), sources, seen=5, dreamed=5, learning_rate=2e-5, image_weight=10.0, steps=2000, llm_learns=True
+        paper.read(arg), sources, inputs=5, targets=5, learning_rate=2e-5, image_weight=10.0, steps=2000, train_llm=True
     )

@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
         words.mode
     ]
     config = paper.run(
-        words, sources, seen=4, dreamed=2, learning_rate=4e-5, image_weight=10.0, steps=2000, llm_learns=True
+        words, sources, inputs=4, targets=2, learning_rate=4e-5, image_weight=10.0, steps=2000, train_llm=True
     )
     config.data.template = "vicuna_v1.1"
     return config

@@ -9,9 +9,8 @@ and pictures follow each other; single pages, shown twice as often, teach what a
 
 import ml_collections
 
-from dreamjax import arguments
 from dreamjax import config as c
-from dreamjax.schema import to_dict
+from dreamjax.config import arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -42,8 +41,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             eval=(c.SourceConfig(stories, folder, "eval"), c.SourceConfig(pages, folder, "eval")),
             tokenizer_vocab=2048,
             length=1024,
-            seen_slots=12,
-            dreamed_slots=16,
+            input_slots=12,
+            target_slots=16,
         ),
         optim=c.OptimConfig(
             trainable=(r"^(?!clip/post_layernorm)",),
@@ -67,4 +66,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         sample_prompts=("The elephant and the river.", "A day at school."),
         sample_tokens=128,
     )
-    return ml_collections.ConfigDict(to_dict(run))
+    return ml_collections.ConfigDict(c.to_dict(run))

@@ -2,7 +2,7 @@
 # The compiler's flags for training on many devices, in one place; the other scripts read this file. Set DREAMJAX_XLA_FLAGS or
 # DREAMJAX_TPU_FLAGS to nothing to go without, or to flags of your own.
 
-# TPU. Read by libtpu when the program starts, for all that it compiles; the train step asks for the same by itself (dreamjax/sharding.py).
+# TPU. Read by libtpu when the program starts, for all that it compiles; the train step asks for the same by itself (dreamjax/parallel/mesh.py).
 #   ..._threshold_for_windowed_einsum_mib       no loops of small products in place of a gather and a large one: on 16 v4 chips
 #                                               modelled utilisation rises from .22 to .48
 #   ..._enable_async_all_gather, ..._async_collective_fusion*, ..._overlap_compute_collective_tc

@@ -73,8 +73,8 @@ def own_cache(tmp_path_factory):
 def shapes_tokenizer():
     """The tokenizer that the default run trains: every word of the shapes is a piece or a few."""
     from dreamjax.data.sources import shapes
-    from dreamjax.tokenizer import Tokenizer
-    from dreamjax.tokenizer_training import train_tokenizer
+    from dreamjax.document.tokenizer import Tokenizer
+    from dreamjax.document.tokenizer_training import train_tokenizer
 
     return Tokenizer.from_model(train_tokenizer(shapes.corpus(), 512))
 
@@ -83,7 +83,7 @@ def shapes_tokenizer():
 def quickstart():
     """The RunConfig of experiments/quickstart.py."""
     from dreamjax.config import RunConfig
-    from dreamjax.schema import from_dict
+    from dreamjax.config.validation import from_dict
 
     experiment = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "experiments" / "quickstart.py"))
     return from_dict(RunConfig, experiment["get_config"]())

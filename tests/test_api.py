@@ -9,11 +9,11 @@ from etils import epath
 from small_model import LATENT, boosted, parameters
 
 from dreamjax.api import DreamLLM, prompts_of
+from dreamjax.config.model import ClipTextConfig
 from dreamjax.document import Document, Image, Text
-from dreamjax.model_config import ClipTextConfig
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.sampling import ranking
-from dreamjax.schema import ConfigError
+from dreamjax.sampling import rerank
 from dreamjax.training import model_folder
 
 FAST = {"num_steps": 2, "guidance_scale": 2.0}
@@ -39,15 +39,15 @@ def test_a_tokenizer_of_more_ids_than_rows_is_another_models(shapes_tokenizer, t
 
 
 def test_one_prompt_or_several():
-    picture = PIL.Image.new("RGB", (8, 8))
+    image = PIL.Image.new("RGB", (8, 8))
     assert [
         len(prompts_of(content))
-        for content in ("a", ["a"], ["a", "b"], ["a", picture], [["a", picture], "b"], [Document.of("a")] * 3, [])
+        for content in ("a", ["a"], ["a", "b"], ["a", image], [["a", image], "b"], [Document.of("a")] * 3, [])
     ] == [1, 1, 2, 1, 2, 3, 1]
-    assert prompts_of(["a", picture])[0].parts[1].seen
+    assert prompts_of(["a", image])[0].parts[1].inputs
 
 
-def test_pictures_of_several_prompts_at_once_and_one_by_one(model):
+def test_images_of_several_prompts_at_once_and_one_by_one(model):
     latents = model.text_to_latents(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=4, **FAST)
     assert latents.shape == (4, 4, 4, 8) and latents.dtype == np.float32
     assert len({latent.tobytes() for latent in latents}) == 4
@@ -56,8 +56,8 @@ def test_pictures_of_several_prompts_at_once_and_one_by_one(model):
     ):
         alone = model.text_to_latents(prompt, seed=5 + number, **FAST)[0]
         np.testing.assert_allclose(alone, latents[number], atol=2e-4)
-    pictures = model.text_to_image(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=3, **FAST)
-    for mine, theirs in zip(pictures, model.decode(latents), strict=True):
+    images = model.text_to_image(["a red circle", "a blue cross that jumps"], 2, seed=5, batch_size=3, **FAST)
+    for mine, theirs in zip(images, model.decode(latents), strict=True):
         assert np.max(np.abs(np.asarray(mine).astype(int) - np.asarray(theirs))) <= 1
 
 
@@ -70,7 +70,7 @@ def test_noise_that_is_given_and_previews_on_the_way(model):
         ["a red circle"],
         2,
         seed=1,
-        preview=lambda step, pictures: told.append((step, len(pictures))),
+        preview=lambda step, images: told.append((step, len(images))),
         preview_every=1,
         **given,
     )
@@ -87,7 +87,7 @@ def test_noise_that_is_given_and_previews_on_the_way(model):
 def test_negative_prompts(model):
     prompts, negatives = (
         ["a red circle", "a blue cross"],
-        ["a green bar", Document((Text("an"), Image(np.zeros((8, 8, 3), np.uint8), dreamed=False)))],
+        ["a green bar", Document((Text("an"), Image(np.zeros((8, 8, 3), np.uint8), is_target=False)))],
     )
     both = model.text_to_latents(prompts, negative=negatives, **FAST)
     for number in range(2):
@@ -103,8 +103,8 @@ def test_negative_prompts(model):
 
 
 def test_any_size_that_the_vae_divides(model):
-    picture = model.text_to_image("a red circle", height=10, width=14, **FAST)[0]
-    assert picture.size == (14, 10)
+    image = model.text_to_image("a red circle", height=10, width=14, **FAST)[0]
+    assert image.size == (14, 10)
     with pytest.raises(ConfigError, match="width: 13 pixels is not a multiple of 2"):
         model.text_to_image("a red circle", width=13, **FAST)
 
@@ -148,28 +148,28 @@ def test_batches_of_many_prompts_and_their_seeds(model):
     assert model.generate_batch([]) == []
 
 
-def test_the_best_of_several_pictures():
-    pictures = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
+def test_the_best_of_several_images():
+    images = [PIL.Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (10, 40, 20, 5, 7, 6)]
 
-    def score(pictures, texts):
+    def score(images, texts):
         return np.array(
             [
                 int(np.asarray(p)[0, 0, 0]) * (1 if text == "bright" else -1)
-                for p, text in zip(pictures, texts, strict=True)
+                for p, text in zip(images, texts, strict=True)
             ]
         )
 
-    ranked = ranking.rank(pictures, ["bright", "dark"], score)
-    assert [int(np.asarray(p)[0, 0, 0]) for p in ranked[0].pictures] == [40, 20, 10] and ranked[1].scores.tolist() == [
+    ranked = rerank.rank(images, ["bright", "dark"], score)
+    assert [int(np.asarray(p)[0, 0, 0]) for p in ranked[0].images] == [40, 20, 10] and ranked[1].scores.tolist() == [
         -5,
         -6,
         -7,
     ]
-    best = ranking.marked(ranked, 1)
+    best = rerank.marked(ranked, 1)
     assert [p.info["score"] for p in best] == [40.0, -5.0] and best[0].info["scores"] == [40.0, 20.0, 10.0]
 
 
-def test_rank_keeps_the_pictures_that_clip_finds_to_fit(model, monkeypatch):
+def test_rank_keeps_the_images_that_clip_finds_to_fit(model, monkeypatch):
     tower = ClipTextConfig(
         vocab_size=32,
         positions=6,
@@ -196,16 +196,14 @@ def test_rank_keeps_the_pictures_that_clip_finds_to_fit(model, monkeypatch):
             ]
         }
 
-    monkeypatch.setattr("dreamjax.clip_tokenizer.load", lambda folder: words)
+    monkeypatch.setattr("dreamjax.document.clip_tokenizer.load", lambda folder: words)
     prompts = ["a red circle", "a blue cross that jumps"]
     drawn = model.text_to_image(prompts, 3, seed=4, **FAST)
     best = seeing.text_to_image(prompts, 1, seed=4, rank=True, candidates=3, **FAST)
-    score = ranking.clip_scorer(seeing.parts, seeing.params, words)
-    for number, picture in enumerate(best):
+    score = rerank.clip_scorer(seeing.parts, seeing.params, words)
+    for number, image in enumerate(best):
         alone = [float(score([candidate], [prompts[number]])[0]) for candidate in drawn[3 * number : 3 * number + 3]]
-        np.testing.assert_allclose(sorted(alone, reverse=True), picture.info["scores"], rtol=1e-4)
-        assert (
-            max(alone) - min(alone) > 1e-3 and picture.tobytes() == drawn[3 * number + int(np.argmax(alone))].tobytes()
-        )
+        np.testing.assert_allclose(sorted(alone, reverse=True), image.info["scores"], rtol=1e-4)
+        assert max(alone) - min(alone) > 1e-3 and image.tobytes() == drawn[3 * number + int(np.argmax(alone))].tobytes()
     with pytest.raises(ConfigError, match="rank: needs CLIP's picture encoder and its text tower"):
         model.text_to_image("a", rank=True, **FAST)

@@ -21,7 +21,7 @@ def flags_of(module: str) -> frozenset[str]:
     """The flags that the source of a command and of what it imports from the package defines."""
     file = ROOT / f"{module.replace('.', '/')}.py"
     file = file if file.exists() else file.with_suffix("") / "__main__.py"
-    sources = [file, ROOT / "dreamjax" / "hosts.py"] if module.endswith("train") else [file]
+    sources = [file, ROOT / "dreamjax" / "parallel" / "multihost.py"] if module.endswith("train") else [file]
     return frozenset(
         name
         for source in sources

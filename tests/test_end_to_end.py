@@ -87,7 +87,7 @@ def test_an_exported_model_is_the_same_model(workdir, tmp_path):
     ]
     assert story[0] == story[1]
     drawn = exported.text_to_image("A red circle.", num_images=2, seed=1, num_steps=2)
-    assert [picture.size for picture in drawn] == [(16, 16)] * 2 and np.asarray(drawn[0]).tobytes() != np.asarray(
+    assert [image.size for image in drawn] == [(16, 16)] * 2 and np.asarray(drawn[0]).tobytes() != np.asarray(
         drawn[1]
     ).tobytes()
     assert isinstance(exported.answer(drawn[0], "What colour is it?", max_tokens=3), str)

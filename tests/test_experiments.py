@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from dreamjax.config import RunConfig
-from dreamjax.schema import ConfigError, from_dict
+from dreamjax.config.validation import from_dict
+from dreamjax.errors import ConfigError
 from experiments import quickstart, quickstart_frozen, stage1_align, stage2_igpt, stage3_sft, storybook
 from experiments.common import paper
 
@@ -26,13 +27,13 @@ def test_every_stage_is_a_run_on_every_target(stage, mode, target):
     assert config.batch_size == machine.rows * machine.chips and all(
         source.path.startswith("folder/") for source in config.data.train
     )
-    at_once, left = divmod(config.groups * config.data.dreamed_slots, config.loss.picture_chunks * machine.chips)
+    at_once, left = divmod(config.groups * config.data.target_slots, config.loss.image_chunks * machine.chips)
     assert left == 0  # every chip denoises as much as the others
-    assert at_once % 8 == 0 and at_once <= machine.pictures and config.data.seen_slots % 8 == 0
+    assert at_once % 8 == 0 and at_once <= machine.images and config.data.input_slots % 8 == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_mode_decides_losses_pictures_and_what_trains(stage):
+def test_a_mode_decides_losses_images_and_what_trains(stage):
     """What one side alone learns: the other's loss, pictures and parts are out."""
     for mode, weights, other in (
         ("comprehension", (True, False), r"^condition_projector/"),
@@ -42,7 +43,7 @@ def test_a_mode_decides_losses_pictures_and_what_trains(stage):
         assert (
             tuple(weight > 0 for weight in config.loss.weights)
             == weights
-            == (config.data.seen_slots > 0, config.data.dreamed_slots > 0)
+            == (config.data.input_slots > 0, config.data.target_slots > 0)
         )
         assert other in config.optim.frozen and other not in config.optim.trainable
         assert {source.mode for source in config.data.train} == {f"{mode}_only"}

@@ -192,9 +192,9 @@ def test_a_command_that_ends_before_is_no_kill(tmp_path):
 
 
 def test_an_undisturbed_writer_is_measured(tmp_path):
-    seen = watch.watched(writer(tmp_path, "beside", 1, 0.2), tmp_path, time.monotonic())
-    assert seen.count == 2 and list(seen.writes) == ["out.#.tmp"] and seen.length("out.abcdefabcdef.tmp") > 0.05
-    assert 0 < seen.begins < seen.ends and seen.ends - seen.begins > 0.2
+    inputs = watch.watched(writer(tmp_path, "beside", 1, 0.2), tmp_path, time.monotonic())
+    assert inputs.count == 2 and list(inputs.writes) == ["out.#.tmp"] and inputs.length("out.abcdefabcdef.tmp") > 0.05
+    assert 0 < inputs.begins < inputs.ends and inputs.ends - inputs.begins > 0.2
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from dreamjax.sharding import TPU_OPTIONS
+from dreamjax.parallel.mesh import TPU_OPTIONS
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))

@@ -23,8 +23,8 @@ CALLS = [
 # Each call in a process of its own, forked from one that has imported what is slow to import.
 FORKED = """
 import json, os, runpy, sys, tempfile
-import dreamjax.api, dreamjax.convert.importing, dreamjax.data.loader
-import dreamjax.encoding, dreamjax.evaluation.benchmarks, dreamjax.pod.report
+import dreamjax.api, dreamjax.convert.importer, dreamjax.data.pipeline.loader
+import dreamjax.data.features.encode, dreamjax.evaluation.benchmarks, dreamjax.compile_tpu.report
 for call in json.loads(sys.argv[1]):
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         child = os.fork()

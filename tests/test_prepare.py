@@ -13,9 +13,9 @@ import pytest
 from made_data import encoded, jpeg, pairs, told, write_jsonl, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import writing
-from dreamjax.data.sources import open_source
-from dreamjax.schema import ConfigError
+from dreamjax.data.prepare import writer
+from dreamjax.data.registry import open_source
+from dreamjax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -90,8 +90,8 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
             for member in ((f"{i}.png", large if i % 7 else b"broken"), (f"{i}.txt", f"number {i}"))
         ],
     )
-    writing.write(
-        writing.Job(
+    writer.write(
+        writer.Job(
             open_source(SourceConfig("webdataset", str(tmp_path / "a.tar"))), str(tmp_path / "whole"), per_file=3
         ),
         workers=1,
@@ -128,7 +128,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_files(tmp_path):
 
     def contents(folder):
         return {
-            path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name != writing.SETTINGS
+            path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name != writer.SETTINGS
         }  # which has the command
 
     assert contents("out") == contents("whole")
@@ -178,12 +178,12 @@ def test_the_output_is_no_folder_of_the_source(source, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("data")
     monkeypatch.chdir(tmp_path / "data" if source == "." else tmp_path)
     with pytest.raises(ConfigError, match="is the folder of --source; give another one"):
-        writing.check_out(str(tmp_path / "data"), source)
-    writing.check_out(str(tmp_path / "data" / "out"), source)
+        writer.check_out(str(tmp_path / "data"), source)
+    writer.check_out(str(tmp_path / "data" / "out"), source)
     (tmp_path / "file").touch()
     for out, reason in ((tmp_path / "file", "is a file; give a folder"), ("\udce9", "is no name for a folder")):
         with pytest.raises(ConfigError, match=reason):
-            writing.check_out(str(out), source)
+            writer.check_out(str(out), source)
 
 
 def test_a_command_that_only_converts_is_light():

@@ -15,15 +15,15 @@ from etils import epath
 
 from dreamjax import DreamLLM
 from dreamjax.config import SourceConfig
-from dreamjax.data.loader import Loader
-from dreamjax.data.sources import open_source
+from dreamjax.data.pipeline.loader import Loader
+from dreamjax.data.registry import open_source
 from dreamjax.document import Image, Text
+from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.models import dreamllm
-from dreamjax.sampling import archive
-from dreamjax.sharding import make_mesh
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.parallel.mesh import make_mesh
+from dreamjax.sampling import output_folder
 from dreamjax.training import checkpoint
-from dreamjax.training.start import begin, prepare_workdir
+from dreamjax.training.initialize import begin, prepare_workdir
 from dreamjax.training.state import init, shardings
 
 STORED = pathlib.Path(__file__).parent / "stored" / "version_0_1_0.tar.xz"
@@ -43,13 +43,13 @@ def test_a_run_and_its_export_hold_the_same_weights(stored):
 
 
 def test_a_document_is_written_once_more_from_its_story(stored):
-    asked = archive.asked(epath.Path(stored / "story"))
+    asked = output_folder.asked(epath.Path(stored / "story"))
     record = json.loads((stored / "story" / "story.json").read_text())
     made = DreamLLM.load(stored / "run").generate(asked.prompt, asked.seed, **record["options"])
     assert asked.prompt.text + made.text == "".join(part.get("text", "") for part in record["parts"])
     drawn = np.asarray(Image(stored / "story" / "image_0.png").pil(), int)
     assert np.abs(np.asarray(made.images[0], int) - drawn).max() <= 1  # one level, for other processors' rounding
-    assert archive.read(epath.Path(stored / "story"), asked.prompt, asked.seed, asked.options) == record
+    assert output_folder.read(epath.Path(stored / "story"), asked.prompt, asked.seed, asked.options) == record
 
 
 def test_a_prepared_set_is_read(stored):
@@ -58,7 +58,7 @@ def test_a_prepared_set_is_read(stored):
     assert [part.text.strip() for part in first.parts if isinstance(part, Text)] == ["What is it?", "Noise."]
     assert [part.text.strip() for part in second.parts if isinstance(part, Text)] == ["And this?", "More noise."]
     image = next(part for part in first.parts if isinstance(part, Image))
-    assert (image.seen, image.dreamed, image.role, image.pil().size) == (True, False, "user", (16, 16))
+    assert (image.is_input, image.is_target, image.role, image.pil().size) == (True, False, "user", (16, 16))
     assert [part.role for part in first.parts if isinstance(part, Text)] == ["user", "assistant"]
 
 

@@ -65,17 +65,17 @@ def record(key: str, value: bytes) -> bytes:
 
 def valid(world: World, first: int = 0, count: int = 2) -> list[bytes]:
     """Members of pairs."""
-    picture = (world.images / "0-0.jpg").read_bytes()
+    image = (world.images / "0-0.jpg").read_bytes()
     return [
         part
         for i in range(first, first + count)
-        for part in (member(f"{i:04d}.jpg", picture), member(f"{i:04d}.txt", f"caption {i}".encode()))
+        for part in (member(f"{i:04d}.jpg", image), member(f"{i:04d}.txt", f"caption {i}".encode()))
     ]
 
 
 def attacks(world: World) -> dict[str, list[bytes]]:
     """Blocks between a valid pair before and one behind, by what they do."""
-    canary, picture = str(world.outside / "canary.png"), (world.images / "0-0.jpg").read_bytes()
+    canary, image = str(world.outside / "canary.png"), (world.images / "0-0.jpg").read_bytes()
     text = member("x.txt", b"caption x")
     sizes = {
         "negative": b"-0000000001",
@@ -98,7 +98,7 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         found |= {
             f"{title} x {MANY}": [member("x", record("path", b"y.jpg") if kind in b"xgX" else b"y.jpg", kind=kind)]
             * MANY
-            + [header("x.jpg", len(picture)), padded(picture), text],
+            + [header("x.jpg", len(image)), padded(image), text],
             f"{title} claims a terabyte": [header("x", b"\x80" + (2**40).to_bytes(11, "big"), kind=kind), text],
             f"{title} claims 8 GiB": [header("x", 8**11 - 1, kind=kind), text],
             f"{title} of negative size": [header("x", b"\xff" * 12, kind=kind), text],
@@ -142,10 +142,10 @@ def attacks(world: World) -> dict[str, list[bytes]]:
         "ten thousand keys": b"".join(record(f"k{i}", b"v") for i in range(10_000)),
     }
     found |= {
-        f"pax, {name}": [pax(lie), header("x.jpg", len(picture)), padded(picture), text] for name, lie in lies.items()
+        f"pax, {name}": [pax(lie), header("x.jpg", len(image)), padded(image), text] for name, lie in lies.items()
     }
     found |= {
-        f"global pax, {name}": [pax(lie, kind=b"g"), header("x.jpg", len(picture)), padded(picture), text]
+        f"global pax, {name}": [pax(lie, kind=b"g"), header("x.jpg", len(image)), padded(image), text]
         for name, lie in lies.items()
     }
     links = {
@@ -246,10 +246,10 @@ def tar_mutated(rng: random.Random, world: World) -> Case:
 
 
 def _members(rng: random.Random, world: World) -> Iterable[tuple[str, bytes]]:
-    picture = (world.images / "0-0.jpg").read_bytes()
+    image = (world.images / "0-0.jpg").read_bytes()
     for i in range(4):
         name = ("deep/" * 40 if rng.random() < 0.3 else "") + f"{i}"
-        yield f"{name}.jpg", picture
+        yield f"{name}.jpg", image
         yield (
             f"{name}.json",
             to_json({"caption": hostile_value(rng, world), "text": "other", "similarity": hostile_value(rng, world)}),

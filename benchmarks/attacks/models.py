@@ -11,13 +11,12 @@ from etils import epath
 
 from benchmarks.attacks.case import Case
 from benchmarks.attacks.world import World, mutate, mutate_bytes, to_json
-from dreamjax import images
 from dreamjax.config import ModelConfig, RunConfig
-from dreamjax.convert import sources, tensors
-from dreamjax.document import Document, Image
-from dreamjax.sampling import archive
+from dreamjax.config.validation import from_dict, to_dict
+from dreamjax.convert import detect, tensors
+from dreamjax.document import Document, Image, image_io
+from dreamjax.sampling import output_folder
 from dreamjax.sampling.options import Options
-from dreamjax.schema import from_dict, to_dict
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,7 +57,7 @@ RUN = {
             "max_positions": 128,
         }
     },
-    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64, "seen_slots": 0, "dreamed_slots": 0},
+    "data": {"train": [{"format": "pairs", "path": "x"}], "length": 64, "input_slots": 0, "target_slots": 0},
     "total_steps": 5,
     "batch_size": 2,
     "optim": {"trainable": ["^llm/"], "learning_rate": 1e-3},
@@ -67,9 +66,9 @@ RUN = {
 
 def story(rng: random.Random, world: World) -> Case:
     """A folder that sample wrote, its story.json mutated."""
-    picture = PIL.Image.new("RGB", (16, 16), (10, 20, 30))
-    prompt = Document.of(["Once", Image(picture), "a goat"])
-    archive.write(epath.Path(world.case), prompt, Document.of(["went home.", Image(picture)]), 3, Options())
+    image = PIL.Image.new("RGB", (16, 16), (10, 20, 30))
+    prompt = Document.of(["Once", Image(image), "a goat"])
+    output_folder.write(epath.Path(world.case), prompt, Document.of(["went home.", Image(image)]), 3, Options())
     path = world.case / "story.json"
     record = json.loads(path.read_text())
     for _ in range(rng.choice([1, 1, 2, 4])):
@@ -80,9 +79,9 @@ def story(rng: random.Random, world: World) -> Case:
 
 
 def _read_story(world: World) -> bytes:
-    prompt = archive.asked(epath.Path(world.case)).prompt
-    pictures = [images.to_png(part.pil()) for part in prompt.parts if isinstance(part, Image)]
-    return b"".join([repr(prompt.to_json()["parts"]).encode(errors="backslashreplace"), *pictures])
+    prompt = output_folder.asked(epath.Path(world.case)).prompt
+    images = [image_io.to_png(part.pil()) for part in prompt.parts if isinstance(part, Image)]
+    return b"".join([repr(prompt.to_json()["parts"]).encode(errors="backslashreplace"), *images])
 
 
 def settings(rng: random.Random, world: World) -> Case:
@@ -126,7 +125,7 @@ def foreign(rng: random.Random, world: World) -> Case:
 
 
 def _read_foreign(world: World) -> bytes:
-    found = sources.read(world.case)
+    found = detect.read(world.case)
     return b"".join(
         np.asarray(leaf.read(tuple(slice(None) for _ in leaf.shape))).tobytes() for leaf in found.leaves.values()
     )

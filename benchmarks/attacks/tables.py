@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 from benchmarks.attacks.case import Case
 from benchmarks.attacks.json_records import FORMATS
 from benchmarks.attacks.world import World, hostile_value, mutate, mutate_bytes, paths_outside, to_json
-from dreamjax.data.sources import open_source
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.array_record import WRITER_OPTIONS, encode
 from dreamjax.document import Document, Image, Text
 
@@ -46,19 +46,19 @@ def array_record(rng: random.Random, world: World) -> Case:
 
 def parquet(rng: random.Random, world: World) -> Case:
     """Columns of other types, hostile cells, or a file with bytes changed."""
-    picture = (world.images / "0-0.jpg").read_bytes()
+    image = (world.images / "0-0.jpg").read_bytes()
 
     def outside():
         return rng.choice(paths_outside(world))
 
     def struct():
-        return {"bytes": rng.choice([picture, None, b""]), "path": outside()}
+        return {"bytes": rng.choice([image, None, b""]), "path": outside()}
 
     columns = {
         "pairs": lambda: {"image": [struct() for _ in range(8)], "text": [f"goat {i}" for i in range(8)]},
         "names": lambda: {"image": [outside() for _ in range(8)], "caption": ["goat", None] * 4},
         "numbers": lambda: {"image": list(range(8)), "text": [0.5] * 8},
-        "numbers as text": lambda: {"image": [picture] * 8, "text": list(range(8))},
+        "numbers as text": lambda: {"image": [image] * 8, "text": list(range(8))},
         "nulls": lambda: {"image": pyarrow.nulls(8), "text": pyarrow.nulls(8)},
         "lists": lambda: {
             "images": [[struct()], [], [None], None, [struct(), struct()], [struct()], [], []],
@@ -77,8 +77,8 @@ def parquet(rng: random.Random, world: World) -> Case:
             "image": [struct() for _ in range(8)],
         },
         "no columns known": lambda: {"a": [1] * 8},
-        "dates": lambda: {"text": pyarrow.array([0] * 8, pyarrow.timestamp("s")), "image": [picture] * 8},
-        "bytes as text": lambda: {"text": [b"\xff\xfe"] * 8, "image": [picture] * 8},
+        "dates": lambda: {"text": pyarrow.array([0] * 8, pyarrow.timestamp("s")), "image": [image] * 8},
+        "bytes as text": lambda: {"text": [b"\xff\xfe"] * 8, "image": [image] * 8},
         "large repetition": lambda: {"text": ["a" * 100_000] * 5_000},
     }
     name = rng.choice(list(columns))

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from benchmarks.faults import reference, rounds
 from benchmarks.faults.campaign import STATE, Campaign, Outcome, Round, sums
 from benchmarks.faults.reference import Reference
-from dreamjax.data import processes
+from dreamjax.data.storage import processes
 
 
 def arguments() -> argparse.Namespace:

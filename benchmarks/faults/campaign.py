@@ -10,7 +10,7 @@ import pathlib
 import random
 from collections.abc import Collection, Mapping
 
-from dreamjax import atomic
+from dreamjax.filesystem import atomic
 
 STATE = "campaign.json"
 KILLED = ("train", "prepare", "evaluate", "import", "export")

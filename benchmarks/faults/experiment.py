@@ -6,7 +6,6 @@ The smallest model that sees and has a part to freeze. The argument is a folder 
 import ml_collections
 
 from dreamjax import config as c
-from dreamjax.schema import to_dict
 
 STEPS = 120
 
@@ -23,8 +22,8 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
             eval=(c.SourceConfig("storybook", arg, split="eval"),),
             tokenizer_vocab=300,
             length=64,
-            seen_slots=4,
-            dreamed_slots=0,
+            input_slots=4,
+            target_slots=0,
         ),
         optim=c.OptimConfig(
             trainable=(r"^(llm|visual_projector)/",),
@@ -42,4 +41,4 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
         eval_every=0,
         checkpoints_kept=2,
     )
-    return ml_collections.ConfigDict(to_dict(run))
+    return ml_collections.ConfigDict(c.to_dict(run))

@@ -13,7 +13,7 @@ from benchmarks.faults.commands import TWO_HOSTS
 from benchmarks.faults.reference import Reference
 from benchmarks.faults.training import PAUSE, WRITES, Run, stop_when_saved
 from benchmarks.faults.watch import Aim
-from dreamjax import relay
+from dreamjax.parallel import relay
 
 WITHIN = 60  # seconds in which the other has to end; --heartbeat is far below
 BOTH = (0, 1)

@@ -17,10 +17,11 @@ from benchmarks.faults.compare import Contents, files
 from dreamjax import cli
 from dreamjax.api import DreamLLM
 from dreamjax.config import SourceConfig
-from dreamjax.convert import assemble, exporting, importing
-from dreamjax.data.sources import BadRecord, open_source
+from dreamjax.convert import assemble, exporter, importer
+from dreamjax.data.registry import open_source
 from dreamjax.document import Text
-from dreamjax.training import checkpoint, handover
+from dreamjax.errors import BadRecord
+from dreamjax.training import checkpoint, weight_transfer
 
 CLOCKED = ("elapsed", "tokens_per_second")  # what a line of metrics.jsonl says of time, which no run repeats
 
@@ -63,7 +64,7 @@ def arrays(path: pathlib.Path) -> Contents:
 def model(folder: pathlib.Path) -> Contents:
     """The parameters, as `DreamLLM.load` gives them, and what `convert info` reads."""
     where = checkpoint.open_folder(folder)
-    leaves, origins = exporting.open_model(where).leaves, handover.origins_of(where, "last")
+    leaves, origins = exporter.open_model(where).leaves, weight_transfer.origins_of(where, "last")
     parameters = checkpoint.flatten(DreamLLM.load(folder).params)
     return {path: np.asarray(leaf) for path, leaf in parameters.items()} | {
         "names": sorted(leaves),
@@ -135,7 +136,7 @@ def _usable(source):
 
 def folders(folder: pathlib.Path) -> Contents:
     """The weights of a Hugging Face export, as an import reads them."""
-    plan = importing.make_plan([str(folder / name) for name in ("llm", "clip", "joints")])
+    plan = importer.make_plan([str(folder / name) for name in ("llm", "clip", "joints")])
     return {
         path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
         for path, leaf in plan.leaves.items()

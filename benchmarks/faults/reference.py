@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.faults import commands, watch
 from benchmarks.faults.commands import COMMANDS, TRAIN, TWO_HOSTS, Command
-from dreamjax import atomic
+from dreamjax.filesystem import atomic
 
 READY = "ready.json"
 KEEP_ALL = (
@@ -132,9 +132,9 @@ def write_pairs(path: pathlib.Path, count: int = 400):
     """A tar of pictures and captions; every ninth picture is broken."""
     with tarfile.open(path, "w") as tar:
         for number in range(count):
-            picture = noise(number, (48, 64)) if number % 9 else b"broken"
+            image = noise(number, (48, 64)) if number % 9 else b"broken"
             for name, data in (
-                (f"{number:09d}.png", picture),
+                (f"{number:09d}.png", image),
                 (f"{number:09d}.txt", f"a goat, number {number}".encode()),
             ):
                 member = tarfile.TarInfo(name)

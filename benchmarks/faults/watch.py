@@ -17,7 +17,7 @@ import time
 
 UNFINISHED = re.compile(
     r"\.(tmp|partial|partial_save|orbax-checkpoint-tmp)$"
-)  # dreamjax/atomic.py's, an index pass's, Orbax's
+)  # dreamjax/filesystem/atomic.py's, an index pass's, Orbax's
 LOOK_EVERY = 0.001  # seconds
 
 

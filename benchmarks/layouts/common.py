@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()

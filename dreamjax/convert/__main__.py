@@ -23,9 +23,11 @@ from absl import flags
 from etils import epath
 
 from dreamjax import cli
-from dreamjax.convert import exporting, finite, importing, verifying
-from dreamjax.schema import ConfigError, require_seed
-from dreamjax.training import checkpoint, handover, model_folder
+from dreamjax.config.validation import require_seed
+from dreamjax.convert import exporter, finite, importer
+from dreamjax.convert import verify as verification
+from dreamjax.errors import ConfigError
+from dreamjax.training import checkpoint, model_folder, weight_transfer
 
 SOURCE = flags.DEFINE_multi_string(
     "source", [], "import, verify: folder, file or hub name that weights come from; may be given several times."
@@ -36,7 +38,7 @@ TOKENIZER = flags.DEFINE_string(
     "import: sentencepiece model, folder with one, or llama2.c vocabulary, for an LLM without a tokenizer.",
 )
 PARTS = flags.DEFINE_list(
-    "parts", [], f"import: take only these of {', '.join(importing.PARTS)}; all where it is left out."
+    "parts", [], f"import: take only these of {', '.join(importer.PARTS)}; all where it is left out."
 )
 NEW_ROWS = flags.DEFINE_string(
     "new_rows", "official", "import: rows of added tokens: official (N(0, 0.02)) | mean (of the old rows)."
@@ -52,7 +54,7 @@ ALLOW_NONFINITE = flags.DEFINE_bool(
 )
 SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.")
 MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
-FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporting.FORMATS)}.")
+FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporter.FORMATS)}.")
 OUT = flags.DEFINE_string("out", None, "import, export: folder to write; must not hold a model yet.")
 WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
 
@@ -67,23 +69,23 @@ def import_() -> int:
     """Writes a model folder from foreign weights."""
     need(SOURCE, OUT)
     require_seed("--seed", SEED.value)
-    unknown = sorted(set(PARTS.value) - set(importing.PARTS))
+    unknown = sorted(set(PARTS.value) - set(importer.PARTS))
     if unknown:
-        raise ConfigError(f"--parts: {unknown[0]!r} is none of {', '.join(importing.PARTS)}")
+        raise ConfigError(f"--parts: {unknown[0]!r} is none of {', '.join(importer.PARTS)}")
     changes = {"visual_projector": VISUAL_PROJECTOR.value, "dream_queries": DREAM_QUERIES.value}
     changes = {name: value for name, value in changes.items() if value is not None}
-    plan = importing.make_plan(SOURCE.value, TOKENIZER.value, PARTS.value, NEW_ROWS.value, changes, SEED.value)
+    plan = importer.make_plan(SOURCE.value, TOKENIZER.value, PARTS.value, NEW_ROWS.value, changes, SEED.value)
     out = checkpoint.open_folder(OUT.value)
     for found in plan.found:
         print(f"{found.where}: {found.format}, {len(found.leaves)} parameters", *found.notes, sep="; ")
     print("".join(f"{note}\n" for note in plan.notes), end="")
-    counts = importing.write(plan, out, ALLOW_NONFINITE.value)
+    counts = importer.write(plan, out, ALLOW_NONFINITE.value)
     if counts:
-        print(f"taken as they are: {finite.in_words(counts)}")
+        print(f"taken as they are: {finite.format_summary(counts)}")
     for path in plan.fresh:
         print(f"made afresh   {path}")
     facts = facts_of(out)
-    print(in_words(facts))
+    print(format_summary(facts))
     print(json.dumps({"model": str(out), "not_finite": counts, **facts}))
     return 0
 
@@ -92,7 +94,7 @@ def export() -> int:
     """Writes the parameters, averaged ones where the run keeps them, with all that is needed to use them."""
     need(MODEL, OUT)
     source, out = checkpoint.open_folder(MODEL.value), checkpoint.open_folder(OUT.value)
-    left = exporting.export(source, FORMAT.value, out, WHICH.value)
+    left = exporter.export(source, FORMAT.value, out, WHICH.value)
     print("".join(f"left out      {part}: the format has no place for it\n" for part in left), end="")
     print(json.dumps({"model": str(out), "format": FORMAT.value, "left_out": left}))
     return 0
@@ -102,7 +104,7 @@ def info() -> int:
     """Prints the parts of a model, their sizes and where they come from, back to the first run."""
     need(MODEL)
     facts = facts_of(checkpoint.open_folder(MODEL.value))
-    print(in_words(facts))
+    print(format_summary(facts))
     print(json.dumps(facts))
     return 0
 
@@ -111,7 +113,7 @@ def facts_of(folder: epath.Path) -> dict:
     """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and where it comes from, back
     to the first run.
     """
-    card, leaves = model_folder.read_card(folder), exporting.open_model(folder, WHICH.value).leaves
+    card, leaves = model_folder.read_card(folder), exporter.open_model(folder, WHICH.value).leaves
     parts: dict[str, list] = {}
     for path, leaf in leaves.items():
         parts.setdefault(path.split("/")[0], []).append(leaf)
@@ -128,25 +130,25 @@ def facts_of(folder: epath.Path) -> dict:
         "dtypes": {name: sorted({str(leaf.dtype) for leaf in some}) for name, some in parts.items()},
         "bytes": size(leaves.values()),
         "template": card.template,
-        **handover.origins_of(folder, WHICH.value),
+        **weight_transfer.origins_of(folder, WHICH.value),
     }
 
 
-def in_words(facts: dict) -> str:
+def format_summary(facts: dict) -> str:
     """The same for a person to read."""
     lines = [
         f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}"
         for name, count in facts["parameters"].items()
     ]
-    return "\n".join([*lines, handover.in_words(facts)])
+    return "\n".join([*lines, weight_transfer.format_summary(facts)])
 
 
 def verify() -> int:
     """Compares our numbers with torch's; 1 where they are not the same."""
     need(MODEL, SOURCE)
     require_seed("--seed", SEED.value)
-    rows = verifying.verify(checkpoint.open_folder(MODEL.value), SOURCE.value, SEED.value)
-    print(verifying.in_words(rows))
+    rows = verification.verify(checkpoint.open_folder(MODEL.value), SOURCE.value, SEED.value)
+    print(verification.format_summary(rows))
     print(json.dumps({"verified": rows}))
     return 0 if all(row["ok"] for row in rows) else 1
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.config import ModelConfig
-from dreamjax.convert.names import Leaf, Table, match
+from dreamjax.convert.mapping import Leaf, Table, match
 from dreamjax.convert.tensors import Tensors
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
 from dreamjax.training import checkpoint
 from dreamjax.training.model_folder import put
 

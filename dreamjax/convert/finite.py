@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.convert.names import Leaf
+from dreamjax.convert.mapping import Leaf
 
 CHUNK = 2**20  # entries that are looked at together, so that counting takes no memory to speak of
 LISTED = 8  # tensors that one line names
@@ -46,7 +46,7 @@ def count(array: np.ndarray) -> int:
     return sum(part.size - int(np.count_nonzero(np.isfinite(part))) for part in parts)
 
 
-def in_words(counts: Mapping[str, int]) -> str:
+def format_summary(counts: Mapping[str, int]) -> str:
     """How many weights are not finite, and of which tensors."""
     named = [f"{name} ({number})" for name, number in counts.items()]
     more = f" and {len(named) - LISTED} more tensors" if len(named) > LISTED else ""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
-from dreamjax import atomic, lock
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import atomic, lock
 
 WRITTEN = (
     "params",

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from dreamjax.config.model import BLOCKS, MOST
 from dreamjax.convert.tensors import read_json
-from dreamjax.model_config import BLOCKS, MOST
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 
 LARGEST = 1e300
 

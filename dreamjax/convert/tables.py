@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from dreamjax.config import ModelConfig
-from dreamjax.convert import assemble, clip, clip_text, llama, stable_diffusion
-from dreamjax.convert.names import Table
+from dreamjax.convert import assemble
+from dreamjax.convert.formats import clip, clip_text, llama, stable_diffusion
+from dreamjax.convert.mapping import Table
 
 
 def of(part: str, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Table:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dreamjax import paths
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError, OutsideFolder
+from dreamjax.filesystem import containment
 
 DTYPES = {
     "F32": np.float32,
@@ -105,8 +105,8 @@ def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
 def _shard(folder: pathlib.Path, name: str, index: pathlib.Path) -> pathlib.Path:
     """A file of the folder, or one that the hub's cache has a link to there."""
     try:
-        return pathlib.Path(paths.inside(folder, name))
-    except paths.OutsideFolder as error:
+        return pathlib.Path(containment.inside(folder, name))
+    except OutsideFolder as error:
         file = folder / name
         if pathlib.PurePath(name).name == name and file.is_symlink() and file.resolve().parent.name == "blobs":
             return file

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import read_json, require_content
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import MODEL_FILE, SPECIAL_FILE, Tokenizer
+from dreamjax.document.tokenizer import MODEL_FILE, SPECIAL_FILE, Tokenizer
+from dreamjax.errors import ConfigError
 
 MULTIPLES = (8, 16, 32, 64, 128, 256)  # to which vocabularies are padded
 DIGITS = 18  # of an id that stands there as a text

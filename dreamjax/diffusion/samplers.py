@@ -15,7 +15,7 @@ import numpy as np
 
 from dreamjax.config import DiffusionConfig
 from dreamjax.diffusion.schedules import alphas_cumprod, to_x0_and_noise
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 
 Array = jax.Array
 

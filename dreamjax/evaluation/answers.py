@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.files import read_json, read_table, shown, shown_name, without_repeats
 
 ID_KEYS = ("question_id", "questionId", "index", "image_id", "image", "id")

@@ -6,16 +6,15 @@ import functools
 from etils import epath
 
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Text
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import creation, creation_runner, few_shot, language, language_runner, paper, runner, study
 from dreamjax.evaluation.creation_runner import Measures
 from dreamjax.evaluation.files import whole_number
 from dreamjax.evaluation.profiles import profile_of
-from dreamjax.evaluation.questions import Pictures
+from dreamjax.evaluation.questions import ImageFolder
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.tasks import TASKS
-from dreamjax.schema import ConfigError
 
 RUNNABLE = (
     *(name for name, task in TASKS.items() if task.questions or name in language.LOADERS),
@@ -75,12 +74,12 @@ def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how:
     profile, table = profile_of(how.profile, task), TASKS[task]
     questions = table.questions(data, how.count)
     pool = (table.questions(how.shots_from) if how.shots_from else table.questions(data)) if how.shots else []
-    pictures = Pictures(how.images or data).require([*questions, *pool])
-    job = runner.Job(questions, pictures, profile)
+    images = ImageFolder(how.images or data).require([*questions, *pool])
+    job = runner.Job(questions, images, profile)
     if how.shots:
         chosen = few_shot.at_random(pool, how.shots, how.seed)
         if how.examples == "rices":
-            chosen = few_shot.by_pictures(pool, how.shots, few_shot.picture_features(model, pictures))
+            chosen = few_shot.by_images(pool, how.shots, few_shot.image_features(model, images))
         job = dataclasses.replace(job, examples=chosen)
     asked = {name: getattr(how, name) for name in ("profile", "shots", "examples", "shots_from", "seed")}
     path, dropped = runner.predict(model, job, out, settings | asked, how.batch_size, task)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Score, by_id, first, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, lines_of, read_json, read_text
 

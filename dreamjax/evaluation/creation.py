@@ -20,19 +20,19 @@ import numpy as np
 from etils import epath
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import BadRecord, SourceError, open_source
+from dreamjax.data.registry import open_source
 from dreamjax.document import Document, Image, Text
+from dreamjax.errors import BadRecord, ConfigError, SourceError
 from dreamjax.evaluation.files import expected_form, find_file, read_json, shown
 from dreamjax.evaluation.profiles import of_profile
-from dreamjax.evaluation.questions import Pictures, beside
-from dreamjax.schema import ConfigError
+from dreamjax.evaluation.questions import ImageFolder, beside
 
 CAPTIONS = 30_000  # of MS-COCO
 SIDE = 256  # pixels of compared pictures
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Wish:
+class GenerationPrompt:
     """One picture to draw.
 
     Right after the prompt. `texts` are what it should fit, its own first; `real` is the true picture.
@@ -45,7 +45,7 @@ class Wish:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manner:
+class GenerationSettings:
     """How pictures are drawn: `candidates` each, with the seeds from `seed` on, of which CLIP keeps one."""
 
     candidates: int = 1
@@ -56,20 +56,20 @@ class Manner:
 
 _DDIM = {"sampler": "ddim", "num_steps": 50}
 
-MANNERS: dict[str, dict[str, Manner]] = {
+MANNERS: dict[str, dict[str, GenerationSettings]] = {
     "clean": {
-        "coco_fid": Manner(8, drawing={**_DDIM, "guidance_scale": 2.0}),
-        "lncoco_fid": Manner(drawing={**_DDIM, "guidance_scale": 3.0}),
-        "instructmmc4_fid": Manner(drawing={**_DDIM, "guidance_scale": 3.0}),
+        "coco_fid": GenerationSettings(8, drawing={**_DDIM, "guidance_scale": 2.0}),
+        "lncoco_fid": GenerationSettings(drawing={**_DDIM, "guidance_scale": 3.0}),
+        "instructmmc4_fid": GenerationSettings(drawing={**_DDIM, "guidance_scale": 3.0}),
     },
     "official": {
-        "coco_fid": Manner(8, 42, True, {"sampler": "ddpm", "num_steps": 150, "guidance_scale": 2.0}),
-        "lncoco_fid": Manner(1, 42, drawing={"sampler": "ddpm", "num_steps": 100, "guidance_scale": 3.0}),
+        "coco_fid": GenerationSettings(8, 42, True, {"sampler": "ddpm", "num_steps": 150, "guidance_scale": 2.0}),
+        "lncoco_fid": GenerationSettings(1, 42, drawing={"sampler": "ddpm", "num_steps": 100, "guidance_scale": 3.0}),
     },
 }
 
 
-def manner_of(profile: str, task: str) -> Manner:
+def manner_of(profile: str, task: str) -> GenerationSettings:
     """The manner of a task; raises ConfigError, naming what there is."""
     return of_profile(MANNERS, profile, task)
 
@@ -79,14 +79,14 @@ def manner_of(profile: str, task: str) -> Manner:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Wishes:
+class GenerationPrompts:
     """The wishes of a task, and what was said about its files."""
 
-    wishes: list[Wish]
+    generation_prompts: list[GenerationPrompt]
     warnings: tuple[str, ...] = ()
 
 
-def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> GenerationPrompts:
     """`count` captions (30,000, or all where there are fewer) in an order drawn by the seed."""
     data = epath.Path(data)
     path = find_file(
@@ -95,51 +95,56 @@ def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, 
     content = read_json(path)
     with expected_form(path, "file of COCO's captions"):
         files = {row["id"]: row["file_name"] for row in content["images"]}
-        of_picture: dict = {}
+        of_image: dict = {}
         for row in content["annotations"]:
-            of_picture.setdefault(row["image_id"], []).append((row["id"], row["caption"].strip()))
+            of_image.setdefault(row["image_id"], []).append((row["id"], row["caption"].strip()))
         rows = [(row["id"], row["image_id"], row["caption"].strip()) for row in content["annotations"]]
         order = np.random.default_rng(seed).permutation(len(rows))[: count or CAPTIONS]
         chosen = [rows[i] for i in order]
-        names = [files[picture] for _, picture, _ in chosen]
-    pictures = Pictures(images or data).require_names(names)
+        names = [files[image] for _, image, _ in chosen]
+    folder = ImageFolder(images or data).require_names(names)
 
-    def others(picture, key):
-        return [text for other, text in of_picture[picture] if other != key]
+    def others(image, key):
+        return [text for other, text in of_image[image] if other != key]
 
-    wishes = [
-        Wish(str(key), Document((Text(text),)), (text, *others(picture, key)), pictures[name])
-        for (key, picture, text), name in zip(chosen, names, strict=True)
+    generation_prompts = [
+        GenerationPrompt(str(key), Document((Text(text),)), (text, *others(image, key)), folder[name])
+        for (key, image, text), name in zip(chosen, names, strict=True)
     ]
-    return _unique(wishes, path)
+    return _unique(generation_prompts, path)
 
 
-def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> GenerationPrompts:
     """The (first `count`) narratives, in the file's order."""
     path = find_file(data, "coco_val*.jsonl", "*narratives*.jsonl", "*.jsonl")
     with expected_form(path, "file of localized narratives"):
         rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)][
             :count
         ]
-    pictures = Pictures(images or data).require_names([picture for picture, _, _ in rows])
+    folder = ImageFolder(images or data).require_names([image for image, _, _ in rows])
 
-    def name(picture, annotator):
-        return picture if annotator is None else f"{picture}-{annotator}"
+    def name(image, annotator):
+        return image if annotator is None else f"{image}-{annotator}"
 
     return _unique(
-        [Wish(name(picture, by), Document((Text(text),)), (text,), pictures[picture]) for picture, by, text in rows],
+        [
+            GenerationPrompt(name(image, by), Document((Text(text),)), (text,), folder[image])
+            for image, by, text in rows
+        ],
         path,
     )
 
 
-def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> Wishes:
+def load_instructmmc4(
+    data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0
+) -> GenerationPrompts:
     """Each picture of the (first `count`) documents' answers, after all that stands before it.
 
     Records that cannot be used are counted.
     """
     path = find_file(data, "*.jsonl", "*.json")
     source = open_source(SourceConfig("instruct", path=str(path), images=images or beside(path)))
-    wishes, bad = [], [str(record) for record in source.skipped]
+    generation_prompts, bad = [], [str(record) for record in source.skipped]
     for number in range(len(source) if count is None else min(count, len(source))):
         try:
             parts = source[number].parts
@@ -150,11 +155,11 @@ def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None 
             if isinstance(part, Image):
                 before = [other.text for other in parts[:i] if isinstance(other, Text)]
                 prompt = tuple(
-                    dataclasses.replace(other, dreamed=False) if isinstance(other, Image) else other
+                    dataclasses.replace(other, is_target=False) if isinstance(other, Image) else other
                     for other in parts[:i]
                 )
-                wishes.append(Wish(f"{number}-{i}", Document(prompt), (before[-1],), part))
-    if bad and not wishes:
+                generation_prompts.append(GenerationPrompt(f"{number}-{i}", Document(prompt), (before[-1],), part))
+    if bad and not generation_prompts:
         raise SourceError(
             f"{path}: holds nothing to draw; the first of {len(bad)} documents that cannot be used is {bad[0]}"
         )
@@ -166,41 +171,47 @@ def load_instructmmc4(data: epath.PathLike, images: str = "", count: int | None 
         if bad
         else ()
     )
-    return dataclasses.replace(_unique(wishes, path), warnings=warnings)
+    return dataclasses.replace(_unique(generation_prompts, path), warnings=warnings)
 
 
-def _unique(wishes: list[Wish], path: epath.Path) -> Wishes:
-    if not wishes:
+def _unique(generation_prompts: list[GenerationPrompt], path: epath.Path) -> GenerationPrompts:
+    if not generation_prompts:
         raise SourceError(f"{path}: holds nothing to draw")
-    for wish in wishes:
+    for generation_prompt in generation_prompts:
         if (
-            "/" in wish.id or len(wish.id.encode("utf-8", "replace")) > 200 or not wish.id.isprintable()
+            "/" in generation_prompt.id
+            or len(generation_prompt.id.encode("utf-8", "replace")) > 200
+            or not generation_prompt.id.isprintable()
         ):  # it names the picture's file
-            raise SourceError(f"{path}: the id {shown(wish.id)} cannot be the name of a file")
-    if len({wish.id for wish in wishes}) < len(wishes):
-        twice = next(wish.id for i, wish in enumerate(wishes) if wish.id in {other.id for other in wishes[:i]})
+            raise SourceError(f"{path}: the id {shown(generation_prompt.id)} cannot be the name of a file")
+    if len({generation_prompt.id for generation_prompt in generation_prompts}) < len(generation_prompts):
+        twice = next(
+            generation_prompt.id
+            for i, generation_prompt in enumerate(generation_prompts)
+            if generation_prompt.id in {other.id for other in generation_prompts[:i]}
+        )
         raise SourceError(f"{path}: the id {twice} stands there twice")
-    return Wishes(wishes)
+    return GenerationPrompts(generation_prompts)
 
 
-TASKS: dict[str, Callable[..., Wishes]] = {
+TASKS: dict[str, Callable[..., GenerationPrompts]] = {
     "coco_fid": load_coco,
     "lncoco_fid": load_lncoco,
     "instructmmc4_fid": load_instructmmc4,
 }
 
 
-def shortened(wish: Wish, fits: Callable[[Document], bool]) -> tuple[Wish, bool]:
+def shortened(generation_prompt: GenerationPrompt, fits: Callable[[Document], bool]) -> tuple[GenerationPrompt, bool]:
     """The wish with the latest parts of its prompt that fit, after the first.
 
     And whether any was left out. ConfigError where the last alone does not fit.
     """
-    parts = wish.prompt.parts
+    parts = generation_prompt.prompt.parts
     for left_out in range(len(parts)):
         kept = Document((*parts[:1], *parts[1 + left_out :]))
         if fits(kept):
-            return dataclasses.replace(wish, prompt=kept), left_out > 0
+            return dataclasses.replace(generation_prompt, prompt=kept), left_out > 0
     raise ConfigError(
-        f"{wish.id}: its prompt is longer than the model's context, even alone: "
-        f"{math.ceil(len(wish.prompt.text) / 1000)} thousand characters"
+        f"{generation_prompt.id}: its prompt is longer than the model's context, even alone: "
+        f"{math.ceil(len(generation_prompt.prompt.text) / 1000)} thousand characters"
     )

@@ -18,25 +18,24 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
-from dreamjax.document import Document, Image
+from dreamjax.document import Document, Image, image_io
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import creation, features, frechet, paper, runner
 from dreamjax.evaluation.answers import Score
-from dreamjax.evaluation.creation import SIDE, Manner, Wish, Wishes
+from dreamjax.evaluation.creation import SIDE, GenerationPrompt, GenerationPrompts, GenerationSettings
 from dreamjax.evaluation.features import Extractor, Towers
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
+from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
-from dreamjax.sampling import pictures
+from dreamjax.sampling import text_to_image
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_tokens
-from dreamjax.schema import ConfigError
 
 SHOWN = 12  # of a task
 
-Painter = Callable[[Sequence[Wish], Sequence[int]], list[PIL.Image.Image]]
+ImageGenerator = Callable[[Sequence[GenerationPrompt], Sequence[int]], list[PIL.Image.Image]]
 """Wishes and as many seeds -> a picture for each."""
 
 
@@ -84,15 +83,17 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
         "candidates": manner.candidates,
         "clip": measures.clip,
     }
-    folder = draw(_painter(model, manner), asked.wishes, manner, towers, out, settings, how.batch_size, task)
-    real = _real(asked.wishes, measures.reference, extractor)
-    score = measure(folder, asked.wishes, real, extractor, towers)
+    folder = draw(
+        _painter(model, manner), asked.generation_prompts, manner, towers, out, settings, how.batch_size, task
+    )
+    real = _real(asked.generation_prompts, measures.reference, extractor)
+    score = measure(folder, asked.generation_prompts, real, extractor, towers)
     drawn, beside = {"ours": folder}, {}
     if measures.baseline:
         painter = _baseline_painter(measures.baseline, manner)
         drawn["baseline"] = draw(
             painter,
-            asked.wishes,
+            asked.generation_prompts,
             manner,
             towers,
             out / "baseline",
@@ -101,9 +102,11 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
             "baseline",
         )
         beside = {
-            "Stable Diffusion, measured": measure(drawn["baseline"], asked.wishes, real, extractor, towers).metrics
+            "Stable Diffusion, measured": measure(
+                drawn["baseline"], asked.generation_prompts, real, extractor, towers
+            ).metrics
         }
-    shown = [_shown(wish, drawn) for wish in sample(asked.wishes, SHOWN)]
+    shown = [_shown(generation_prompt, drawn) for generation_prompt in sample(asked.generation_prompts, SHOWN)]
     words = [
         f"profile {how.profile}",
         f"{manner.candidates} candidates ranked by CLIP" if manner.candidates > 1 else "one picture each",
@@ -117,14 +120,14 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
     return Result(task, score, paper.figures(task), files, shown, how=", ".join(words), measured=beside)
 
 
-def _fitting(model: DreamLLM, asked: Wishes) -> tuple[Wishes, list[str]]:
+def _fitting(model: DreamLLM, asked: GenerationPrompts) -> tuple[GenerationPrompts, list[str]]:
     """The wishes with prompts that the context holds, and a warning where some were shortened."""
     room = model.parts.config.llm.max_positions - model.parts.config.dream_queries - 2
 
     def fits(prompt):
         return prompt_tokens(model.parts, model.tokenizer, prompt, model.template) <= room
 
-    done = [creation.shortened(wish, fits) for wish in asked.wishes]
+    done = [creation.shortened(generation_prompt, fits) for generation_prompt in asked.generation_prompts]
     count = sum(shortened for _, shortened in done)
     note = (
         [
@@ -134,39 +137,43 @@ def _fitting(model: DreamLLM, asked: Wishes) -> tuple[Wishes, list[str]]:
         if count
         else []
     )
-    return dataclasses.replace(asked, wishes=[wish for wish, _ in done]), note
+    return dataclasses.replace(asked, generation_prompts=[generation_prompt for generation_prompt, _ in done]), note
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Drawing
 
 
-def _painter(model: DreamLLM, manner: Manner) -> Painter:
+def _painter(model: DreamLLM, manner: GenerationSettings) -> ImageGenerator:
     options = model.options(dict(manner.drawing))
 
-    def paint(wishes: Sequence[Wish], seeds: Sequence[int]) -> list[PIL.Image.Image]:
-        prompts = [wish.prompt for wish in wishes]
-        return model.decode(pictures.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options))
+    def paint(generation_prompts: Sequence[GenerationPrompt], seeds: Sequence[int]) -> list[PIL.Image.Image]:
+        prompts = [generation_prompt.prompt for generation_prompt in generation_prompts]
+        return model.decode(
+            text_to_image.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options)
+        )
 
     return paint
 
 
-def _baseline_painter(folder: str, manner: Manner) -> Painter:
+def _baseline_painter(folder: str, manner: GenerationSettings) -> ImageGenerator:
     mesh = jax.sharding.get_mesh()
     painter = StableDiffusion.load(folder, None if mesh.empty else mesh)
     options = Options(**manner.drawing)
-    return lambda wishes, seeds: painter.draw([wish.texts[0] for wish in wishes], seeds, options)
+    return lambda generation_prompts, seeds: painter.draw(
+        [generation_prompt.texts[0] for generation_prompt in generation_prompts], seeds, options
+    )
 
 
-def seed_of(wish: Wish, seed: int) -> int:
+def seed_of(generation_prompt: GenerationPrompt, seed: int) -> int:
     """What the noise of a wish's picture is drawn by, 32 bits."""
-    return zlib.crc32(f"{seed}/{wish.id}".encode())
+    return zlib.crc32(f"{seed}/{generation_prompt.id}".encode())
 
 
 def draw(
-    paint: Painter,
-    wishes: Sequence[Wish],
-    manner: Manner,
+    paint: ImageGenerator,
+    generation_prompts: Sequence[GenerationPrompt],
+    manner: GenerationSettings,
     towers: Towers | None,
     out: epath.Path,
     settings: dict,
@@ -178,31 +185,41 @@ def draw(
     runner.check_settings(out, settings)
     folder.mkdir(exist_ok=True)
     done = {row["question_id"] for row in runner.resume(path, question_id=str)}
-    waiting = [wish for wish in wishes if wish.id not in done]
+    waiting = [generation_prompt for generation_prompt in generation_prompts if generation_prompt.id not in done]
     seeds = [manner.seed + k for k in range(manner.candidates)]
     size = max(1, batch_size // manner.candidates)
-    with bar(len(wishes), "picture", desc, len(wishes) - len(waiting)) as progress:
+    with bar(len(generation_prompts), "picture", desc, len(generation_prompts) - len(waiting)) as progress:
         for batch in runner.batched(waiting, size):
             filled = [*batch, *[batch[-1]] * (size - len(batch))]  # the same shapes whatever is left to do
-            pairs = [(wish, seed) for wish in filled for seed in seeds]
-            made = paint([wish for wish, _ in pairs], [seed_of(*pair) for pair in pairs])
-            for i, wish in enumerate(batch):
+            pairs = [(generation_prompt, seed) for generation_prompt in filled for seed in seeds]
+            made = paint([generation_prompt for generation_prompt, _ in pairs], [seed_of(*pair) for pair in pairs])
+            for i, generation_prompt in enumerate(batch):
                 mine = made[i * len(seeds) : (i + 1) * len(seeds)]
-                scores = rank(mine, wish, manner, towers) if len(mine) > 1 else [0.0]
+                scores = rank(mine, generation_prompt, manner, towers) if len(mine) > 1 else [0.0]
                 best = int(np.argmax(scores))
-                name = f"{wish.id}.png"
-                atomic.write_bytes(folder / name, images.to_png(images.for_decoder(mine[best], SIDE)))
-                row = {"question_id": wish.id, "prompt": wish.texts[0], "text": f"pictures/{name}", "seed": seeds[best]}
+                name = f"{generation_prompt.id}.png"
+                atomic.write_bytes(folder / name, image_io.to_png(image_io.for_decoder(mine[best], SIDE)))
+                row = {
+                    "question_id": generation_prompt.id,
+                    "prompt": generation_prompt.texts[0],
+                    "text": f"pictures/{name}",
+                    "seed": seeds[best],
+                }
                 runner.append(path, [row | ({"scores": [float(score) for score in scores]} if len(mine) > 1 else {})])
             progress.update(len(batch))
     return folder
 
 
-def rank(candidates: Sequence[PIL.Image.Image], wish: Wish, manner: Manner, towers: Towers) -> np.ndarray:
+def rank(
+    candidates: Sequence[PIL.Image.Image],
+    generation_prompt: GenerationPrompt,
+    manner: GenerationSettings,
+    towers: Towers,
+) -> np.ndarray:
     """How well each candidate fits the wish's text, or whichever of all its texts it fits best."""
-    texts = wish.texts if manner.all_texts else wish.texts[:1]
-    pairs = [(picture, text) for picture in candidates for text in texts]
-    scores = towers.scorer()([picture for picture, _ in pairs], [text for _, text in pairs])
+    texts = generation_prompt.texts if manner.all_texts else generation_prompt.texts[:1]
+    pairs = [(image, text) for image in candidates for text in texts]
+    scores = towers.scorer()([image for image, _ in pairs], [text for _, text in pairs])
     return np.asarray(scores).reshape(len(candidates), len(texts)).max(1)
 
 
@@ -210,24 +227,28 @@ def rank(candidates: Sequence[PIL.Image.Image], wish: Wish, manner: Manner, towe
 # Measuring
 
 
-def _real(wishes: Sequence[Wish], reference: str, extractor: Extractor) -> frechet.Statistics | np.ndarray:
+def _real(
+    generation_prompts: Sequence[GenerationPrompt], reference: str, extractor: Extractor
+) -> frechet.Statistics | np.ndarray:
     """The given reference, else the real pictures of the wishes, each once, at the size of the drawn ones."""
     if reference:
         return features.reference(reference, extractor, SIDE)
     real = list(
         {
-            wish.real.source if isinstance(wish.real.source, (str, bytes)) else str(wish.real.source): wish.real
-            for wish in wishes
+            generation_prompt.real.source
+            if isinstance(generation_prompt.real.source, (str, bytes))
+            else str(generation_prompt.real.source): generation_prompt.real
+            for generation_prompt in generation_prompts
         }.values()
     )
     return features.collect(
-        extractor, (features.square(picture.pil(), SIDE) for picture in real), len(real), "real pictures"
+        extractor, (features.square(image.pil(), SIDE) for image in real), len(real), "real pictures"
     )
 
 
 def measure(
     folder: epath.Path,
-    wishes: Sequence[Wish],
+    generation_prompts: Sequence[GenerationPrompt],
     real: frechet.Statistics | np.ndarray,
     extractor: Extractor,
     towers: Towers | None,
@@ -235,28 +256,39 @@ def measure(
     """Distances of the wishes' pictures in a folder to the real ones, and `clip_score`, the mean of 100 cosines of
     picture and caption.
     """
-    missing = [wish for wish in wishes if not (folder / f"{wish.id}.png").exists()]
+    missing = [
+        generation_prompt
+        for generation_prompt in generation_prompts
+        if not (folder / f"{generation_prompt.id}.png").exists()
+    ]
     if missing:
         first = f"{missing[0].id}.png; use another --out, or delete {folder.parent}"
-        raise SourceError(f"{folder}: {len(missing)} of {len(wishes)} pictures are missing, the first is {first}")
-    opened = (images.open_rgb(folder / f"{wish.id}.png") for wish in wishes)
-    drawn = features.collect(extractor, opened, len(wishes), "drawn pictures")
+        raise SourceError(
+            f"{folder}: {len(missing)} of {len(generation_prompts)} pictures are missing, the first is {first}"
+        )
+    opened = (image_io.open_rgb(folder / f"{generation_prompt.id}.png") for generation_prompt in generation_prompts)
+    drawn = features.collect(extractor, opened, len(generation_prompts), "drawn pictures")
     metrics, warnings = features.compare(real, drawn, extractor.name)
     if towers:
         fits = []
-        for batch in runner.batched(wishes, features.BATCH):
+        for batch in runner.batched(generation_prompts, features.BATCH):
             fits += list(
-                towers.agreement(
-                    [images.open_rgb(folder / f"{wish.id}.png") for wish in batch], [wish.texts[0] for wish in batch]
+                towers.stop_consensus(
+                    [image_io.open_rgb(folder / f"{generation_prompt.id}.png") for generation_prompt in batch],
+                    [generation_prompt.texts[0] for generation_prompt in batch],
                 )
             )
         metrics["clip_score"] = float(np.mean(fits))
-    counts = {"pictures": len(wishes)} | ({} if isinstance(real, frechet.Statistics) else {"real_pictures": len(real)})
+    counts = {"pictures": len(generation_prompts)} | (
+        {} if isinstance(real, frechet.Statistics) else {"real_pictures": len(real)}
+    )
     return Score(metrics, counts, warnings)
 
 
-def _shown(wish: Wish, drawn: dict[str, epath.Path]) -> Shown:
+def _shown(generation_prompt: GenerationPrompt, drawn: dict[str, epath.Path]) -> Shown:
     """The prompt, what was drawn (the baseline's second), and the real picture last."""
-    shown = tuple(Image(folder / f"{wish.id}.png") for folder in drawn.values())
+    shown = tuple(Image(folder / f"{generation_prompt.id}.png") for folder in drawn.values())
     names = " | ".join([*drawn, "real"])
-    return Shown(wish.id, Document(wish.prompt.parts), names, pictures=(*shown, wish.real))
+    return Shown(
+        generation_prompt.id, Document(generation_prompt.prompt.parts), names, images=(*shown, generation_prompt.real)
+    )

@@ -17,16 +17,15 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from dreamjax import clip_tokenizer, images
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
+from dreamjax.document import clip_tokenizer, image_io
+from dreamjax.errors import ConfigError, SourceError, gist
 from dreamjax.evaluation import few_shot, frechet
-from dreamjax.evaluation.questions import picture_files
+from dreamjax.evaluation.questions import image_files
 from dreamjax.models import dreamllm, inception
 from dreamjax.models.dreamllm import Parts
 from dreamjax.progress import bar
-from dreamjax.sampling import ranking
-from dreamjax.schema import ConfigError, gist
+from dreamjax.sampling import rerank
 
 BATCH = 32
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -48,12 +47,12 @@ class Towers:
     params: dict
     tokenizer: object
 
-    def scorer(self) -> ranking.Scorer:
-        return ranking.clip_scorer(self.parts, self.params, self.tokenizer)
+    def scorer(self) -> rerank.Scorer:
+        return rerank.clip_scorer(self.parts, self.params, self.tokenizer)
 
-    def agreement(self, pictures: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
+    def stop_consensus(self, images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
         """100 times the cosine of each picture and its text, [n]."""
-        return 100 * self.scorer()(pictures, texts) / np.exp(np.asarray(self.params["clip_text"]["logit_scale"]))
+        return 100 * self.scorer()(images, texts) / np.exp(np.asarray(self.params["clip_text"]["logit_scale"]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -84,37 +83,37 @@ def extractor(features: str, weights: str, model: DreamLLM | None = None) -> Ext
     if features == "clip":
         if model is None or model.parts.clip is None:
             raise ConfigError("--features: clip needs a model with a picture encoder")
-        return Extractor("clip", lambda pictures: _filled(pictures, lambda now: _clip_features(model, now)))
+        return Extractor("clip", lambda images: _filled(images, lambda now: _clip_features(model, now)))
     function = _function(features)
-    return Extractor(features, lambda pictures: _checked(features, np.asarray(function(list(pictures))), len(pictures)))
+    return Extractor(features, lambda images: _checked(features, np.asarray(function(list(images))), len(images)))
 
 
 def _inception(weights: str) -> Extractor:
-    from dreamjax.convert.inception import load  # may need torch
+    from dreamjax.convert.formats.inception import load  # may need torch
 
     params = jax.device_put(load(weights))
 
-    def network(pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
+    def network(images: Sequence[PIL.Image.Image]) -> np.ndarray:
         return np.asarray(
-            inception.features(params, jnp.stack([inception.prepare(np.asarray(picture)) for picture in pictures]))
+            inception.features(params, jnp.stack([inception.prepare(np.asarray(image)) for image in images]))
         )
 
-    return Extractor("inception", lambda pictures: _filled(pictures, network))
+    return Extractor("inception", lambda images: _filled(images, network))
 
 
-def _clip_features(model: DreamLLM, pictures: Sequence[PIL.Image.Image]) -> np.ndarray:
+def _clip_features(model: DreamLLM, images: Sequence[PIL.Image.Image]) -> np.ndarray:
     size = model.parts.config.clip.image_size
     return np.asarray(
         few_shot.unit_features(
-            model.parts, model.params, np.stack([images.for_encoder(picture, size) for picture in pictures])
+            model.parts, model.params, np.stack([image_io.for_encoder(image, size) for image in images])
         )
     )
 
 
-def _filled(pictures: Sequence[PIL.Image.Image], network: Callable) -> np.ndarray:
+def _filled(images: Sequence[PIL.Image.Image], network: Callable) -> np.ndarray:
     """The features of a batch that is filled up to a power of two, so that few sizes are compiled."""
-    size = 1 << (len(pictures) - 1).bit_length()
-    return network([*pictures, *[pictures[-1]] * (size - len(pictures))])[: len(pictures)]
+    size = 1 << (len(images) - 1).bit_length()
+    return network([*images, *[images[-1]] * (size - len(images))])[: len(images)]
 
 
 def _function(name: str) -> Callable:
@@ -135,12 +134,12 @@ def _checked(name: str, found: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def collect(extractor: Extractor, pictures: Iterable[PIL.Image.Image], total: int, desc: str) -> np.ndarray:
+def collect(extractor: Extractor, images: Iterable[PIL.Image.Image], total: int, desc: str) -> np.ndarray:
     """Features [total, d] of pictures, which are opened as they come."""
     found, waiting = [], []
     with bar(total, "picture", desc) as progress:
-        for picture in pictures:
-            waiting.append(picture)
+        for image in images:
+            waiting.append(image)
             if len(waiting) == BATCH:
                 found.append(extractor.of(waiting))
                 progress.update(len(waiting))
@@ -180,16 +179,16 @@ def reference(path: epath.PathLike, extractor: Extractor, side: int | None = Non
     if epath.Path(path).suffix == ".npz":
         return load_statistics(path)
     folder = epath.Path(path)
-    files = [folder / name for name in picture_files(folder)]
+    files = [folder / name for name in image_files(folder)]
     if not files:
         raise SourceError(f"{folder}: {'holds no pictures' if folder.is_dir() else 'no such folder of pictures'}")
-    opened = (square(images.open_rgb(file), side) if side else images.open_rgb(file) for file in files)
+    opened = (square(image_io.open_rgb(file), side) if side else image_io.open_rgb(file) for file in files)
     return collect(extractor, opened, len(files), "real pictures")
 
 
-def square(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
+def square(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     """The picture with its shorter side at `side` (bilinear), and of that the middle."""
-    return PIL.Image.fromarray(images.for_decoder(picture, side))
+    return PIL.Image.fromarray(image_io.for_decoder(image, side))
 
 
 def compare(
@@ -235,9 +234,9 @@ def compare(
 def towers(model: DreamLLM | None, folder: str = "") -> Towers | None:
     """CLIP of a folder (transformers' CLIPModel), else the model's own; None where that has no text tower."""
     if folder:
-        from dreamjax.convert import assemble, importing  # may need torch
+        from dreamjax.convert import assemble, importer  # may need torch
 
-        plan = importing.make_plan([folder], parts=("clip", "clip_text"))
+        plan = importer.make_plan([folder], parts=("clip", "clip_text"))
         where = plan.found[0].clip_tokenizers.get("clip_text")
         if plan.model.clip is None or plan.model.clip_text is None or where is None:
             raise ConfigError(f"--clip: {folder} is not both towers of CLIP with vocab.json and merges.txt")

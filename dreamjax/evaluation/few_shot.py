@@ -13,15 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import images
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
-from dreamjax.document import Image
+from dreamjax.document import Image, image_io
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation.questions import Question
 from dreamjax.models import clip
 from dreamjax.models.dreamllm import Parts
 from dreamjax.progress import bar
-from dreamjax.schema import ConfigError
 
 METHODS = ("random", "rices")
 
@@ -41,7 +39,7 @@ def at_random(pool: Sequence[Question], shots: int, seed: int = 0) -> Callable[[
     return choose
 
 
-def by_pictures(
+def by_images(
     pool: Sequence[Question], shots: int, features: Mapping[str | bytes, np.ndarray]
 ) -> Callable[[Question], list[Question]]:
     """`shots` examples for each question by RICES, given a unit feature [d] for each picture's name.
@@ -49,10 +47,10 @@ def by_pictures(
     Equally near ones in the pool's order.
     """
     pool = usable(pool, shots)
-    matrix = np.stack([features[example.pictures[0]] for example in pool])
+    matrix = np.stack([features[example.images[0]] for example in pool])
 
     def choose(question: Question) -> list[Question]:
-        order = np.argsort(-(matrix @ features[question.pictures[0]]), kind="stable")
+        order = np.argsort(-(matrix @ features[question.images[0]]), kind="stable")
         return _others(question, (pool[i] for i in order), shots)[::-1]
 
     return choose
@@ -60,7 +58,7 @@ def by_pictures(
 
 def usable(pool: Sequence[Question], shots: int) -> list[Question]:
     """The examples that have an answer and one picture; raises SourceError where there are not more than `shots`."""
-    pool = [example for example in pool if example.answer and len(example.pictures) == 1]
+    pool = [example for example in pool if example.answer and len(example.images) == 1]
     if len(pool) <= shots:
         raise SourceError(
             f"--shots: {shots} examples of {len(pool)} questions that have an answer and a picture; "
@@ -72,34 +70,34 @@ def usable(pool: Sequence[Question], shots: int) -> list[Question]:
 def _others(question: Question, ordered, shots: int) -> list[Question]:
     found = []
     for example in ordered:
-        if not set(example.pictures) & set(question.pictures):
+        if not set(example.images) & set(question.images):
             found.append(example)
             if len(found) == shots:
                 break
     return found
 
 
-def picture_features(
-    model: DreamLLM, pictures: Mapping[str | bytes, Image], batch_size: int = 32
+def image_features(
+    model: DreamLLM, images: Mapping[str | bytes, Image], batch_size: int = 32
 ) -> dict[str | bytes, np.ndarray]:
     """{name: unit feature [d] float32} of all pictures."""
     if model.parts.clip is None:
         raise ConfigError("--examples: rices needs a model with a picture encoder")
-    size, names, found = model.parts.config.clip.image_size, list(pictures), {}
+    size, names, found = model.parts.config.clip.image_size, list(images), {}
     with bar(len(names), "picture", "features") as progress:
         for start in range(0, len(names), batch_size):
             now = names[start : start + batch_size]
             pixels = np.zeros((batch_size, size, size, 3), np.uint8)
             for i, name in enumerate(now):
-                pixels[i] = images.for_encoder(pictures[name].pil(), size)
+                pixels[i] = image_io.for_encoder(images[name].pil(), size)
             found |= dict(zip(now, np.asarray(unit_features(model.parts, model.params, pixels)), strict=False))
             progress.update(len(now))
     return found
 
 
 @functools.partial(jax.jit, static_argnames="parts")
-def unit_features(parts: Parts, params: dict, pictures: jax.Array) -> jax.Array:
+def unit_features(parts: Parts, params: dict, images: jax.Array) -> jax.Array:
     """uint8 pictures [B, h, w, 3] -> the encoder's class token after its last norm, of length 1, [B, d] float32."""
-    pixels = clip.normalise(pictures, parts.config.clip, parts.clip.dtype)
+    pixels = clip.normalise(images, parts.config.clip, parts.clip.dtype)
     features = parts.clip.apply({"params": params["clip"]}, pixels, method="pooled").astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

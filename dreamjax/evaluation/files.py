@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from etils import epath
 
-from dreamjax import atomic
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
+from dreamjax.filesystem import atomic
 
 LONGEST_CELL = 32_767  # UTF-16 units, of Excel
 

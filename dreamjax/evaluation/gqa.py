@@ -9,10 +9,10 @@ import json
 
 from etils import epath
 
-from dreamjax import atomic
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json
+from dreamjax.filesystem import atomic
 
 YES_OR_NO = ("yes", "no")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Score, by_id, first, percent, percent_by, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json, read_text, shown
 

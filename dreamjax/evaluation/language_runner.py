@@ -7,13 +7,13 @@ from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
+from dreamjax.errors import ConfigError
 from dreamjax.evaluation.language import Ranking
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.progress import bar
 from dreamjax.sampling.finite import require_rows
+from dreamjax.sampling.likelihood import alternatives
 from dreamjax.sampling.prompts import prompt_tokens
-from dreamjax.sampling.scores import alternatives
-from dreamjax.schema import ConfigError
 
 
 def predict(

@@ -19,11 +19,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
+from dreamjax.document.tokenize import Row
+from dreamjax.errors import ConfigError
 from dreamjax.evaluation.runner import batched
 from dreamjax.progress import bar
-from dreamjax.rows import Row
-from dreamjax.sampling import finite, scores
-from dreamjax.schema import ConfigError
+from dreamjax.sampling import finite, likelihood
 
 DEFAULT_TOKENS = 256  # written where a task sets no limit
 
@@ -79,18 +79,18 @@ class DreamJAX(TemplateLM):
         shares: list = [None] * len(rows)
         with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
             for now in batched(order, self.batch_size):
-                made = scores.likelihoods(
+                made = likelihood.likelihoods(
                     self.model.parts,
                     self.model.params,
                     [Document(())] * len(now),
                     [rows[i] for i in now],
                     self.batch_size,
                 )
-                for i, likelihood in zip(now, made, strict=True):
-                    shares[i] = likelihood.log_probabilities
+                for i, scored in zip(now, made, strict=True):
+                    shares[i] = scored.log_probabilities
                     found[i] = (
-                        float(likelihood.log_probabilities.sum(dtype=np.float64)),
-                        bool(likelihood.likeliest.all()),
+                        float(scored.log_probabilities.sum(dtype=np.float64)),
+                        bool(scored.likeliest.all()),
                     )
                 progress.update(len(now))
         finite.require_rows(shares, "request", self.model.parts, self.model.params)
@@ -150,5 +150,5 @@ class DreamJAX(TemplateLM):
 
 def _row(tokens: list[int], scored: int) -> Row:
     """A row of text whose last `scored` tokens count."""
-    learned = np.arange(len(tokens)) >= max(len(tokens) - scored, 1)
-    return Row(np.array(tokens, np.int32), learned, (), (), False)
+    loss_mask = np.arange(len(tokens)) >= max(len(tokens) - scored, 1)
+    return Row(np.array(tokens, np.int32), loss_mask, (), (), False)

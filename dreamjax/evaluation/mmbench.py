@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, percent_by, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_table, whole_number, write_table
 

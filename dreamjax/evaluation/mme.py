@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Answer, Score, first, match, percent, percent_by, read_answers
 from dreamjax.evaluation.files import read_text, shown, shown_name
 
@@ -27,19 +27,19 @@ class Question:
     """One question; `picture` is the file's name as the benchmark has it."""
 
     category: str
-    picture: str
+    image: str
     text: str
     answer: str  # yes | no
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Category, picture without its ending, question without what says how to answer."""
-        return (self.category, stem(self.picture), bare(self.text))
+        return (self.category, stem(self.image), bare(self.text))
 
 
-def stem(picture: str) -> str:
+def stem(image: str) -> str:
     """A picture's name up to its first dot, without folders."""
-    return picture.split("/")[-1].split(".")[0]
+    return image.split("/")[-1].split(".")[0]
 
 
 def bare(question: str) -> str:
@@ -78,12 +78,12 @@ def load_questions(data: epath.PathLike, count: int | None = None) -> list[Quest
     for question in questions:
         if question.answer not in ("yes", "no"):
             raise SourceError(
-                f"{root}: {question.category}, {shown_name(question.picture)}: the answer "
+                f"{root}: {question.category}, {shown_name(question.image)}: the answer "
                 f"{shown(question.answer)} is neither Yes nor No"
             )
-    for (category, picture), asked in collections.Counter(question.key[:2] for question in questions).items():
+    for (category, image), asked in collections.Counter(question.key[:2] for question in questions).items():
         if asked % 2:
-            raise SourceError(f"{root}: {category}, {shown_name(picture)}: has {asked} questions; they come in pairs")
+            raise SourceError(f"{root}: {category}, {shown_name(image)}: has {asked} questions; they come in pairs")
     return first(questions, count and count + count % 2, lambda question: question.category)
 
 
@@ -109,8 +109,8 @@ def read_predictions(path: epath.PathLike) -> list[Answer]:
     for file in sorted(path.glob("*.txt")):
         for number, line in enumerate(read_text(file).split("\n"), 1):
             if line.strip():
-                picture, question, *_, text = line.split("\t") if line.count("\t") >= 2 else (line, "", "")
-                answers.append(Answer(f"{file.stem}/{picture}", text, question, file.stem, f"{file}: line {number}"))
+                image, question, *_, text = line.split("\t") if line.count("\t") >= 2 else (line, "", "")
+                answers.append(Answer(f"{file.stem}/{image}", text, question, file.stem, f"{file}: line {number}"))
     if not answers:
         raise SourceError(f"{path}: holds no predictions CATEGORY.txt")
     return answers
@@ -130,13 +130,13 @@ def finder(keys: list[tuple]) -> Callable[[Answer], list[tuple]]:
 
     That of its picture which its prompt holds, the longer one where it holds both.
     """
-    of_picture = collections.defaultdict(list)
+    of_image = collections.defaultdict(list)
     for key in keys:
-        of_picture[key[:2]].append(key)
+        of_image[key[:2]].append(key)
 
     def find(answer: Answer) -> list[tuple]:
         prompt = bare(answer.prompt)
-        fitting = [key for key in of_picture.get((answer.id.split("/")[0], stem(answer.id)), ()) if key[2] in prompt]
+        fitting = [key for key in of_image.get((answer.id.split("/")[0], stem(answer.id)), ()) if key[2] in prompt]
         longest = max((key[2] for key in fitting), key=len, default="")
         return [key for key in fitting if key[2] == longest]
 
@@ -154,13 +154,11 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
     right = {
         key: said(matched.texts.get(key, "")) == question.answer for key, question in zip(keys, questions, strict=True)
     }
-    of_picture = collections.defaultdict(list)
+    of_image = collections.defaultdict(list)
     for key, value in right.items():
-        of_picture[key[:2]].append(value)
+        of_image[key[:2]].append(value)
     both = {
-        (*key, at): values[at] and values[at + 1]
-        for key, values in of_picture.items()
-        for at in range(0, len(values), 2)
+        (*key, at): values[at] and values[at + 1] for key, values in of_image.items() for at in range(0, len(values), 2)
     }
     single, pairs = percent_by(right, lambda key: key[0]), percent_by(both, lambda key: key[0])
     of_category = {category: single[category] + pairs[category] for category in single}

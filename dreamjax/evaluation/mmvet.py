@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from dreamjax import atomic
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
 from dreamjax.evaluation.files import expected_form, find_file, read_json
+from dreamjax.filesystem import atomic
 
 CAPABILITIES = (
     "rec",

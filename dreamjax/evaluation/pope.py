@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Answer, Score, first, match, percent, read_answers
 from dreamjax.evaluation.files import expected_form, read_json, shown, whole_number
 

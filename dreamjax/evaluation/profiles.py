@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dreamjax.document import Document, Image, Text
+from dreamjax.document.templates import TEMPLATES
+from dreamjax.errors import ConfigError
 from dreamjax.evaluation.questions import Question
-from dreamjax.schema import ConfigError
-from dreamjax.templates import TEMPLATES
 
 T = TypeVar("T")
 
@@ -80,16 +80,16 @@ class Profile:
     if_no: "Profile | str" = ""  # then: the prediction, or how to ask instead
 
     def prompt(
-        self, question: Question, pictures: Sequence[Image], examples: Sequence[tuple[Question, Sequence[Image]]] = ()
+        self, question: Question, images: Sequence[Image], examples: Sequence[tuple[Question, Sequence[Image]]] = ()
     ) -> Document:
         """The question as a Document, after examples with their answers; its last turn is left open for the model."""
         parts: list = [Text(self.opening, role="system")] if self.opening else []
         for example, shown in examples:
             parts += [*self._turn(example, shown), Text(f"{self.prefix} {example.answer}".strip(), role="assistant")]
-        parts += self._turn(question, pictures)
+        parts += self._turn(question, images)
         return Document((*parts, Text(self.prefix, role="assistant")) if self.prefix else tuple(parts), question.id)
 
-    def _turn(self, question: Question, pictures: Sequence[Image]) -> list:
+    def _turn(self, question: Question, images: Sequence[Image]) -> list:
         choices = (
             self.choice.format(letter=chr(ord("A") + i), words=words) for i, words in enumerate(question.choices)
         )
@@ -100,7 +100,7 @@ class Profile:
             line.strip() for line in words.split("\n") if line.strip()
         )  # of a question without a hint its line is left out
         before = [Text(self.before, role="user")] if self.before else []
-        return [*before, *pictures, *([Text(words, role="user")] if words else [])]
+        return [*before, *images, *([Text(words, role="user")] if words else [])]
 
 
 # A space before the opening, which training has not.

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 
 from etils import epath
 
-from dreamjax.data.sources import SourceError
 from dreamjax.document import Image
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import captions, gqa, mmbench, mme, mmvet, pope, scienceqa, vqa
 from dreamjax.evaluation.files import expected_form, find_file, read_json
 
@@ -34,7 +34,7 @@ class Question:
 
     id: str
     text: str  # "" for captions
-    pictures: tuple[str | bytes, ...]  # names, or the bytes of a file
+    images: tuple[str | bytes, ...]  # names, or the bytes of a file
     choices: tuple[str, ...] = ()
     hint: str = ""
     category: str = ""
@@ -62,7 +62,7 @@ def of_vqa(name: str, data: epath.PathLike, count: int | None = None) -> list[Qu
 
 def of_captions(name: str, data: epath.PathLike, count: int | None = None) -> list[Question]:
     """COCO (Karpathy's test split or a file of annotations), NoCaps, Image2Paragraph."""
-    references, names = captions.load_references(data, name, count), _caption_pictures(data, name)
+    references, names = captions.load_references(data, name, count), _caption_images(data, name)
     lacking = [key for key in references if key not in names]
     if lacking:
         raise SourceError(
@@ -71,7 +71,7 @@ def of_captions(name: str, data: epath.PathLike, count: int | None = None) -> li
     return [Question(key, "", (names[key],), references=tuple(texts)) for key, texts in references.items()]
 
 
-def _caption_pictures(data: epath.PathLike, name: str) -> dict[str, str]:
+def _caption_images(data: epath.PathLike, name: str) -> dict[str, str]:
     """{picture's id: file name}."""
     path = captions.find_captions(data, name)
     content = read_json(path)
@@ -94,7 +94,7 @@ def of_mme(data: epath.PathLike, count: int | None = None) -> list[Question]:
     """The id is category/picture, which two questions share."""
     questions = []
     for q in mme.load_questions(data, count):
-        name = f"{q.category}/{q.picture}"
+        name = f"{q.category}/{q.image}"
         questions.append(
             Question(name, f"{mme.bare(q.text)} {mme.YES_OR_NO}", (name,), category=q.category, references=(q.answer,))
         )
@@ -148,7 +148,7 @@ def of_scienceqa(data: epath.PathLike, count: int | None = None) -> list[Questio
     if (data / "problems.json").exists():
         problems = read_json(data / "problems.json")
 
-        def picture(key):
+        def image(key):
             return (f"{key}/{problems[key]['image']}",) if problems[key].get("image") else ()
 
         with expected_form(data / "problems.json", "file of problems"):
@@ -156,7 +156,7 @@ def of_scienceqa(data: epath.PathLike, count: int | None = None) -> list[Questio
                 Question(
                     key,
                     problems[key]["question"],
-                    picture(key),
+                    image(key),
                     tuple(problems[key]["choices"]),
                     problems[key].get("hint", ""),
                     references=(right[key],),
@@ -187,7 +187,7 @@ def beside(path: epath.Path) -> str:
     return str(near if near.is_dir() else path.parent)
 
 
-def picture_files(folder: epath.PathLike) -> list[str]:
+def image_files(folder: epath.PathLike) -> list[str]:
     """The paths of all picture files below a folder, relative to it, in order."""
     walk = os.walk(folder, followlinks=True)
     return sorted(
@@ -198,7 +198,7 @@ def picture_files(folder: epath.PathLike) -> list[str]:
     )
 
 
-class Pictures:
+class ImageFolder:
     """The picture files below a folder, found by name.
 
     With or without ending and folders, or by the number that a name ends with.
@@ -209,7 +209,7 @@ class Pictures:
         self.root = self.folder.parent if self.folder.is_file() else self.folder
         self._by_stem = collections.defaultdict(list)
         self._by_number = collections.defaultdict(list)
-        for path in picture_files(self.root):
+        for path in image_files(self.root):
             stem = os.path.splitext(os.path.basename(path))[0]
             self._by_stem[stem].append(path)
             number = re.search(r"(?<!\d)(\d{6,})$", stem)  # COCO writes numbers with twelve digits
@@ -219,9 +219,9 @@ class Pictures:
     def find(self, name: str | bytes) -> Image | None:
         """The picture as the model sees it; None where there is none of this name."""
         if isinstance(name, bytes):
-            return Image(name, dreamed=False, role="user")
+            return Image(name, is_target=False, role="user")
         path = self._path(name)
-        return None if path is None else Image(epath.Path(path), dreamed=False, role="user")
+        return None if path is None else Image(epath.Path(path), is_target=False, role="user")
 
     def _path(self, name: str) -> str | None:
         *folders, base = name.split("/")
@@ -239,12 +239,12 @@ class Pictures:
 
     def require(self, questions: Sequence[Question]) -> dict[str | bytes, Image]:
         """{name: picture} of all questions; raises SourceError, with the count, where some are missing."""
-        return self.require_names(name for question in questions for name in question.pictures)
+        return self.require_names(name for question in questions for name in question.images)
 
     def require_names(self, names: Iterable[str | bytes]) -> dict[str | bytes, Image]:
         """{name: picture} of names; raises SourceError, with the count, where some are missing."""
         found = {name: self.find(name) for name in dict.fromkeys(names)}
-        missing = [name for name, picture in found.items() if picture is None]
+        missing = [name for name, image in found.items() if image is None]
         if missing:
             raise SourceError(
                 f"{self.folder}: {len(missing)} of {len(found)} pictures are missing, the first is "

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import PIL.Image
 
-from dreamjax.document import Document, Image, Text, html_article, html_page
+from dreamjax.document import Document, Image, Text, html_article
+from dreamjax.document.html import html_page
 from dreamjax.evaluation.answers import Exported, Score
 
 SHOWN = 24  # questions of a task
@@ -33,9 +34,7 @@ class Shown:
     text: str
     raw: str = ""
     references: tuple[str, ...] = ()
-    pictures: tuple[
-        Image, ...
-    ] = ()  # of a picture that was drawn: it, others beside it, the real one; `text` names them
+    images: tuple[Image, ...] = ()  # of a picture that was drawn: it, others beside it, the real one; `text` names them
     goes_on: Document | None = None  # what was made where it is more than words; it stands right after the prompt
 
 
@@ -88,7 +87,7 @@ def rows(result: Result) -> list[tuple[str, float | None, list[float | None]]]:
     return [(name, ours.get(name), theirs(name)) for name in dict.fromkeys([*ours, *result.paper])]
 
 
-def in_words(result: Result) -> str:
+def format_summary(result: Result) -> str:
     """A task's figures as a table for a person, the paper's beside them."""
     lines = [f"{result.task} ({result.how})" if result.how else result.task]
     models = columns(result)
@@ -101,10 +100,10 @@ def in_words(result: Result) -> str:
         )
     if result.score is None:
         return "\n".join([*lines, f"  not scored: {result.note}"])
-    return "\n".join([*lines, f"  {counts_in_words(result.score.counts)}"])
+    return "\n".join([*lines, f"  {format_counts(result.score.counts)}"])
 
 
-def counts_in_words(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """What figures are of, such as "of 6 questions, 6 predictions, 1 neither yes nor no".
 
     What is none of is left out.
@@ -129,9 +128,7 @@ def render(title: str, results: Sequence[Result]) -> str:
 def _section(result: Result) -> str:
     how = f'<p class="role">{html.escape(result.how)}</p>' if result.how else ""
     notes = (
-        [counts_in_words(result.score.counts), *result.score.warnings]
-        if result.score
-        else [f"not scored: {result.note}"]
+        [format_counts(result.score.counts), *result.score.warnings] if result.score else [f"not scored: {result.note}"]
     )
     figures = _table(result) + (
         f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else ""
@@ -175,9 +172,9 @@ def _document(shown: Shown) -> Document:
         dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part
         for part in shown.prompt.parts
     )
-    if shown.pictures:
+    if shown.images:
         return Document(
-            parts + tuple(Image(_small(picture)) for picture in shown.pictures), notes=(f"pictures: {shown.text}",)
+            parts + tuple(Image(_small(image)) for image in shown.images), notes=(f"pictures: {shown.text}",)
         )
     references = ("reference: " + " | ".join(dict.fromkeys(shown.references)),) if shown.references else ()
     if shown.goes_on:
@@ -195,9 +192,9 @@ def _document(shown: Shown) -> Document:
     return Document(parts + said, notes=tuple(notes))
 
 
-def _small(picture: Image) -> bytes:
+def _small(image: Image) -> bytes:
     """A JPEG with the longer side at most SIDE, or a small picture as it is."""
-    opened = picture.pil()
+    opened = image.pil()
     opened.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
     file = io.BytesIO()
     if max(opened.size) < PIXEL_ART:  # a JPEG of so few pixels shows its own blocks

@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
-from dreamjax import atomic
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation.profiles import Profile
 from dreamjax.evaluation.questions import Question
+from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens
-from dreamjax.schema import ConfigError
 
 ROOM = 32  # positions that examples leave for the answer, or all of a short one's
 
@@ -36,13 +35,13 @@ class Job:
     """
 
     questions: Sequence[Question]
-    pictures: Mapping[str | bytes, Image]
+    images: Mapping[str | bytes, Image]
     profile: Profile
     examples: Callable[[Question], Sequence[Question]] = lambda question: ()
 
     def prompt(self, question: Question, profile: Profile, examples: Sequence[Question] = ()) -> Document:
         def shown(asked):
-            return [self.pictures[name] for name in asked.pictures]
+            return [self.images[name] for name in asked.images]
 
         return profile.prompt(question, shown(question), [(example, shown(example)) for example in examples])
 

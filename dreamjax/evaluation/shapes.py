@@ -19,14 +19,14 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from etils import epath
 
-from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
-from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.document import Document, Image, Text, image_io, render_html
 from dreamjax.evaluation import kept
 from dreamjax.evaluation.answers import Score
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.shapes_judge import Judgement, judge
+from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
 
 SHOWN = 12  # stories on the page
@@ -66,7 +66,7 @@ def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512,
         title="Stories by DreamJAX",
     )
     atomic.write_text(out / "stories.html", page, "backslashreplace")
-    save_picture([item for item in items if item.task == "story"], out / "stories.png")
+    save_image([item for item in items if item.task == "story"], out / "stories.png")
     return figures(items) | {"judge_accuracy": judge_accuracy(count), "documents": count}, items
 
 
@@ -85,7 +85,7 @@ def stories(model: DreamLLM, count: int, progress, options: dict) -> list[Item]:
     ):
         whole = Document(prompt.parts + made.parts)
         judged = _judge(made.images)
-        named = _named_before_pictures(whole) or (shapes.named(prompt.text),)
+        named = _named_before_images(whole) or (shapes.named(prompt.text),)
         judged = judged or ((None, None),)
         items.append(Item("story", prompt, made, named, judged, is_well_placed(whole)))
     return items
@@ -129,12 +129,12 @@ def _generate(model: DreamLLM, prompts: Sequence[Document], progress, options: d
     return made
 
 
-def _judge(pictures: list) -> tuple[tuple[str | None, str | None], ...]:
-    return tuple((what.colour, what.shape) for what in _judgements(pictures))
+def _judge(images: list) -> tuple[tuple[str | None, str | None], ...]:
+    return tuple((what.colour, what.shape) for what in _judgements(images))
 
 
-def _judgements(pictures: list) -> list[Judgement]:
-    return judge(np.stack([np.asarray(picture) for picture in pictures])) if pictures else []
+def _judgements(images: list) -> list[Judgement]:
+    return judge(np.stack([np.asarray(image) for image in images])) if images else []
 
 
 def _first_word(text: str) -> str:
@@ -142,7 +142,7 @@ def _first_word(text: str) -> str:
     return words[0] if words else ""
 
 
-def _named_before_pictures(story: Document) -> tuple:
+def _named_before_images(story: Document) -> tuple:
     """For each picture, the (colour, shape) of the last sentence before it."""
     named, text = [], ""
     for part in story.parts:
@@ -220,7 +220,7 @@ def _placement_chance(item: Item) -> float:
 def judge_accuracy(count: int) -> float:
     """Share of true pictures, those of `count` evaluation prompts, that the judge names right."""
     scenes = [scene for _, scene in shapes.story_prompts(count)]
-    found = _judge([scene.picture() for scene in scenes])
+    found = _judge([scene.image() for scene in scenes])
     return float(np.mean([judged == (scene.colour, scene.shape) for judged, scene in zip(found, scenes, strict=True)]))
 
 
@@ -245,7 +245,7 @@ def result(task: str, results: dict, items: Sequence[Item], files: dict) -> Resu
     return Result(task, score, {}, files, shown, how="documents that were not trained on")
 
 
-def in_words(results: dict) -> str:
+def format_summary(results: dict) -> str:
     """The figures as a table for a person."""
     lines = [
         ("pictures show what the text names", "picture_agreement", "picture_chance"),
@@ -271,9 +271,9 @@ def write_items(items: Sequence[Item], out: epath.Path):
     lines = []
     for number, item in enumerate(items):
         files = []
-        for k, picture in enumerate(item.made.images):
+        for k, image in enumerate(item.made.images):
             file = out / "pictures" / f"{number:05d}_{k}.png"
-            atomic.write_bytes(file, images.to_png(picture))
+            atomic.write_bytes(file, image_io.to_png(image))
             files.append(f"pictures/{file.name}")
         whole = Document(item.prompt.parts + item.made.parts)
         lines.append(
@@ -296,7 +296,7 @@ def _marked(document: Document) -> str:
     return " ".join(part.text.strip() if isinstance(part, Text) else "<picture>" for part in document.parts)
 
 
-def save_picture(stories: Sequence[Item], path: epath.Path, rows: int = 4, pages: int = 3, side: int = 176):
+def save_image(stories: Sequence[Item], path: epath.Path, rows: int = 4, pages: int = 3, side: int = 176):
     """Stories as one PNG, a row each: every picture enlarged, over the words before it."""
     chosen = [item for item in stories if len(item.made.images) == pages][:rows]
     sheet = PIL.Image.new("RGB", (pages * (side + 70), max(len(chosen), 1) * (side + 44)), "white")
@@ -311,4 +311,4 @@ def save_picture(stories: Sequence[Item], path: epath.Path, rows: int = 4, pages
             sheet.paste(part.pil().resize((side, side), PIL.Image.Resampling.NEAREST), corner)
             pen.text((corner[0] + side // 2, corner[1] + side + 6), words.strip(), fill="black", font=font, anchor="ma")
             words, x = "", x + 1
-    atomic.write_bytes(path, images.to_png(sheet))
+    atomic.write_bytes(path, image_io.to_png(sheet))

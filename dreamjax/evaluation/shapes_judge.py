@@ -34,22 +34,22 @@ class Judgement:
     distance: float
 
 
-def judge(pictures: np.ndarray) -> list[Judgement]:
+def judge(images: np.ndarray) -> list[Judgement]:
     """Judges uint8 pictures [n, h, w, 3]; other sizes than the generator's 16 pixels are resized to it by area."""
-    pictures = np.asarray(pictures)
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
-        raise ValueError(f"pictures must be uint8 [n, h, w, 3], not {pictures.dtype} {list(pictures.shape)}")
-    if not len(pictures):
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"pictures must be uint8 [n, h, w, 3], not {images.dtype} {list(images.shape)}")
+    if not len(images):
         return []
-    if pictures.shape[1:3] != (SIZE, SIZE):
-        pictures = np.stack([PIL.Image.fromarray(p).resize((SIZE, SIZE), PIL.Image.Resampling.BOX) for p in pictures])
+    if images.shape[1:3] != (SIZE, SIZE):
+        images = np.stack([PIL.Image.fromarray(p).resize((SIZE, SIZE), PIL.Image.Resampling.BOX) for p in images])
     known, labels = _candidates()
-    drawn = _flat(pictures)
+    drawn = _flat(images)
     # |drawn - known|^2 without |drawn|^2, which is the same for every candidate.
     nearest = (np.square(known).sum(1) - 2 * drawn @ known.T).argmin(1)
     judgements = []
-    for picture, i in zip(drawn, nearest, strict=True):
-        distance = float(np.sqrt(np.square(picture - known[i]).mean()))
+    for image, i in zip(drawn, nearest, strict=True):
+        distance = float(np.sqrt(np.square(image - known[i]).mean()))
         what = labels[i] if distance <= REJECTION_DISTANCE else (None, None, None)
         judgements.append(Judgement(*what, distance))
     return judgements
@@ -59,16 +59,16 @@ def judge(pictures: np.ndarray) -> list[Judgement]:
 def _candidates() -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
     """float32 [n, SIZE * SIZE * 3], counted from the paper, and n labels (colour, shape, nearest place)."""
     reach = np.arange(-REACH, REACH + 0.5, 0.5)
-    pictures, labels = [], []
+    images, labels = [], []
     for shape, x, y, scale in itertools.product(SHAPES, reach, reach, range(len(RADII))):
         covered = coverage(shape, (8 + x, 8 + y), RADII[scale], SIZE) / np.float32(255)
         place = min(OFFSETS, key=lambda name: np.hypot(x - OFFSETS[name][0], y - OFFSETS[name][1]))
         for colour in COLOURS:
-            pictures.append(np.rint(covered * (np.float32(INKS[colour]) - np.float32(PAPER))).ravel())
+            images.append(np.rint(covered * (np.float32(INKS[colour]) - np.float32(PAPER))).ravel())
             labels.append((colour, shape, place))
-    return np.stack(pictures), tuple(labels)
+    return np.stack(images), tuple(labels)
 
 
-def _flat(pictures: np.ndarray) -> np.ndarray:
+def _flat(images: np.ndarray) -> np.ndarray:
     """float32 [n, h * w * 3], counted from the paper so that most entries are small."""
-    return (pictures.astype(np.float32) - np.float32(PAPER)).reshape(len(pictures), -1)
+    return (images.astype(np.float32) - np.float32(PAPER)).reshape(len(images), -1)

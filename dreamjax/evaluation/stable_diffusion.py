@@ -11,15 +11,15 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from dreamjax import clip_tokenizer
-from dreamjax.convert import assemble, importing
+from dreamjax.convert import assemble, importer
 from dreamjax.diffusion import samplers
+from dreamjax.document import clip_tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
-from dreamjax.sampling import finite, image, pictures
+from dreamjax.parallel.param_sharding import parameter_shardings
+from dreamjax.sampling import denoise, finite, text_to_image
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError
-from dreamjax.sharding import parameter_shardings
 from dreamjax.training import checkpoint
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -38,7 +38,7 @@ class StableDiffusion:
         """A folder in the layout of diffusers: unet, vae, scheduler, text_encoder, tokenizer. Raises ConfigError."""
         if not pathlib.Path(folder).is_dir():
             raise ConfigError(f"--baseline: {folder}: no such folder")
-        plan = importing.make_plan([folder], parts=PARTS)
+        plan = importer.make_plan([folder], parts=PARTS)
         where = plan.found[0].clip_tokenizers.get("text_encoder")
         if plan.model.unet is None or plan.model.text_encoder is None or where is None:
             raise ConfigError(
@@ -60,15 +60,15 @@ class StableDiffusion:
         context = read(texts)[None]
         if options.guidance_scale > 1:
             context = jnp.concatenate([jnp.broadcast_to(read([""]), context.shape), context])
-        keys = pictures.picture_keys(seeds)
-        progress = samplers.begin(image.first_noise(keys, image.latent_shape(config, options)))
+        keys = text_to_image.image_keys(seeds)
+        progress = samplers.begin(denoise.first_noise(keys, denoise.latent_shape(config, options)))
         steps = np.int32(0), np.int32(options.num_steps)
-        progress = image.denoise(
-            self.parts, self.params, context, progress, image.drawing(config, options), keys, None, *steps
+        progress = denoise.denoise(
+            self.parts, self.params, context, progress, denoise.drawing(config, options), keys, None, *steps
         )
-        drawn = image.decode(self.parts, self.params, progress.x)
+        drawn = denoise.decode(self.parts, self.params, progress.x)
         finite.require_flags(np.asarray(drawn.finite), "picture", self.parts, self.params)
-        return [PIL.Image.fromarray(picture) for picture in np.asarray(drawn.pictures)]
+        return [PIL.Image.fromarray(image) for image in np.asarray(drawn.images)]
 
 
 @functools.partial(jax.jit, static_argnames="parts")

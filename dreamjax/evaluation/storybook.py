@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
 from dreamjax.config import LossConfig
 from dreamjax.data.sources.storybook import Storybook
-from dreamjax.document import Document, Image, Text, render_html
+from dreamjax.document import Document, Image, Text, image_io, render_html
 from dreamjax.evaluation.report import Shown
+from dreamjax.filesystem import atomic
 from dreamjax.models import dreamllm
 from dreamjax.progress import bar
 from dreamjax.sampling import prefill
@@ -40,7 +40,7 @@ class Page:
     story: int
     text: Document
     context: Document
-    picture: Image
+    image: Image
 
 
 def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, list[Shown]]:
@@ -100,7 +100,7 @@ def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Pa
         hidden = prefill.condition_after(
             model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH
         )
-        targets = [images.for_decoder(page.picture.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
+        targets = [image_io.for_decoder(page.image.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
         padded = np.stack(targets + [targets[-1]] * (BATCH - len(targets)))
         rows.append(
             np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[
@@ -112,7 +112,7 @@ def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Pa
 
 
 @functools.partial(jax.jit, static_argnames="parts")
-def _errors(parts: dreamllm.Parts, params: dict, pictures, hidden, numbers) -> jax.Array:
+def _errors(parts: dreamllm.Parts, params: dict, images, hidden, numbers) -> jax.Array:
     """[B, TIMESTEPS] errors of pictures [B, H, W, 3] under hidden [B, Q, D].
 
     Timesteps lie in the middle of equal shares of the schedule.
@@ -121,8 +121,8 @@ def _errors(parts: dreamllm.Parts, params: dict, pictures, hidden, numbers) -> j
 
     def at(k):
         draws = losses.draw(parts, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
-        draws = draws._replace(timesteps=jnp.full(len(pictures), (2 * k + 1) * total // (2 * TIMESTEPS)))
-        return losses.picture_errors(parts, params, LossConfig(), pictures, hidden, None, draws)
+        draws = draws._replace(timesteps=jnp.full(len(images), (2 * k + 1) * total // (2 * TIMESTEPS)))
+        return losses.image_errors(parts, params, LossConfig(), images, hidden, None, draws)
 
     return jax.lax.map(at, jnp.arange(TIMESTEPS)).T
 
@@ -160,7 +160,7 @@ def write_stories(model: DreamLLM, stories: Storybook, out: epath.Path) -> tuple
     return str(path), [Shown(p.text.strip(), p, m.text, m.text, goes_on=m) for p, m in zip(prompts, made, strict=True)]
 
 
-def in_words(results: dict) -> str:
+def format_summary(results: dict) -> str:
     """The figures as a table for a person."""
     lines = [
         f"image loss on {results['pages']} held-back pages of {results['stories']} stories, "

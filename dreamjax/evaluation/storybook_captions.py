@@ -69,7 +69,7 @@ def collect(model: DreamLLM, stories: Storybook, count: int | None = None) -> tu
 def _page(stories: Storybook, story: Story, whole: Sequence[tuple[str, str]], number: int, shots: int) -> Page:
     shown = [(Text(text), epath.Path(stories.place(image))) for text, image in whole[number - shots : number + 1]]
     before = [part for text, image in shown[:-1] for part in (text, Image(image))]
-    examples = [part for text, image in shown for part in (Image(image, dreamed=False), text)]
+    examples = [part for text, image in shown for part in (Image(image, is_target=False), text)]
     return Page(
         f"{story.id}/{number}", shots, whole[number][0], Document(tuple(before)), Document(tuple(examples[:-1]))
     )
@@ -135,7 +135,7 @@ def shown(model: DreamLLM, data: epath.Path, out: epath.Path, pages: int) -> lis
     ]
 
 
-def in_words(results: dict) -> str:
+def format_summary(results: dict) -> str:
     """The figures as lines for a person."""
     if not results["caption_pages"]:
         return "no page has four pages before it that the context holds: no captions with context"

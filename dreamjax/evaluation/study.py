@@ -23,11 +23,11 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from dreamjax import atomic, images
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError, instruct
+from dreamjax.data.sources import instruct
 from dreamjax.data.sources.records import Folder, Unusable
-from dreamjax.document import Document, Image, Text
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.errors import BadImage, SourceError
 from dreamjax.evaluation import features, runner, study_page
 from dreamjax.evaluation.answers import Score, first, percent
 from dreamjax.evaluation.features import Extractor, Towers
@@ -35,6 +35,7 @@ from dreamjax.evaluation.files import expected_form, find_file, read_json, shown
 from dreamjax.evaluation.files import shown as in_message
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
+from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
 
 DOCUMENTS = 150
@@ -59,14 +60,14 @@ def load(
 ) -> tuple[list[Asked], tuple[str, ...]]:
     """Five instructions of each topic, drawn by the seed, `count` (150) in all; and warnings. Raises SourceError."""
     path = find_file(data, "*.jsonl", "*.json")
-    pictures = Folder(folder or beside(path))
+    images = Folder(folder or beside(path))
     usable, bad = [], []
     with expected_form(path, "file of instructions"):
         rows = [(str(number), str(row.get("topic", "")), row) for number, row in enumerate(read_json(path))]
     for key, topic, row in rows:
         try:
-            document = instruct.parse(row, pictures, None)
-        except (Unusable, images.BadImage) as error:
+            document = instruct.parse(row, images, None)
+        except (Unusable, BadImage) as error:
             bad.append(f"record {key}: {error}")
             continue
         usable.append(Asked(key, topic, Document(document.parts[:1], key), Document(_plain(document.parts[1:]), key)))
@@ -115,7 +116,7 @@ def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, settings: dict)
     metrics, noted = measure(made, [one.real for one in asked], extractor, towers)
     score = Score(metrics, {"documents": len(asked), "topics": len({one.topic for one in asked})}, (*warnings, *noted))
     shown = [
-        Shown(one.id, one.prompt, document.text, pictures=())
+        Shown(one.id, one.prompt, document.text, images=())
         for one, document in sample(list(zip(asked, made, strict=True)))
     ]
     files = {"judge": str(out / study_page.NAME), "key": str(key)}
@@ -138,8 +139,8 @@ def write(model: DreamLLM, asked: Sequence[Asked], out: epath.Path, settings: di
             )
             for (_, one), document in zip(batch, made, strict=True):
                 names = [f"{one.id}-{k}.png" for k in range(len(document.images))]
-                for name, picture in zip(names, document.images, strict=True):
-                    atomic.write_bytes(folder / name, images.to_png(picture))
+                for name, image in zip(names, document.images, strict=True):
+                    atomic.write_bytes(folder / name, image_io.to_png(image))
                 plain = dataclasses.replace(document, parts=_plain(document.parts), id=one.id)
                 runner.append(
                     path,
@@ -177,7 +178,7 @@ def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, 
             if isinstance(part, Image):
                 name = f"pictures/{code}-{k}.jpg"
                 file = io.BytesIO()
-                PIL.Image.fromarray(images.for_decoder(part.pil(), side)).save(file, "JPEG", quality=90)
+                PIL.Image.fromarray(image_io.for_decoder(part.pil(), side)).save(file, "JPEG", quality=90)
                 atomic.write_bytes(out / name, file.getvalue())
                 parts.append((name, ""))
             else:
@@ -218,7 +219,7 @@ def measure(
         pairs = [pair for document in documents for pair in illustrated(document)]
         if towers and pairs:
             fits = [
-                towers.agreement([picture.pil() for picture, _ in now], [text for _, text in now])
+                towers.stop_consensus([image.pil() for image, _ in now], [text for _, text in now])
                 for now in runner.batched(pairs, features.BATCH)
             ]
             metrics[f"{name}clip_agreement"] = float(np.mean(np.concatenate(fits)))

@@ -7,7 +7,7 @@ closed.
 import html
 from collections.abc import Sequence
 
-from dreamjax.document import html_page
+from dreamjax.document.html import html_page
 
 NAME = "judge.html"
 
@@ -70,7 +70,7 @@ def render(pages: Sequence[tuple[str, str, Sequence[tuple[str, str]]]], kit: str
     )
 
 
-def _article(code: str, wish: str, parts: Sequence[tuple[str, str]]) -> str:
+def _article(code: str, generation_prompt: str, parts: Sequence[tuple[str, str]]) -> str:
     def figure(name):
         return f'<div class="pictures"><figure><img src="{html.escape(name)}" alt=""></figure></div>'
 
@@ -78,5 +78,5 @@ def _article(code: str, wish: str, parts: Sequence[tuple[str, str]]) -> str:
     answers = '<div class="answers"><button value="yes">I support it</button><button value="no">I do not</button></div>'
     return (
         f'<article data-code="{code}"><h2>{code}</h2>\n<section class="turn '
-        f'user"><p>{html.escape(wish)}</p></section>\n' + "\n".join(blocks) + f"\n{answers}</article>"
+        f'user"><p>{html.escape(generation_prompt)}</p></section>\n' + "\n".join(blocks) + f"\n{answers}</article>"
     )

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from dreamjax import atomic
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Answer, Exported, Matched, Score, first, match, percent, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json, whole_number
+from dreamjax.filesystem import atomic
 
 TASKS = ("textvqa", "vqav2", "okvqa", "vizwiz")
 ENOUGH = 3  # annotators, of those not left out, whose agreement makes an answer wholly right

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from dreamjax.sharding import ROWS
+from dreamjax.parallel.mesh import ROWS
 
 Array = jax.Array
 
@@ -60,10 +60,10 @@ def cached_attention(q: Array, keys: Array, values: Array, layer: Array, positio
         scores = jnp.where(visible, scores, HIDDEN)
         higher = jnp.maximum(highest, scores.max(axis=-1))
         weights, faded = jnp.exp(scores - higher[..., None]), jnp.exp(highest - higher)
-        seen = jnp.einsum(
+        inputs = jnp.einsum(
             "bkglt,btkc->bkglc", weights.astype(values.dtype), read(values), preferred_element_type=jnp.float32
         )
-        return higher, total * faded + weights.sum(axis=-1), attended * faded[..., None] + seen
+        return higher, total * faded + weights.sum(axis=-1), attended * faded[..., None] + inputs
 
     last = jnp.max(jnp.where((positions >= 0) & (positions < slots), positions, 0))
     start = jnp.full(shape, HIDDEN), jnp.zeros(shape), jnp.zeros((*shape, width))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.models.attention import full_attention
-from dreamjax.sharding import constrain_rows
+from dreamjax.parallel.mesh import constrain_rows
 
 Array = jax.Array
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from dreamjax.config import ClipConfig, ClipTextConfig
 from dreamjax.models.attention import full_attention
-from dreamjax.sharding import constrain_rows
+from dreamjax.parallel.mesh import constrain_rows
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from dreamjax.config import ClipTextConfig
 from dreamjax.models.attention import causal_attention
 from dreamjax.models.clip import layer_norm, transformer_layer
-from dreamjax.sharding import constrain_rows
+from dreamjax.parallel.mesh import constrain_rows
 
 Array = jax.Array
 

@@ -18,15 +18,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamjax.batch import Batch
 from dreamjax.config import ModelConfig
+from dreamjax.document.batch import Batch
 from dreamjax.models.clip import ClipVision, normalise
 from dreamjax.models.clip_text import ClipText
 from dreamjax.models.llama import Llama
 from dreamjax.models.projectors import ConditionProjector, VisualProjector
 from dreamjax.models.unet import UNet
 from dreamjax.models.vae import AutoencoderKL
-from dreamjax.sharding import constrain_rows, constrain_whole
+from dreamjax.parallel.mesh import constrain_rows, constrain_whole
 
 Array = jax.Array
 
@@ -128,8 +128,8 @@ def embed(parts: Parts, params: dict, tokens: Array) -> Array:
 
 def queries(parts: Parts, params: dict, batch: int) -> Array:
     """The dream queries for each of `batch` pictures, [batch, Q, D]; every picture gets the same ones."""
-    learned = params["dream_queries"].astype(parts.llm.dtype)
-    return jnp.broadcast_to(learned, (batch, *learned.shape))
+    embedding = params["dream_queries"].astype(parts.llm.dtype)
+    return jnp.broadcast_to(embedding, (batch, *embedding.shape))
 
 
 def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
@@ -152,19 +152,19 @@ def embed_batch(parts: Parts, params: dict, batch: Batch) -> Array:
     """What the LLM reads of a batch: its tokens' embeddings with the pictures and queries spliced in, [G R, L, D]."""
     groups, rows, length = batch.tokens.shape
     embeds = embed(parts, params, batch.tokens).reshape(groups, rows * length, -1)
-    if (slots := batch.seen_start.shape[1]) > 0:
-        images = constrain_rows(batch.seen_images.reshape(groups * slots, *batch.seen_images.shape[2:]))
+    if (slots := batch.input_start.shape[1]) > 0:
+        images = constrain_rows(batch.input_images.reshape(groups * slots, *batch.input_images.shape[2:]))
         # The pictures behind the tokens: where it may choose, the TPU compiler gathers the embeddings anew in each
         # layer of CLIP.
         embeds, images = jax.lax.optimization_barrier((constrain_rows(embeds), images))
         features = see(parts, params, images)
         embeds = splice(
-            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.seen_start, batch.seen_valid
+            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.input_start, batch.input_valid
         )
-    if (slots := batch.dreamed_start.shape[1]) > 0:
+    if (slots := batch.target_start.shape[1]) > 0:
         features = queries(parts, params, groups * slots)
         embeds = splice(
-            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.dreamed_start, batch.dreamed_valid
+            embeds, features.reshape(groups, slots, *features.shape[1:]), batch.target_start, batch.target_valid
         )
     return constrain_rows(embeds.reshape(groups * rows, length, -1))
 
@@ -186,10 +186,10 @@ def hidden_states(parts: Parts, params: dict, batch: Batch) -> Array:
 
 def read_out(parts: Parts, hidden: Array, batch: Batch) -> Array:
     """The hidden states at the dream queries of each dreamed slot: hidden [G R, L, D] -> [G M, Q, D]."""
-    groups, slots = batch.dreamed_start.shape
+    groups, slots = batch.target_start.shape
     count = parts.config.dream_queries
     hidden = constrain_rows(hidden.reshape(groups, -1, hidden.shape[-1]))
-    index = (batch.dreamed_start[..., None] + jnp.arange(count)).reshape(groups, slots * count)
+    index = (batch.target_start[..., None] + jnp.arange(count)).reshape(groups, slots * count)
     read = jnp.take_along_axis(hidden, index[..., None], axis=1, mode="clip")
     return constrain_rows(read.reshape(groups * slots, count, -1))
 
@@ -212,12 +212,12 @@ def embed_unconditional(parts: Parts, params: dict, bos: int, dream_start: int, 
     What would follow the queries changes nothing before it.
     """
     opening = embed(parts, params, jnp.array([[bos, dream_start]]))
-    learned = queries(parts, params, 1)
-    stand_in = learned if instead is None else embed(parts, params, jnp.full(learned.shape[:2], instead))
+    embedding = queries(parts, params, 1)
+    stand_in = embedding if instead is None else embed(parts, params, jnp.full(embedding.shape[:2], instead))
     return jnp.concatenate([opening, stand_in], axis=1)
 
 
-def gathered_readout(parts: Parts, params: dict) -> dict:
+def with_replicated_head(parts: Parts, params: dict) -> dict:
     """The LLM's parameters with the matrix of the logits whole on every device, for who reads out in many small steps.
 
     Gathered in the compute dtype, held in float32: so the gradients of all steps add up in float32 on each device, and

@@ -152,16 +152,16 @@ def _convolve(conv: Conv, x: Array) -> Array:
 
 
 @jax.jit
-def prepare(picture: Array) -> Array:
+def prepare(image: Array) -> Array:
     """A uint8 picture [h, w, 3] as pytorch-fid gives it to the network.
 
     Bilinear to SIDE without smoothing, in [-1, 1].
     """
-    x = picture.astype(jnp.float32) / 255
+    x = image.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (SIDE, SIDE, 3), "bilinear", antialias=False) - 1
 
 
 @jax.jit
-def features(params: dict, pictures: Array) -> Array:
+def features(params: dict, images: Array) -> Array:
     """Prepared pictures [B, SIDE, SIDE, 3] -> [B, WIDTH] float32."""
-    return Inception().apply({"params": params}, pictures)
+    return Inception().apply({"params": params}, images)

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dreamjax.config import LlamaConfig
 from dreamjax.models.attention import ATTENDED, TAKEN, cached_attention, causal_attention
-from dreamjax.sharding import constrain_rows
+from dreamjax.parallel.mesh import constrain_rows
 
 Array = jax.Array
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dreamjax.config import VaeConfig
 from dreamjax.models.blocks import Conv3x3, Downsample, Resnet, Upsample, group_norm, multi_head_attention
-from dreamjax.sharding import constrain_rows
+from dreamjax.parallel.mesh import constrain_rows
 
 Array = jax.Array
 

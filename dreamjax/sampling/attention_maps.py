@@ -18,10 +18,10 @@ import PIL.Image
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from dreamjax import images
 from dreamjax.diffusion import samplers
+from dreamjax.document import image_io
 from dreamjax.models.dreamllm import Parts
-from dreamjax.sampling import image
+from dreamjax.sampling import denoise
 from dreamjax.sampling.options import Options
 
 Array = jax.Array
@@ -36,7 +36,7 @@ class Watched(NamedTuple):
     {(h, w) of the latents there: maps [Q, h, w] float32}.
     """
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     maps: dict[tuple[int, int], np.ndarray]
 
     def save(self, folder: str | os.PathLike):
@@ -45,8 +45,8 @@ class Watched(NamedTuple):
         """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "picture.png").write_bytes(images.to_png(self.picture))
-        (folder / "attention_maps.png").write_bytes(images.to_png(figure(self.picture, mean_of(self.maps))))
+        (folder / "picture.png").write_bytes(image_io.to_png(self.image))
+        (folder / "attention_maps.png").write_bytes(image_io.to_png(figure(self.image, mean_of(self.maps))))
         with (folder / "attention_maps.npz").open("wb") as file:
             np.savez(file, **{f"{height}x{width}": maps for (height, width), maps in self.maps.items()})
 
@@ -70,14 +70,16 @@ def attention_maps(
     At every position a map says which share of the attention the query has, so that the maps of all queries sum to 1.
     Layers of the same side are averaged.
     """
-    shape, plan = image.latent_shape(parts.config, options), image.drawing(parts.config, options)
-    progress = samplers.begin(image.first_noise(keys, shape))
-    context = image.contexts(parts, params, hidden, empty if options.guidance_scale > 1 else None)
+    shape, plan = denoise.latent_shape(parts.config, options), denoise.drawing(parts.config, options)
+    progress = samplers.begin(denoise.first_noise(keys, shape))
+    context = denoise.contexts(parts, params, hidden, empty if options.guidance_scale > 1 else None)
     total: dict = {}
     for step in range(options.num_steps):
         maps = _maps_at(parts, params, context[-1], progress.x, plan.plan.timestep[step])
         total = {name: total.get(name, 0) + np.asarray(value) for name, value in maps.items()}
-        progress = image.denoise(parts, params, context, progress, plan, keys, None, np.int32(step), np.int32(step + 1))
+        progress = denoise.denoise(
+            parts, params, context, progress, plan, keys, None, np.int32(step), np.int32(step + 1)
+        )
     by_side: dict = {}
     for name, value in total.items():
         by_side.setdefault(_side(parts, shape, name), []).append(value / options.num_steps)
@@ -129,7 +131,7 @@ def _side(parts: Parts, shape: tuple[int, int, int], layer: str) -> tuple[int, i
     return -(-shape[0] // halvings), -(-shape[1] // halvings)
 
 
-def figure(picture: PIL.Image.Image, maps: np.ndarray) -> PIL.Image.Image:
+def figure(image: PIL.Image.Image, maps: np.ndarray) -> PIL.Image.Image:
     """One tile per query, in rows as square as they come (8 x 8 for 64): its map [Q, h, w] over the darkened picture.
 
     Each map is stretched from its own lowest to its own highest value.
@@ -138,7 +140,7 @@ def figure(picture: PIL.Image.Image, maps: np.ndarray) -> PIL.Image.Image:
     rows = -(-len(maps) // columns)
     sheet = PIL.Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * (TILE + MARGIN) + MARGIN), "white")
     behind = np.asarray(
-        picture.convert("L").convert("RGB").resize((TILE, TILE), PIL.Image.Resampling.BICUBIC), np.float32
+        image.convert("L").convert("RGB").resize((TILE, TILE), PIL.Image.Resampling.BICUBIC), np.float32
     )
     for number, values in enumerate(maps):
         spread = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)

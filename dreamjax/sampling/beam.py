@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
-from dreamjax.sampling import text
-from dreamjax.sampling.text import CONTEXT_LIMIT, ENDED, NOT_FINITE, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling import decode
+from dreamjax.sampling.decode import CONTEXT_LIMIT, ENDED, NOT_FINITE, TOKEN_LIMIT, WRITING, Settings, Special, State
 
 Array = jax.Array
 
@@ -88,7 +88,7 @@ def _step(
     """
     state, (count, beams) = found.state, found.scores.shape
     shares = jax.nn.log_softmax(state.logits, axis=-1)
-    shares = text.penalise(shares, state.present, settings.repetition_penalty)
+    shares = decode.penalise(shares, state.present, settings.repetition_penalty)
     shares = jnp.where(settings.banned, NEVER, shares).at[:, special.dream_start].set(NEVER)
     vocabulary = shares.shape[-1]
     whole = (shares.reshape(count, beams, vocabulary) + found.scores[..., None]).reshape(count, -1)
@@ -139,6 +139,6 @@ def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Arr
         present=state.present[rows].at[jnp.arange(len(rows)), chosen].set(True),
         tokens=written.reshape(len(rows), -1),
     )
-    return text.extend(
+    return decode.extend(
         parts, params, state, dreamllm.embed(parts, params, chosen)[:, None], jnp.ones_like(state.length)
     )[0]

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax.document import Document
+from dreamjax.errors import RunStopped
 from dreamjax.models.dreamllm import Parts
-from dreamjax.schema import RunStopped
-from dreamjax.sharding import path_of
+from dreamjax.parallel.param_sharding import path_of
 
 NOTE = "not finite: "  # what the note of such a document begins with
 

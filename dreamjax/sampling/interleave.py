@@ -17,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import images
-from dreamjax.document import Document, Image, Text
+from dreamjax.config.validation import require_seed
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.document.tokenize import Slots
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
-from dreamjax.rows import Slots
-from dreamjax.sampling import beam, finite, image, memory, text
-from dreamjax.sampling.options import Options
-from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
-from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
-from dreamjax.sampling.text import (
+from dreamjax.sampling import beam, decode, denoise, finite, memory
+from dreamjax.sampling.decode import (
     CONTEXT_LIMIT,
     DREAMING,
     NOT_FINITE,
@@ -38,28 +37,29 @@ from dreamjax.sampling.text import (
     Special,
     State,
 )
-from dreamjax.schema import ConfigError, require_seed
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.sampling.options import Options
+from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
+from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
 
 CHECK_EVERY = 16  # tokens between two looks for a stop string
 ENDLESS = 2**30
 
 
-_write = jax.jit(text.write, static_argnames=("parts", "special"))
+_write = jax.jit(decode.write, static_argnames=("parts", "special"))
 
 
 @jax.jit
-def _picture_keys(state: State) -> jax.Array:
+def _image_keys(state: State) -> jax.Array:
     """[B] keys, one for the picture that each document has begun."""
-    return image.picture_keys(state.keys, state.pictures)
+    return denoise.image_keys(state.keys, state.images)
 
 
 @functools.partial(jax.jit, static_argnames=("parts", "frame"))
-def _look(parts: Parts, params: dict, state: State, pictures, frame: tuple[int, int]) -> State:
+def _look(parts: Parts, params: dict, state: State, images, frame: tuple[int, int]) -> State:
     """Feeds the pictures of the waiting documents back: <im_start>, patches, <im_end>; then they write on."""
-    embeds = framed(parts, params, frame, dreamllm.see(parts, params, pictures))
+    embeds = framed(parts, params, frame, dreamllm.see(parts, params, images))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
-    return _write_on(text.extend(parts, params, state, embeds, counts)[0])
+    return _write_on(decode.extend(parts, params, state, embeds, counts)[0])
 
 
 @jax.jit
@@ -100,14 +100,14 @@ class Drawing(NamedTuple):
     """Some denoising steps were done for the documents `waiting`."""
 
     waiting: np.ndarray
-    moment: image.Moment
+    moment: denoise.Moment
 
 
 class Drawn(NamedTuple):
     """The documents `waiting` have their pictures [B, H, W, 3] uint8; what other rows hold means nothing."""
 
     waiting: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
 
 class Finished(NamedTuple):
@@ -159,8 +159,8 @@ def begin(
     seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
     count = size or bucket(len(prompts), 1)
     if parts.unet is not None and options.max_images:
-        image.check(parts.config, options, count)
-    context, room = context_of(parts, options), picture_room(parts)
+        denoise.check(parts.config, options, count)
+    context, room = context_of(parts, options), image_room(parts)
     rows = [prompt_row(parts, tokenizer, prompt, options.template) for prompt in prompts]
     for row in rows:
         check_row(parts, row, context)
@@ -192,7 +192,7 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
 
     A Wrote comes after at most `tokens` tokens and a Drawing after every `steps` denoising steps (0: not in between).
     """
-    options, pictures = task.options, [[] for _ in task.prompts]
+    options, images = task.options, [[] for _ in task.prompts]
     if options.beams > 1:
         state = beam.write(
             task.parts, task.params, state, task.settings, task.special, options.beams, options.length_penalty
@@ -212,22 +212,22 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
             break
         state, hidden = dream(task.parts, task.params, state, dream_frame(task.tokenizer))
         empty = empty_condition(task.parts, task.params, task.tokenizer, options)
-        for moment in image.moments(task.parts, task.params, hidden, empty, _picture_keys(state), options, every=steps):
+        for moment in denoise.moments(task.parts, task.params, hidden, empty, _image_keys(state), options, every=steps):
             yield Drawing(waiting, moment)
-        drawn, sound = map(np.asarray, image.decode(task.parts, task.params, moment.progress.x))
+        drawn, sound = map(np.asarray, denoise.decode(task.parts, task.params, moment.progress.x))
         if not sound[waiting].all():
             state = _without(state, sound)
             waiting = waiting[sound[waiting]]
         for b in waiting:
-            pictures[b].append(drawn[b])
+            images[b].append(drawn[b])
         if len(waiting):
             yield Drawn(waiting, drawn)
             state = look_at(task, state, drawn)
     state = jax.device_get(state._replace(cache={}, logits=None, keys=None, present=None))
-    yield Finished([document(task, state, b, pictures[b]) for b in range(len(task.prompts))])
+    yield Finished([document(task, state, b, images[b]) for b in range(len(task.prompts))])
 
 
-def picture_room(parts: Parts) -> int:
+def image_room(parts: Parts) -> int:
     """Cache slots that one drawn picture takes: the queries and the patches with the tokens around them."""
     slots = Slots.of(parts.config)
     return slots.queries + 2 + (slots.patches + 2 if parts.clip else 0)
@@ -237,7 +237,7 @@ def look_at(task: Task, state: State, drawn: np.ndarray) -> State:
     """Shows the waiting documents their pictures, where the model can see."""
     if task.parts.clip is None:
         return _write_on(state)
-    resized = np.stack([images.for_encoder(picture, task.parts.config.clip.image_size) for picture in drawn])
+    resized = np.stack([image_io.for_encoder(image, task.parts.config.clip.image_size) for image in drawn])
     return _look(task.parts, task.params, state, resized, (task.tokenizer.im_start, task.tokenizer.im_end))
 
 
@@ -245,13 +245,13 @@ def look_at(task: Task, state: State, drawn: np.ndarray) -> State:
 # Documents
 
 
-def document(task: Task, state: State, b: int, pictures: Sequence[np.ndarray]) -> Document:
+def document(task: Task, state: State, b: int, images: Sequence[np.ndarray]) -> Document:
     """What document b wrote, as parts; in a chat they are the assistant's. The notes say where a limit ended it."""
     tokens = np.asarray(state.tokens[b])[: int(state.written[b])].tolist()
     role = answering(task.prompts[b])
     parts = [
         Text(part, role=role) if isinstance(part, str) else Image(part, role=role)
-        for part in content(task, b, tokens, pictures)
+        for part in content(task, b, tokens, images)
     ]
     limits = {
         TOKEN_LIMIT: f"stopped at the limit of {task.options.max_tokens} tokens",
@@ -265,12 +265,12 @@ def document(task: Task, state: State, b: int, pictures: Sequence[np.ndarray]) -
             if token in task.tokenizer.special_ids - {task.tokenizer.eos, task.tokenizer.dream_start}
         ]
     )
-    limits[NOT_FINITE] = finite.note(len(tokens), len(pictures), int(state.pictures[b]))
+    limits[NOT_FINITE] = finite.note(len(tokens), len(images), int(state.images[b]))
     notes = [limits[status]] if (status := int(state.status[b])) in limits else []
     return Document(tuple(parts), notes=(*notes, *([f"control tokens out of place: {stray}"] if stray else [])))
 
 
-def content(task: Task, b: int, tokens: Sequence[int], pictures: Sequence[np.ndarray]) -> list[str | np.ndarray]:
+def content(task: Task, b: int, tokens: Sequence[int], images: Sequence[np.ndarray]) -> list[str | np.ndarray]:
     """Texts and pictures that document b's tokens stand for, up to a stop string; a picture that is not drawn yet is
     left out.
 
@@ -281,10 +281,10 @@ def content(task: Task, b: int, tokens: Sequence[int], pictures: Sequence[np.nda
     keeps_space = (
         isinstance(last, Text) and last.text != "" and not answering(prompt)
     )  # an empty prompt is the beginning of a text
-    found, drawn = [], iter(pictures)
+    found, drawn = [], iter(images)
     for number, run in enumerate(_runs(task.tokenizer, tokens)):
-        if number and (picture := next(drawn, None)) is not None:
-            found.append(picture)
+        if number and (image := next(drawn, None)) is not None:
+            found.append(image)
         words, stopped = cut(task.tokenizer.decode_continuation(run), task.options.stop)
         words = words if keeps_space and number == 0 else words.lstrip()
         found += [words] if words else []

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.config import ModelConfig
+from dreamjax.errors import ConfigError
 from dreamjax.models.llama import init_cache
-from dreamjax.schema import ConfigError
 
 GIB = 2**30
 WIDEST_HEAD = 256  # that a fused kernel takes; the VAE's one head has all channels
@@ -40,13 +40,13 @@ def there_is() -> int:
     return stats.get("bytes_limit", 0) * len(devices) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def require_room_for_pictures(config: ModelConfig, latents: tuple[int, int, int], rows: int, copies: int):
+def require_room_for_images(config: ModelConfig, latents: tuple[int, int, int], rows: int, copies: int):
     """Raises ConfigError where `rows` pictures of [h, w, C] latents, `copies` of each where there is guidance,
     cannot be drawn at once.
     """
     height, width, _ = latents
     factor = config.vae.downsampling if config.vae else 1
-    need, what = max(_pictures(config, height, width, rows, copies))
+    need, what = max(_images(config, height, width, rows, copies))
     if need > there_is():
         size = f"{rows} pictures of {width * factor} x {height * factor} pixels at once"
         raise ConfigError(
@@ -55,7 +55,7 @@ def require_room_for_pictures(config: ModelConfig, latents: tuple[int, int, int]
         )
 
 
-def _pictures(config: ModelConfig, height: int, width: int, rows: int, copies: int) -> list[tuple[int, str]]:
+def _images(config: ModelConfig, height: int, width: int, rows: int, copies: int) -> list[tuple[int, str]]:
     """(bytes, what they are) of the largest arrays."""
     unet, vae, positions, item = config.unet, config.vae, height * width, jnp.dtype(config.dtype).itemsize
     on_cpu = jax.default_backend() == "cpu"  # where no kernel spares writing out the scores of all pairs of positions

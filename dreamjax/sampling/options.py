@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from dreamjax.config.validation import require, require_number
 from dreamjax.diffusion.samplers import SAMPLERS, SPACINGS
 from dreamjax.document import Document
-from dreamjax.schema import require, require_number
-from dreamjax.templates import TEMPLATES
+from dreamjax.document.templates import TEMPLATES
 
 PADDINGS = ("left", "right")
 MANY = 2**20  # tokens, pictures, positions: more than any model has

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.batch import Batch
 from dreamjax.document import Document, Image
+from dreamjax.document.batch import Batch
+from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
 from dreamjax.models.llama import init_cache
-from dreamjax.rows import Row
-from dreamjax.sampling import text
+from dreamjax.sampling import decode
+from dreamjax.sampling.decode import DREAMING, WRITING, State
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import answering, batches, bucket, check_row, prompt_row
-from dreamjax.sampling.text import DREAMING, WRITING, State
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Prompts
@@ -66,7 +66,7 @@ def _prefill(parts: Parts, params: dict, state: State, batch: Batch, dream_start
     """Puts prompts, one a group, into the cache of the documents that they belong to: tokens, pictures and queries."""
     tokens, segments = batch.tokens[:, 0], batch.segments[:, 0]
     embeds = dreamllm.embed_batch(parts, params, batch)
-    state, _ = text.extend(parts, params, state, embeds, jnp.sum(segments > 0, axis=-1))
+    state, _ = decode.extend(parts, params, state, embeds, jnp.sum(segments > 0, axis=-1))
     there = jnp.where((segments > 0) & (tokens != dream_start), tokens, state.present.shape[1])
     present = state.present.at[jnp.arange(len(tokens))[:, None], there].set(True, mode="drop")
     return state._replace(present=present)
@@ -105,7 +105,7 @@ def dream(parts: Parts, params: dict, state: State, frame: tuple[int, int]) -> t
     """
     embeds = framed(parts, params, frame, dreamllm.queries(parts, params, len(state.length)))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
-    state, hidden = text.extend(parts, params, state, embeds, counts)
+    state, hidden = decode.extend(parts, params, state, embeds, counts)
     return state, hidden[:, 1:-1]
 
 
@@ -134,7 +134,7 @@ def condition_after_padding(
 
     So the queries of a shorter prompt stand farther from it, and what it becomes depends on the longest one.
     """
-    asked = [Document((*prompt.parts, Image(b"", seen=False, role=answering(prompt)))) for prompt in prompts]
+    asked = [Document((*prompt.parts, Image(b"", is_input=False, role=answering(prompt)))) for prompt in prompts]
     rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in asked]
     for row in rows:
         check_row(parts, row, parts.config.llm.max_positions, room=0)
@@ -163,8 +163,8 @@ def _with_gap(batch: Batch, longest: int, count: int) -> Batch:
 @functools.partial(jax.jit, static_argnames="parts")
 def _padded_condition(parts: Parts, params: dict, batch: Batch) -> jax.Array:
     hidden = dreamllm.hidden_states(parts, params, batch)
-    last = jnp.maximum(jnp.sum(batch.dreamed_valid, axis=-1) - 1, 0)
-    read = dreamllm.read_out(parts, hidden, batch).reshape(*batch.dreamed_valid.shape, parts.config.dream_queries, -1)
+    last = jnp.maximum(jnp.sum(batch.target_valid, axis=-1) - 1, 0)
+    read = dreamllm.read_out(parts, hidden, batch).reshape(*batch.target_valid.shape, parts.config.dream_queries, -1)
     return read[jnp.arange(len(last)), last]
 
 

@@ -7,9 +7,9 @@ import json
 
 from etils import epath
 
+from dreamjax.config.validation import require_seed
 from dreamjax.document import Document
-from dreamjax.paths import OutsideFolder
-from dreamjax.schema import ConfigError, printable, require_seed
+from dreamjax.errors import ConfigError, OutsideFolder, printable
 
 
 def read_prompts(path: epath.Path, seed: int = 0, allow_outside: bool = False) -> list[tuple[Document, int]]:

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dreamjax import images
-from dreamjax.batch import Batch, Shape, empty_batch, place
-from dreamjax.document import Document
+from dreamjax.document import Document, image_io
+from dreamjax.document.batch import Batch, Shape, empty_batch, place
+from dreamjax.document.tokenize import Row, Slots, build_row
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
 from dreamjax.models.dreamllm import Parts
-from dreamjax.rows import Row, Slots, build_row
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
 
 SHORTEST = 16  # tokens of the smallest bucket; it divides the others
 
@@ -43,7 +42,7 @@ def check_row(parts: Parts, row: Row, context: int, room: int = 1):
         raise ConfigError(
             f"prompt: takes {len(row.tokens)} tokens, with {room} to come that is more than the context of {context}"
         )
-    if parts.config.clip is None and row.seen:
+    if parts.config.clip is None and row.inputs:
         raise ConfigError("prompt: has a picture, and this model has no picture encoder")
 
 
@@ -54,14 +53,16 @@ def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[Row], size
     One batch for each bucket of (tokens, seen pictures, dreamed pictures). So the shapes in which a prompt is computed
     depend on itself and on `size` alone, and with them every bit of what comes out.
     """
-    keys = [(bucket(len(row.tokens), SHORTEST), bucket(len(row.seen), 1), bucket(len(row.dreamed), 1)) for row in rows]
+    keys = [
+        (bucket(len(row.tokens), SHORTEST), bucket(len(row.inputs), 1), bucket(len(row.targets), 1)) for row in rows
+    ]
     encoder_size = parts.config.clip.image_size if parts.config.clip else 1
-    for length, seen, dreamed in sorted(set(keys)):
-        batch = empty_batch(Shape(size, 1, length, seen, dreamed, encoder_size, 1))
+    for length, inputs, targets in sorted(set(keys)):
+        batch = empty_batch(Shape(size, 1, length, inputs, targets, encoder_size, 1))
         for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            if keys[b] == (length, seen, dreamed):
-                pictures = [images.for_encoder(prompt.parts[part].pil(), encoder_size) for _, part in row.seen]
-                place(batch, b, 0, row, pictures, [None] * len(row.dreamed))
+            if keys[b] == (length, inputs, targets):
+                images = [image_io.for_encoder(prompt.parts[part].pil(), encoder_size) for _, part in row.inputs]
+                place(batch, b, 0, row, images, [None] * len(row.targets))
         yield batch
 
 

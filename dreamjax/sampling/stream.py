@@ -9,13 +9,13 @@ import numpy as np
 import PIL.Image
 
 from dreamjax.document import Document, Image, Text
+from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.models.dreamllm import Parts
-from dreamjax.sampling import image, interleave
+from dreamjax.sampling import denoise, interleave
+from dreamjax.sampling.decode import DREAMING, WRITING, State
 from dreamjax.sampling.interleave import Task
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import answering
-from dreamjax.sampling.text import DREAMING, WRITING, State
-from dreamjax.tokenizer import Tokenizer
 
 
 class TextPiece(NamedTuple):
@@ -24,7 +24,7 @@ class TextPiece(NamedTuple):
     text: str
 
 
-class PictureStarted(NamedTuple):
+class ImageStarted(NamedTuple):
     """The model wants its picture `number`, counted from 0, here."""
 
     number: int
@@ -36,14 +36,14 @@ class Preview(NamedTuple):
     number: int
     step: int
     steps: int
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
 
 
-class PictureDone(NamedTuple):
+class ImageDone(NamedTuple):
     """Picture `number` is drawn."""
 
     number: int
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
 
 
 class Finished(NamedTuple):
@@ -52,7 +52,7 @@ class Finished(NamedTuple):
     document: Document
 
 
-Event = TextPiece | PictureStarted | Preview | PictureDone | Finished
+Event = TextPiece | ImageStarted | Preview | ImageDone | Finished
 
 
 def stream(
@@ -72,33 +72,33 @@ def stream(
     called with the events of `interleave.run`.
     """
     task, state = interleave.begin(parts, params, tokenizer, [prompt], [seed], options)
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     shown: dict[int, int] = {}  # characters told of each of the document's parts
     for event in interleave.run(task, state, tokens=every, steps=preview_every):
         if watch:
             watch(event)
         match event:
             case interleave.Wrote(state=state):
-                yield from _new_text(task, state, pictures, shown)
+                yield from _new_text(task, state, images, shown)
                 if int(state.status[0]) == DREAMING:
-                    yield PictureStarted(len(pictures))
+                    yield ImageStarted(len(images))
             case interleave.Drawing(moment=moment) if moment.step < moment.steps:
-                guess = image.decode(parts, params, moment.progress.estimate).pictures
-                yield Preview(len(pictures), moment.step, moment.steps, PIL.Image.fromarray(np.asarray(guess)[0]))
-            case interleave.Drawn(pictures=drawn):
-                pictures.append(drawn[0])
-                yield PictureDone(len(pictures) - 1, PIL.Image.fromarray(drawn[0]))
+                guess = denoise.decode(parts, params, moment.progress.estimate).images
+                yield Preview(len(images), moment.step, moment.steps, PIL.Image.fromarray(np.asarray(guess)[0]))
+            case interleave.Drawn(images=drawn):
+                images.append(drawn[0])
+                yield ImageDone(len(images) - 1, PIL.Image.fromarray(drawn[0]))
             case interleave.Finished(documents=documents):
                 yield Finished(documents[0])
 
 
-def _new_text(task: Task, state: State, pictures: Sequence[np.ndarray], shown: dict[int, int]) -> Iterator[TextPiece]:
+def _new_text(task: Task, state: State, images: Sequence[np.ndarray], shown: dict[int, int]) -> Iterator[TextPiece]:
     """The piece, if any, by which the last text has grown.
 
     While it is being written what may still change is held back.
     """
     tokens = np.asarray(state.tokens[0])[: int(state.written[0])].tolist()
-    content = interleave.content(task, 0, tokens, pictures)
+    content = interleave.content(task, 0, tokens, images)
     if not content or not isinstance(content[-1], str):
         return
     number, words = len(content) - 1, content[-1]
@@ -132,8 +132,8 @@ def save_while(
                 made[-1] = Text(made[-1].text + piece, role=role)
             case TextPiece(text=piece):
                 made.append(Text(piece, role=role))
-            case PictureDone(picture=picture):
-                made.append(Image(picture, role=role))
+            case ImageDone(image=image):
+                made.append(Image(image, role=role))
             case Finished(document=document):
                 Document(prompt.parts + document.parts, prompt.id, document.notes).save_html(path)
         if not isinstance(event, Finished) and time.monotonic() - written >= pause:

@@ -28,14 +28,15 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dreamjax import atomic
 from dreamjax.config import ModelConfig, RunConfig
+from dreamjax.config.validation import from_dict, to_dict
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import atomic
 from dreamjax.models import dreamllm
-from dreamjax.schema import ConfigError, from_dict, to_dict
-from dreamjax.sharding import path_of
-from dreamjax.training import integrity, model_folder, optim
-from dreamjax.training.integrity import checksums as checksums_of
-from dreamjax.training.integrity import reading
+from dreamjax.parallel.param_sharding import path_of
+from dreamjax.training import checksums, model_folder, optimizer
+from dreamjax.training.checksums import checksums as checksums_of
+from dreamjax.training.checksums import reading
 from dreamjax.training.state import State
 
 BEST = "held_back_loss"
@@ -103,9 +104,7 @@ def last_step(folder: epath.Path) -> int:
 def best_step(folder: epath.Path) -> int:
     """The step whose held-back loss is lowest among the checkpoints that a workdir keeps; of equal ones the newest."""
     losses = {
-        step: loss
-        for step in steps(folder)
-        if (loss := held_back_loss(folder, step)) is not None and math.isfinite(loss)
+        step: loss for step in steps(folder) if (loss := heldout_loss(folder, step)) is not None and math.isfinite(loss)
     }
     if not losses:
         raise ConfigError(f"{folder}: no checkpoint has a held-back loss that is a number (set eval_every)")
@@ -117,7 +116,7 @@ def step_of(folder: epath.Path, which: str) -> int:
     return best_step(folder) if which == "best" else last_step(folder)
 
 
-def held_back_loss(folder: epath.Path, step: int) -> float | None:
+def heldout_loss(folder: epath.Path, step: int) -> float | None:
     """The held-back loss of a workdir's checkpoint, where it has one."""
     path = checkpoint_path(folder, step)
     with reading(path):
@@ -181,7 +180,7 @@ def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
 
     for step in steps(workdir):
         with _resuming(workdir, step):
-            held_back_loss(workdir, step)  # the manager reads them all, and would not name one that is damaged
+            heldout_loss(workdir, step)  # the manager reads them all, and would not name one that is damaged
     best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=kept), best]),
@@ -192,18 +191,18 @@ def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: State, meta: dict, held_back_loss: float | None):
+def save(manager: ocp.CheckpointManager, state: State, meta: dict, heldout_loss: float | None):
     """Starts writing the state after its last step; `manager.wait_until_finished` waits for it."""
     tree = state._asdict()
     record = {
         "arrays": checksums_of(tree),
         "meta": _digest(meta),
-        BEST: repr(held_back_loss),
+        BEST: repr(heldout_loss),
     }  # of all by which a checkpoint is chosen and read
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta), checksums=ocp.args.JsonSave(record)
     )
-    manager.save(int(state.step), args=args, metrics=None if held_back_loss is None else {BEST: held_back_loss})
+    manager.save(int(state.step), args=args, metrics=None if heldout_loss is None else {BEST: heldout_loss})
 
 
 def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -> tuple[State, dict]:
@@ -219,7 +218,7 @@ def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -
         with reading(checkpoint_path(workdir, step)):
             restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             if verify:
-                integrity.check(restored, checksums(workdir, step), checkpoint_path(workdir, step))
+                checksums.check(restored, stored_checksums(workdir, step), checkpoint_path(workdir, step))
             if jax.tree.structure(restored) != jax.tree.structure(target):
                 raise ConfigError(f"{checkpoint_path(workdir, step)}: holds other arrays than it should")
     return State(**restored), meta
@@ -235,7 +234,7 @@ def read_meta(folder: epath.Path, step: int) -> dict:
     return meta
 
 
-def checksums(folder: epath.Path, step: int) -> dict[str, str]:
+def stored_checksums(folder: epath.Path, step: int) -> dict[str, str]:
     """{path.
 
     Dtype and checksum} of the state's arrays in a workdir's checkpoint, as they were written; empty for one from before
@@ -243,7 +242,7 @@ def checksums(folder: epath.Path, step: int) -> dict[str, str]:
     """
     path = checkpoint_path(folder, step)
     with reading(path):
-        return integrity.as_checksums(_record(path).get("arrays", {}))
+        return checksums.as_checksums(_record(path).get("arrays", {}))
 
 
 def _record(path: epath.Path) -> dict:
@@ -275,7 +274,7 @@ def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Ma
     """
     for key in reversed(keys):
         wanted = {key: wanted}
-    stored = {name: integrity.dtype_of(checksum) for name, checksum in (expected or {}).items()}
+    stored = {name: checksums.dtype_of(checksum) for name, checksum in (expected or {}).items()}
 
     def as_stored(name, leaf):
         return (
@@ -293,7 +292,7 @@ def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Ma
             tree = checkpointer.restore(path, args=args)
         leaves, structure = jax.tree.flatten(tree)
         if expected:
-            integrity.check(tree, expected, path)
+            checksums.check(tree, expected, path)
             del tree
             for number, leaf in enumerate(
                 jax.tree.leaves(wanted)
@@ -309,7 +308,7 @@ def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Ma
 
 def checksum(params: dict) -> str:
     """16 hex digits over the bits and paths of a tree's leaves; does not depend on the sharding."""
-    return integrity.fold(checksums_of(params))
+    return checksums.fold(checksums_of(params))
 
 
 def write_config(folder: epath.Path, config: RunConfig):
@@ -366,19 +365,22 @@ def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: b
             model_folder.params_path(folder), wanted, expected=model_folder.read_checksums(folder) if verify else None
         )
     config = read_config(folder)
-    trainable, frozen = optim.split(config.optim, wanted)
+    trainable, frozen = optimizer.split(config.optim, wanted)
     step, trained, kept = step_of(folder, which), {}, {}
     if trainable:
         keys = ("average" if config.optim.ema_decay else "trainable",)
         with _reading_another(folder, step):
             trained = load_tree(
-                checkpoint_path(folder, step) / "state", trainable, keys, checksums(folder, step) if verify else None
+                checkpoint_path(folder, step) / "state",
+                trainable,
+                keys,
+                stored_checksums(folder, step) if verify else None,
             )
     if frozen:
         kept = load_tree(
             folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None
         )
-    return optim.merge(trained, kept)
+    return optimizer.merge(trained, kept)
 
 
 def flatten(params: dict) -> dict:

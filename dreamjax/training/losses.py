@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dreamjax.batch import Batch
 from dreamjax.config import DiffusionConfig, LossConfig
 from dreamjax.diffusion import schedules
+from dreamjax.document.batch import Batch
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
 
@@ -22,28 +22,28 @@ class Counts(NamedTuple):
     """What the sums are divided by; at least 1, so that a batch without pictures has image loss 0."""
 
     tokens: Array
-    pictures: Array
+    images: Array
 
 
 def count(batch: Batch) -> Counts:
     """Supervised tokens and valid dreamed pictures of a batch, as float32 scalars."""
-    tokens = jnp.sum(batch.learned[..., 1:], dtype=jnp.float32)
-    pictures = jnp.sum(batch.dreamed_valid, dtype=jnp.float32)
-    return Counts(jnp.maximum(tokens, 1), jnp.maximum(pictures, 1))
+    tokens = jnp.sum(batch.loss_mask[..., 1:], dtype=jnp.float32)
+    images = jnp.sum(batch.target_valid, dtype=jnp.float32)
+    return Counts(jnp.maximum(tokens, 1), jnp.maximum(images, 1))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Tokens (paper eq. 1)
 
 
-def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, learned: Array, chunk: int) -> Array:
+def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, loss_mask: Array, chunk: int) -> Array:
     """Sum over learned tokens of -log p(token | what is before), float32.
 
     hidden [B, L, D], tokens and learned [B, L]; hidden state i predicts token i + 1. Logits exist for `chunk` positions
     of each row at a time and are recomputed in the backward pass, so [B, L, V] is never held.
     """
     targets = jnp.roll(tokens, -1, axis=1)
-    weights = jnp.roll(learned, -1, axis=1).at[:, -1].set(False)
+    weights = jnp.roll(loss_mask, -1, axis=1).at[:, -1].set(False)
     batch, length, width = hidden.shape
     pad = -length % chunk
     if pad:
@@ -53,7 +53,7 @@ def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, 
     def to_chunks(x):
         return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-    readout = dreamllm.gathered_readout(parts, params)
+    readout = dreamllm.with_replicated_head(parts, params)
 
     @jax.checkpoint
     def add_chunk(total, inputs):
@@ -111,7 +111,7 @@ def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
     )
 
 
-def picture_errors(
+def image_errors(
     parts: Parts,
     params: dict,
     loss: LossConfig,
@@ -128,7 +128,7 @@ def picture_errors(
     U-Net and VAE.
     """
     context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
-    if loss.picture_chunks > 1:
+    if loss.image_chunks > 1:
         return _errors_in_chunks(parts, params, loss, images, context, draws, frozen)
     return _errors(parts, loss, params, images, context, draws)
 
@@ -141,7 +141,7 @@ def _errors(parts: Parts, loss: LossConfig, params: dict, images: Array, context
     return weighted_errors(parts.config.diffusion, loss, prediction, target, draws)
 
 
-def deal(x: Array, hands: int) -> Array:
+def to_strided_chunks(x: Array, hands: int) -> Array:
     """[B, ...] -> [hands, B / hands, ...], dealt out in turn, so that each hand is spread over the mesh as the whole
     is.
     """
@@ -151,7 +151,7 @@ def deal(x: Array, hands: int) -> Array:
 def _errors_in_chunks(
     parts: Parts, params: dict, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool
 ) -> Array:
-    """`_errors` of `loss.picture_chunks` chunks one after the other, so that the U-Net's and the VAE's activations
+    """`_errors` of `loss.image_chunks` chunks one after the other, so that the U-Net's and the VAE's activations
     exist for one at a time.
 
     A picture's error depends on its own context alone. So where U-Net and VAE are frozen, a chunk's gradient is taken
@@ -160,7 +160,7 @@ def _errors_in_chunks(
     decoder = {name: params[name] for name in ("unet", "vae") if name in params}
 
     def dealt(tree):
-        return jax.tree.map(lambda x: deal(x, loss.picture_chunks), tree)
+        return jax.tree.map(lambda x: to_strided_chunks(x, loss.image_chunks), tree)
 
     def together(x):
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
@@ -255,17 +255,17 @@ def loss_sums(
     tokens = jnp.float32(0)
     if loss.lm_weight:
         tokens = cross_entropy_sum(
-            parts, params, hidden, flat(batch.tokens), flat(batch.learned), min(loss.ce_chunk, hidden.shape[1])
+            parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), min(loss.ce_chunk, hidden.shape[1])
         )
-    pictures = jnp.float32(0)
-    if loss.image_weight and batch.dreamed_start.shape[1]:
-        draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.dreamed_draw.reshape(-1))
-        errors = batch_picture_errors(parts, params, loss, ids, batch, hidden, draws, frozen)
-        pictures = jnp.sum(jnp.where(batch.dreamed_valid.reshape(-1), errors, 0.0))
-    return tokens, pictures
+    images = jnp.float32(0)
+    if loss.image_weight and batch.target_start.shape[1]:
+        draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.target_draw.reshape(-1))
+        errors = batch_image_errors(parts, params, loss, ids, batch, hidden, draws, frozen)
+        images = jnp.sum(jnp.where(batch.target_valid.reshape(-1), errors, 0.0))
+    return tokens, images
 
 
-def batch_picture_errors(
+def batch_image_errors(
     parts: Parts,
     params: dict,
     loss: LossConfig,
@@ -276,12 +276,12 @@ def batch_picture_errors(
     frozen: bool = False,
 ) -> Array:
     """The error of each dreamed slot of a batch, [G M], given the LLM's hidden states [G R, L, D]."""
-    images = constrain_slots(batch.dreamed_images)
+    images = constrain_slots(batch.target_images)
     empty = None
     if draws.drop is not None:
         instead = ids.im_patch if loss.unconditional == "official" else None
         empty = dreamllm.unconditional(parts, params, ids.bos, ids.dream_start, instead)
-    return picture_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws, frozen)
+    return image_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws, frozen)
 
 
 def constrain_slots(images: Array) -> Array:

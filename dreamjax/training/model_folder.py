@@ -26,11 +26,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.experimental import v1
 
-from dreamjax import atomic
 from dreamjax.config import ModelConfig, RunConfig
-from dreamjax.schema import ConfigError, from_dict, to_dict
-from dreamjax.training import integrity
-from dreamjax.training.integrity import reading
+from dreamjax.config.validation import from_dict, to_dict
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import atomic
+from dreamjax.training import checksums
+from dreamjax.training.checksums import reading
 
 CHECKSUMS = "checksums.json"
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
@@ -128,18 +129,18 @@ def save_leaves(
     `progress` wraps the list of groups, as tqdm does. An interrupted write leaves nothing at `path`. Their checksums go
     beside it.
     """
-    checksums: dict[str, str] = {}
+    written: dict[str, str] = {}
     context = v1.Context()
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with context:
         for group in progress(groups(sizes)):
             leaves = {name: make(name) for name in group}
-            checksums |= integrity.checksums(leaves)
+            written |= checksums.checksums(leaves)
             _save_group(path, leaves)
             del leaves
             _give_back()
         if jax.process_index() == 0:  # before the parameters get their name: where they are, the checksums are
-            atomic.write_text(path.parent / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
+            atomic.write_text(path.parent / CHECKSUMS, json.dumps(written, indent=1) + "\n")
         v1.partial.finalize(path)
     described = path / CHECKPOINT_METADATA
     if jax.process_index() == 0 and described.exists():  # without it beside the arrays every later reading warns
@@ -191,7 +192,7 @@ def read_checksums(folder: epath.Path) -> dict[str, str]:
     """
     file = folder / CHECKSUMS
     with reading(file):
-        return integrity.as_checksums(json.loads(file.read_text())) if file.exists() else {}
+        return checksums.as_checksums(json.loads(file.read_text())) if file.exists() else {}
 
 
 def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -210,7 +211,7 @@ def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Ca
 
     It holds the last group that it read, so ask in the order of `wanted`.
     """
-    checksums = read_checksums(folder)
+    expected = read_checksums(folder)
     together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
     group_of = {path: number for number, group in enumerate(together) for path in group}
 
@@ -224,7 +225,7 @@ def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Ca
             tree = checkpointer.restore(
                 params_path(folder), args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
             )
-        integrity.check(tree, checksums, folder / "params")
+        checksums.check(tree, expected, folder / "params")
         return tree
 
     return lambda path: get(read(group_of[path]), path)

@@ -6,8 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from dreamjax.config import RunConfig
-from dreamjax.sharding import unsharded_share
-from dreamjax.training import optim
+from dreamjax.parallel.param_sharding import unsharded_share
+from dreamjax.training import optimizer
 from dreamjax.training.state import State
 
 
@@ -26,7 +26,7 @@ def bytes_per_device(tree, shardings) -> int:
 
 def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings) -> dict:
     """Counts and bytes of a run's parts: `parameters` of each part, trainable and frozen, bytes per device."""
-    whole = optim.merge(state.trainable, frozen)
+    whole = optimizer.merge(state.trainable, frozen)
     return {
         "mesh": dict(mesh.shape),
         "parameters": {name: elements(part) for name, part in whole.items()},
@@ -41,13 +41,13 @@ def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings
         "unsharded_share": unsharded_share(whole, mesh),
         "rows": config.batch_size,
         "length": config.data.length,
-        "seen_slots": config.groups * config.data.seen_slots,
-        "dreamed_slots": config.groups * config.data.dreamed_slots,
+        "input_slots": config.groups * config.data.input_slots,
+        "target_slots": config.groups * config.data.target_slots,
         "total_steps": config.total_steps,
     }
 
 
-def in_words(facts: dict) -> str:
+def format_summary(facts: dict) -> str:
     """The summary for a person to read."""
     mesh = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items())
     parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
@@ -63,8 +63,8 @@ def in_words(facts: dict) -> str:
         f"trainable     {facts['trainable']:,d}; frozen {facts['frozen']:,d}\n"
         f"per device    {memory}\n"
         f"unsharded     {unsharded}\n"
-        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['seen_slots']} seen and "
-        f"{facts['dreamed_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
+        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['input_slots']} seen and "
+        f"{facts['target_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
     )
 
 

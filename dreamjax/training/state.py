@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from dreamjax.config import OptimConfig, RunConfig
 from dreamjax.models import dreamllm
-from dreamjax.sharding import parameter_shardings
-from dreamjax.training import optim
+from dreamjax.parallel.param_sharding import parameter_shardings
+from dreamjax.training import optimizer
 
 
 class State(NamedTuple):
@@ -28,7 +28,7 @@ class State(NamedTuple):
 def fresh_state(config: OptimConfig, total_steps: int, trainable: dict) -> State:
     """Step 0 over the given parameters."""
     average = jax.tree.map(jnp.copy, trainable) if config.ema_decay else None
-    return State(jnp.int32(0), trainable, optim.optimiser(config, total_steps).init(trainable), average)
+    return State(jnp.int32(0), trainable, optimizer.optimiser(config, total_steps).init(trainable), average)
 
 
 def init(config: RunConfig, parts: dreamllm.Parts) -> tuple[State, dict]:
@@ -36,7 +36,7 @@ def init(config: RunConfig, parts: dreamllm.Parts) -> tuple[State, dict]:
 
     Traceable, so shapes come from `jax.eval_shape`.
     """
-    trainable, frozen = optim.split(config.optim, dreamllm.init(parts, jax.random.key(config.seed)))
+    trainable, frozen = optimizer.split(config.optim, dreamllm.init(parts, jax.random.key(config.seed)))
     return fresh_state(config.optim, config.total_steps, trainable), cast(frozen, config.model.dtype)
 
 

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dreamjax.batch import Batch
 from dreamjax.config import LossConfig, RunConfig
+from dreamjax.document.batch import Batch
 from dreamjax.models import dreamllm
-from dreamjax.sharding import ROWS, TPU_OPTIONS
-from dreamjax.training import losses, optim
+from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS
+from dreamjax.training import losses, optimizer
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
 
@@ -43,9 +43,9 @@ def gradients(
     decoder_is_frozen = not {"unet", "vae"} & set(trainable)
 
     def loss(trainable, batch):
-        params = optim.merge(trainable, frozen)
-        tokens, pictures = losses.loss_sums(parts, params, config.loss, ids, batch, key, decoder_is_frozen)
-        lm, image = tokens / counts.tokens, pictures / counts.pictures
+        params = optimizer.merge(trainable, frozen)
+        tokens, images = losses.loss_sums(parts, params, config.loss, ids, batch, key, decoder_is_frozen)
+        lm, image = tokens / counts.tokens, images / counts.images
         lm_weight, image_weight = config.loss.weights
         return lm_weight * lm + image_weight * image, (lm, image)
 
@@ -58,11 +58,11 @@ def gradients(
         (total, (lm, image)), grads = grad(trainable, micro)
         return jax.tree.map(jnp.add, carry, ((total, lm, image), grads)), None
 
-    def deal(x):
-        return losses.deal(x, config.accumulate)
+    def to_strided_chunks(x):
+        return losses.to_strided_chunks(x, config.accumulate)
 
     zeros = ((jnp.float32(0),) * 3, jax.tree.map(jnp.zeros_like, trainable))
-    return jax.lax.scan(add, zeros, jax.tree.map(deal, batch))[0]
+    return jax.lax.scan(add, zeros, jax.tree.map(to_strided_chunks, batch))[0]
 
 
 def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
@@ -70,8 +70,8 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
 
     A step whose loss or gradient is not finite changes nothing but the step count; its metrics say so.
     """
-    optimiser = optim.optimiser(config.optim, config.total_steps)
-    rate = optim.schedule(config.optim, config.total_steps)
+    optimiser = optimizer.optimiser(config.optim, config.total_steps)
+    rate = optimizer.schedule(config.optim, config.total_steps)
 
     def train_step(state: State, frozen: dict, batch: Batch) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -91,7 +91,7 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
             "learning_rate": rate(state.step),
             "finite": finite,
             "tokens": jnp.sum(batch.segments > 0),
-            "pictures": jnp.sum(batch.dreamed_valid),
+            "pictures": jnp.sum(batch.target_valid),
             "documents": jnp.sum((batch.segments > 0) & (batch.positions == 0)),
         }
         return new._replace(step=state.step + 1), metrics
@@ -132,7 +132,7 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
     timesteps = config.model.diffusion.timesteps
 
     def eval_step(trainable: dict, frozen: dict, batch: Batch, index: Array) -> dict:
-        params = optim.merge(trainable, frozen)
+        params = optimizer.merge(trainable, frozen)
         hidden = dreamllm.hidden_states(parts, params, batch)
 
         def flat(x):
@@ -140,10 +140,12 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
 
         chunk = min(config.loss.ce_chunk, hidden.shape[1])
         sums = {
-            "lm_loss": losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk),
-            "tokens": jnp.sum(batch.learned[..., 1:], dtype=jnp.float32),
+            "lm_loss": losses.cross_entropy_sum(
+                parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk
+            ),
+            "tokens": jnp.sum(batch.loss_mask[..., 1:], dtype=jnp.float32),
         }
-        if slots := batch.dreamed_start.size:
+        if slots := batch.target_start.size:
             plain = LossConfig()  # held-back losses do not depend on the run's options
             key = jax.random.fold_in(jax.random.key(0), index)
             draws = losses.draw(parts, plain, key, jnp.arange(slots))
@@ -151,8 +153,8 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
                 key, slots
             )  # the last slots of a group are often empty: they must not be the latest timesteps
             draws = draws._replace(timesteps=(2 * shares + 1) * timesteps // (2 * slots))
-            errors = losses.batch_picture_errors(parts, params, plain, ids, batch, hidden, draws)
-            valid = batch.dreamed_valid.reshape(-1).astype(jnp.float32)
+            errors = losses.batch_image_errors(parts, params, plain, ids, batch, hidden, draws)
+            valid = batch.target_valid.reshape(-1).astype(jnp.float32)
             bins = jax.nn.one_hot(draws.timesteps * TIMESTEP_BINS // timesteps, TIMESTEP_BINS)
             sums |= {"image_loss": (errors * valid) @ bins, "pictures": valid @ bins}
         return sums

@@ -21,10 +21,9 @@ import dataclasses
 
 import ml_collections
 
-from dreamjax import arguments
 from dreamjax import config as c
-from dreamjax.pod.topology import PICTURE_TILE
-from dreamjax.schema import to_dict
+from dreamjax.compile_tpu.topology import PICTURE_TILE
+from dreamjax.config import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Target:
     fsdp: int
     rows: int = 4
     remat: str = "attention"  # LlamaConfig.remat where the LLM learns
-    pictures: int = 16  # that a chip denoises at once, at most
+    images: int = 16  # that a chip denoises at once, at most
 
     @property
     def chips(self) -> int:
@@ -51,12 +50,12 @@ class Target:
 # reduces gradients whole, in the layer scan. Nor over more chips than the LLM has heads: the gradient of attention's
 # output kernel comes by head, and in smaller parts is reduced whole.
 TARGETS = {
-    "v4-16": Target("v4:2x2x4", 2, 8, rows=3, remat="full", pictures=8),
-    "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", pictures=8),
-    "v4-128": Target("v4:4x4x8", 4, 32, rows=3, pictures=8),
+    "v4-16": Target("v4:2x2x4", 2, 8, rows=3, remat="full", images=8),
+    "v4-64": Target("v4:4x4x4", 4, 16, rows=3, remat="full", images=8),
+    "v4-128": Target("v4:4x4x8", 4, 32, rows=3, images=8),
     "v5p-64": Target("v5p:4x4x4", 4, 16, rows=8),
-    "v5e-256": Target("v5e:16x16", 8, 32, rows=2, remat="full", pictures=8),
-    "v6e-128": Target("v6e:8x16", 4, 32, rows=3, pictures=8),
+    "v5e-256": Target("v5e:16x16", 8, 32, rows=2, remat="full", images=8),
+    "v6e-128": Target("v6e:8x16", 4, 32, rows=3, images=8),
     "gpu-8": Target("", 1, 8),
 }
 
@@ -71,7 +70,7 @@ class Mode:
     comprehends: bool
     creates: bool
     view: str
-    learned: tuple[str, ...]
+    supervised: tuple[str, ...]
     idle: tuple[str, ...] = ()  # that nothing would train
 
 
@@ -108,16 +107,12 @@ def slots(per_row: int, rows: int) -> int:
     return -(-per_row * rows // PICTURE_TILE) * PICTURE_TILE
 
 
-def parts(pictures: int, most: int) -> int:
+def parts(images: int, most: int) -> int:
     """In how many equal parts of whole tiles, the fewest, so many pictures are denoised where at most `most` are at
     once.
     """
     return next(
-        (
-            n
-            for n in range(1, pictures // PICTURE_TILE + 1)
-            if pictures % (n * PICTURE_TILE) == 0 and pictures <= n * most
-        ),
+        (n for n in range(1, images // PICTURE_TILE + 1) if images % (n * PICTURE_TILE) == 0 and images <= n * most),
         1,
     )
 
@@ -126,22 +121,25 @@ def run(
     words: Words,
     sources: tuple[c.SourceConfig, ...],
     *,
-    seen: int,
-    dreamed: int,
+    inputs: int,
+    targets: int,
     learning_rate: float,
     image_weight: float,
     steps: int,
-    llm_learns: bool,
+    train_llm: bool,
 ) -> ml_collections.ConfigDict:
     """A run on a target, of what its mode learns.
 
     `seen` and `dreamed` are the pictures of a row, in slots that the rows of a chip share.
     """
     target, mode, model = words.target, MODES[words.mode], c.dreamllm_7b()
-    seen_slots, dreamed_slots = slots(seen * mode.comprehends, target.rows), slots(dreamed * mode.creates, target.rows)
-    learned, frozen = ((LLM,), ()) if llm_learns else ((), (LLM,))
+    input_slots, target_slots = (
+        slots(inputs * mode.comprehends, target.rows),
+        slots(targets * mode.creates, target.rows),
+    )
+    supervised, frozen = ((LLM,), ()) if train_llm else ((), (LLM,))
     remat = (
-        target.remat if llm_learns else "attention"
+        target.remat if train_llm else "attention"
     )  # a frozen LLM leaves room for what attention takes and gives on any pod
     shown = [source if source.mode != "joint" else dataclasses.replace(source, mode=mode.view) for source in sources]
     config = c.RunConfig(
@@ -153,17 +151,19 @@ def run(
             ),
             length=2048,
             rows_per_group=target.rows,
-            seen_slots=seen_slots,
-            dreamed_slots=dreamed_slots,
+            input_slots=input_slots,
+            target_slots=target_slots,
             flip=True,
         ),
         optim=c.OptimConfig(
-            trainable=(*learned, *mode.learned), frozen=(ENCODERS, *frozen, *mode.idle), learning_rate=learning_rate
+            trainable=(*supervised, *mode.supervised),
+            frozen=(ENCODERS, *frozen, *mode.idle),
+            learning_rate=learning_rate,
         ),
         loss=c.LossConfig(
             lm_weight=float(mode.comprehends),
             image_weight=image_weight * mode.creates,
-            picture_chunks=parts(dreamed_slots, target.pictures),
+            image_chunks=parts(target_slots, target.images),
         ),
         init_from=words.init,
         # U-Net, VAE and CLIP take 2.3 GiB of each chip, whole; split, they would have to be gathered for each picture.
@@ -173,4 +173,4 @@ def run(
         batch_size=target.rows * target.chips,
         checkpoint_every=200,
     )
-    return ml_collections.ConfigDict(to_dict(config))
+    return ml_collections.ConfigDict(c.to_dict(config))

@@ -12,12 +12,13 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from dreamjax.config import LlamaConfig
-from dreamjax.convert import assemble, exporting, finite, importing, llama, verifying
-from dreamjax.convert.names import Leaf, to_theirs
-from dreamjax.model_config import ModelConfig
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.config.model import ModelConfig
+from dreamjax.convert import assemble, exporter, finite, importer, verify
+from dreamjax.convert.formats import llama
+from dreamjax.convert.mapping import Leaf, to_theirs
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
+from dreamjax.errors import ConfigError
 
 MODEL = train_tokenizer(["a red circle"], 300)
 CONFIG = LlamaConfig(
@@ -55,9 +56,9 @@ def source(folder, dtype) -> str:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_an_import_names_and_counts_them_and_leaves_nothing(tmp_path, dtype):
-    plan = importing.make_plan([source(tmp_path / "llm", dtype)])
+    plan = importer.make_plan([source(tmp_path / "llm", dtype)])
     with pytest.raises(ConfigError) as refused:
-        importing.write(plan, epath.Path(tmp_path / "out"))
+        importer.write(plan, epath.Path(tmp_path / "out"))
     assert str(refused.value) == f"--source: {WORDS}; --allow_nonfinite takes them as they are"
     assert [path.name for path in tmp_path.iterdir()] == ["llm"]
 
@@ -65,14 +66,14 @@ def test_an_import_names_and_counts_them_and_leaves_nothing(tmp_path, dtype):
 def test_what_was_allowed_in_is_told_of_on_its_way_out(tmp_path, capsys):
     given = source(tmp_path / "llm", np.float32)
     out = epath.Path(tmp_path / "out")
-    assert importing.write(importing.make_plan([given]), out, allow_nonfinite=True) == {
+    assert importer.write(importer.make_plan([given]), out, allow_nonfinite=True) == {
         "lm_head.weight": 1,
         "model.layers.1.mlp.up_proj.weight": 2,
     }
-    exporting.export(out, "huggingface", epath.Path(tmp_path / "exported"))
+    exporter.export(out, "huggingface", epath.Path(tmp_path / "exported"))
     assert "3 weights are NaN or infinite: llm/" in capsys.readouterr().err
     errors = dict.fromkeys(("float32", "bfloat16", "torch_bfloat16"), 0.0)
-    words = verifying.in_words(
+    words = verify.format_summary(
         [
             {"part": "llm", "output": name, **errors, "not_finite": {"llm/norm/scale": 3}, "ok": True}
             for name in ("hidden", "logits")
@@ -105,6 +106,6 @@ def test_every_entry_is_counted_once_whatever_the_layout(monkeypatch):
         leaves["x"].read((slice(begin, begin + 1), slice(None), slice(None)))
     assert counts == {"b": 4, "e": 1}
     assert (
-        finite.in_words({str(i): 1 for i in range(10)})
+        finite.format_summary({str(i): 1 for i in range(10)})
         == "10 weights are NaN or infinite: 0 (1), 1 (1), 2 (1), 3 (1), 4 (1), 5 (1), 6 (1), 7 (1) and 2 more tensors"
     )

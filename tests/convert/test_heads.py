@@ -13,8 +13,8 @@ transformers = pytest.importorskip("transformers")
 from benchmarks.layouts import configs, llm  # noqa: E402
 from benchmarks.layouts.common import processor, save_bin, save_safetensors, with_tokenizer, write_json  # noqa: E402
 from dreamjax.config import ModelConfig  # noqa: E402
-from dreamjax.convert import sources, verifying  # noqa: E402
-from dreamjax.schema import ConfigError  # noqa: E402
+from dreamjax.convert import detect, verify  # noqa: E402
+from dreamjax.errors import ConfigError  # noqa: E402
 
 
 def ONE_FILE(tensors, home):
@@ -44,7 +44,7 @@ def tied_folder(folder: pathlib.Path, save=ONE_FILE, change=lambda tensors: tens
 
 @pytest.mark.parametrize("save", [ONE_FILE, SHARDS, save_bin], ids=["safetensors", "bin in shards", "bin"])
 def test_a_head_that_differs_stays_a_head(tmp_path, save):
-    found = sources.read(tied_folder(tmp_path, save))
+    found = detect.read(tied_folder(tmp_path, save))
     assert not found.settings["llm"].tie_embeddings and found.notes == (DIFFERS,)
     head = found.leaves["llm/head/kernel"]
     np.testing.assert_array_equal(head.read((slice(None), slice(None))), llm.llama().lm_head.weight.detach().numpy().T)
@@ -56,12 +56,12 @@ def test_one_number_that_differs_is_enough(tmp_path):
         head[-1, -1] += 1e-6
         return {**tensors, "lm_head.weight": head}
 
-    assert not sources.read(tied_folder(tmp_path, change=change)).settings["llm"].tie_embeddings
+    assert not detect.read(tied_folder(tmp_path, change=change)).settings["llm"].tie_embeddings
 
 
 @pytest.mark.parametrize("save", [ONE_FILE, save_bin], ids=["safetensors", "bin"])
 def test_the_same_matrix_twice_is_one(tmp_path, save):
-    found = sources.read(
+    found = detect.read(
         tied_folder(
             tmp_path, save, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
         )
@@ -75,7 +75,7 @@ def test_a_tied_matrix_under_the_heads_name_alone(tmp_path):
         return tensors
 
     folder = tied_folder(tmp_path, change=change)
-    found = sources.read(folder)
+    found = detect.read(folder)
     assert found.settings["llm"].tie_embeddings
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     np.testing.assert_array_equal(
@@ -92,7 +92,7 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path):
     with pytest.raises(
         ConfigError, match="llama: has no lm_head.weight, and config.json does not say tie_word_embeddings: true"
     ):
-        sources.read(tied_folder(tmp_path, change=change, tied=False))
+        detect.read(tied_folder(tmp_path, change=change, tied=False))
 
 
 def test_an_official_release_likewise(tmp_path):
@@ -105,7 +105,7 @@ def test_an_official_release_likewise(tmp_path):
     write_json(home / "config.json", settings)
     names = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>", "<dream_start>", "<dream_end>", "<image>", "<dream>")
     write_json(home / "added_tokens.json", {name: row for row, name in enumerate(names, processor().get_piece_size())})
-    found = sources.read(home)
+    found = detect.read(home)
     assert (
         found.format == "official"
         and not found.settings["llm"].tie_embeddings
@@ -117,21 +117,21 @@ def test_an_official_release_likewise(tmp_path):
 def test_llama2c_says_it_by_its_length(tmp_path):
     """A shared classifier has no place in the file for another one."""
     (file,) = llm.llama2c(tmp_path, shared=True).sources
-    assert sources.read(file).settings["llm"].tie_embeddings
+    assert detect.read(file).settings["llm"].tie_embeddings
     head = llm.llama(kv_heads=2, eps=1e-5, tied=True).lm_head.weight.detach().numpy()
     file.write_bytes(file.read_bytes() + head.tobytes())
     with pytest.raises(ConfigError, match="is a file in no known layout"):
-        sources.read(file)
+        detect.read(file)
 
 
 @pytest.mark.parametrize("imported_as_tied", [False, True])
 def test_verify_compares_with_what_transformers_loads(tmp_path, imported_as_tied):
     """Whatever the import made of the head."""
     folder = tied_folder(tmp_path)
-    found = sources.read(folder)
+    found = detect.read(folder)
     model = ModelConfig(llm=dataclasses.replace(found.settings["llm"], tie_embeddings=imported_as_tied))
     tokens = np.arange(48).reshape(2, 24)
-    expected, _ = verifying.torch_llm("llm", model, found.raw, {"tokens": tokens})
+    expected, _ = verify.torch_llm("llm", model, found.raw, {"tokens": tokens})
     with torch.no_grad():
         theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(tokens)).logits
     np.testing.assert_allclose(expected["logits"], theirs.numpy(), atol=1e-5)

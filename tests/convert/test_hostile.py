@@ -18,23 +18,13 @@ from safetensors.numpy import save
 from small_model import CLIP, LLM, UNET, VAE
 
 from dreamjax.config import ClipTextConfig, DiffusionConfig, LlamaConfig, ModelConfig
-from dreamjax.convert import (
-    assemble,
-    clip,
-    clip_text,
-    huggingface,
-    importing,
-    llama,
-    official,
-    sources,
-    stable_diffusion,
-    tensors,
-)
-from dreamjax.convert.names import to_theirs
+from dreamjax.convert import assemble, detect, importer, tensors
+from dreamjax.convert.formats import clip, clip_text, huggingface, llama, official, stable_diffusion
+from dreamjax.convert.mapping import to_theirs
 from dreamjax.convert.settings import Settings
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
+from dreamjax.errors import ConfigError
 
 TEXT = ClipTextConfig(vocab_size=20, positions=6, width=16, layers=2, heads=2, ffn_width=24)
 PLUGINS = {
@@ -99,7 +89,7 @@ def test_a_config_of_other_types_and_sizes_is_read_or_named(kind):
 def test_a_file_that_holds_no_object_is_named(folder, file, text):
     (folder / file).write_bytes(text)
     with pytest.raises(ConfigError) as refused:
-        importing.make_plan([str(folder)])
+        importer.make_plan([str(folder)])
     one_line(refused.value, str(folder / file), *(["run git lfs pull"] if text == POINTER else []))
 
 
@@ -166,7 +156,7 @@ def test_a_folder_whose_config_is_absurd_is_refused(folder, change):
     """The whole way to the tensors."""
     (folder / "config.json").write_text(json.dumps(json.loads(contents()["config.json"]) | change))
     with pytest.raises(ConfigError) as refused:
-        importing.make_plan([str(folder)])
+        importer.make_plan([str(folder)])
     one_line(refused.value, str(folder))
 
 
@@ -183,7 +173,7 @@ def test_joints_of_other_types_are_refused(folder, values):
         )
     )
     with pytest.raises(ConfigError) as refused:
-        importing.make_plan([str(folder)])
+        importer.make_plan([str(folder)])
     one_line(refused.value, str(folder))
 
 
@@ -219,7 +209,7 @@ def test_an_index_names_files_of_its_folder(folder, weight_map):
     (folder / "link.safetensors").symlink_to(folder.parent / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ConfigError) as refused:
-        sources.read(folder)
+        detect.read(folder)
     one_line(refused.value, str(folder / "model.safetensors.index.json"))
 
 
@@ -228,7 +218,7 @@ def test_the_hubs_cache_has_links_to_its_blobs(folder):
     os.rename(folder / "model.safetensors", folder.parent / "blobs" / "4d7a")
     (folder / "part.safetensors").symlink_to("../blobs/4d7a")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
-    assert sources.read(folder).leaves
+    assert detect.read(folder).leaves
 
 
 def test_a_tensor_in_two_shards_is_refused(folder):
@@ -239,7 +229,7 @@ def test_a_tensor_in_two_shards_is_refused(folder):
         json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
     )
     with pytest.raises(ConfigError, match="is in a.safetensors and again in b.safetensors"):
-        sources.read(folder)
+        detect.read(folder)
 
 
 def header(tensors_of: dict | bytes, body: int = 64, length: int | None = None) -> bytes:
@@ -336,10 +326,10 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file(folder, file):
     with pytest.raises(
         ConfigError, match=f"{file}: is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
     ):
-        importing.make_plan([str(folder)])
+        importer.make_plan([str(folder)])
 
 
 def test_a_source_that_is_a_pointer_of_git_lfs(tmp_path):
     (tmp_path / "model.bin").write_bytes(POINTER)
     with pytest.raises(ConfigError, match="model.bin: is a Git LFS pointer"):
-        importing.make_plan([str(tmp_path / "model.bin")])
+        importer.make_plan([str(tmp_path / "model.bin")])

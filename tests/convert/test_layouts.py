@@ -17,8 +17,8 @@ pytest.importorskip("diffusers"), pytest.importorskip("transformers")
 from benchmarks import what_loads  # noqa: E402
 from benchmarks.layouts import clip, llm, official, stable_diffusion  # noqa: E402
 from benchmarks.layouts.common import Layout, processor, save_bin  # noqa: E402
-from dreamjax.convert import importing, sources, verifying  # noqa: E402
-from dreamjax.schema import ConfigError  # noqa: E402
+from dreamjax.convert import detect, importer, verify  # noqa: E402
+from dreamjax.errors import ConfigError  # noqa: E402
 
 torch.set_num_threads(1)
 DATA = what_loads.DATA
@@ -103,11 +103,9 @@ def test_the_numbers_are_torchs(layout: Layout, tmp_path):
     """
     written = layout.write(tmp_path / "source")
     parts = layout.parts or (("text_encoder",) if layout.weights == "sd15" else ())
-    plan = importing.make_plan([str(source) for source in written.sources], written.tokenizer, parts)
-    importing.write(plan, epath.Path(tmp_path) / "model")
-    rows = verifying.verify(
-        epath.Path(tmp_path) / "model", [str(source) for source in written.against or written.sources]
-    )
+    plan = importer.make_plan([str(source) for source in written.sources], written.tokenizer, parts)
+    importer.write(plan, epath.Path(tmp_path) / "model")
+    rows = verify.verify(epath.Path(tmp_path) / "model", [str(source) for source in written.against or written.sources])
     assert rows and all(row["ok"] and row["float32"] < 1e-5 for row in rows), rows
 
 
@@ -118,10 +116,10 @@ def test_a_joined_model_is_verified_with_its_added_rows(tmp_path):
         for written in (llm.before(tmp_path, name="vicuna"), clip.vision_today(tmp_path))
         for path in written.sources
     ]
-    plan = importing.make_plan(given)
+    plan = importer.make_plan(given)
     assert plan.model.llm.vocab_size == processor().get_piece_size() + 8 and plan.template == "vicuna_v1.1"
-    importing.write(plan, epath.Path(tmp_path) / "model")
-    rows = verifying.verify(epath.Path(tmp_path) / "model", given)
+    importer.write(plan, epath.Path(tmp_path) / "model")
+    rows = verify.verify(epath.Path(tmp_path) / "model", given)
     assert [row["output"] for row in rows] == ["hidden", "logits", "hidden", "pooled"] and all(
         row["ok"] for row in rows
     )
@@ -130,7 +128,7 @@ def test_a_joined_model_is_verified_with_its_added_rows(tmp_path):
 def test_a_part_of_a_stable_diffusion_folder_asks_for_the_whole(tmp_path):
     (home,) = stable_diffusion.as_published(tmp_path, "2.1", "pndm").sources
     with pytest.raises(ConfigError, match="vae: is the vae/ of a Stable Diffusion folder; give the folder above it"):
-        sources.read(home / "vae")
+        detect.read(home / "vae")
 
 
 def test_of_a_hub_repository_what_nobody_reads_is_left(monkeypatch, tmp_path):
@@ -138,7 +136,7 @@ def test_of_a_hub_repository_what_nobody_reads_is_left(monkeypatch, tmp_path):
 
     asked = {}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how) or tmp_path)
-    assert sources.locate("someone/stable-diffusion") == tmp_path
+    assert detect.locate("someone/stable-diffusion") == tmp_path
     files = [
         "model_index.json",
         "unet/config.json",
@@ -174,13 +172,13 @@ def test_the_commands_from_a_folder_of_vicuna_and_out_again(tmp_path):
     assert (
         last(command("convert", "export", f"--model={model}", "--format=huggingface", f"--out={out}"))["left_out"] == []
     )
-    again = what_loads.bits_of(importing.make_plan([str(out / "llm")]))
-    assert again == what_loads.bits_of(importing.make_plan([str(source)]))
+    again = what_loads.bits_of(importer.make_plan([str(out / "llm")]))
+    assert again == what_loads.bits_of(importer.make_plan([str(source)]))
 
 
 def test_verify_ends_with_the_verdict(tmp_path):
     (source,) = llm.before(tmp_path).sources
-    importing.write(importing.make_plan([str(source)]), epath.Path(tmp_path) / "model")
+    importer.write(importer.make_plan([str(source)]), epath.Path(tmp_path) / "model")
     tensors = dict(llm.llama().state_dict())
     tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"] * 1.001
     save_bin(tensors, source)

@@ -14,8 +14,9 @@ from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import LlamaConfig
-from dreamjax.convert import importing, llama2c
-from dreamjax.schema import ConfigError
+from dreamjax.convert import importer
+from dreamjax.convert.formats import llama2c
+from dreamjax.errors import ConfigError
 
 DATA = (
     pathlib.Path(os.environ.get("DREAMJAX_DATA", str(pathlib.Path(__file__).parents[2] / ".." / "shared" / "data")))
@@ -125,7 +126,7 @@ def test_stories260k_writes_what_its_authors_program_writes(tmp_path):
     expected = b"".join(read_pieces(DATA / "tok512.bin", oracle.vocab)[i] for i in ids).decode().removeprefix(" ")
     assert expected.startswith(BEGINNING)
     folder = epath.Path(tmp_path) / "model"
-    importing.write(importing.make_plan([str(DATA / "stories260K.bin")], str(DATA / "tok512.bin")), folder)
+    importer.write(importer.make_plan([str(DATA / "stories260K.bin")], str(DATA / "tok512.bin")), folder)
     model = DreamLLM.load(folder)
     assert not model.tokenizer.added and model.parts.config.llm.vocab_size == 512
     assert model.generate("", temperature=0.0, max_tokens=200).text == expected
@@ -159,12 +160,12 @@ def test_a_file_of_another_length_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no llama2.c checkpoint"):
         llama2c.read(file)
     with pytest.raises(ConfigError, match="is a file in no known layout"):
-        importing.make_plan([str(file)])
+        importer.make_plan([str(file)])
 
 
 def test_a_model_without_a_tokenizer_asks_for_one(tmp_path):
     with pytest.raises(ConfigError, match="^--tokenizer: is missing"):
-        importing.make_plan([str(made(tmp_path))])
+        importer.make_plan([str(made(tmp_path))])
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):

@@ -11,9 +11,9 @@ import sys
 import pytest
 from etils import epath
 
-from dreamjax import lock
 from dreamjax.convert import output
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
+from dreamjax.filesystem import lock
 
 KILLED = """
 import os, sys

@@ -12,8 +12,9 @@ from small_model import LATENT, PIXEL
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import ClipTextConfig, ModelConfig
-from dreamjax.convert import assemble, exporting
-from dreamjax.schema import ConfigError, from_dict, to_dict
+from dreamjax.config.validation import from_dict, to_dict
+from dreamjax.convert import assemble, exporter
+from dreamjax.errors import ConfigError
 from dreamjax.training import model_folder
 from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
 
@@ -77,10 +78,10 @@ def test_a_card_of_another_model_does_not_open_the_parameters(tmp_path):
         folder / "params", dict.fromkeys(shapes, 1), lambda path: jax.numpy.asarray(np.zeros(shapes[path], np.float32))
     )
     model_folder.write_card(folder, ModelCard(model))
-    assert exporting.open_model(folder).leaves
+    assert exporter.open_model(folder).leaves
     for change in ({"ffn_width": 2**24}, {"vocab_size": 2**24}, {"layers": 1000}, {"tie_embeddings": True}):
         model_folder.write_card(
             folder, ModelCard(dataclasses.replace(model, llm=dataclasses.replace(model.llm, **change)))
         )
         with pytest.raises(ConfigError, match="config.json and the parameters do not belong together: llm/"):
-            exporting.open_model(folder)
+            exporter.open_model(folder)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dreamjax.config import ClipConfig, ClipTextConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig
-from dreamjax.convert import assemble, clip, clip_text, llama, official, stable_diffusion, tables
-from dreamjax.convert.names import names_of, their_shape
+from dreamjax.convert import assemble, tables
+from dreamjax.convert.formats import clip, clip_text, llama, official, stable_diffusion
+from dreamjax.convert.mapping import names_of, their_shape
 from dreamjax.convert.settings import Settings
 from dreamjax.convert.tensors import Tensor
 

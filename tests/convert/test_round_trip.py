@@ -14,11 +14,12 @@ from etils import epath
 from small_model import CLIP, LLM, UNET, VAE, leaves, parameters
 
 from dreamjax.config import ClipTextConfig, DiffusionConfig, ModelConfig
-from dreamjax.convert import assemble, exporting, importing, official, sources, tables, verifying
-from dreamjax.convert.names import Leaf
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.training import checkpoint, handover, model_folder
+from dreamjax.convert import assemble, detect, exporter, importer, tables, verify
+from dreamjax.convert.formats import official
+from dreamjax.convert.mapping import Leaf
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
+from dreamjax.training import checkpoint, model_folder, weight_transfer
 from dreamjax.training.model_folder import ModelCard
 
 torch = pytest.importorskip("torch")
@@ -77,7 +78,7 @@ def made(tmp_path_factory, shapes_tokenizer):
         OTHER, llm=dataclasses.replace(OTHER.llm, vocab_size=shapes_tokenizer.size), dtype="bfloat16"
     )
     values = save(folder / "model", model, shapes_tokenizer, ml_dtypes.bfloat16)
-    left = {kind: exporting.export(folder / "model", kind, folder / kind) for kind in exporting.FORMATS}
+    left = {kind: exporter.export(folder / "model", kind, folder / kind) for kind in exporter.FORMATS}
     assert left == {"official": ["text_encoder", "clip_text"], "huggingface": [], "params": []}
     return folder, model, values
 
@@ -88,7 +89,7 @@ def hub_folders(folder: epath.Path) -> list[str]:
 
 def test_the_official_layout_comes_back(made, shapes_tokenizer):
     folder, model, values = made
-    plan = importing.make_plan([str(folder / "official")])
+    plan = importer.make_plan([str(folder / "official")])
     assert plan.model == dataclasses.replace(model, text_encoder=None, clip_text=None)
     assert_same(
         read(plan),
@@ -99,7 +100,7 @@ def test_the_official_layout_comes_back(made, shapes_tokenizer):
 
 def test_hugging_face_folders_come_back(made, shapes_tokenizer):
     folder, model, values = made
-    plan = importing.make_plan(hub_folders(folder))
+    plan = importer.make_plan(hub_folders(folder))
     assert plan.model == model
     assert_same(read(plan), values)
     assert plan.tokenizer == shapes_tokenizer and plan.template == "vicuna_v1.1" and plan.fresh == ()
@@ -107,17 +108,17 @@ def test_hugging_face_folders_come_back(made, shapes_tokenizer):
 
 def test_a_copy_in_our_own_form_is_the_same(made):
     folder, model, values = made
-    opened = exporting.open_model(folder / "params")
+    opened = exporter.open_model(folder / "params")
     assert opened.card == ModelCard(model, "vicuna_v1.1")
     assert_same({path: whole(leaf) for path, leaf in opened.leaves.items()}, values)
     with pytest.raises(ConfigError, match="params holds something already"):
-        exporting.export(folder / "model", "params", folder / "params")
+        exporter.export(folder / "model", "params", folder / "params")
 
 
 def test_an_import_on_disk_says_where_it_comes_from(made):
     folder, model, values = made
-    plan = importing.make_plan([str(folder / "official")])
-    importing.write(plan, folder / "again")
+    plan = importer.make_plan([str(folder / "official")])
+    importer.write(plan, folder / "again")
     card = model_folder.read_card(folder / "again")
     assert card.model == plan.model and card.fresh == ()
     (origin,) = card.origins
@@ -139,7 +140,7 @@ def test_an_import_on_disk_says_where_it_comes_from(made):
         loaded["llm/layers/mlp/up/kernel"], values["llm/layers/mlp/up/kernel"].astype(np.float32)
     )
     with pytest.raises(ConfigError, match="again holds something already"):
-        importing.write(plan, folder / "again")
+        importer.write(plan, folder / "again")
 
 
 @pytest.mark.parametrize("kind", ["official", "huggingface"])
@@ -148,18 +149,18 @@ def test_the_chain_of_origins_survives_an_export(made, tmp_path, kind):
     folder, model, values = made
     llm = [str(folder / "official")] if kind == "official" else hub_folders(folder)[:1]
     out = epath.Path(tmp_path) / "in"
-    importing.write(importing.make_plan(llm, parts=("llm",)), out)
-    record = handover.origins_of(out)
+    importer.write(importer.make_plan(llm, parts=("llm",)), out)
+    record = weight_transfer.origins_of(out)
     (source,) = record["origins"]
     assert source["path"] == llm[0] and source["files"] and source["fresh"] == []
     (before,) = source["origins"]
     assert before["path"] == str(folder / "model") and before["parameters"] is None
-    exporting.export(out, kind, epath.Path(tmp_path) / "out")
-    importing.write(
-        importing.make_plan([str(tmp_path / "out" / "llm") if kind == "huggingface" else str(tmp_path / "out")]),
+    exporter.export(out, kind, epath.Path(tmp_path) / "out")
+    importer.write(
+        importer.make_plan([str(tmp_path / "out" / "llm") if kind == "huggingface" else str(tmp_path / "out")]),
         epath.Path(tmp_path) / "again",
     )
-    words = handover.in_words(handover.origins_of(epath.Path(tmp_path) / "again")).splitlines()
+    words = weight_transfer.format_summary(weight_transfer.origins_of(epath.Path(tmp_path) / "again")).splitlines()
     places = [line.split()[1].removesuffix(":") for line in words if line.lstrip().startswith("from ")]
     assert places[1:] == [str(out), llm[0], str(folder / "model")]
 
@@ -167,10 +168,11 @@ def test_the_chain_of_origins_survives_an_export(made, tmp_path, kind):
 def test_each_device_reads_what_it_holds(made):
     """Of the placements that a mesh asks for, together every entry once."""
     from dreamjax.config import MeshConfig
-    from dreamjax.sharding import make_mesh, parameter_shardings
+    from dreamjax.parallel.mesh import make_mesh
+    from dreamjax.parallel.param_sharding import parameter_shardings
 
     folder, model, values = made
-    leaf = importing.make_plan([str(folder / "official")]).leaves["llm/layers/mlp/up/kernel"]
+    leaf = importer.make_plan([str(folder / "official")]).leaves["llm/layers/mlp/up/kernel"]
     asked = []
     counted = leaf._replace(read=lambda index: asked.append(index) or leaf.read(index))
     mesh = make_mesh(MeshConfig(1, 4, 2))
@@ -188,7 +190,7 @@ def test_each_device_reads_what_it_holds(made):
 def raw(made):
     """(model, parts as the Hugging Face exports have them)."""
     folder, model, _ = made
-    return model, {part: one for source in hub_folders(folder) for part, one in sources.read(source).raw.items()}
+    return model, {part: one for source in hub_folders(folder) for part, one in detect.read(source).raw.items()}
 
 
 def test_transformers_and_diffusers_load_the_exports(made, raw):
@@ -209,7 +211,7 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
         assert not info["missing_keys"] and not info["mismatched_keys"], part
         if part != "clip":  # whose folder is that of both towers
             assert not info["unexpected_keys"], part
-        expected = verifying.torch_module(part, model, raw[1]).state_dict()
+        expected = verify.torch_module(part, model, raw[1]).state_dict()
         found = theirs.float().state_dict()
         assert found.keys() == expected.keys(), part
         for name, value in expected.items():
@@ -222,34 +224,34 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
 
 def test_verify_finds_our_numbers_and_torchs_the_same(made):
     folder, model, _ = made
-    rows = verifying.verify(folder / "model", hub_folders(folder))
+    rows = verify.verify(folder / "model", hub_folders(folder))
     assert {row["part"] for row in rows} == {"llm", "clip", "text_encoder", "clip_text", "unet", "vae"}
     for row in rows:
         assert row["ok"] and row["float32"] < 1e-5, row
         assert 1e-5 < row["bfloat16"] < 2.5 * row["torch_bfloat16"] + 1e-3, row
-    words = verifying.in_words(rows).splitlines()
+    words = verify.format_summary(rows).splitlines()
     assert len(words) == len(rows) + 2 and words[-1].startswith("all the same; the limits are 0.0001 in float32")
     json.dumps(rows)
 
 
 def test_verify_sees_one_wrong_weight(made, raw):
     folder, model, values = made
-    assert verifying.relative_error(np.ones(4), np.array([1, 1, 1, 1.1])) > 0.04
+    assert verify.relative_error(np.ones(4), np.array([1, 1, 1, 1.1])) > 0.04
     shapes = assemble.shapes_of(model)
     assert tables.of("llm", model, shapes).names["head/kernel"] == "lm_head.weight"
-    opened = exporting.open_model(folder / "model")
+    opened = exporter.open_model(folder / "model")
     broken = dict(opened.leaves)
     wrong = np.array(values["llm/norm/scale"])
     wrong[3] += 1
     broken["llm/norm/scale"] = Leaf(wrong.shape, wrong.dtype, wrong.__getitem__, "here")
     own = {path: leaf for path, leaf in broken.items() if path.startswith("llm/")}
-    rows = verifying.compare("llm", model, own, raw[1], np.random.default_rng(0))
+    rows = verify.compare("llm", model, own, raw[1], np.random.default_rng(0))
     assert not any(row["ok"] for row in rows)
 
 
 def test_a_small_model_without_its_joints_gets_fresh_ones(made):
     folder, model, values = made
-    plan = importing.make_plan(hub_folders(folder)[:3], changes={"dream_queries": 7})
+    plan = importer.make_plan(hub_folders(folder)[:3], changes={"dream_queries": 7})
     assert set(plan.fresh) == {
         "visual_projector/linear/kernel",
         "visual_projector/linear/bias",

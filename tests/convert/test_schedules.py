@@ -8,10 +8,10 @@ import inspect
 import numpy as np
 import pytest
 
+from dreamjax.convert.formats.stable_diffusion import SCHEDULE_FIXED, SCHEDULERS, read_schedule, write_schedule
 from dreamjax.convert.settings import Settings
-from dreamjax.convert.stable_diffusion import SCHEDULE_FIXED, SCHEDULERS, read_schedule, write_schedule
 from dreamjax.diffusion.schedules import alphas_cumprod
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 
 diffusers = pytest.importorskip("diffusers")
 

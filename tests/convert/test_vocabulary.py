@@ -11,13 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from dreamjax.config import LlamaConfig
-from dreamjax.convert import assemble, importing, llama, sources, vocabulary
-from dreamjax.convert.names import to_theirs
+from dreamjax.config.model import ModelConfig
+from dreamjax.convert import assemble, detect, importer, vocabulary
+from dreamjax.convert.formats import llama
+from dreamjax.convert.mapping import to_theirs
 from dreamjax.convert.settings import Settings
-from dreamjax.model_config import ModelConfig
-from dreamjax.schema import ConfigError
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
+from dreamjax.errors import ConfigError
 
 MODEL = train_tokenizer(["a red circle jumps up"], 300)
 PIECES = Tokenizer.from_model(MODEL).piece_count
@@ -35,7 +36,7 @@ def folder_of(tmp_path: pathlib.Path, **files: dict) -> pathlib.Path:
 
 def check(folder: pathlib.Path, rows: int, text_only: bool = True, **config) -> tuple[str, ...]:
     added = vocabulary.listed(folder)
-    tokenizer = sources.read_tokenizer(folder, rows, text_only)
+    tokenizer = detect.read_tokenizer(folder, rows, text_only)
     return vocabulary.check(
         tokenizer, folder, added, Settings({"vocab_size": rows, **IDS, **config}, "llm/config.json")
     )
@@ -188,12 +189,12 @@ def test_an_import_refuses_and_a_padded_one_says_so(tmp_path):
             json.dumps(llama.write_config(config, "float32", {"bos": 1, "eos": 2, "pad": 0}))
         )
         if rows == NEXT_64:
-            assert importing.make_plan([str(tmp_path)]).notes == (
+            assert importer.make_plan([str(tmp_path)]).notes == (
                 f"rows {PIECES} to {rows - 1} of the vocabulary are padding ({rows - PIECES})",
             )
             continue
         with pytest.raises(ConfigError, match="300 rows, the first .* would have no token"):
-            importing.make_plan([str(tmp_path)])
+            importer.make_plan([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -216,4 +217,4 @@ def test_a_folder_in_no_known_layout_says_what_it_saw(tmp_path, config, said):
         match=f"is a folder in no known layout{says}; known are .*; of model types dreamllm_joints, llama, "
         "clip,.* dreamllm$",
     ):
-        sources.read(tmp_path)
+        detect.read(tmp_path)

@@ -12,8 +12,8 @@ import sys
 from absl import flags
 
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig, tiny
-from dreamjax.data.loader import Loader
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.data.pipeline.loader import Loader
+from dreamjax.document.tokenizer import Tokenizer
 
 
 def run_config(folder: str, workers: int) -> RunConfig:
@@ -22,7 +22,7 @@ def run_config(folder: str, workers: int) -> RunConfig:
         SourceConfig("storybook", folder),
         SourceConfig("storybook_pages", folder, size=20, mode="creation_only"),
     )
-    data = DataConfig(sources, length=128, rows_per_group=2, seen_slots=6, dreamed_slots=8, flip=True, workers=workers)
+    data = DataConfig(sources, length=128, rows_per_group=2, input_slots=6, target_slots=8, flip=True, workers=workers)
     return RunConfig(model=tiny(), data=data, optim=OptimConfig(trainable=(".",)), batch_size=8, seed=3)
 
 

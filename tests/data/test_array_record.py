@@ -9,12 +9,13 @@ import pytest
 from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import jpeg, picture, told
+from made_data import jpeg, make_image, told
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import BadRecord, SourceError, open_source
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.array_record import LENGTHS, WRITER_OPTIONS, decode, encode
 from dreamjax.document import KINDS, ROLES, Document, Image, Text
+from dreamjax.errors import BadRecord, SourceError
 
 roles = st.sampled_from([None, *ROLES])
 parts = st.one_of(
@@ -47,20 +48,20 @@ def test_any_document_comes_back(document):
         if isinstance(one, Text):
             assert one == other
         else:
-            assert (one.source, one.seen, one.dreamed, one.role) == (
+            assert (one.source, one.is_input, one.is_target, one.role) == (
                 other.source,
-                other.seen,
-                other.dreamed,
+                other.is_input,
+                other.is_target,
                 other.role,
             )
 
 
-def test_pictures_keep_their_files(tmp_path):
+def test_images_keep_their_files(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(7))
     sources = [jpeg(7), tmp_path / "a.jpg", str(tmp_path / "a.jpg")]
     assert [part.source for part in decode(encode(Document(tuple(map(Image, sources))))).parts] == [jpeg(7)] * 3
-    drawn = decode(encode(Document((Image(picture(5)),)))).parts[0]
-    assert np.array_equal(np.asarray(drawn.pil()), picture(5))
+    drawn = decode(encode(Document((Image(make_image(5)),)))).parts[0]
+    assert np.array_equal(np.asarray(drawn.pil()), make_image(5))
 
 
 def test_reading_by_number(tmp_path):

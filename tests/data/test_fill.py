@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import packing_fill
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.document.tokenizer import Tokenizer
 
 DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2] / "../shared/data"))
 
@@ -17,7 +17,7 @@ def assert_full(case):
     filled = packing_fill.measure(case, shape)
     assert filled.tokens >= 0.95, (case.name, filled)
     assert all(
-        share >= 0.8 for share, slots in ((filled.seen, shape.seen), (filled.dreamed, shape.dreamed)) if slots
+        share >= 0.8 for share, slots in ((filled.inputs, shape.inputs), (filled.targets, shape.targets)) if slots
     ), (case.name, shape, filled)
     assert filled.tokens > 1.5 * filled.padded_tokens
 
@@ -30,7 +30,7 @@ def test_simulated_corpora(case):
 @pytest.mark.parametrize("case, shape", packing_fill.of_the_paper(16_384), ids=lambda one: getattr(one, "name", ""))
 def test_the_experiments_have_slots_for_what_their_rows_hold(case, shape):
     assert packing_fill.measure(case, shape).tokens > 0.9
-    fewer = shape._replace(seen=shape.seen // 2, dreamed=shape.dreamed // 2)
+    fewer = shape._replace(inputs=shape.inputs // 2, targets=shape.targets // 2)
     assert packing_fill.measure(case, fewer).tokens < 0.6
 
 
@@ -38,7 +38,7 @@ def test_the_simulation_is_mmc4s():
     """Its published means, before anything is cut."""
     lengths = packing_fill.mmc4_lengths(4000, tokens=1.0)  # pictures alone
     assert lengths[:, 1].max() == (packing_fill.LENGTH - 2) // packing_fill.PICTURE
-    text = packing_fill.mmc4_lengths(4000, pictures=1.0)
+    text = packing_fill.mmc4_lengths(4000, images=1.0)
     assert abs(text[:, 0].mean() - 2 - packing_fill.PICTURE * text[:, 1].mean() - 2400 / 7.3) < 25
 
 

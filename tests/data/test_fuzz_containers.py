@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from made_data import jpeg, reasons, told
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import SourceError, open_source, parquet
+from dreamjax.data.registry import open_source
+from dreamjax.data.sources import parquet
 from dreamjax.data.sources.array_record import LENGTHS, WRITER_OPTIONS, encode
 from dreamjax.document import Document, Image, Text
+from dreamjax.errors import SourceError
 
 EXAMPLES = int(os.environ.get("DREAMJAX_FUZZ", 40))
 values = st.one_of(st.binary(min_size=1, max_size=12), st.sampled_from([b"", bytes(64), b"\xff" * 12]))

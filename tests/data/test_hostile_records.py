@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 from made_data import jpeg, mmc4, reasons, told, write_jsonl, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.filters import Filters, keep
+from dreamjax.data.prepare.filters import Filters, keep
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources import (
-    BadRecord,
     array_record,
     conversations,
     interleaved,
     json_documents,
-    open_source,
     pairs,
     records,
     storybook,
@@ -33,9 +32,8 @@ from dreamjax.data.sources import (
 )
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, parse_json
 from dreamjax.document import Document, Image, Text
-from dreamjax.evaluation.questions import Pictures
-from dreamjax.images import BadImage
-from dreamjax.schema import ConfigError
+from dreamjax.errors import BadImage, BadRecord, ConfigError
+from dreamjax.evaluation.questions import ImageFolder
 
 JSON_FORMATS = ("pairs", "mmc4", "obelics", "llava", "instruct")
 
@@ -142,7 +140,7 @@ def test_coco_storybook_and_tables_neither(folder):
         9,
     ]
     assert not any(book.may_show(name) for name in names) and book.may_show("1.jpg")
-    listed = Pictures(
+    listed = ImageFolder(
         str(folder / "secret")
     )  # of a benchmark: what is listed below the folder is found by name, nothing else
     assert listed.find("9.jpg") is not None and all(
@@ -159,7 +157,7 @@ def test_coco_storybook_and_tables_neither(folder):
         assert all_reasons(open_source(dataclasses.replace(config, allow_outside=True))) == [()] * len(names)
 
 
-def test_no_picture_is_looked_for_where_the_name_is_none(folder):
+def test_no_image_is_looked_for_where_the_name_is_none(folder):
     os.mkfifo(folder / "images" / "pipe.jpg")  # which would be waited for, for ever
     names = ["", ".", "here", "x" * 100_000, "a\0.jpg", "\ud800.jpg", "gone.jpg", "pipe.jpg"]
     assert set(reasons(opened("pairs", folder, [record("pairs", name) for name in names]))) == {
@@ -177,7 +175,7 @@ def test_no_picture_is_looked_for_where_the_name_is_none(folder):
 
 @pytest.mark.parametrize("form", JSON_FORMATS)
 @pytest.mark.parametrize("bucket", [False, True])
-def test_a_picture_with_a_url_costs_no_more_than_it_must(folder, form, bucket):
+def test_an_image_with_a_url_costs_no_more_than_it_must(folder, form, bucket):
     urls = ["https://nowhere/1.jpg", "http://nowhere/a/b.png?x=1", "s3://bucket/1.jpg"]
     source = opened(
         form, folder, [record(form, url) for url in urls], **({"images": "memory://pictures"} if bucket else {})
@@ -212,7 +210,7 @@ def test_urls_in_tables(folder):
     ) == ["not downloaded", "image missing", ""]
 
 
-def test_a_list_column_of_pictures(folder):
+def test_a_list_column_of_images(folder):
     rows = [
         [{"bytes": jpeg(3), "path": None}],
         [],
@@ -284,7 +282,10 @@ STORY = {
     "pages": [{"text": "Page.", "image": "1.jpg"}, {"text": "End."}],
     "license": "CC",
 }
-PARTS = [{"text": "a", "learned": True, "role": None}, {"bytes": 3, "seen": True, "dreamed": False, "role": "user"}]
+PARTS = [
+    {"text": "a", "supervised": True, "role": None},
+    {"bytes": 3, "is_input": True, "is_target": False, "role": "user"},
+]
 HEAD = {"version": 1, "id": "d", "kind": "", "key": "k", "parts": PARTS}
 COCO = {"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [{"image_id": 7, "id": 1, "caption": "a"}]}
 
@@ -349,16 +350,16 @@ def outcome(read, data: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for name in ("1.jpg", "1-0.jpg"):
         (folder / name).write_bytes(jpeg(1))
     return str(folder)
 
 
-def test_every_value_of_every_format_replaced_by_others(pictures):
+def test_every_value_of_every_format_replaced_by_others(images):
     tried = set()
-    for content, read in readers(pictures):
+    for content, read in readers(images):
         assert outcome(read, json.dumps(content).encode()) == "", content
         for place in places(content):
             for value in VALUES:
@@ -384,8 +385,8 @@ ANY = st.recursive(
 
 @settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_records_of_any_form(pictures, data):
-    content, read = data.draw(st.sampled_from(readers(pictures)))
+def test_records_of_any_form(images, data):
+    content, read = data.draw(st.sampled_from(readers(images)))
     for _ in range(data.draw(st.integers(1, 3))):
         content = with_value(content, data.draw(st.sampled_from(list(places(content)))), data.draw(ANY))
     outcome(read, json.dumps(content).encode())
@@ -489,9 +490,9 @@ def test_tables_with_values_of_other_types(folder):
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": invalid}), folder / "bytes.parquet")
     assert reasons(open_source(SourceConfig("parquet", str(folder / "bytes.parquet")))) == ["bad value"]
-    for picture in ("1.jpg", 3, {"path": "/etc/passwd"}):
+    for cell in ("1.jpg", 3, {"path": "/etc/passwd"}):
         with pytest.raises(Unusable, match="wrong type"):
-            tfds._document({"text": b"x", "image": picture}, "", "")
+            tfds._document({"text": b"x", "image": cell}, "", "")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -612,7 +613,7 @@ def test_speakers_take_turns(folder):
         )
 
 
-def test_pictures_that_a_source_left_out_are_counted(folder):
+def test_images_that_a_source_left_out_are_counted(folder):
     names = {"https://x/y": 0.3, "gone.jpg": 0.3, "/etc/passwd": 0.3, "1.jpg": 0.1}
     infos = [
         {"image_name": name, "matched_text_index": 0, "matched_sim": similarity} for name, similarity in names.items()

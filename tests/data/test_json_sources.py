@@ -20,13 +20,15 @@ from hypothesis import strategies as st
 from made_data import jpeg, mmc4, reasons, told, write_jsonl
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import writing
-from dreamjax.data.filters import Filters
-from dreamjax.data.sources import SourceError, open_source, records
+from dreamjax.data.prepare import writer
+from dreamjax.data.prepare.filters import Filters
+from dreamjax.data.registry import open_source
+from dreamjax.data.sources import records
 from dreamjax.data.sources.conversations import turn_parts
 from dreamjax.data.sources.interleaved import place
 from dreamjax.document import Image, Text
-from dreamjax.rows import Slots, build_row
+from dreamjax.document.tokenize import Slots, build_row
+from dreamjax.errors import SourceError
 
 SHARED = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
 
@@ -54,7 +56,7 @@ def opened(format, folder, content, name="records.jsonl", **options):
 # MMC4 and OBELICS
 
 
-def test_each_picture_stands_behind_its_sentence(folder):
+def test_each_image_stands_behind_its_sentence(folder):
     source = opened("mmc4", folder, [mmc4(1, 3, [2, 0, 0]), mmc4(2, 2, []), mmc4(3, 1, [0])])
     assert told(source[0]) == ["Sentence 0 of 1.", 11, 12, "Sentence 1 of 1. Sentence 2 of 1.", 10]
     assert told(source[1]) == ["Sentence 0 of 2. Sentence 1 of 2."] and told(source[2]) == ["Sentence 0 of 3.", 30]
@@ -68,7 +70,7 @@ def test_each_picture_stands_behind_its_sentence(folder):
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(st.sampled_from(["a", " b ", "", "c d"]), min_size=1, max_size=6), st.data())
-def test_placing_keeps_words_and_pictures(texts, data):
+def test_placing_keeps_words_and_images(texts, data):
     matched = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=6))
     parts = place(texts, [(index, Image(f"{i}")) for i, index in enumerate(matched)])
     assert " ".join(part.text for part in parts if isinstance(part, Text)).split() == " ".join(texts).split()
@@ -84,7 +86,7 @@ def test_placing_keeps_words_and_pictures(texts, data):
 
 
 def test_placing_as_recorded(bundle):
-    from dreamjax.tokenizer import Tokenizer
+    from dreamjax.document.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(bundle / "ckpt")
     cases = json.loads(recorded_file(bundle, "data.json").read_text())["cases"]
@@ -98,16 +100,16 @@ def test_placing_as_recorded(bundle):
     for case in chosen:
         wanted = case["desc"]
         bad = wanted.get("bad_images", [])
-        pictures = [(index, Image(str(i))) for i, index in enumerate(wanted["matched_text_index"]) if i not in bad]
+        images = [(index, Image(str(i))) for i, index in enumerate(wanted["matched_text_index"]) if i not in bad]
         tokens, shown = [tokenizer.bos], []
-        for part in place(wanted["text_list"], pictures):
+        for part in place(wanted["text_list"], images):
             tokens += tokenizer.encode(part.text) if isinstance(part, Text) else [tokenizer.im_start, tokenizer.im_end]
             shown += [int(part.source)] if isinstance(part, Image) else []
         recorded = [token for token in case["output"]["input_ids"] if token != tokenizer.im_patch]
         assert (tokens + [tokenizer.eos], shown) == (recorded, case["output"]["images"]), wanted
 
 
-def test_pictures_unlike_their_sentence_or_not_there_are_left_out(folder):
+def test_images_unlike_their_sentence_or_not_there_are_left_out(folder):
     content = [mmc4(1, 2, [0, 1], similarity=0.24), mmc4(1, 2, [0, 1]), mmc4(9, 2, [0, 1])]
     content[1]["image_info"][1]["matched_sim"] = 0.2499
     assert [told(document) for document in opened("mmc4", folder, content)] == [
@@ -183,7 +185,7 @@ def talk(*words, **others):
     speakers = ("human", "gpt") * len(words)
     return {
         "id": "7",
-        "conversations": [{"from": speaker, "value": value} for speaker, value in zip(speakers, words, strict=True)],
+        "conversations": [{"from": speaker, "value": value} for speaker, value in zip(speakers, words, strict=False)],
     } | others
 
 
@@ -210,7 +212,7 @@ def test_conversations(folder):
         assert told(source[1]) == ["First ", 21, " then ", 20, ".", "Two."]
         assert told(source[2]) == ["Say <image>, please.", "The text <image>."]  # without pictures these are words
         assert told(source[3]) == ["Draw a cat.", "Here: ", 10, "Now like ", 11, 12, " done"]
-        assert [(part.seen, part.dreamed) for part in source[3].parts if isinstance(part, Image)] == [
+        assert [(part.is_input, part.is_target) for part in source[3].parts if isinstance(part, Image)] == [
             (True, True),
             (True, False),
             (True, True),
@@ -455,22 +457,22 @@ def test_the_real_emoji(tmp_path):
     assert (
         source[0].parts[1].text == "grinning face" and source[0].kind == "pair" and source.key(0) == "png/128/1f600.png"
     )
-    seen = {"RGBA": 0, "P": 0, "LA": 0, "RGB": 0}
+    inputs = {"RGBA": 0, "P": 0, "LA": 0, "RGB": 0}
     for index in range(len(source)):
-        picture = source[index].parts[0]
-        with PIL.Image.open(picture.source) as stored:
-            if seen[stored.mode] < 5:
-                seen[stored.mode] += 1
-                ours = picture.pil()
-                assert ours.mode == "RGB" and np.abs(np.asarray(ours) - on_white(stored)).max() <= 1, picture.source
-    assert set(seen.values()) == {5}
+        image = source[index].parts[0]
+        with PIL.Image.open(image.source) as stored:
+            if inputs[stored.mode] < 5:
+                inputs[stored.mode] += 1
+                ours = image.pil()
+                assert ours.mode == "RGB" and np.abs(np.asarray(ours) - on_white(stored)).max() <= 1, image.source
+    assert set(inputs.values()) == {5}
     names = open_source(
         SourceConfig(
             "pairs", str(SHARED / "emoji" / "pairs.jsonl"), text_key="cldr_keywords", cache=str(tmp_path / "cache")
         )
     )
     assert names[0].parts[1].text == "face | grin | grinning face"
-    facts = writing.write(writing.Job(source, str(tmp_path / "out"), Filters(min_side=128)), 1)
+    facts = writer.write(writer.Job(source, str(tmp_path / "out"), Filters(min_side=128)), 1)
     assert (facts["documents"], facts["images"], facts["dropped"]) == (2008, 2008, {})
     again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert again[2007].parts[1] == source[2007].parts[1] and np.array_equal(
@@ -488,10 +490,12 @@ def test_real_photographs_in_conversations(tmp_path, shapes_tokenizer):
     write_jsonl(tmp_path / "talks.jsonl", content)
     source = open_source(SourceConfig("llava", str(tmp_path / "talks.jsonl"), images=str(SHARED / "formats")))
     slots = Slots(queries=4, patches=16)
-    for document, count in zip(source, (1, 2), strict=True):
+    for document, count in zip(source, (1, 2), strict=False):
         row = build_row(document, shapes_tokenizer, slots, "vicuna_v1.1")
-        assert len(row.seen) == count and row.dreamed == () and all(min(image.size) > 200 for image in document.images)
-        assert shapes_tokenizer.decode_continuation(row.tokens[row.learned]).strip() == document.parts[-1].text
+        assert (
+            len(row.inputs) == count and row.targets == () and all(min(image.size) > 200 for image in document.images)
+        )
+        assert shapes_tokenizer.decode_continuation(row.tokens[row.loss_mask]).strip() == document.parts[-1].text
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: set DREAMJAX_DATA")

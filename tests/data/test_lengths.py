@@ -11,9 +11,9 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamjax.data import lengths as lengths_module
-from dreamjax.data.lengths import PAIR, Measured, measure_all, shown
-from dreamjax.data.sources import BadRecord
+from dreamjax.data.pipeline import lengths as lengths_module
+from dreamjax.data.pipeline.lengths import PAIR, Measured, measure_all, shown
+from dreamjax.errors import BadRecord
 
 
 def measure(index):
@@ -49,7 +49,7 @@ def test_every_document_is_measured(tmp_path, count, stored):
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path):
-    folder, seen = epath.Path(tmp_path), []
+    folder, inputs = epath.Path(tmp_path), []
 
     def interrupted(index):
         if index == 3000:
@@ -60,8 +60,8 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path):
         measure_all(interrupted, 5000, "key", folder)
     with open(tmp_path / "key.0.npy.partial.log", "a") as log:
         log.write('{"done": 30')  # a line that was being written
-    lengths, found = measure_all(lambda index: seen.append(index) or measure(index), 5000, "key", folder)
-    assert min(seen) == 2048 and np.array_equal(lengths.entries, expected(5000))
+    lengths, found = measure_all(lambda index: inputs.append(index) or measure(index), 5000, "key", folder)
+    assert min(inputs) == 2048 and np.array_equal(lengths.entries, expected(5000))
     assert found.broken == 50 and found.cut == 500
     assert json.loads((tmp_path / "key.json").read_text())["broken"] == 50
 
@@ -146,12 +146,14 @@ def test_an_interrupted_pass_that_was_damaged_goes_on_from_what_is_whole(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         measure_all(interrupted, 5000, "key", epath.Path(tmp_path))
     path = tmp_path / ("key.0.npy.partial.log" if damaged == "log" else "key.0.npy.partial")
-    data, seen = bytearray(path.read_bytes()), []
+    data, inputs = bytearray(path.read_bytes()), []
     place = data.index(b"\n") + 5 if damaged == "log" else 128 + 1500 * 12
     data[place : place + 9] = b"\0" * 9
     path.write_bytes(data)
-    lengths, found = measure_all(lambda index: seen.append(index) or measure(index), 5000, "key", epath.Path(tmp_path))
-    assert min(seen) == 1024 and np.array_equal(lengths.entries, expected(5000)) and found.broken == 50
+    lengths, found = measure_all(
+        lambda index: inputs.append(index) or measure(index), 5000, "key", epath.Path(tmp_path)
+    )
+    assert min(inputs) == 1024 and np.array_equal(lengths.entries, expected(5000)) and found.broken == 50
 
 
 def test_worker_processes_find_the_same(tmp_path, monkeypatch):

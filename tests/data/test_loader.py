@@ -11,17 +11,16 @@ from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamjax.batch import Batch
 from dreamjax.config import SourceConfig
-from dreamjax.data import loader as loader_module
-from dreamjax.data import packing
-from dreamjax.data import plan as plan_module
-from dreamjax.data.loader import Loader, split_of
-from dreamjax.data.modes import MODES
-from dreamjax.data.sources import BadRecord, SourceError
+from dreamjax.data.pipeline import loader as loader_module
+from dreamjax.data.pipeline import packing
+from dreamjax.data.pipeline import plan as plan_module
+from dreamjax.data.pipeline.loader import Loader, split_of
+from dreamjax.data.pipeline.task_view import MODES
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
-from dreamjax.images import BadImage
+from dreamjax.document.batch import Batch
+from dreamjax.errors import BadImage, BadRecord, SourceError
 
 COUNT = 50  # documents of the small sources here: three batches and a bit
 
@@ -63,7 +62,7 @@ def make(monkeypatch, quickstart, shapes_tokenizer):
     def make_loader(documents=None, seed=0, folder=None, source=None, **changes):
         documents = Shapes("train", 0, COUNT) if documents is None else Listed(documents)
         monkeypatch.setattr(loader_module, "open_source", lambda config, seed: documents)
-        data = dataclasses.replace(quickstart.data, **({"length": 128, "seen_slots": 6, "dreamed_slots": 4} | changes))
+        data = dataclasses.replace(quickstart.data, **({"length": 128, "input_slots": 6, "target_slots": 4} | changes))
         config = dataclasses.replace(quickstart, batch_size=8, seed=seed, data=data)
         return Loader(config, (source or SourceConfig("shapes", "here"),), shapes_tokenizer, folder)
 
@@ -85,12 +84,10 @@ def left_right(value):
 def numbered(count, broken=()):
     """Documents whose word and pictures tell their number; pictures of the broken ones do not open."""
 
-    def picture(i):
+    def image(i):
         return Image(b"no picture" if i in broken else left_right(i + 1))
 
-    return [
-        Document((Text("red " * (i + 1)), picture(i), Text("The end."), picture(i)), id=f"d{i}") for i in range(count)
-    ]
+    return [Document((Text("red " * (i + 1)), image(i), Text("The end."), image(i)), id=f"d{i}") for i in range(count)]
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 2])
@@ -145,7 +142,7 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
     """Each segment reads as its document, and each slot shows that document's picture at that document's place."""
     loader = make(numbered(20))
     length, model = loader.shape.length, loader.config.model
-    seen = 0
+    inputs = 0
     for batch in (one.batch for one in first_epoch(loader)):
         for g in range(8):
             owners = {}
@@ -155,63 +152,63 @@ def test_the_row_is_the_documents(make, shapes_tokenizer):
                 owners[segment] = words.count("red") - 1
                 assert words == " " + "red " * (owners[segment] + 1) + " The end."
                 assert batch.positions[g, 0][where].tolist() == list(range(where.sum()))
-                assert not batch.learned[g, 0][where][0]
+                assert not batch.loss_mask[g, 0][where][0]
             for images, starts, valid, size in (
-                (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches),
-                (batch.dreamed_images, batch.dreamed_start, batch.dreamed_valid, model.dream_queries),
+                (batch.input_images, batch.input_start, batch.input_valid, model.clip.patches),
+                (batch.target_images, batch.target_start, batch.target_valid, model.dream_queries),
             ):
                 for image, start in zip(images[g][valid[g]], starts[g][valid[g]], strict=True):
                     assert (
                         start < length and (batch.tokens[g, 0, start : start + size] == shapes_tokenizer.im_patch).all()
                     )
                     assert np.array_equal(image, left_right(owners[batch.segments[g, 0, start]] + 1))
-                    seen += 1
-    assert seen == 20 * 4  # two pictures a document, seen and dreamed
+                    inputs += 1
+    assert inputs == 20 * 4  # two pictures a document, seen and dreamed
 
 
 def shown(batch, g):
     """The numbers of a group's dreamed pictures."""
-    return sorted(batch.dreamed_images[g][batch.dreamed_valid[g]][:, 0, 0, 0].tolist())
+    return sorted(batch.target_images[g][batch.target_valid[g]][:, 0, 0, 0].tolist())
 
 
 def test_images_that_a_source_left_out_are_told(make):
     documents = numbered(4)
-    assert "left out" not in make(documents).in_words()
+    assert "left out" not in make(documents).format_summary()
     documents[1] = dataclasses.replace(
         documents[1], left_out=(BadImage("x", "not downloaded"), BadImage("y", "image missing"))
     )
-    assert "1 broken, 2 images left out (missing, " in make(documents).in_words()
+    assert "1 broken, 2 images left out (missing, " in make(documents).format_summary()
 
 
-def test_a_broken_picture_costs_itself_alone(make):
+def test_a_broken_image_costs_itself_alone(make):
     """A document with others goes on without it, one whose pictures are all broken is left out.
 
     No slot shows another document's.
     """
     documents = numbered(20, broken=(3, 11))
-    picture = documents[3].parts[1]
-    documents[5] = dataclasses.replace(documents[5], parts=(Text("red "), picture, *documents[5].parts[1:]))
+    image = documents[3].parts[1]
+    documents[5] = dataclasses.replace(documents[5], parts=(Text("red "), image, *documents[5].parts[1:]))
     broken = make(documents)
     loaded = first_epoch(broken)
     assert {name for one in loaded for name in one.documents} == {f"d{i}" for i in range(20) if i not in (3, 11)}
     skipped = sorted((record.name, record.reason) for one in loaded for record in one.skipped)
     assert skipped == [(name, "image in no known format") for name in ("d11", "d11", "d3", "d3", "d5")]
-    seen = []
+    inputs = []
     for one in loaded:
         for g in range(8):
-            seen += shown(one.batch, g)
+            inputs += shown(one.batch, g)
             for start, valid in (
-                (one.batch.seen_start, one.batch.seen_valid),
-                (one.batch.dreamed_start, one.batch.dreamed_valid),
+                (one.batch.input_start, one.batch.input_valid),
+                (one.batch.target_start, one.batch.target_valid),
             ):
                 assert (one.batch.tokens[g, 0][start[g][valid[g]]] == broken.readers[0].tokenizer.im_patch).all()
-    assert sorted(seen) == sorted(2 * [i + 1 for i in range(20) if i not in (3, 11)])
+    assert sorted(inputs) == sorted(2 * [i + 1 for i in range(20) if i not in (3, 11)])
 
 
-def test_what_cannot_do_without_its_picture_is_left_out(make):
+def test_what_cannot_do_without_its_image_is_left_out(make):
     broken = Image(b"no picture")
     answer = (
-        Image(left_right(1), dreamed=False, role="user"),
+        Image(left_right(1), is_target=False, role="user"),
         dataclasses.replace(broken, role="user"),
         Text("red?", role="user"),
         Text("red.", role="assistant"),
@@ -226,17 +223,17 @@ def test_what_cannot_do_without_its_picture_is_left_out(make):
     loaded = first_epoch(make(documents))
     assert [name for one in loaded for name in one.documents] == ["sound"]
     assert sorted(record.name for one in loaded for record in one.skipped) == ["alone", "answer", "pair"]
-    assert sum(int(one.batch.seen_valid.sum() + one.batch.dreamed_valid.sum()) for one in loaded) == 0
+    assert sum(int(one.batch.input_valid.sum() + one.batch.target_valid.sum()) for one in loaded) == 0
 
 
-def test_a_document_without_its_broken_picture_takes_no_more_than_was_planned(make):
+def test_a_document_without_its_broken_image_takes_no_more_than_was_planned(make):
     """What a limit left out may have room now, but its row was promised to others."""
     parts = (Text("red"), Image(b"no picture"), *[Text("red circle."), Image(left_right(7))] * 9)
     sound = make([Document((Text("red"), Image(left_right(7)), *parts[2:]), id="long")])
     planned = sound.plan.group(0)[0].lengths
     (one,) = first_epoch(make([Document(parts, id="long")]))
     assert one.documents == ("long",) and int((one.batch.segments > 0).sum()) <= planned[0]
-    assert 0 < one.batch.seen_valid.sum() <= planned[1] and 0 < one.batch.dreamed_valid.sum() <= planned[2]
+    assert 0 < one.batch.input_valid.sum() <= planned[1] and 0 < one.batch.target_valid.sum() <= planned[2]
 
 
 def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
@@ -257,37 +254,37 @@ def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
     assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares, strict=True))))
 
 
-def test_draws_are_keyed_by_the_picture(make):
+def test_draws_are_keyed_by_the_image(make):
     """Its own number for each dreamed picture of an epoch, the same in every epoch, whatever shares its batch."""
     loader = make(numbered(20))
-    seen = []
+    inputs = []
     for number in range(2 * epoch_groups(loader) // 8):
         batch = loader.load(number).batch
-        seen += zip(
-            batch.dreamed_draw[batch.dreamed_valid].tolist(),
-            batch.dreamed_images[batch.dreamed_valid][:, 0, 0, 0].tolist(),
+        inputs += zip(
+            batch.target_draw[batch.target_valid].tolist(),
+            batch.target_images[batch.target_valid][:, 0, 0, 0].tolist(),
             strict=True,
         )
-    assert len(set(seen)) == 40 and {draw // 256 + 1 for draw, _ in seen} == {value for _, value in seen}
-    assert all(draw // 256 + 1 == value for draw, value in seen)
+    assert len(set(inputs)) == 40 and {draw // 256 + 1 for draw, _ in inputs} == {value for _, value in inputs}
+    assert all(draw // 256 + 1 == value for draw, value in inputs)
 
 
-def test_only_dreamed_pictures_are_mirrored_and_always_the_same_ones(make):
+def test_only_target_images_are_mirrored_and_always_the_same_ones(make):
     flipped, plain = make(numbered(20), flip=True), make(numbered(20))
     mirrored = []
     for number in range(len(first_epoch(plain))):
         ours, again, theirs = (loader.load(number).batch for loader in (flipped, flipped, plain))
         assert_equal(ours, again)
-        assert np.array_equal(ours.seen_images, theirs.seen_images)
+        assert np.array_equal(ours.input_images, theirs.input_images)
         for image, straight in zip(
-            ours.dreamed_images[ours.dreamed_valid], theirs.dreamed_images[theirs.dreamed_valid], strict=True
+            ours.target_images[ours.target_valid], theirs.target_images[theirs.target_valid], strict=True
         ):
             mirrored.append(not np.array_equal(image, straight))
             assert np.array_equal(image, straight[:, ::-1] if mirrored[-1] else straight)
     assert 0.2 < np.mean(mirrored) < 0.8
 
 
-def test_drafts_of_large_jpegs_are_close_to_the_whole_pictures(make):
+def test_drafts_of_large_jpegs_are_close_to_the_whole_images(make):
     """Decoded small they are other pixels, but nearly the same; rows and everything else stay."""
     x, y = np.meshgrid(np.arange(640), np.arange(640))
     waves = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 11), (x + y) / 6], axis=-1).astype(np.uint8)
@@ -295,7 +292,7 @@ def test_drafts_of_large_jpegs_are_close_to_the_whole_pictures(make):
     documents = [Document((Text("red"), Image(jpeg.getvalue())), id=f"d{i}") for i in range(4)]
     whole, draft = (make(documents, draft=draft).load(0).batch for draft in (False, True))
     for name, ours, theirs in zip(Batch._fields, whole, draft, strict=True):
-        if name in ("seen_images", "dreamed_images"):
+        if name in ("input_images", "target_images"):
             difference = np.abs(ours.astype(int) - theirs)
             assert 0 < difference.max() and difference.mean() < 2, name
         else:
@@ -303,9 +300,9 @@ def test_drafts_of_large_jpegs_are_close_to_the_whole_pictures(make):
 
 
 def test_what_is_cut_and_left_out_is_counted(make):
-    picture = Image(left_right(9))
-    long = Document((Text("red circle."), picture, *[Text("red circle."), picture] * 9), id="long")
-    unlearned = Document((Text("red", learned=False),), id="unlearned")
+    image = Image(left_right(9))
+    long = Document((Text("red circle."), image, *[Text("red circle."), image] * 9), id="long")
+    unlearned = Document((Text("red", supervised=False),), id="unlearned")
     loader = make(
         [
             long,
@@ -322,7 +319,7 @@ def test_what_is_cut_and_left_out_is_counted(make):
         "stories.jsonl:3: bad JSON",
         "here:4: bad JSON",
     ]
-    words = loader.in_words()
+    words = loader.format_summary()
     assert (
         "5 documents" in words
         and "2 cut, 2 broken" in words
@@ -350,16 +347,16 @@ def test_pairs_show_either_side_by_a_coin(make, shapes_tokenizer):
     loader = make(pairs)
     sides, batch_of = {}, [loader.load(number).batch for number in range(4)]
     for number, batch in enumerate(batch_of):
-        for valid, images in ((batch.seen_valid, batch.seen_images), (batch.dreamed_valid, batch.dreamed_images)):
+        for valid, images in ((batch.input_valid, batch.input_images), (batch.target_valid, batch.target_images)):
             for value in images[valid][:, 0, 0, 0].tolist():
-                sides.setdefault(value, []).append(valid is batch.seen_valid)
-        assert (batch.learned.sum() > 0) == batch.seen_valid.any(), number
+                sides.setdefault(value, []).append(valid is batch.input_valid)
+        assert (batch.loss_mask.sum() > 0) == batch.input_valid.any(), number
     assert 0.3 < np.mean([side[0] for side in sides.values()]) < 0.7
     assert any(len(set(side)) == 2 for side in sides.values()) or max(map(len, sides.values())) == 1
-    for mode, seen in (("comprehension_only", True), ("creation_only", False)):
+    for mode, inputs in (("comprehension_only", True), ("creation_only", False)):
         batches = [one.batch for one in first_epoch(make(pairs, source=SourceConfig("shapes", "here", mode=mode)))]
-        assert all(batch.dreamed_valid.any() != seen and batch.seen_valid.any() == seen for batch in batches)
-        assert sum(int(batch.seen_valid.sum() + batch.dreamed_valid.sum()) for batch in batches) == 60
+        assert all(batch.target_valid.any() != inputs and batch.input_valid.any() == inputs for batch in batches)
+        assert sum(int(batch.input_valid.sum() + batch.target_valid.sum()) for batch in batches) == 60
 
 
 def test_lengths_are_found_once(make, tmp_path, monkeypatch):
@@ -418,15 +415,15 @@ def test_documents_that_changed_after_they_were_measured(make):
     "documents",
     [
         [Document((Image(left_right(9)), Text("a red circle.")))],
-        [Document(()), Document((Text("red", learned=False),))],
+        [Document(()), Document((Text("red", supervised=False),))],
     ],
 )
 def test_nothing_fits(make, documents):
     with pytest.raises(
         SourceError,
-        match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 seen and 0 dreamed pictures",
+        match=r"shapes:here \(train\): no document fits rows of 128 tokens with 0 input images and 0 target images",
     ):
-        make(documents, seen_slots=0, dreamed_slots=0)
+        make(documents, input_slots=0, target_slots=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -443,7 +440,7 @@ any_parts = st.lists(st.tuples(words, st.booleans(), roles) | marked, max_size=6
 
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(any_parts, st.booleans()), min_size=1, max_size=8), st.sampled_from(MODES), st.integers(1, 2))
-def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mode, rows):
+def test_any_documents_keep_their_own_images(make, shapes_tokenizer, drawn, mode, rows):
     """Every slot that is valid lies on the placeholders of a segment that reads like the picture's document, and no
     label falls on one.
     """
@@ -455,10 +452,10 @@ def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mo
             if len(part) == 3:
                 made.append(Text(*part))
                 continue
-            seen, dreamed, broken, role = part
+            inputs, targets, broken, role = part
             number += 1
             owner[number] = d + 1
-            made.append(Image(b"broken" if broken else left_right(number), seen, dreamed, role))
+            made.append(Image(b"broken" if broken else left_right(number), inputs, targets, role))
         pair = (
             is_pair
             and [type(part) for part in made] in ([Image, Text], [Text, Image])
@@ -470,8 +467,8 @@ def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mo
         source=SourceConfig("shapes", "here", mode=mode),
         length=48,
         rows_per_group=rows,
-        seen_slots=3,
-        dreamed_slots=2,
+        input_slots=3,
+        target_slots=2,
     )
     model, special = loader.config.model, shapes_tokenizer.special_ids
     names = set()
@@ -479,17 +476,23 @@ def test_any_documents_keep_their_own_pictures(make, shapes_tokenizer, drawn, mo
         names.update(one.documents)
         batch = one.batch
         assert (
-            not (batch.learned & (batch.tokens == shapes_tokenizer.im_patch)).any()
-            and not (batch.learned & (batch.segments == 0)).any()
+            not (batch.loss_mask & (batch.tokens == shapes_tokenizer.im_patch)).any()
+            and not (batch.loss_mask & (batch.segments == 0)).any()
         )
         for g in range(len(batch.tokens)):
             tokens, segments, covered, found = batch.tokens[g].reshape(-1), batch.segments[g].reshape(-1), set(), {}
             for images, starts, valid, size, before in (
-                (batch.seen_images, batch.seen_start, batch.seen_valid, model.clip.patches, shapes_tokenizer.im_start),
                 (
-                    batch.dreamed_images,
-                    batch.dreamed_start,
-                    batch.dreamed_valid,
+                    batch.input_images,
+                    batch.input_start,
+                    batch.input_valid,
+                    model.clip.patches,
+                    shapes_tokenizer.im_start,
+                ),
+                (
+                    batch.target_images,
+                    batch.target_start,
+                    batch.target_valid,
                     model.dream_queries,
                     shapes_tokenizer.dream_start,
                 ),

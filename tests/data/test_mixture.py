@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import mixture as mixture_module
-from dreamjax.data.mixture import Mixture, make_mixture
-from dreamjax.schema import ConfigError
+from dreamjax.data.pipeline import mixture as mixture_module
+from dreamjax.data.pipeline.mixture import Mixture, make_mixture
+from dreamjax.errors import ConfigError
 
 
 def shown(mixture, epoch):

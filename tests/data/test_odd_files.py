@@ -8,7 +8,8 @@ import pytest
 from made_data import jpeg, told, write_jsonl
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import SourceError, open_source
+from dreamjax.data.registry import open_source
+from dreamjax.errors import SourceError
 
 
 @pytest.mark.parametrize("form", ["pairs", "webdataset", "parquet", "array_record"])

@@ -7,11 +7,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamjax.batch import Shape
-from dreamjax.data.packing import pack
+from dreamjax.data.pipeline.packing import pack
+from dreamjax.document.batch import Shape
 
 shapes = st.builds(
-    lambda rows, length, seen, dreamed: Shape(1, rows, length, seen, dreamed, 1, 1),
+    lambda rows, length, inputs, targets: Shape(1, rows, length, inputs, targets, 1, 1),
     st.integers(1, 3),
     st.integers(4, 40),
     st.integers(0, 4),
@@ -24,13 +24,13 @@ def shapes_and_lengths(draw):
     """A shape and documents that fit it one by one; some are left out."""
     shape = draw(shapes)
     tokens = st.just(0) | st.integers(1, shape.length)
-    document = st.tuples(tokens, st.integers(0, shape.seen), st.integers(0, shape.dreamed))
+    document = st.tuples(tokens, st.integers(0, shape.inputs), st.integers(0, shape.targets))
     documents = draw(st.lists(document, max_size=40))
     return shape, np.array(documents, np.int32).reshape(-1, 3)
 
 
-def shape_like(rows, length, seen=0, dreamed=0):
-    return Shape(1, rows, length, seen, dreamed, 1, 1)
+def shape_like(rows, length, inputs=0, targets=0):
+    return Shape(1, rows, length, inputs, targets, 1, 1)
 
 
 def lengths_of(*tokens):
@@ -55,17 +55,17 @@ def test_every_document_once_and_no_capacity_exceeded(case, seed):
     assert sorted(document for group in groups for _, document in group) == np.flatnonzero(lengths[:, 0]).tolist()
     for group in groups:
         assert group, "an empty group trains on nothing"
-        rows, seen, dreamed = collections.Counter(), 0, 0
+        rows, inputs, targets = collections.Counter(), 0, 0
         for row, document in group:
             rows[row] += lengths[document, 0]
-            seen, dreamed = seen + lengths[document, 1], dreamed + lengths[document, 2]
+            inputs, targets = inputs + lengths[document, 1], targets + lengths[document, 2]
         assert all(0 <= row < shape.rows and tokens <= shape.length for row, tokens in rows.items())
-        assert seen <= shape.seen and dreamed <= shape.dreamed
+        assert inputs <= shape.inputs and targets <= shape.targets
 
 
 def test_a_pure_function():
     lengths = np.random.default_rng(0).integers(1, 20, (300, 3)).astype(np.int32) % [20, 3, 3] + [1, 0, 0]
-    shape = shape_like(2, 40, seen=6, dreamed=6)
+    shape = shape_like(2, 40, inputs=6, targets=6)
 
     def again(seed):
         return groups_of(packed(lengths.copy(), shape, seed))
@@ -97,15 +97,15 @@ def test_slots_are_shared_by_the_rows_of_a_group():
     def count(shape):
         return len(groups_of(packed(lengths, shape)))
 
-    assert count(shape_like(4, 5, seen=8)) == 1
-    assert count(shape_like(4, 5, seen=4)) == 2
-    assert count(shape_like(4, 5, seen=7)) == 2  # three in one, one in the other
-    assert count(shape_like(1, 20, seen=2)) == 4
+    assert count(shape_like(4, 5, inputs=8)) == 1
+    assert count(shape_like(4, 5, inputs=4)) == 2
+    assert count(shape_like(4, 5, inputs=7)) == 2  # three in one, one in the other
+    assert count(shape_like(1, 20, inputs=2)) == 4
 
 
-def test_rows_with_many_pictures_lie_beside_rows_with_few():
+def test_rows_with_many_images_lie_beside_rows_with_few():
     lengths = np.array([(10, 6, 0)] * 8 + [(9, 0, 0)] * 24, np.int32)
-    groups = groups_of(packed(lengths, shape_like(4, 10, seen=6)))
+    groups = groups_of(packed(lengths, shape_like(4, 10, inputs=6)))
     assert len(groups) == 8 and all(sum(lengths[document, 1] for _, document in group) == 6 for group in groups)
 
 

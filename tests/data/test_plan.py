@@ -10,12 +10,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from dreamjax.batch import Shape
-from dreamjax.data import plan as plan_module
-from dreamjax.data.lengths import PAIR, Lengths
-from dreamjax.data.mixture import Mixture
-from dreamjax.data.modes import coins
-from dreamjax.data.plan import Plan
+from dreamjax.data.pipeline import plan as plan_module
+from dreamjax.data.pipeline.lengths import PAIR, Lengths
+from dreamjax.data.pipeline.mixture import Mixture
+from dreamjax.data.pipeline.plan import Plan
+from dreamjax.data.pipeline.task_view import directions
+from dreamjax.document.batch import Shape
 
 SHAPE = Shape(1, 2, 40, 6, 6, 1, 1)
 
@@ -94,10 +94,10 @@ def test_pairs_take_the_side_that_is_drawn():
     pairs = np.array([(20, PAIR, 7)] * 30 + [(0, PAIR, 7)] * 10, np.int32)  # the last ten do not fit when comprehended
     plan = Plan(Mixture((40,), (40,), 5), [Lengths(pairs)], SHAPE)
     members = {m.document: m for group in epoch_of(plan) for m in group}
-    drawn = coins(5, np.zeros(40, np.int64), np.arange(40))
+    drawn = directions(5, np.zeros(40, np.int64), np.arange(40))
     for document in range(40):
         if drawn[document] < 0.5:
-            assert members[document].lengths == (7, 0, 1) and members[document].coin == drawn[document]
+            assert members[document].lengths == (7, 0, 1) and members[document].direction == drawn[document]
         elif document < 30:
             assert members[document].lengths == (20, 1, 0)
         else:
@@ -107,11 +107,11 @@ def test_pairs_take_the_side_that_is_drawn():
 def test_fill_is_the_share_that_is_real():
     plan = made()
     groups = epoch_of(plan)
-    tokens, seen, dreamed = np.sum([m.lengths for group in groups for m in group], axis=0) / len(groups)
-    assert list(plan.fill(blocks=99).values()) == pytest.approx([tokens / 80, seen / 6, dreamed / 6])
+    tokens, inputs, targets = np.sum([m.lengths for group in groups for m in group], axis=0) / len(groups)
+    assert list(plan.fill(blocks=99).values()) == pytest.approx([tokens / 80, inputs / 6, targets / 6])
     assert plan.fill(blocks=1)["tokens"] > 0.5
-    nothing = Plan(Mixture((0,), (0,), 0), [Lengths(np.zeros((0, 3), np.int32))], SHAPE._replace(seen=0))
-    assert nothing.fill() == {"tokens": 0.0, "seen_slots": 1.0, "dreamed_slots": 0.0} and not nothing.has(0)
+    nothing = Plan(Mixture((0,), (0,), 0), [Lengths(np.zeros((0, 3), np.int32))], SHAPE._replace(inputs=0))
+    assert nothing.fill() == {"tokens": 0.0, "input_slots": 1.0, "target_slots": 0.0} and not nothing.has(0)
 
 
 def test_documents_of_an_epoch_that_do_not_fit_leave_no_gap():

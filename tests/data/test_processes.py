@@ -14,10 +14,10 @@ import made_data
 import pytest
 from data import loader_process
 
-from dreamjax.data.loader import Loader
+from dreamjax.data.pipeline.loader import Loader
 from dreamjax.data.sources.storybook import Storybook
-from dreamjax.tokenizer import Tokenizer
-from dreamjax.tokenizer_training import train_tokenizer
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.document.tokenizer_training import train_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 BATCHES = 6

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import SourceError, open_source, shapes
+from dreamjax.data.registry import open_source
+from dreamjax.data.sources import shapes
 from dreamjax.data.sources.shapes import COLOURS, COMBINATIONS, PLACES, QUESTIONS, SEEN, SHAPES, UNSEEN, Shapes
 from dreamjax.document import Image, Text
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError, SourceError
 
 N = 1500
 
@@ -22,8 +23,8 @@ N = 1500
 @pytest.fixture(scope="module")
 def labels():
     """From the bytes of every possible picture to (colour, shape, place)."""
-    pictures, labels = shapes.all_pictures()
-    return {picture.tobytes(): label for picture, label in zip(pictures, labels, strict=True)}
+    images, labels = shapes.all_images()
+    return {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
 
 
 @pytest.fixture(scope="module", params=["train", "eval"])
@@ -35,7 +36,7 @@ def words(document):
     return [part.text for part in document.parts if isinstance(part, Text)]
 
 
-def pictures(document):
+def make_images(document):
     return [part.source for part in document.parts if isinstance(part, Image)]
 
 
@@ -45,13 +46,13 @@ def kind(document):
     return "recall" if words(document)[0] == shapes.INTRODUCTION else "story"
 
 
-def test_every_picture_is_distinct_and_has_its_colour_and_place():
-    pictures, labels = shapes.all_pictures()
-    assert pictures.dtype == np.uint8 and pictures.shape[1:] == (16, 16, 3)
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures) == len(COMBINATIONS) * len(PLACES) * 9 * 2
-    for picture, (colour, _, place) in zip(pictures, labels, strict=True):
-        ink = np.abs(picture.astype(int) - shapes.PAPER).sum(-1)
-        assert (picture == shapes.INKS[colour]).all(-1).any()
+def test_every_image_is_distinct_and_has_its_colour_and_place():
+    images, labels = shapes.all_images()
+    assert images.dtype == np.uint8 and images.shape[1:] == (16, 16, 3)
+    assert len({image.tobytes() for image in images}) == len(images) == len(COMBINATIONS) * len(PLACES) * 9 * 2
+    for image, (colour, _, place) in zip(images, labels, strict=True):
+        ink = np.abs(image.astype(int) - shapes.PAPER).sum(-1)
+        assert (image == shapes.INKS[colour]).all(-1).any()
         assert (ink[0, 0], ink[0, -1]) == (0, 0)
         y, x = np.argwhere(ink > ink.max() / 2).mean(0) + 0.5
         dx, dy = shapes.OFFSETS[place]
@@ -63,9 +64,9 @@ def test_every_picture_is_distinct_and_has_its_colour_and_place():
 )
 def test_areas_are_exact_and_grow_with_the_size(shape, area):
     for size in (16, 40):
-        picture = shapes.render("red", shape, "middle", size=size).astype(float)
-        covered = (shapes.PAPER[2] - picture[..., 2]).sum() / (shapes.PAPER[2] - shapes.INKS["red"][2])
-        assert picture.shape == (size, size, 3)
+        image = shapes.render("red", shape, "middle", size=size).astype(float)
+        covered = (shapes.PAPER[2] - image[..., 2]).sum() / (shapes.PAPER[2] - shapes.INKS["red"][2])
+        assert image.shape == (size, size, 3)
         assert covered == pytest.approx(area * (size / 16) ** 2, rel=0.02)
 
 
@@ -75,7 +76,7 @@ def test_shares_of_the_kinds(documents):
         assert counts[name] / N == pytest.approx(share, abs=0.04)
 
 
-def test_every_picture_shows_what_its_sentence_says(documents, labels):
+def test_every_image_shows_what_its_sentence_says(documents, labels):
     for document in documents[1]:
         if kind(document) != "story":
             continue
@@ -84,26 +85,26 @@ def test_every_picture_shows_what_its_sentence_says(documents, labels):
         for sentence, image in zip(pages[::2], pages[1::2], strict=True):
             colour, shape, place = labels[image.source.tobytes()]
             action = next(action for action in shapes.ACTIONS[place] if sentence.text.endswith(f" {action}."))
-            assert sentence.learned and f" a {colour} {shape} {action}." in sentence.text
-            assert image.seen and image.dreamed and image.role is None
+            assert sentence.supervised and f" a {colour} {shape} {action}." in sentence.text
+            assert image.is_input and image.is_target and image.role is None
         assert pages[0].text.startswith(shapes.OPENINGS) and pages[2].text.startswith(shapes.CONTINUATIONS)
 
 
-def test_questions_are_answered_by_the_picture_alone(documents, labels):
+def test_questions_are_answered_by_the_image_alone(documents, labels):
     asked = collections.Counter()
     for document in documents[1]:
         if kind(document) != "question":
             continue
         image, *turns = document.parts
         truth = dict(zip(("colour", "shape", "place"), labels[image.source.tobytes()], strict=True))
-        assert image.seen and not image.dreamed and image.role == "user"
+        assert image.is_input and not image.is_target and image.role == "user"
         order = []
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             (about,) = [key for key, text in QUESTIONS.items() if text == question.text]
             order.append(about)
             assert answer.text == f"{truth[about]}."
             assert (question.role, answer.role) == ("user", "assistant")
-            assert not question.learned and answer.learned
+            assert not question.supervised and answer.supervised
         assert sorted(order) == sorted(QUESTIONS)
         asked[order[0]] += 1  # each comes first as often as the others, as it stands alone when a user asks
     assert set(asked) == set(QUESTIONS) and min(asked.values()) > 0.2 * asked.total()
@@ -117,12 +118,12 @@ def test_a_recall_changes_the_colour_and_nothing_else(documents, labels):
         before, after = labels[shown.source.tobytes()], labels[wanted.source.tobytes()]
         assert before[1:] == after[1:] and before[0] != after[0]
         assert request.text == f"The same again, in {after[0]}." and not any(shape in request.text for shape in SHAPES)
-        assert (shown.seen, shown.dreamed, wanted.seen, wanted.dreamed) == (True, False, True, True)
+        assert (shown.inputs, shown.targets, wanted.inputs, wanted.targets) == (True, False, True, True)
 
 
 def test_unseen_combinations_are_in_eval_only(documents, labels):
     split, made = documents
-    found = {labels[picture.tobytes()][:2] for document in made for picture in pictures(document)}
+    found = {labels[image.tobytes()][:2] for document in made for image in make_images(document)}
     found |= {named for document in made for text in words(document) if (named := shapes.named(text))}
     assert found == set(SEEN if split == "train" else COMBINATIONS)
     assert not set(UNSEEN) & {shapes.named(text) for text in shapes.corpus()}
@@ -145,7 +146,7 @@ def test_the_corpus_covers_every_text(documents):
 def test_documents_are_a_pure_function_of_seed_split_and_index():
     def content(split, seed, index):
         document = Shapes(split, seed)[index]
-        return tuple(words(document)), tuple(picture.tobytes() for picture in pictures(document))
+        return tuple(words(document)), tuple(image.tobytes() for image in make_images(document))
 
     assert content("train", 0, 7) == content("train", 0, 7)
     runs = [[content(split, seed, i) for i in range(20)] for split, seed in (("train", 0), ("train", 1), ("eval", 0))]

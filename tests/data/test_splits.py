@@ -15,12 +15,12 @@ import pytest
 from made_data import jpeg, mmc4, pairs, write_jsonl, write_tar
 
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig, tiny
-from dreamjax.data import writing
-from dreamjax.data.loader import Loader
-from dreamjax.data.sources import open_source
+from dreamjax.data.pipeline.loader import Loader
+from dreamjax.data.prepare import writer
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.data.sources.tfds import build
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 
 COUNT, SHARE = 40, 0.3
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     }
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "a.parquet")
     for name in ("llava", "mmc4"):
-        writing.write(writing.Job(open_source(source(name, folder)), str(folder / f"prepared-{name}")), 1)
+        writer.write(writer.Job(open_source(source(name, folder)), str(folder / f"prepared-{name}")), 1)
     (folder / "tfds").mkdir()
     build({"train": open_source(source("llava", folder))}, str(folder / "tfds"))
     return folder
@@ -69,7 +69,7 @@ def source(name: str, folder: pathlib.Path) -> SourceConfig:
 def shown(one: SourceConfig, split: str, tokenizer) -> set[str]:
     """The ids of all documents that a run's loader shows of a split."""
     one = dataclasses.replace(one, split=split, eval_share=SHARE)
-    data = DataConfig((one,), template="vicuna_v1.1", length=256, seen_slots=8, dreamed_slots=8)
+    data = DataConfig((one,), template="vicuna_v1.1", length=256, input_slots=8, target_slots=8)
     config = RunConfig(model=tiny(), data=data, optim=OptimConfig(trainable=(".",)), batch_size=1)
     loader, number, ids = Loader(config, data.train, tokenizer), 0, []
     while loader.has(number):
@@ -81,11 +81,11 @@ def shown(one: SourceConfig, split: str, tokenizer) -> set[str]:
 
 @pytest.mark.parametrize("name", ["webdataset", "mmc4", "llava", "parquet", "prepared-llava", "prepared-mmc4", "tfds"])
 def test_every_format_has_a_held_back_part(name, folder, shapes_tokenizer):
-    train, held_back = (shown(source(name, folder), split, shapes_tokenizer) for split in ("train", "eval"))
-    assert not train & held_back and len(train | held_back) == COUNT and 4 <= len(held_back) <= 20
+    train, heldout = (shown(source(name, folder), split, shapes_tokenizer) for split in ("train", "eval"))
+    assert not train & heldout and len(train | heldout) == COUNT and 4 <= len(heldout) <= 20
     if name in ("llava", "prepared-llava", "tfds"):  # documents are numbered from 1, and three have one picture
-        pictures = [{(int(one.rpartition(":")[2]) - 1) // 3 for one in part} for part in (train, held_back)]
-        assert not set.intersection(*pictures)
+        images = [{(int(one.rpartition(":")[2]) - 1) // 3 for one in part} for part in (train, heldout)]
+        assert not set.intersection(*images)
 
 
 def test_keys_move_with_the_files_and_through_prepare(folder, tmp_path):
@@ -93,39 +93,39 @@ def test_keys_move_with_the_files_and_through_prepare(folder, tmp_path):
         opened = open_source(source(name, where))
         return [opened.key(i) for i in range(len(opened))]
 
-    def picture_number(key):
+    def image_number(key):
         return int(key.partition("-")[0])  # tfds shuffles what it builds
 
     shutil.copytree(folder, tmp_path / "moved")
     for name in ("webdataset", "mmc4", "llava", "parquet", "prepared-llava", "tfds"):
         assert keys(name, folder) == keys(name, tmp_path / "moved"), name
-    pictures = sorted(keys("tfds", folder), key=picture_number)
+    images = sorted(keys("tfds", folder), key=image_number)
     assert (
         keys("prepared-llava", folder)
-        == pictures
+        == images
         == keys("llava", folder)
         == [f"{number // 3}-0.jpg" for number in range(COUNT)]
     )
     assert keys("prepared-mmc4", folder) == keys("mmc4", folder) and len(set(keys("mmc4", folder))) == COUNT
 
 
-def test_stories_that_share_pictures_have_one_key(tmp_path):
+def test_stories_that_share_images_have_one_key(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
 
-    def page(*pictures):
-        return [{"text": "Words.", "image": f"{number}.jpg"} for number in pictures]
+    def page(*images):
+        return [{"text": "Words.", "image": f"{number}.jpg"} for number in images]
 
     stories = [
-        {"id": name, "title": name, "pages": page(*pictures)}
-        for name, pictures in (("c", (0, 1)), ("a", (1, 2)), ("b", (3,)), ("d", (2, 4)))
+        {"id": name, "title": name, "pages": page(*images)}
+        for name, images in (("c", (0, 1)), ("a", (1, 2)), ("b", (3,)), ("d", (2, 4)))
     ]
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
     book = open_source(SourceConfig("storybook", str(tmp_path)))
     keys = {story.id: book.key(i) for i, story in enumerate(book.stories)}
     assert keys == {story.id: "b" if story.id == "b" else "a" for story in book.stories} and len(keys) >= 3
     assert isinstance(book, Storybook)
-    writing.write(writing.Job(book, str(tmp_path / "out")), 1)
+    writer.write(writer.Job(book, str(tmp_path / "out")), 1)
     again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert [again.key(i) for i in range(len(again))] == [book.key(i) for i in range(len(book))]
     pages = open_source(SourceConfig("storybook_pages", str(tmp_path)))

@@ -13,20 +13,20 @@ import pytest
 from PIL import Image as PilImage
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import SourceError, open_source
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.storybook import Story, Storybook, assign_splits
 from dreamjax.document import Image, Text
-from dreamjax.images import BadImage
+from dreamjax.errors import BadImage, SourceError
 
 REAL = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[2] / "../shared/data")) / "storybook"
 
 
-def record(number, pictures=None, **changes):
-    pictures = [f"images/{number}.png"] if pictures is None else pictures
+def record(number, images=None, **changes):
+    images = [f"images/{number}.png"] if images is None else images
     story = {
         "id": f"s{number:03}",
         "title": f"Story {number}",
-        "pages": [{"text": f"Page {i}.", "image": p} for i, p in enumerate(pictures)],
+        "pages": [{"text": f"Page {i}.", "image": p} for i, p in enumerate(images)],
     }
     return story | {"text_by": "Ann", "illustration_by": "Ben", "license": "CC BY"} | changes
 
@@ -39,7 +39,7 @@ def write(folder, records):
 
 
 def stories(links):
-    return [Story(id, id, tuple(("", picture) for picture in pictures)) for id, pictures in links.items()]
+    return [Story(id, id, tuple(("", image) for image in images)) for id, images in links.items()]
 
 
 def test_a_story_becomes_a_document(tmp_path):
@@ -66,7 +66,7 @@ def test_a_story_becomes_a_document(tmp_path):
     ]
     image = document.parts[2]
     assert (
-        image.seen and image.dreamed and image.pil().size == (5, 4)
+        image.is_input and image.is_target and image.pil().size == (5, 4)
     )  # b.png is missing: nothing is opened before its use
 
 
@@ -88,7 +88,9 @@ def test_pages_are_documents_of_their_own(tmp_path):
         "s003/1",
     }  # only pages with both text and picture
     text, image = next(document.parts for document in found if document.id == "s001/1")
-    assert text == Text("A goat.") and image.source == folder / "images/a.png" and image.dreamed and not image.seen
+    assert (
+        text == Text("A goat.") and image.source == folder / "images/a.png" and image.is_target and not image.is_input
+    )
     split = {
         part: {document.id[:4] for document in open_source(SourceConfig("storybook_pages", str(folder), part))}
         for part in ("train", "eval")
@@ -114,22 +116,22 @@ def test_texts_and_credits(tmp_path):
         source[len(source)]
 
 
-def test_stories_that_share_a_picture_stay_together():
+def test_stories_that_share_an_image_stay_together():
     links = {f"x{i:02}": [f"p{i}"] for i in range(40)}
     links |= {"a": ["1", "2"], "b": ["2", "3"], "c": ["3"]}  # a and c share nothing, but both share with b
     for salt in range(20):
-        renamed = {f"{salt}{id}": pictures for id, pictures in links.items()}
+        renamed = {f"{salt}{id}": images for id, images in links.items()}
         split = dict(zip(renamed, assign_splits(stories(renamed)), strict=True))
         assert split[f"{salt}a"] == split[f"{salt}b"] == split[f"{salt}c"]
         assert list(split.values()).count("eval") == 4
 
 
-def test_covers_count_as_pictures(tmp_path):
+def test_covers_count_as_images(tmp_path):
     records = [record(i, cover="images/../images/same.png" if i % 2 else "images/same.png") for i in range(8)] + [
         record(i) for i in range(8, 40)
     ]
-    held_back = {document.id for document in Storybook(write(tmp_path, records), "eval")}
-    assert held_back and not held_back & {f"s{i:03}" for i in range(8)}  # eight stories are more than a tenth of forty
+    heldout = {document.id for document in Storybook(write(tmp_path, records), "eval")}
+    assert heldout and not heldout & {f"s{i:03}" for i in range(8)}  # eight stories are more than a tenth of forty
 
 
 def test_splits_do_not_depend_on_the_order_of_the_file():
@@ -218,10 +220,10 @@ def test_stories_in_a_bucket(tmp_path):
     not REAL.is_dir(), reason=f"{REAL} is absent: set DREAMJAX_DATA to the folder that holds storybook/"
 )
 def test_the_real_stories():
-    train, held_back = Storybook(REAL), Storybook(REAL, "eval")
-    assert len(train) + len(held_back) == 257 and len(held_back) == 25
-    assert train.skipped == held_back.skipped == ()
-    assert not set.union(*(s.pictures for s in train.stories)) & set.union(*(s.pictures for s in held_back.stories))
-    document = held_back[0]
+    train, heldout = Storybook(REAL), Storybook(REAL, "eval")
+    assert len(train) + len(heldout) == 257 and len(heldout) == 25
+    assert train.skipped == heldout.skipped == ()
+    assert not set.union(*(s.images for s in train.stories)) & set.union(*(s.images for s in heldout.stories))
+    document = heldout[0]
     images = [part for part in document.parts if isinstance(part, Image)]
-    assert images and min(images[0].pil().size) == 256 and "CC BY" in held_back.credits(0)
+    assert images and min(images[0].pil().size) == 256 and "CC BY" in heldout.credits(0)

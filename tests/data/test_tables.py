@@ -7,11 +7,11 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
-from made_data import jpeg, mmc4, pairs, picture, reasons, told, write_tar
+from made_data import jpeg, make_image, mmc4, pairs, reasons, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data.sources import BadRecord, SourceError, open_source
-from dreamjax.images import BadImage
+from dreamjax.data.registry import open_source
+from dreamjax.errors import BadImage, BadRecord, SourceError
 
 
 def write_parquet(path, rows: dict, group=4):
@@ -161,7 +161,7 @@ def test_pairs_of_other_tfds_datasets():
     from dreamjax.data.sources.records import Unusable
     from dreamjax.data.sources.tfds import _document
 
-    assert told(_document({"image": picture(4), "captions": {"text": [b"a cat", b"two"]}}, "", "")) == [4, "a cat"]
+    assert told(_document({"image": make_image(4), "captions": {"text": [b"a cat", b"two"]}}, "", "")) == [4, "a cat"]
     assert told(_document({"image": jpeg(4), "other": {"name": b"x"}, "text": b""}, "other/name", "image")) == [4, "x"]
     assert told(_document({"text": b"words"}, "", "")) == ["words"]
     for example, keys in [

@@ -12,10 +12,10 @@ import pytest
 from made_data import jpeg, pairs, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import unpack
-from dreamjax.data.filters import Filters, keep
-from dreamjax.data.sources import open_source
+from dreamjax.data.prepare.filters import Filters, keep
+from dreamjax.data.registry import open_source
 from dreamjax.data.sources.tar_members import BLOCK, walk
+from dreamjax.data.storage import unpack
 
 END = bytes(2 * BLOCK)
 TERABYTE = b"\x80" + (2**40).to_bytes(11, "big")
@@ -144,7 +144,7 @@ def test_names_that_are_no_text(read):
         ]  # whose name is told in one line
 
 
-def test_sparse_members_are_no_pictures(read):
+def test_sparse_members_are_no_images(read):
     old = bytearray(header(size=BLOCK, kind=b"S"))
     old[482], old[483:495] = 1, b"00000010000\0"
     more = bytearray(BLOCK)

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from made_data import pairs, reasons, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import files, unpack
-from dreamjax.data.sources import SourceError, open_source
-from dreamjax.data.unpack import Cache
-from dreamjax.schema import ConfigError
+from dreamjax.data.registry import open_source
+from dreamjax.data.storage import files, unpack
+from dreamjax.data.storage.unpack import Cache
+from dreamjax.errors import ConfigError, SourceError
 
 LINES = b"".join(
     json.dumps({"instruction": f"Write {i}", "text_list": [f"text {i}"], "image_info": []}).encode() + b"\n"

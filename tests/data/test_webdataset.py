@@ -11,11 +11,11 @@ import pytest
 from made_data import jpeg, mmc4, pairs, told, write_tar
 
 from dreamjax.config import SourceConfig
-from dreamjax.data import index
-from dreamjax.data.sources import BadRecord, SourceError, open_source, webdataset
+from dreamjax.data.registry import open_source
+from dreamjax.data.sources import webdataset
+from dreamjax.data.storage import index
 from dreamjax.document import Image
-from dreamjax.images import BadImage
-from dreamjax.schema import ConfigError
+from dreamjax.errors import BadImage, BadRecord, ConfigError, SourceError
 
 SHARED = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
 REAL = SHARED / "webdataset"
@@ -163,7 +163,7 @@ def interleaved(number, names, base64_of=()):
     return [(f"{number}.{name}.jpg", jpeg(10 * number + i)) for i, name in names] + [(f"{number}.json", record)]
 
 
-def test_interleaved_documents_find_their_pictures(tmp_path):
+def test_interleaved_documents_find_their_images(tmp_path):
     by_name = interleaved(1, [(i, f"1-{i}") for i in (2, 0, 1)])
     by_number = interleaved(2, [(i, i) for i in range(3)])
     inside = interleaved(3, [], base64_of=range(3))
@@ -179,7 +179,7 @@ def test_interleaved_documents_find_their_pictures(tmp_path):
     assert source[0].kind == ""
 
 
-def test_a_picture_that_is_not_there_moves_no_other(tmp_path):
+def test_an_image_that_is_not_there_moves_no_other(tmp_path):
     by_name = interleaved(1, [(0, "1-0"), (2, "1-2")])
     by_number = interleaved(2, [(2, 2)])
     numeric = [

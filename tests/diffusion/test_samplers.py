@@ -14,7 +14,7 @@ from dreamjax.config import DiffusionConfig
 from dreamjax.diffusion import samplers
 from dreamjax.diffusion.samplers import SAMPLERS, SPACINGS, spaced_timesteps
 from dreamjax.diffusion.schedules import add_noise, alphas_cumprod, target
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 
 STABLE_DIFFUSION = DiffusionConfig()
 STABLE_DIFFUSION_V = DiffusionConfig(prediction="v_prediction")
@@ -191,7 +191,7 @@ def knowing(config, x0):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @CONFIGS
-def test_the_known_picture_comes_back(config, sampler, spacing):
+def test_the_known_image_comes_back(config, sampler, spacing):
     x0, noise = np.clip(noise_of(1), -1, 1), noise_of(2)
     for steps in (1, 7, 30):  # also such as do not divide the timesteps
         plan = samplers.plan(config, sampler, steps, spacing, pixels=True)
@@ -219,7 +219,7 @@ def test_estimates_are_clipped_only_where_asked():
     assert np.abs(run(STABLE_DIFFUSION_V, plan, predict, noise, clip=False)[-1]).min() > 2
 
 
-def test_steps_at_once_are_the_steps_one_by_one_and_pictures_are_apart():
+def test_steps_at_once_are_the_steps_one_by_one_and_images_are_apart():
     plan = samplers.dpm_solver(PIXELS, 6, "trailing")
 
     def at_once(noise):

@@ -24,7 +24,7 @@ def oracle(config):
     )
 
 
-def pictures(config, count=32, seed=0):
+def make_images(config, count=32, seed=0):
     """Clean pictures, noise [count, 4, 4, 3], and timesteps from the first to the last."""
     rng = np.random.default_rng(seed)
     x0, noise = (
@@ -51,9 +51,9 @@ def test_alphas_of_stable_diffusion():
 
 
 @EVERY
-def test_noised_pictures_and_velocities(config):
+def test_noised_images_and_velocities(config):
     torch = pytest.importorskip("torch")
-    x0, noise, timesteps = pictures(config)
+    x0, noise, timesteps = make_images(config)
     theirs = [torch.from_numpy(array) for array in (x0, noise, timesteps.astype(np.int64))]
     np.testing.assert_allclose(
         schedules.add_noise(config, x0, noise, timesteps), oracle(config).add_noise(*theirs).numpy(), atol=1e-5
@@ -63,9 +63,9 @@ def test_noised_pictures_and_velocities(config):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_target_stands_for_its_picture_and_noise(prediction):
+def test_a_target_stands_for_its_image_and_noise(prediction):
     config = DiffusionConfig(prediction=prediction)
-    x0, noise, timesteps = pictures(config)
+    x0, noise, timesteps = make_images(config)
     xt = schedules.add_noise(config, x0, noise, timesteps)
     found_x0, found_noise = schedules.to_x0_and_noise(
         config, schedules.target(config, x0, noise, timesteps), xt, timesteps

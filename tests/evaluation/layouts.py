@@ -10,7 +10,7 @@ import PIL.Image
 from evaluation.files import write_json, write_lines
 
 
-def picture(path: pathlib.Path | None, seed: int) -> bytes:
+def make_image(path: pathlib.Path | None, seed: int) -> bytes:
     """A noisy picture, written where a path is given; its bytes."""
     pixels = np.random.default_rng(seed).integers(0, 255, (12, 10, 3), np.uint8)
     file = io.BytesIO()
@@ -21,7 +21,7 @@ def picture(path: pathlib.Path | None, seed: int) -> bytes:
     return file.getvalue()
 
 
-def plain_picture(path: pathlib.Path, colour: tuple[int, int, int]):
+def plain_image(path: pathlib.Path, colour: tuple[int, int, int]):
     """A PNG of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.new("RGB", (9, 7), colour).save(path)
@@ -40,7 +40,7 @@ def vqav2(root: pathlib.Path, count: int = 3):
     ]
     write_json(root / "v2_mscoco_val2014_annotations.json", {"annotations": marked})
     for row in rows:
-        picture(root / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg", row["image_id"])
+        make_image(root / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg", row["image_id"])
 
 
 def okvqa(root):
@@ -53,7 +53,7 @@ def okvqa(root):
         root / "mscoco_val2014_annotations.json", {"annotations": [{**row, "answers": answers("play")} for row in rows]}
     )
     for row in rows:
-        picture(root / f"{row['image_id']:012d}.jpg", row["image_id"])
+        make_image(root / f"{row['image_id']:012d}.jpg", row["image_id"])
 
 
 def textvqa(root):
@@ -63,7 +63,7 @@ def textvqa(root):
     ]
     write_json(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": rows})
     for row in rows:
-        picture(root / "train_images" / f"{row['image_id']}.jpg", row["question_id"])
+        make_image(root / "train_images" / f"{row['image_id']}.jpg", row["question_id"])
 
 
 def vizwiz(root):
@@ -78,7 +78,7 @@ def vizwiz(root):
     ]
     write_json(root / "val.json", rows)
     for i, row in enumerate(rows):
-        picture(root / "val" / row["image"], i)
+        make_image(root / "val" / row["image"], i)
 
 
 def gqa(root):
@@ -94,7 +94,7 @@ def gqa(root):
     }
     write_json(root / "testdev_balanced_questions.json", rows)
     for i in range(2):
-        picture(root / "images" / f"n16{i}.jpg", i)
+        make_image(root / "images" / f"n16{i}.jpg", i)
 
 
 def scienceqa(root):
@@ -127,7 +127,7 @@ def scienceqa(root):
     write_json(root / "problems.json", problems)
     write_json(root / "pid_splits.json", {"test": ["4", "11", "12"]})
     for name in ("4", "12"):
-        picture(root / "test" / name / "image.png", int(name))
+        make_image(root / "test" / name / "image.png", int(name))
 
 
 def mme(root):
@@ -138,14 +138,14 @@ def mme(root):
             f"Is it {what}? Please answer yes or no.\t{answer}" for what, answer in (("red", "Yes"), ("blue", "No"))
         ]
         (folder / f"{name}.txt").write_text("\n".join(asked) + "\n")
-        picture(
+        make_image(
             (root / category if category == "code_reasoning" else root / category / "images") / f"{name}.png",
             len(category),
         )
 
 
 def mmbench(root):
-    shown = base64.b64encode(picture(None, 5)).decode()
+    shown = base64.b64encode(make_image(None, 5)).decode()
     header = ["index", "question", "hint", "A", "B", "C", "answer", "category", "image", "l2-category"]
     rows = [
         [241, "Which is red?", "nan", "rose", "sky", "sea", "A", "color", shown, "coarse_perception"],
@@ -163,7 +163,7 @@ def mmvet(root):
     }
     write_json(root / "mm-vet.json", rows)
     for i in range(2):
-        picture(root / "images" / f"v1_{i}.png", i)
+        make_image(root / "images" / f"v1_{i}.png", i)
 
 
 def pope(root):
@@ -180,7 +180,7 @@ def pope(root):
         ]
         write_lines(root / f"coco_pope_{category}.json", rows)
     for i in range(2):
-        picture(root / "val2014" / f"COCO_val2014_{9 + i:012d}.jpg", i)
+        make_image(root / "val2014" / f"COCO_val2014_{9 + i:012d}.jpg", i)
 
 
 def coco(root):
@@ -196,7 +196,7 @@ def coco(root):
     ]
     write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
     for image in images:
-        picture(root / "val2014" / image["filename"], image["cocoid"])
+        make_image(root / "val2014" / image["filename"], image["cocoid"])
 
 
 def nocaps(root):
@@ -206,7 +206,7 @@ def nocaps(root):
         {"images": images, "annotations": [{"image_id": i, "id": i, "caption": "A red cat."} for i in range(2)]},
     )
     for image in images:
-        picture(root / "images" / image["file_name"], image["id"])
+        make_image(root / "images" / image["file_name"], image["id"])
 
 
 def image2paragraph(root):
@@ -215,18 +215,16 @@ def image2paragraph(root):
     )
     write_json(root / "test_split.json", [2356347, 2356349])
     for i in (0, 2):
-        picture(root / "VG_100K" / f"{2356347 + i}.jpg", i)
+        make_image(root / "VG_100K" / f"{2356347 + i}.jpg", i)
 
 
 def coco_fid(root):
     images = [{"id": 42 + i, "file_name": f"COCO_val2014_{42 + i:012d}.jpg"} for i in range(2)]
     said = ((42, "a red cat"), (43, "a blue sky"), (42, "one cat sits"), (43, "the sea"))
-    annotations = [
-        {"id": 770 + i, "image_id": picture, "caption": f"{text}\n"} for i, (picture, text) in enumerate(said)
-    ]
+    annotations = [{"id": 770 + i, "image_id": number, "caption": f"{text}\n"} for i, (number, text) in enumerate(said)]
     write_json(root / "annotations" / "captions_val2014.json", {"images": images, "annotations": annotations})
     for image in images:
-        picture(root / "val2014" / image["file_name"], image["id"])
+        make_image(root / "val2014" / image["file_name"], image["id"])
 
 
 def lncoco_fid(root):
@@ -242,7 +240,7 @@ def lncoco_fid(root):
     ]
     write_lines(root / "coco_val_captions.jsonl", rows)
     for i in range(3):
-        picture(root / "val2017" / f"{42 + i:012d}.jpg", i)
+        make_image(root / "val2017" / f"{42 + i:012d}.jpg", i)
 
 
 def instructmmc4_fid(root):
@@ -256,7 +254,7 @@ def instructmmc4_fid(root):
     broken = {**told, "images": ["a.png", "nowhere.png"]}
     write_lines(root / "instruct_mmc4.jsonl", [told, broken, {"instruction": "Draw the sea.", "image": "c.png"}])
     for i, name in enumerate("abc"):
-        picture(root / "images" / f"{name}.png", i)
+        make_image(root / "images" / f"{name}.png", i)
 
 
 def study(root):
@@ -267,7 +265,7 @@ def study(root):
         [{"instruction": f"Tell of a cat, {i}.", "topic": ("cats", "dogs")[i % 2], **told} for i in range(4)],
     )
     for i, name in enumerate("ab"):
-        picture(root / "images" / f"{name}.png", i)
+        make_image(root / "images" / f"{name}.png", i)
 
 
 def piqa(root):

@@ -3,7 +3,7 @@
 import pytest
 from evaluation.files import write_json, write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import Answer, by_id, percent, read_answers
 from dreamjax.evaluation.files import find_file
 

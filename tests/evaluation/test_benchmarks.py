@@ -14,16 +14,16 @@ from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
-from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Text
+from dreamjax.document.tokenize import Slots, build_row
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import benchmarks, captions, creation, few_shot, language_runner, report
 from dreamjax.evaluation.benchmarks import RUNNABLE, How
 from dreamjax.evaluation.profiles import PROFILES, Profile
-from dreamjax.evaluation.questions import Pictures, Question, of_mme, of_scienceqa, of_vqa
+from dreamjax.evaluation.questions import ImageFolder, Question, of_mme, of_scienceqa, of_vqa
 from dreamjax.models import dreamllm
-from dreamjax.rows import Slots, build_row
-from dreamjax.schema import ConfigError
-from dreamjax.sharding import make_mesh, parameter_shardings
+from dreamjax.parallel.mesh import make_mesh
+from dreamjax.parallel.param_sharding import parameter_shardings
 
 SHORT = {"max_tokens": 6}
 OF_ANSWERS = [name for name in RUNNABLE if name not in (*creation.TASKS, "study")]  # what is drawn has tests of its own
@@ -202,11 +202,11 @@ def test_examples_come_with_their_answers(model, data, tmp_path):
         )  # never the question's own picture
 
 
-def test_the_nearest_pictures_are_right_before_the_question():
+def test_the_nearest_images_are_right_before_the_question():
     pool = [Question(str(i), "?", (str(i),), references=("a",)) for i in range(5)]
     angles = {str(i): i / 10 for i in range(5)}
     features = {name: np.array([np.cos(angle), np.sin(angle)]) for name, angle in angles.items()}
-    choose = few_shot.by_pictures(pool, 2, features)
+    choose = few_shot.by_images(pool, 2, features)
     assert [example.id for example in choose(pool[0])] == ["2", "1"] and [
         example.id for example in choose(pool[4])
     ] == ["2", "3"]
@@ -217,10 +217,10 @@ def test_the_nearest_pictures_are_right_before_the_question():
     assert len({tuple(example.id for example in few_shot.at_random(pool, 2, seed)(pool[0])) for seed in range(9)}) > 2
 
 
-def test_equal_features_of_pictures_have_length_one(model, data):
-    pictures = Pictures(data / "vqav2").require(of_vqa("vqav2", data / "vqav2"))
-    features = few_shot.picture_features(model, pictures, batch_size=2)
-    assert features.keys() == pictures.keys() and np.linalg.norm(features["42"]) == pytest.approx(1, abs=1e-5)
+def test_equal_features_of_images_have_length_one(model, data):
+    images = ImageFolder(data / "vqav2").require(of_vqa("vqav2", data / "vqav2"))
+    features = few_shot.image_features(model, images, batch_size=2)
+    assert features.keys() == images.keys() and np.linalg.norm(features["42"]) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(features["42"], features["43"], atol=1e-3)
 
 
@@ -241,8 +241,8 @@ def test_examples_that_do_not_fit_are_left_out_and_said(model, data, tmp_path):
 
 def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
     asked = of_vqa("vqav2", data / "vqav2")[0]
-    picture = Pictures(data / "vqav2").find("42")
-    prompt = PROFILES["official"]["vqav2"].prompt(asked, [picture])
+    image = ImageFolder(data / "vqav2").find("42")
+    prompt = PROFILES["official"]["vqav2"].prompt(asked, [image])
     words = [part.text if hasattr(part, "text") else "<picture>" for part in prompt.parts]
     assert words[1:] == [
         "Based on the image, please answer the question.",
@@ -340,7 +340,7 @@ def test_right_answers_are_right(model, data, tmp_path):
 # What is wrong
 
 
-def test_missing_pictures_are_counted_before_anything_is_asked(model, data, tmp_path):
+def test_missing_images_are_counted_before_anything_is_asked(model, data, tmp_path):
     layouts.vqav2(tmp_path / "vqav2")
     (tmp_path / "vqav2" / "val2014" / "COCO_val2014_000000000043.jpg").unlink()
     with pytest.raises(SourceError, match="1 of 3 pictures are missing, the first is 43"):
@@ -348,27 +348,27 @@ def test_missing_pictures_are_counted_before_anything_is_asked(model, data, tmp_
     assert not (tmp_path / "out" / "vqav2" / "predictions.jsonl").exists()
 
 
-def test_pictures_are_found_by_folder_and_never_guessed(data, tmp_path):
-    mme = Pictures(data / "mme")
+def test_images_are_found_by_folder_and_never_guessed(data, tmp_path):
+    mme = ImageFolder(data / "mme")
     assert {
         name: str(mme.find(name).source).removeprefix(str(data / "mme"))
         for q in of_mme(data / "mme")
-        for name in q.pictures
+        for name in q.images
     } == {
         "existence/000000006040": "/existence/images/000000006040.png",
         "code_reasoning/0020": "/code_reasoning/0020.png",
         "color/0020": "/color/images/0020.png",
     }
-    science = Pictures(data / "scienceqa")
-    assert [str(science.find(q.pictures[0]).source)[-14:] for q in of_scienceqa(data / "scienceqa") if q.pictures] == [
+    science = ImageFolder(data / "scienceqa")
+    assert [str(science.find(q.images[0]).source)[-14:] for q in of_scienceqa(data / "scienceqa") if q.images] == [
         "st/4/image.png",
         "t/12/image.png",
     ]
     assert science.find("5/image.png") is None
-    layouts.picture(tmp_path / "train2014" / "COCO_train2014_000000000042.jpg", 1)
-    layouts.picture(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg", 2)
+    layouts.image(tmp_path / "train2014" / "COCO_train2014_000000000042.jpg", 1)
+    layouts.image(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg", 2)
     with pytest.raises(SourceError, match="42 may be .*train2014.* or .*val2014"):
-        Pictures(tmp_path).find("42")
+        ImageFolder(tmp_path).find("42")
 
 
 def test_what_cannot_be_run_is_said():

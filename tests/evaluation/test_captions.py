@@ -5,7 +5,7 @@ import shutil
 import pytest
 from evaluation.files import real_data, write_json, write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import captions
 
 java = pytest.mark.skipif(
@@ -87,7 +87,7 @@ def test_the_benchmarks_files_hold_the_same(tmp_path):
     }
 
 
-def test_a_picture_without_a_caption_counts(tmp_path, monkeypatch):
+def test_an_image_without_a_caption_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(captions.shutil, "which", lambda name: None)
     data = write_json(tmp_path / "captions_val2014.json", COCO)
     both = [{"image_id": 5, "caption": "a cat sits on a mat"}, {"image_id": 6, "caption": "two dogs run on grass"}]
@@ -103,18 +103,18 @@ def test_a_picture_without_a_caption_counts(tmp_path, monkeypatch):
     "given", ["", "\nb\nc\n", "a\nb\n\n", "a\nb\n", "\nb\n\n", "\r\nb\r\nc\r\n", "\ufeff\nb\nc", "a\n\nc\n\n\n"]
 )
 def test_an_empty_line_is_an_empty_caption_and_shifts_nothing(tmp_path, monkeypatch, given):
-    seen = {}
+    inputs = {}
     monkeypatch.setattr(
         captions,
         "measure",
-        lambda references, texts: seen.update(references=references, texts=texts) or captions.Measured({}, "ptb"),
+        lambda references, texts: inputs.update(references=references, texts=texts) or captions.Measured({}, "ptb"),
     )
     (tmp_path / "ref1.txt").write_text("a\nb\nc\n")
     (tmp_path / "ref2.txt").write_text("\nb2\n\n\n")  # fewer references for some
     (tmp_path / "hyp.txt").write_bytes((given or "a\nb\nc\n").encode())
     found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
     lines = (given.replace("\r", "").replace("\ufeff", "") or "a\nb\nc").split("\n")
-    assert seen["texts"] == dict(zip("123", lines, strict=True)) and seen["references"] == {
+    assert inputs["texts"] == dict(zip("123", lines, strict=True)) and inputs["references"] == {
         "1": ["a", ""],
         "2": ["b", "b2"],
         "3": ["c", ""],

@@ -5,7 +5,7 @@ import json
 import pytest
 from evaluation.files import write_json, write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import gqa, mmbench, scienceqa
 from dreamjax.evaluation.files import read_table, write_table
 

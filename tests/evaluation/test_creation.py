@@ -17,20 +17,20 @@ from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
-from dreamjax.convert import exporting
-from dreamjax.data.sources import SourceError
+from dreamjax.config.model import ClipTextConfig
+from dreamjax.convert import exporter
 from dreamjax.document import Document, Text
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import benchmarks, creation, creation_runner, features, report
 from dreamjax.evaluation.benchmarks import How
-from dreamjax.evaluation.creation import MANNERS, Manner, Wish
+from dreamjax.evaluation.creation import MANNERS, GenerationPrompt, GenerationSettings
 from dreamjax.evaluation.creation_runner import Measures
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
-from dreamjax.model_config import ClipTextConfig
 from dreamjax.models import dreamllm
-from dreamjax.sampling import image, pictures
+from dreamjax.parallel.mesh import make_mesh
+from dreamjax.parallel.param_sharding import parameter_shardings
+from dreamjax.sampling import denoise, text_to_image
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError
-from dreamjax.sharding import make_mesh, parameter_shardings
 from dreamjax.training import model_folder
 
 CLIP_FEATURES = Measures(features="clip")
@@ -96,37 +96,43 @@ def drawn_pixels(folder) -> dict[str, np.ndarray]:
 
 
 def test_captions_of_coco_in_an_order_of_the_seed(data):
-    wishes = creation.load_coco(data / "coco_fid").wishes
-    assert sorted(wish.id for wish in wishes) == ["770", "771", "772", "773"]
-    by_id = {wish.id: wish for wish in wishes}
+    generation_prompts = creation.load_coco(data / "coco_fid").generation_prompts
+    assert sorted(generation_prompt.id for generation_prompt in generation_prompts) == ["770", "771", "772", "773"]
+    by_id = {generation_prompt.id: generation_prompt for generation_prompt in generation_prompts}
     assert by_id["772"].texts == ("one cat sits", "a red cat") and by_id["772"].prompt.text == "one cat sits"
     assert str(by_id["773"].real.source).endswith("val2014/COCO_val2014_000000000043.jpg")
     ids = [
-        [wish.id for wish in creation.load_coco(data / "coco_fid", count=3, seed=seed).wishes]
+        [
+            generation_prompt.id
+            for generation_prompt in creation.load_coco(data / "coco_fid", count=3, seed=seed).generation_prompts
+        ]
         for seed in (0, 0, 1, 2, 3)
     ]
-    assert ids[0] == ids[1] == [wish.id for wish in wishes][:3] and len(set(map(tuple, ids))) > 1
+    assert (
+        ids[0] == ids[1] == [generation_prompt.id for generation_prompt in generation_prompts][:3]
+        and len(set(map(tuple, ids))) > 1
+    )
 
 
 def test_narratives_and_documents(data, tmp_path):
-    narratives = creation.load_lncoco(data / "lncoco_fid", count=2).wishes
-    assert [wish.id for wish in narratives] == ["42-93", "43-93"] and narratives[1].texts == (
+    narratives = creation.load_lncoco(data / "lncoco_fid", count=2).generation_prompts
+    assert [generation_prompt.id for generation_prompt in narratives] == ["42-93", "43-93"] and narratives[1].texts == (
         "In this picture I see 1 cats.",
     )
     found = creation.load_instructmmc4(data / "instructmmc4_fid")
-    assert [wish.id for wish in found.wishes] == [
+    assert [generation_prompt.id for generation_prompt in found.generation_prompts] == [
         "0-2",
         "0-4",
         "2-1",
     ] and "1 of 3 documents cannot be used" in found.warnings[0]
-    second = found.wishes[1]
+    second = found.generation_prompts[1]
     assert [(type(part).__name__, part.role) for part in second.prompt.parts] == [
         ("Text", "user"),
         ("Text", "assistant"),
         ("Image", "assistant"),
         ("Text", "assistant"),
     ]
-    assert second.texts == ("It runs.",) and not second.prompt.parts[2].dreamed
+    assert second.texts == ("It runs.",) and not second.prompt.parts[2].targets
     layouts.coco_fid(tmp_path / "coco_fid")
     (tmp_path / "coco_fid" / "val2014" / "COCO_val2014_000000000043.jpg").unlink()
     with pytest.raises(SourceError, match="1 of 2 pictures are missing, the first is COCO_val2014_000000000043.jpg"):
@@ -142,11 +148,11 @@ def test_narratives_and_documents(data, tmp_path):
             creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
 
 
-def test_prompts_lose_what_is_farthest_from_the_picture():
-    wish = Wish("x", Document((Text("wish"), Text("a"), Text("b"), Text("c"))), ("c",), None)
+def test_prompts_lose_what_is_farthest_from_the_image():
+    generation_prompt = GenerationPrompt("x", Document((Text("wish"), Text("a"), Text("b"), Text("c"))), ("c",), None)
 
     def cut(most):
-        return creation.shortened(wish, lambda prompt: len(prompt.parts) <= most)
+        return creation.shortened(generation_prompt, lambda prompt: len(prompt.parts) <= most)
 
     assert [part.text for part in cut(3)[0].prompt.parts] == ["wish", "b", "c"] and cut(3)[1] and not cut(4)[1]
     with pytest.raises(ConfigError, match="x: its prompt is longer than the model's context"):
@@ -157,10 +163,11 @@ def test_prompts_lose_what_is_farthest_from_the_picture():
 # Drawing and ranking
 
 
-def painter(wishes, seeds):
+def painter(generation_prompts, seeds):
     """A picture whose colour says for whom and with which seed it was drawn."""
     return [
-        PIL.Image.new("RGB", (8, 8), (int(wish.id), seed % 256, 7)) for wish, seed in zip(wishes, seeds, strict=True)
+        PIL.Image.new("RGB", (8, 8), (int(generation_prompt.id), seed % 256, 7))
+        for generation_prompt, seed in zip(generation_prompts, seeds, strict=True)
     ]
 
 
@@ -168,27 +175,28 @@ class Judge:
     """Towers that like green, and of one text red."""
 
     def scorer(self):
-        def value(picture, text):
-            return picture.getpixel((0, 0))[1] * (-1 if text == "dark" else 1)
+        def value(image, text):
+            return image.getpixel((0, 0))[1] * (-1 if text == "dark" else 1)
 
-        return lambda pictures, texts: np.array([value(*pair) for pair in zip(pictures, texts, strict=True)])
+        return lambda images, texts: np.array([value(*pair) for pair in zip(images, texts, strict=True)])
 
 
 @pytest.mark.parametrize("all_texts", [False, True])
-def test_every_captions_pictures_are_drawn_ranked_and_saved_under_its_id(tmp_path, all_texts):
-    wishes = [
-        Wish(str(i), Document.of(str(i)), ("dark", "light") if i % 2 else ("light", "dark"), None) for i in range(7)
+def test_every_captions_images_are_drawn_ranked_and_saved_under_its_id(tmp_path, all_texts):
+    generation_prompts = [
+        GenerationPrompt(str(i), Document.of(str(i)), ("dark", "light") if i % 2 else ("light", "dark"), None)
+        for i in range(7)
     ]
-    manner = Manner(8, 42, all_texts)
-    folder = creation_runner.draw(painter, wishes, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
+    manner = GenerationSettings(8, 42, all_texts)
+    folder = creation_runner.draw(painter, generation_prompts, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
     rows = layouts.rows_of(tmp_path / "predictions.jsonl")
-    assert [row["question_id"] for row in rows] == [wish.id for wish in wishes]
-    for wish, row in zip(wishes, rows, strict=True):
-        greens = {seed: creation_runner.seed_of(wish, seed) % 256 for seed in range(42, 50)}
-        best = (min if wish.texts[0] == "dark" and not all_texts else max)(greens, key=greens.get)
-        red, green, _ = PIL.Image.open(folder / f"{wish.id}.png").getpixel((9, 9))
-        assert (red, green, row["seed"]) == (int(wish.id), greens[best], best) and len(row["scores"]) == 8
-        assert PIL.Image.open(folder / f"{wish.id}.png").size == (256, 256)
+    assert [row["question_id"] for row in rows] == [generation_prompt.id for generation_prompt in generation_prompts]
+    for generation_prompt, row in zip(generation_prompts, rows, strict=True):
+        greens = {seed: creation_runner.seed_of(generation_prompt, seed) % 256 for seed in range(42, 50)}
+        best = (min if generation_prompt.texts[0] == "dark" and not all_texts else max)(greens, key=greens.get)
+        red, green, _ = PIL.Image.open(folder / f"{generation_prompt.id}.png").getpixel((9, 9))
+        assert (red, green, row["seed"]) == (int(generation_prompt.id), greens[best], best) and len(row["scores"]) == 8
+        assert PIL.Image.open(folder / f"{generation_prompt.id}.png").size == (256, 256)
 
 
 @pytest.mark.parametrize("name", creation.TASKS)
@@ -233,7 +241,7 @@ def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, d
         run(model, name, data, tmp_path / "whole", whose="other")
 
 
-def test_without_a_text_tower_one_picture_is_drawn_and_that_is_said(model, data, tmp_path):
+def test_without_a_text_tower_one_image_is_drawn_and_that_is_said(model, data, tmp_path):
     alone = dataclasses.replace(model, clip_tokenizer=None)
     result = run(alone, "coco_fid", data, tmp_path, profile="official", count=3)
     assert any("no CLIP text tower is there to rank 2 candidates" in warning for warning in result.score.warnings)
@@ -271,14 +279,14 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     for name in ("text_encoder", "clip_text"):
         clip_vocabulary(tmp_path / "home" / "tokenizer" / name)
     model_folder.write_card(home, model_folder.ModelCard(model.parts.config, "plain"))
-    exporting.export(home, "huggingface", tmp_path / "out")
+    exporter.export(home, "huggingface", tmp_path / "out")
     sd = tmp_path / "out" / "sd"
 
     ours = StableDiffusion.load(str(sd))
     options = Options(sampler="ddim", num_steps=3, guidance_scale=2.5)
     texts, seeds = ["a cat", "the sea", "", "low"], [5, 6, 7, 8]
     made = ours.draw(texts, seeds, options)
-    noise = image.first_noise(pictures.picture_keys(seeds), image.latent_shape(ours.parts.config, options))
+    noise = denoise.first_noise(text_to_image.image_keys(seeds), denoise.latent_shape(ours.parts.config, options))
     schedule = diffusers.DDIMScheduler.from_pretrained(
         sd / "scheduler", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
     )
@@ -310,7 +318,7 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
         and "clip_score" in result.score.metrics
     )
     assert layouts.rows_of(tmp_path / "run" / "coco_fid" / "baseline" / "predictions.jsonl")[0]["scores"]
-    assert "Stable Diffusion, measured" in report.in_words(result)
+    assert "Stable Diffusion, measured" in report.format_summary(result)
     with pytest.raises(ConfigError, match="--baseline: .* needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/"):
         StableDiffusion.load(str(tmp_path / "out" / "clip"))
 
@@ -326,7 +334,7 @@ def model_folder_leaves(model) -> dict[str, np.ndarray]:
 
 
 def mean_colour(opened):
-    return np.stack([np.asarray(picture).mean((0, 1)) for picture in opened])
+    return np.stack([np.asarray(image).mean((0, 1)) for image in opened])
 
 
 def test_features_are_anything_that_makes_an_array(tmp_path, monkeypatch):

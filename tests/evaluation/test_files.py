@@ -8,7 +8,7 @@ from evaluation.test_answers import plain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.answers import read_answers
 from dreamjax.evaluation.files import LONGEST_CELL, lines_of, read_table, write_table
 

@@ -24,7 +24,7 @@ def test_diagonal_gaussians():
     assert frechet.frechet_distance(*turned) == pytest.approx(expected, rel=1e-9)
 
 
-def test_fewer_pictures_than_dimensions():
+def test_fewer_images_than_dimensions():
     """Of n pictures tr (C_a C_b)^(1/2) is the nuclear norm of the n by n products of their centred features, by n -
     1.
     """

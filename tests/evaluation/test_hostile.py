@@ -7,7 +7,7 @@ from evaluation import layouts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import captions, language
 from dreamjax.evaluation.files import write_table
 from dreamjax.evaluation.tasks import TASKS

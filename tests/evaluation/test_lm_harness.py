@@ -10,8 +10,8 @@ import pytest
 from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.schema import ConfigError
 
 pytest.importorskip("lm_eval", reason="needs lm-eval")
 

@@ -3,7 +3,7 @@
 import pytest
 from evaluation.files import write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import mme
 
 YES_OR_NO = "Please answer yes or no."
@@ -25,7 +25,7 @@ def data(tmp_path):
     folder.mkdir(parents=True)
     for category, rows in GT.items():
         (folder / f"{category}.txt").write_text(
-            "".join(f"{picture}\t{question} {YES_OR_NO}\t{answer}\n" for picture, question, answer in rows)
+            "".join(f"{image}\t{question} {YES_OR_NO}\t{answer}\n" for image, question, answer in rows)
         )
     return folder.parent
 
@@ -35,11 +35,11 @@ def llava(texts, folder=""):
     rows = [(category, *row) for category, rows in GT.items() for row in rows]
     return [
         {
-            "question_id": f"{category}/{folder}{picture}",
+            "question_id": f"{category}/{folder}{image}",
             "prompt": f"{question}\nAnswer the question using a single word or phrase.",
             "text": text,
         }
-        for (category, picture, question, _), text in zip(rows, texts, strict=True)
+        for (category, image, question, _), text in zip(rows, texts, strict=True)
     ]
 
 
@@ -89,7 +89,7 @@ def test_scores_by_hand(data, tmp_path):
     assert backwards.metrics == found.metrics  # pairs are of pictures, not of lines
 
 
-def test_missing_answers_are_wrong_and_pictures_stay(data, tmp_path):
+def test_missing_answers_are_wrong_and_images_stay(data, tmp_path):
     rows = llava(["Yes", "No", "Yes", "No", "Yes", "No", "Yes", "No"])[:-1]
     found = mme.score(write_lines(tmp_path / "a.jsonl", rows), data)
     assert found.metrics["cognition"] == 50.0 and found.counts["missing"] == 1
@@ -102,8 +102,8 @@ def test_the_benchmarks_own_folders(data, tmp_path):
     for category, rows in GT.items():
         folder = release / category / ("questions_answers_YN" if category == "existence" else "")
         folder.mkdir(parents=True)
-        for picture, question, answer in rows:
-            with (folder / f"{mme.stem(picture)}.txt").open("a") as file:
+        for image, question, answer in rows:
+            with (folder / f"{mme.stem(image)}.txt").open("a") as file:
                 file.write(f"{question} {YES_OR_NO}\t{answer}\n")
     (release / "existence" / "images").mkdir()
     results = tmp_path / "results"
@@ -134,7 +134,7 @@ def test_wrong_data(data, tmp_path):
         mme.score(predictions, tmp_path / "nowhere")
 
 
-def test_a_picture_asked_the_same_twice(data, tmp_path):
+def test_an_image_asked_the_same_twice(data, tmp_path):
     """Both rows count, in turn; a third is one too many."""
     twice = "x.png\tIs it code? Please answer yes or no.\tYes\nx.png\tIs it code? Please answer yes or no.\tNo\n"
     (data / "gt" / "code_reasoning.txt").write_text(twice)

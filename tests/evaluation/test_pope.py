@@ -5,7 +5,7 @@ import json
 import pytest
 from evaluation.files import real_data, write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import pope
 
 
@@ -186,7 +186,7 @@ def test_constant_answers_on_both_revisions(tmp_path, revision, random_no):
         assert found.warnings == ()
 
 
-def test_label_files_of_other_pictures_beside(data, tmp_path):
+def test_label_files_of_other_images_beside(data, tmp_path):
     predictions = write_lines(tmp_path / "a.jsonl", [row("random", i, "Yes", category="random") for i in range(1, 5)])
     labels(data, "random").rename(data / "gqa_pope_random.json")
     labels(data, "random")

@@ -68,7 +68,7 @@ def share_of_ten(prediction: str, answers: list[str]) -> float:
     return [0, 0.3, 0.6, 0.9][same] if same < 4 else 1.0
 
 
-def test_textvqa_of_5000_rows_on_3166_pictures(score, tmp_path):
+def test_textvqa_of_5000_rows_on_3166_images(score, tmp_path):
     data = real_data("vqa")
     questions = json.loads((data / "textvqa_val_questions.json").read_text())["questions"]
     answers = {
@@ -207,20 +207,20 @@ def test_mme(score, tmp_path, suffix):
     draw, rows, expected = random.Random(7), [], {"perception": 0.0, "cognition": 0.0}
     (tmp_path / "gt").mkdir()
     for part, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        for category, pictures in categories.items():
+        for category, images in categories.items():
             lines, single, both = [], 0, 0
-            for number in range(pictures):
-                picture, hits = f"{category[:2]}_{number:04d}.{draw.choice(['jpg', 'png'])}", 0
+            for number in range(images):
+                image, hits = f"{category[:2]}_{number:04d}.{draw.choice(['jpg', 'png'])}", 0
                 asked = [
                     f"Is it {number}?",
                     draw.choice([f"Is it {number}? Sure?", f"Is  it not {number}?", f'Is "{number}" it?']),
                 ]
                 for question, answer in zip(asked, draw.sample(["Yes", "No"], 2), strict=True):
                     between = draw.choice([" ", "  "])  # the benchmark has both
-                    lines.append(f"{picture}\t{question}{between}Please answer yes or no.\t{answer}\n")
+                    lines.append(f"{image}\t{question}{between}Please answer yes or no.\t{answer}\n")
                     text, said = draw.choice(ANSWERS)
                     hits += said == answer.lower()
-                    name = picture if category in COGNITION else f"images/{picture}"
+                    name = image if category in COGNITION else f"images/{image}"
                     rows.append(
                         {
                             "question_id": f"{category}/{name}",
@@ -230,7 +230,7 @@ def test_mme(score, tmp_path, suffix):
                     )
                 single, both = single + hits, both + (hits == 2)
             (tmp_path / "gt" / f"{category}.txt").write_text("".join(lines))
-            expected[category] = 100 * single / (2 * pictures) + 100 * both / pictures
+            expected[category] = 100 * single / (2 * images) + 100 * both / images
             expected[part] += expected[category]
     assert len(rows) == 2374
     predictions = write_lines(tmp_path / "llava-v1.5-13b.jsonl", llava(rows))

@@ -10,15 +10,15 @@ import types
 import PIL.Image
 import pytest
 
-from dreamjax import atomic, evaluate
-from dreamjax.data.sources import SourceError
+from dreamjax import evaluate
 from dreamjax.document import Document, Text
+from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import kept, language_runner, report, runner, study
 from dreamjax.evaluation.answers import Exported, Score
 from dreamjax.evaluation.files import write_table
 from dreamjax.evaluation.language import Ranking
 from dreamjax.evaluation.report import Result, Shown
-from dreamjax.schema import ConfigError
+from dreamjax.filesystem import atomic
 
 
 class Killed(BaseException):
@@ -67,7 +67,7 @@ def ranked(out, monkeypatch):
             {"accuracy": 100.0 * sum(chosen[one.id] == str(one.right) for one in RANKINGS) / 5}, {"questions": 5}
         )
         result = Result("ranked", score, {}, {}, [], export=lambda: exported(out / "a.xlsx", chosen))
-        return result, report.in_words(result), {}
+        return result, report.format_summary(result), {}
 
     def exported(path, chosen):
         return Exported(path, write_table(path, ["index", "prediction"], sorted(chosen.items())))
@@ -116,7 +116,7 @@ def test_results_are_there_whatever_the_page_and_the_table_come_to(tmp_path, mon
     def broken():
         return 1 / 0
 
-    words = report.in_words(Result("odd", score, {}, {}))
+    words = report.format_summary(Result("odd", score, {}, {}))
 
     def task(export):
         return lambda model, out: (Result("odd", score, {}, {}, shown, export=export), words, {"x": [float("nan")]})
@@ -187,7 +187,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_pictures_of_rows_lie_in_their_folder(tmp_path, name):
+def test_images_of_rows_lie_in_their_folder(tmp_path, name):
     """A file of predictions that somebody else wrote: nothing outside its folder is read, and no request goes out."""
     out = tmp_path / "out"
     out.mkdir()

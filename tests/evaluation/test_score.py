@@ -13,7 +13,7 @@ from evaluation import layouts
 from evaluation.files import write_json, write_lines
 
 from dreamjax import evaluate
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import captions
 from dreamjax.evaluation.tasks import TASKS
 
@@ -134,14 +134,14 @@ def test_no_task_takes_a_malformed_file(tmp_path, monkeypatch, name):
             assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_distance_of_two_folders_of_pictures(score, tmp_path, monkeypatch):
-    def mean_colour(pictures):
-        return np.stack([np.asarray(picture).mean((0, 1)) for picture in pictures])
+def test_the_distance_of_two_folders_of_images(score, tmp_path, monkeypatch):
+    def mean_colour(images):
+        return np.stack([np.asarray(image).mean((0, 1)) for image in images])
 
     monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(colours=mean_colour))
     for folder, shade in (("a", 0), ("b", 7)):
         for i in range(6):
-            layouts.plain_picture(tmp_path / folder / f"{i}.png", (10 * i + shade, 5, 9))
+            layouts.plain_image(tmp_path / folder / f"{i}.png", (10 * i + shade, 5, 9))
     arguments = ("--task=fid", f"--predictions={tmp_path / 'a'}", f"--data={tmp_path / 'b'}")
     status, out, err = score(*arguments, "--features=mine:colours")
     metrics = json.loads(out.splitlines()[-1])["metrics"]

@@ -26,15 +26,15 @@ class NoBar:
         pass
 
 
-def picture(colour, shape):
+def make_image(colour, shape):
     return Image(data.render(colour, shape, "middle"))
 
 
 def test_a_perfect_storyteller_scores_all():
     def write(prompt):
-        first = picture(*data.named(prompt.text))
+        first = make_image(*data.named(prompt.text))
         return Document(
-            (first, Text("Then a blue square rests in the middle."), picture("blue", "square"), Text(data.ENDING))
+            (first, Text("Then a blue square rests in the middle."), make_image("blue", "square"), Text(data.ENDING))
         )
 
     results = shapes.figures_of_stories(shapes.stories(Author(write), 40, NoBar(), {}))
@@ -42,24 +42,26 @@ def test_a_perfect_storyteller_scores_all():
     assert results["pictures"] == 80 and results["unseen_pictures"] == 4
 
 
-def test_missing_wrong_and_misplaced_pictures_count_against_the_story():
-    silent = shapes.figures_of_stories(
+def test_missing_wrong_and_misplaced_images_count_against_the_story():
+    no_loss = shapes.figures_of_stories(
         shapes.stories(Author(lambda prompt: Document((Text(data.ENDING),))), 40, NoBar(), {})
     )
-    assert silent["picture_agreement"] == silent["placement"] == 0
+    assert no_loss["picture_agreement"] == no_loss["placement"] == 0
     wrong = shapes.figures_of_stories(
-        shapes.stories(Author(lambda prompt: Document((picture("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {})
+        shapes.stories(
+            Author(lambda prompt: Document((make_image("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {}
+        )
     )
     assert (
         wrong["picture_agreement"] == 2 / 36 and wrong["placement"] == 1
     )  # 2 of 36 prompts ask for it; the 4 others are unseen
     late = shapes.stories(
-        Author(lambda prompt: Document((Text(data.ENDING), picture(*data.named(prompt.text))))), 40, NoBar(), {}
+        Author(lambda prompt: Document((Text(data.ENDING), make_image(*data.named(prompt.text))))), 40, NoBar(), {}
     )
     assert shapes.figures_of_stories(late)["placement"] == 0
 
 
-def test_answers_that_ignore_the_picture_fall_to_chance():
+def test_answers_that_ignore_the_image_fall_to_chance():
     def blind(prompt):
         return Document(
             (
@@ -76,27 +78,27 @@ def test_answers_that_ignore_the_picture_fall_to_chance():
     assert abs(share - np.mean([1 / 5, 1 / 4, 1 / 5])) < 0.06
 
 
-def test_swapped_pictures_are_another_documents():
+def test_swapped_images_are_another_documents():
     own = [prompt.parts[0].source for prompt, *_ in data.questions(60)]
-    seen = []
+    inputs = []
     shapes.questions(
-        Author(lambda prompt: seen.append(prompt.parts[0].source) or Document((Text("red."),))), 60, NoBar(), {}
+        Author(lambda prompt: inputs.append(prompt.parts[0].source) or Document((Text("red."),))), 60, NoBar(), {}
     )
-    assert all(a is b for a, b in zip(seen[:60], own, strict=True)) or all(
-        np.array_equal(a, b) for a, b in zip(seen[:60], own, strict=True)
+    assert all(a is b for a, b in zip(inputs[:60], own, strict=True)) or all(
+        np.array_equal(a, b) for a, b in zip(inputs[:60], own, strict=True)
     )
     assert (
-        sum(np.array_equal(a, b) for a, b in zip(seen[60:], own, strict=True)) < 6
+        sum(np.array_equal(a, b) for a, b in zip(inputs[60:], own, strict=True)) < 6
     )  # a few other documents show the same
 
 
-def test_the_judge_knows_true_pictures():
+def test_the_judge_knows_true_images():
     assert shapes.judge_accuracy(200) >= 0.98
 
 
-def test_items_name_their_pictures(tmp_path):
+def test_items_name_their_images(tmp_path):
     items = shapes.recalls(
-        Author(lambda prompt: Document((picture("red", "circle"), Text(data.ENDING)))), 20, NoBar(), {}
+        Author(lambda prompt: Document((make_image("red", "circle"), Text(data.ENDING)))), 20, NoBar(), {}
     )
     shapes.write_items(items, epath.Path(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
@@ -112,7 +114,7 @@ class Draughtsman(Author):
     def __init__(self, dies_at=None):
         super().__init__(
             lambda prompt: Document(
-                (picture(*(data.named(prompt.text) or ("red", "circle"))), Text(data.ENDING)), notes=("stopped",)
+                (make_image(*(data.named(prompt.text) or ("red", "circle"))), Text(data.ENDING)), notes=("stopped",)
             )
         )
         self.asked, self.dies_at = 0, dies_at

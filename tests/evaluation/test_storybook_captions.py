@@ -19,7 +19,7 @@ def folder(tmp_path):
     root = tmp_path / "stories"
     for i in range(20):
         for k in range(6):
-            layouts.plain_picture(root / "images" / f"{i}-{k}.png", (i, k, 0))
+            layouts.plain_image(root / "images" / f"{i}-{k}.png", (i, k, 0))
 
     def pages(i):
         return [{"text": f"Page {k} of {i}.", "image": f"images/{i}-{k}.png"} for k in range(6)]
@@ -73,7 +73,7 @@ def test_what_stands_before_a_page(folder):
         return "".join("T" if isinstance(part, Text) else "I" for part in document.parts)
 
     assert (kinds(none.before), kinds(two.before), kinds(four.before)) == ("", "TITI", "TITITITI")
-    assert (kinds(none.examples), kinds(two.examples)) == ("I", "ITITI") and not two.examples.parts[0].dreamed
+    assert (kinds(none.examples), kinds(two.examples)) == ("I", "ITITI") and not two.examples.parts[0].targets
     assert two.before.text == f"Page 2 of {number}. Page 3 of {number}." and str(
         two.examples.parts[-1].source
     ).endswith(f"{number}-4.png")
@@ -87,7 +87,7 @@ def test_perplexity_and_cider_and_a_run_goes_on(folder, tmp_path):
     found = storybook_captions.evaluate(model, epath.Path(folder), out, {"model": "m"})
     assert [found[f"perplexity_k{k}"] for k in (0, 2, 4)] == pytest.approx([np.e, np.e**3, np.e**5])
     assert found["cider_k0"] == found["cider_k4"] == 0.0 and found["caption_pages_left_out"] == 0
-    assert "k = 2: perplexity" in storybook_captions.in_words(found)
+    assert "k = 2: perplexity" in storybook_captions.format_summary(found)
     path, asked = tmp_path / "captions" / "predictions.jsonl", model.asked
     assert asked == 3 * found["caption_pages"] == len(layouts.rows_of(path))
     whole = path.read_bytes()

@@ -18,8 +18,8 @@ from evaluation.files import write_json
 from small_model import PIXEL, boosted, parameters
 
 from dreamjax.api import DreamLLM
-from dreamjax.data.sources import SourceError
 from dreamjax.document import Document, Image, Text
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import benchmarks, features, study
 from dreamjax.evaluation.benchmarks import How
 from dreamjax.evaluation.creation_runner import Measures
@@ -162,22 +162,20 @@ def test_wrong_judgements(kit, content, named):
         study.tally(kit / "said", kit / "kit")
 
 
-def test_where_pictures_stand():
-    picture, text = Image(PIL.Image.new("RGB", (4, 4))), Text("a cat")
+def test_where_images_stand():
+    image, text = Image(PIL.Image.new("RGB", (4, 4))), Text("a cat")
     for parts, placed in (
-        ((text, picture, text, picture), True),
-        ((picture, text), False),
-        ((text, picture, picture), False),
-        ((text, Text(" "), picture), True),
+        ((text, image, text, image), True),
+        ((image, text), False),
+        ((text, image, image), False),
+        ((text, Text(" "), image), True),
     ):
         assert study.is_placed(Document(parts)) == placed
     assert [
         words
-        for _, words in study.illustrated(
-            Document((text, Text(" sits. "), picture, picture, Text("It runs."), picture))
-        )
+        for _, words in study.illustrated(Document((text, Text(" sits. "), image, image, Text("It runs."), image)))
     ] == ["a cat sits.", "It runs."]
-    few, warnings = study.measure([Document((text,))], [Document((text, picture))], features.Extractor("x", None), None)
+    few, warnings = study.measure([Document((text,))], [Document((text, image))], features.Extractor("x", None), None)
     assert (
         few["with_pictures"] == 0
         and np.isnan(few["placed"])
@@ -246,14 +244,14 @@ class Balanced(html.parser.HTMLParser):
 
 @pytest.fixture()
 def page(tmp_path):
-    picture = Image(PIL.Image.new("RGB", (8, 8), "red"))
+    image = Image(PIL.Image.new("RGB", (8, 8), "red"))
     asked = [
         study.Asked(
-            str(i), "cats", Document((Text(f'Tell <b>of</b> "{i}" & a cat'),)), Document((Text("It sat."), picture))
+            str(i), "cats", Document((Text(f'Tell <b>of</b> "{i}" & a cat'),)), Document((Text("It sat."), image))
         )
         for i in range(2)
     ]
-    study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), picture))] * 2, tmp_path, 0, 8)
+    study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), image))] * 2, tmp_path, 0, 8)
     return tmp_path / "judge.html"
 
 
@@ -284,16 +282,16 @@ def test_the_page_judges_keeps_and_saves(page, tmp_path):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    seen = browser("001=yes", "002=no", "002=yes", "save")
+    inputs = browser("001=yes", "002=no", "002=yes", "save")
     assert (
-        seen["chosen"] == ["yes", "yes", "", ""]
-        and seen["count"] == "2 of 4 judged"
-        and seen["files"] == []
-        and "your name" in seen["told"][0]
+        inputs["chosen"] == ["yes", "yes", "", ""]
+        and inputs["count"] == "2 of 4 judged"
+        and inputs["files"] == []
+        and "your name" in inputs["told"][0]
     )
-    seen = browser("003=no", "004=yes", "name= Ann ", "save")  # opened again
-    ((name, content),) = seen["files"]
-    assert seen["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and seen["told"] == []
+    inputs = browser("003=no", "004=yes", "name= Ann ", "save")  # opened again
+    ((name, content),) = inputs["files"]
+    assert inputs["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and inputs["told"] == []
     write_json(tmp_path / "said" / name, content)
     found = study.tally(tmp_path / "said", tmp_path)
     key = json.loads((tmp_path / "key.json").read_text())

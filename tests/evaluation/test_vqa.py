@@ -6,7 +6,7 @@ import random
 import pytest
 from evaluation.files import real_data, write_json, write_lines
 
-from dreamjax.data.sources import SourceError
+from dreamjax.errors import SourceError
 from dreamjax.evaluation import vqa
 from dreamjax.evaluation.answers import Answer
 
@@ -81,15 +81,15 @@ def made_data(folder, name="textvqa_val"):
     return folder
 
 
-def llava(picture, question, text):
+def llava(image, question, text):
     return {
-        "question_id": picture,
+        "question_id": image,
         "prompt": f"{question}\nReference OCR token: WHAT, IS\nAnswer the question using a single word or phrase.",
         "text": text,
     }
 
 
-def test_rows_are_told_apart_by_picture_and_question(tmp_path):
+def test_rows_are_told_apart_by_image_and_question(tmp_path):
     data = made_data(tmp_path)
     rows = [
         llava("p1", "What is it called?", "Tommy"),
@@ -185,7 +185,7 @@ def test_the_constant_answer_on_vizwiz(tmp_path):
     assert f"{found.metrics['accuracy']:.4f}" == "52.1232" and found.warnings == ()
 
 
-def test_the_same_asked_twice_of_a_picture(tmp_path):
+def test_the_same_asked_twice_of_an_image(tmp_path):
     """Rows that cannot be told apart answer such questions in turn; a third one has no question."""
     rows = [(1, "p", "What is it?"), (2, "p", "what  is it?"), (3, "p", "What is it called?"), (4, "q", "Why?")]
     write_json(

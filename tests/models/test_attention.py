@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dreamjax.config import LlamaConfig, MeshConfig, UNetConfig
+from dreamjax.errors import ConfigError
 from dreamjax.models.attention import causal_attention, full_attention, implementation
-from dreamjax.schema import ConfigError
-from dreamjax.sharding import make_mesh
+from dreamjax.parallel.mesh import make_mesh
 
 LENGTH = 384  # three blocks, so that some lie wholly behind the diagonal
 

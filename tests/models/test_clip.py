@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from dreamjax.config import ClipConfig, MeshConfig
 from dreamjax.models.clip import ClipVision, normalise
-from dreamjax.sharding import make_mesh
+from dreamjax.parallel.mesh import make_mesh
 
 CONFIG = ClipConfig(
     image_size=12, patch_size=4, width=32, layers=3, heads=4, ffn_width=48, layer_norm_eps=1e-3, select_layer=-2
@@ -86,7 +86,7 @@ def test_normalise_maps_the_mean_to_0_and_one_deviation_to_1():
     assert normalise(np.zeros((1, 2, 2, 3), np.uint8), CONFIG, jnp.bfloat16).dtype == jnp.bfloat16
 
 
-def test_pictures_do_not_see_each_other():
+def test_images_do_not_see_each_other():
     module, params = initial()
     pixels = random_pixels()
     assert relative_error(module.apply(params, pixels)[:1], module.apply(params, pixels[:1])) < 5e-6
@@ -116,7 +116,7 @@ def test_a_state_that_does_not_exist_is_an_error(index):
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 3), (1, 3, 12, 12), (1, 13, 13, 3)])
-def test_a_wrong_picture_size_is_an_error(shape):
+def test_a_wrong_image_size_is_an_error(shape):
     module, params = initial()
     with pytest.raises(ValueError, match=r"must be \[B, 12, 12, 3\]"):
         module.apply(params, jnp.zeros(shape))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from small_model import relative_error
 
-from dreamjax import clip_tokenizer
 from dreamjax.config import ClipTextConfig
-from dreamjax.convert import clip_text
 from dreamjax.convert.assemble import materialise
-from dreamjax.convert.names import match
+from dreamjax.convert.formats import clip_text
+from dreamjax.convert.mapping import match
 from dreamjax.convert.tensors import from_array
+from dreamjax.document import clip_tokenizer
 from dreamjax.models.clip_text import ClipText
-from dreamjax.sharding import path_of
+from dreamjax.parallel.param_sharding import path_of
 
 SMALL = ClipTextConfig(vocab_size=40, positions=12, width=16, layers=3, heads=2, ffn_width=24, end_token=5)
 

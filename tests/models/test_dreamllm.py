@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from small_model import IDS, LATENT, PIXEL, parameters, relative_error
 
-from dreamjax.batch import Batch, Shape, empty_batch, place
+from dreamjax.compile_tpu import hlo
 from dreamjax.config import MeshConfig, dreamllm_7b
+from dreamjax.document.batch import Batch, Shape, empty_batch, place
+from dreamjax.document.tokenize import Row
 from dreamjax.models import dreamllm
 from dreamjax.models.clip import normalise
-from dreamjax.pod import hlo
-from dreamjax.rows import Row
-from dreamjax.sharding import ROWS, constrain_rows, make_mesh
+from dreamjax.parallel.mesh import ROWS, constrain_rows, make_mesh
 
 PARTS = dreamllm.build(LATENT)
 PARAMS = parameters(LATENT)
@@ -26,23 +26,23 @@ hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(PARTS, PARAMS, batc
 see = jax.jit(lambda images: dreamllm.see(PARTS, PARAMS, images))
 
 
-def document(length: int, seen: tuple[int, ...], dreamed: tuple[int, ...], seed: int) -> tuple[Row, list, list]:
+def document(length: int, inputs: tuple[int, ...], targets: tuple[int, ...], seed: int) -> tuple[Row, list, list]:
     """A row of random tokens with pictures at the given positions, and the pictures."""
     rng = np.random.default_rng(seed)
-    pictures = [list(rng.integers(256, size=(len(slots), 8, 8, 3), dtype=np.uint8)) for slots in (seen, dreamed)]
+    images = [list(rng.integers(256, size=(len(slots), 8, 8, 3), dtype=np.uint8)) for slots in (inputs, targets)]
 
     def parts(slots):
         return tuple((at, part) for part, at in enumerate(slots))
 
     return Row(
-        rng.integers(3, 60, length).astype(np.int32), np.ones(length, bool), parts(seen), parts(dreamed), False
-    ), *pictures
+        rng.integers(3, 60, length).astype(np.int32), np.ones(length, bool), parts(inputs), parts(targets), False
+    ), *images
 
 
 DOCUMENTS = (
-    document(16, seen=(6, 11), dreamed=(2,), seed=1),
-    document(9, seen=(), dreamed=(3,), seed=2),
-    document(14, seen=(8,), dreamed=(4,), seed=3),
+    document(16, is_input=(6, 11), is_target=(2,), seed=1),
+    document(9, is_input=(), is_target=(3,), seed=2),
+    document(14, is_input=(8,), is_target=(4,), seed=3),
 )
 
 
@@ -53,8 +53,8 @@ def batch_of(documents, rows: int = 1, length: int = 25, where: tuple[tuple[int,
             max(2, len(documents)) if where is None else 2,
             rows,
             length,
-            seen=3,
-            dreamed=3,
+            inputs=3,
+            targets=3,
             encoder_size=8,
             decoder_size=8,
         )
@@ -115,10 +115,10 @@ def test_read_out_takes_the_positions_of_the_queries():
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(4, 10, WIDTH)).astype(np.float32)  # two groups of two rows
     batch = empty_batch(Shape(2, 2, 10, 0, 3, 1, 1))._replace(
-        dreamed_start=np.array([[0, 17, 5], [7, 12, 10]], np.int32)
+        target_start=np.array([[0, 17, 5], [7, 12, 10]], np.int32)
     )
     flat = hidden.reshape(2, 20, WIDTH)
-    expected = [flat[g, at : at + QUERIES] for g in range(2) for at in batch.dreamed_start[g]]
+    expected = [flat[g, at : at + QUERIES] for g in range(2) for at in batch.target_start[g]]
     np.testing.assert_array_equal(dreamllm.read_out(PARTS, hidden, batch), np.stack(expected))
 
 
@@ -129,17 +129,17 @@ def test_the_llm_reads_tokens_patches_and_queries():
     for g in range(2):
         flat = expected[g].reshape(-1, WIDTH)
         for at, image in zip(
-            batch.seen_start[g][batch.seen_valid[g]], batch.seen_images[g][batch.seen_valid[g]], strict=True
+            batch.input_start[g][batch.input_valid[g]], batch.input_images[g][batch.input_valid[g]], strict=True
         ):
             flat[at : at + PATCHES] = see(image[None])[0]
-        for at in batch.dreamed_start[g][batch.dreamed_valid[g]]:
+        for at in batch.target_start[g][batch.target_valid[g]]:
             flat[at : at + QUERIES] = PARAMS["dream_queries"]
     read = jax.jit(lambda batch: dreamllm.embed_batch(PARTS, PARAMS, batch))(batch)
     assert relative_error(read, expected.reshape(4, 25, WIDTH)) < 1e-6
-    assert batch.seen_valid.sum() == batch.dreamed_valid.sum() == 3
+    assert batch.input_valid.sum() == batch.target_valid.sum() == 3
 
 
-def test_a_picture_becomes_its_patches_projected():
+def test_an_image_becomes_its_patches_projected():
     images = np.stack([DOCUMENTS[0][1][0], DOCUMENTS[2][1][0]])
     states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images, LATENT.clip))  # the selected state
     projector = PARAMS["visual_projector"]["linear"]
@@ -155,12 +155,12 @@ def test_documents_in_one_row_equal_the_documents_alone():
         assert relative_error(packed[start : start + length], alone[number, :length]) < 5e-6, number
 
 
-def test_a_picture_changes_what_follows_it_in_its_document_alone():
+def test_an_image_changes_what_follows_it_in_its_document_alone():
     first, *rest = DOCUMENTS
-    row, (one, two), dreamed = first
+    row, (one, two), targets = first
     before, after = (
         hidden_states(batch_of((changed, *rest), rows=2, where=((0, 0), (0, 0), (0, 1))))
-        for changed in (first, (row, [one, 255 - two], dreamed))
+        for changed in (first, (row, [one, 255 - two], targets))
     )
     np.testing.assert_array_equal(before[0, :11], after[0, :11])
     assert np.all(np.linalg.norm(before[0, 11:16] - after[0, 11:16], axis=-1) > 1e-3)
@@ -188,7 +188,7 @@ def test_the_official_unconditional_condition_is_a_row_without_queries():
     assert relative_error(dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start), expected) > 1e-2
 
 
-def test_pictures_to_latents_and_back():
+def test_images_to_latents_and_back():
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
     pixel = dreamllm.build(PIXEL)
     units = dreamllm.encode_latents(pixel, {}, images, None)

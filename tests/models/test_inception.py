@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from small_model import relative_error
 
-from dreamjax.convert import inception as reading
+from dreamjax.convert.formats import inception as reading
+from dreamjax.errors import ConfigError
 from dreamjax.models import inception
-from dreamjax.schema import ConfigError
 
 
 class Theirs:
@@ -155,11 +155,11 @@ def test_equals_torch_under_pytorch_fids_names(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(256, 256), (500, 333), (40, 299)])
-def test_pictures_are_resized_as_torch_does(size):
-    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
-    as_torch = torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32) / 255)[None]
+def test_images_are_resized_as_torch_does(size):
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    as_torch = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None]
     expected = (
         2 * F.interpolate(as_torch, size=(299, 299), mode="bilinear", align_corners=False)[0].numpy().transpose(1, 2, 0)
         - 1
     )
-    np.testing.assert_allclose(inception.prepare(picture), expected, atol=2e-5)
+    np.testing.assert_allclose(inception.prepare(image), expected, atol=2e-5)

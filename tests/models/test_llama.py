@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from dreamjax.config import LlamaConfig, MeshConfig
 from dreamjax.models.llama import Llama, init_cache
-from dreamjax.sharding import make_mesh
+from dreamjax.parallel.mesh import make_mesh
 
 # rope_theta and rms_norm_eps differ from the defaults so that a constant in their place would show.
 CONFIG = LlamaConfig(

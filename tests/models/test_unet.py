@@ -11,7 +11,8 @@ import pytest
 
 from dreamjax.config import MeshConfig, UNetConfig
 from dreamjax.models.unet import UNet, timestep_embedding
-from dreamjax.sharding import make_mesh, parameter_shardings
+from dreamjax.parallel.mesh import make_mesh
+from dreamjax.parallel.param_sharding import parameter_shardings
 
 SMALL = UNetConfig(
     sample_size=8, in_channels=3, out_channels=3, block_channels=(32, 64), layers_per_block=1,

@@ -53,7 +53,7 @@ def torch_vae(config: VaeConfig):
     )
 
 
-def pictures(config: VaeConfig, batch: int = 2):
+def make_images(config: VaeConfig, batch: int = 2):
     """Pictures in [-1, 1], wider than high so that swapped sides show."""
     return np.random.default_rng(0).uniform(-1, 1, (batch, 16, 24, config.image_channels)).astype(np.float32)
 
@@ -80,7 +80,7 @@ def test_encode_and_decode_match_diffusers(config, scale):
     torch.set_num_threads(1)
     theirs = randomize(torch_vae(config), scale=scale)
     variables = {"params": to_params(theirs.state_dict(), shapes_of(config))}
-    images = pictures(config)
+    images = make_images(config)
     mean, logvar = encode(config, variables, images)
     latents = np.random.default_rng(1).standard_normal(mean.shape, np.float32)
     decoded = decode(config, variables, latents)
@@ -96,14 +96,14 @@ def test_encode_and_decode_match_diffusers(config, scale):
 def test_log_variance_is_clipped_and_the_mean_is_not():
     bias = jnp.array([100.0, -100, 0, 0, 100, -100, 0, 0])
     params = random_params(SMALL) | {"quant_conv": {"kernel": jnp.zeros((1, 1, 8, 8)), "bias": bias}}
-    mean, logvar = encode(SMALL, {"params": params}, pictures(SMALL))
+    mean, logvar = encode(SMALL, {"params": params}, make_images(SMALL))
     np.testing.assert_array_equal(mean[0, 0, 0], [100, -100, 0, 0])
     np.testing.assert_array_equal(logvar[0, 0, 0], [20, -30, 0, 0])
 
 
 def test_call_encodes_and_decodes_the_mean():
     variables = {"params": random_params(SMALL)}
-    mean, logvar, decoded = jax.jit(AutoencoderKL(SMALL).apply)(variables, pictures(SMALL))
+    mean, logvar, decoded = jax.jit(AutoencoderKL(SMALL).apply)(variables, make_images(SMALL))
     assert mean.shape == logvar.shape == (2, 8, 12, 4)
     again = decode(SMALL, variables, mean)
     np.testing.assert_allclose(decoded, again, atol=1e-5 * float(jnp.abs(again).max()))
@@ -114,7 +114,7 @@ def test_size_of_sd_2_1_base():
 
 
 def test_bfloat16_results_and_parameters_are_float32():
-    model, images = AutoencoderKL(SMALL, dtype=jnp.bfloat16), pictures(SMALL)
+    model, images = AutoencoderKL(SMALL, dtype=jnp.bfloat16), make_images(SMALL)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = {"params": random_params(SMALL)}
     results = jax.jit(model.apply)(variables, images)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 from goldens import name_of, recorded_file
 
-from dreamjax.batch import Batch, Shape, empty_batch
-from dreamjax.convert import official
+from dreamjax.convert.formats import official
 from dreamjax.convert.settings import Settings
+from dreamjax.document.batch import Batch, Shape, empty_batch
+from dreamjax.document.tokenize import Slots
+from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Parts
-from dreamjax.rows import Slots
-from dreamjax.tokenizer import Tokenizer
 from dreamjax.training.losses import SpecialIds
 
 # Largest relative error: norm of the difference over norm of what was recorded.
@@ -191,13 +191,13 @@ def channels_first(array) -> np.ndarray:
     return np.moveaxis(np.asarray(array), -1, -3)
 
 
-def encoder_pictures(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+def encoder_images(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
     """The uint8 pictures [n, h, w, 3] that recorded CLIP pixels [n, 3, h, w] were made of."""
     clip = bundle.parts.config.clip
     return _whole((channels_last(pixels) * np.array(clip.image_std) + np.array(clip.image_mean)) * 255)
 
 
-def decoder_pictures(pixels: np.ndarray) -> np.ndarray:
+def decoder_images(pixels: np.ndarray) -> np.ndarray:
     """The uint8 pictures [n, H, W, 3] that recorded pixels in [-1, 1] [n, 3, H, W] were made of."""
     return _whole((channels_last(pixels) + 1) * 127.5)
 
@@ -250,36 +250,36 @@ def to_batch(bundle: Bundle, shape: Shape, ids: np.ndarray, mask: np.ndarray, **
     batch.segments[:count, 0, :length] = mask
     batch.positions[:] = np.arange(shape.length)
     if (labels := recorded.get("labels")) is not None:
-        learned = (labels != -100) & (np.asarray(mask) == 1)
-        np.testing.assert_array_equal(labels[learned], ids[learned])
-        batch.learned[:count, 0, :length] = learned
+        supervised = (labels != -100) & (np.asarray(mask) == 1)
+        np.testing.assert_array_equal(labels[supervised], ids[supervised])
+        batch.loss_mask[:count, 0, :length] = supervised
     if (pixels := recorded.get("images")) is not None:
         _deal(
-            batch.seen_images,
-            batch.seen_start,
-            batch.seen_valid,
+            batch.input_images,
+            batch.input_start,
+            batch.input_valid,
             ids == bundle.tokenizer.im_start,
-            encoder_pictures(bundle, pixels),
+            encoder_images(bundle, pixels),
         )
     if (pixels := recorded.get("images_dm")) is not None:
-        pictures = decoder_pictures(pixels)
-        assert (ids == bundle.tokenizer.dream_start).sum() == len(pictures), (
+        images = decoder_images(pixels)
+        assert (ids == bundle.tokenizer.dream_start).sum() == len(images), (
             "a recorded <dream_start> without its picture"
         )
         _deal(
-            batch.dreamed_images,
-            batch.dreamed_start,
-            batch.dreamed_valid,
+            batch.target_images,
+            batch.target_start,
+            batch.target_valid,
             ids == bundle.tokenizer.dream_start,
-            pictures,
+            images,
         )
     return batch
 
 
-def _deal(images: np.ndarray, start: np.ndarray, valid: np.ndarray, opens: np.ndarray, pictures: np.ndarray):
+def _deal(images: np.ndarray, start: np.ndarray, valid: np.ndarray, opens: np.ndarray, values: np.ndarray):
     slots = np.zeros(len(start), int)
-    for (row, position), picture in zip(np.argwhere(opens), pictures, strict=True):
-        images[row, slots[row]], start[row, slots[row]], valid[row, slots[row]] = picture, position + 1, True
+    for (row, position), value in zip(np.argwhere(opens), values, strict=True):
+        images[row, slots[row]], start[row, slots[row]], valid[row, slots[row]] = value, position + 1, True
         slots[row] += 1
 
 

@@ -35,7 +35,7 @@ def forward(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
         hidden = dreamllm.hidden_states(parts, params, batch)
         logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
         lm_loss = (
-            losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.learned), chunk=32)
+            losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk=32)
             / losses.count(batch).tokens
         )
         return {

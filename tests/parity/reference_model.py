@@ -167,8 +167,8 @@ def run(model: Model, embeds: torch.Tensor, mask: torch.Tensor, positions: torch
     Causal attention to what the mask [B, S] shows, positions counted with the pads unless given.
     """
     length = embeds.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool).tril() & (mask[:, None, :] == 1)
-    bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    inputs = torch.ones(length, length, dtype=torch.bool).tril() & (mask[:, None, :] == 1)
+    bias = torch.zeros(inputs.shape).masked_fill(~inputs, torch.finfo(torch.float32).min)[:, None]
     positions = torch.arange(length).expand(len(embeds), -1) if positions is None else positions
     return model.llm.model(
         inputs_embeds=embeds, attention_mask=bias, position_ids=positions, output_hidden_states=True, use_cache=False
@@ -184,10 +184,10 @@ def word_loss(model: Model, hidden: torch.Tensor, labels: torch.Tensor) -> torch
     return total / max(int((targets != -100).sum()), 1)
 
 
-def total_loss(model: Model, words: torch.Tensor, pictures: torch.Tensor | float, schedule: str) -> torch.Tensor:
+def total_loss(model: Model, words: torch.Tensor, images: torch.Tensor | float, schedule: str) -> torch.Tensor:
     lm, vm = model.settings["loss_weight_lm"], model.settings["loss_weight_vm"]
     scale = {"none": 1.0, "l1_norm": lm + vm, "l2_norm": (lm**2 + vm**2) ** 0.5}[schedule]
-    return (lm * words + vm * pictures) / scale
+    return (lm * words + vm * images) / scale
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def without_context(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
     return embeds, run(model, embeds, torch.ones_like(ids)).last_hidden_state[:, 2:-2]
 
 
-def picture_loss(
+def image_loss(
     model: Model, images: torch.Tensor, hidden: torch.Tensor, draws: dict[str, torch.Tensor], options: dict
 ) -> tuple[torch.Tensor, dict]:
     """The denoising loss of pictures in [-1, 1] and what led to it.

@@ -71,22 +71,20 @@ class Maker:
         """The same of pictures that are drawn."""
         return self.model.unet.config.in_channels, *[self.model.unet.config.sample_size] * 2
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def image(self, height: int, width: int) -> np.ndarray:
         """A few coloured squares, uint8 [height, width, 3]."""
         squares = torch.randint(0, 256, (5, 5, 3), generator=self.draws).numpy().astype(np.uint8)
         return np.array(PIL.Image.fromarray(squares).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
-    def seen(self, pictures: list[np.ndarray]) -> torch.Tensor:
+    def inputs(self, images: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(
-            np.stack(
-                self.processor([PIL.Image.fromarray(one) for one in pictures], return_tensors="np")["pixel_values"]
-            )
+            np.stack(self.processor([PIL.Image.fromarray(one) for one in images], return_tensors="np")["pixel_values"])
         )
 
-    def dreamed(self, pictures: list[np.ndarray], flip: bool = False) -> torch.Tensor:
+    def targets(self, images: list[np.ndarray], flip: bool = False) -> torch.Tensor:
         """Shorter side to the resolution (bilinear), the middle, mirrored where asked for, from -1 to 1."""
         found, size = [], self.resolution
-        for one in map(PIL.Image.fromarray, pictures):
+        for one in map(PIL.Image.fromarray, images):
             short = min(one.size)
             one = one.resize(
                 tuple(size if side == short else int(size * side / short) for side in one.size),
@@ -126,7 +124,7 @@ def components(maker: Maker) -> dict:
     def some(*shape):
         return maker.normal(2, *shape)
 
-    made = {"clip_pixel_values": maker.seen([maker.picture(40, 52), maker.picture(61, 33)])}
+    made = {"clip_pixel_values": maker.inputs([maker.image(40, 52), maker.image(61, 33)])}
     made["clip_hidden_states"] = torch.stack(
         model.clip(made["clip_pixel_values"], output_hidden_states=True).hidden_states
     )
@@ -161,7 +159,7 @@ def components(maker: Maker) -> dict:
 def forward(maker: Maker) -> tuple[dict[str, dict], dict]:
     """forward_*.npz by their endings, and forward.json."""
     model, written = maker.model, {"docs": DOCUMENTS}
-    pictures = [maker.picture(50, 40), maker.picture(30, 45), maker.picture(64, 64)]
+    images = [maker.image(50, 40), maker.image(30, 45), maker.image(64, 64)]
     pages = [{"text_list": texts, "matched_text_index": index, "n_images": len(index)} for texts, index in DOCUMENTS]
     rows = {
         "joint": [maker.rows.interleaved(page, "joint") for page in pages],
@@ -171,9 +169,9 @@ def forward(maker: Maker) -> tuple[dict[str, dict], dict]:
     files = {}
     for name, given in rows.items():
         made = collated(maker, given)
-        made |= {"images": maker.seen(pictures)} if name != "creation" else {}
+        made |= {"images": maker.inputs(images)} if name != "creation" else {}
         made |= (
-            {"images_dm": maker.dreamed(pictures[: len(CREATED)] if name == "creation" else pictures)}
+            {"images_dm": maker.targets(images[: len(CREATED)] if name == "creation" else images)}
             if name != "comprehension"
             else {}
         )
@@ -218,7 +216,7 @@ def losses(
         hidden = torch_model.run(model, embeds, batch["attention_mask"]).last_hidden_state
         lm, vm = torch_model.word_loss(model, hidden, batch["labels"]), torch.zeros(())
         if "images_dm" in batch:
-            vm, made = torch_model.picture_loss(
+            vm, made = torch_model.image_loss(
                 model, batch["images_dm"], torch_model.at_queries(model, batch["input_ids"], hidden), draws, options
             )
             kept = ["noisy_latents", "unet_context", "unet_pred"] + (
@@ -283,14 +281,14 @@ def prompts(maker: Maker, mixed: bool, steps: int = 5) -> tuple[dict, dict]:
                     f"{side}/{kind}/prompt_embeds": states[side, kind]
                 }
     if mixed:
-        picture = maker.picture(58, 44)
-        placeholder, slots = model.ids["<image>"], maker.rows.picture("comprehension_only")
+        pixels_in = maker.image(58, 44)
+        placeholder, slots = model.ids["<image>"], maker.rows.image("comprehension_only")
         ids = torch.tensor(
             [[i for token in maker.rows.words(MIXED) for i in (slots if token == placeholder else [token])]]
         )
-        pixels = maker.seen([picture])
+        pixels = maker.inputs([pixels_in])
         arrays |= {
-            "mm/image_u8": picture,
+            "mm/image_u8": pixels_in,
             "mm/pixel_values": pixels,
             "mm/inputs_embeds": torch_model.splice(model, ids, pixels),
         }
@@ -341,8 +339,8 @@ def generation(maker: Maker) -> tuple[dict, dict]:
     Stops with an error where a token was nearly another one, or opens a picture: another seed draws another model.
     """
     model, words = maker.model, maker.rows.words
-    pictures = [maker.picture(39, 48), maker.picture(52, 30)]
-    arrays = {"pixel_values": maker.seen(pictures)} | {f"image{number}_u8": one for number, one in enumerate(pictures)}
+    images = [maker.image(39, 48), maker.image(52, 30)]
+    arrays = {"pixel_values": maker.inputs(images)} | {f"image{number}_u8": one for number, one in enumerate(images)}
     slots = "<im_start>" + "<im_patch>" * maker.rows.patches + "<im_end>"
 
     def ask(question):
@@ -383,8 +381,8 @@ def preprocessing(maker: Maker) -> dict:
     """preproc.npz; collated pictures are numbers."""
     arrays = {}
     for number, sides in enumerate([(40, 40), (50, 75), (90, 33), (17, 20), (40, 101), (12, 12), (58, 57)]):
-        one = maker.picture(*sides)
-        clip, plain, flipped = maker.seen([one])[0], maker.dreamed([one])[0], maker.dreamed([one], flip=True)[0]
+        one = maker.image(*sides)
+        clip, plain, flipped = maker.inputs([one])[0], maker.targets([one])[0], maker.targets([one], flip=True)[0]
         arrays |= {
             f"{number}/image_u8": one,
             f"{number}/clip": clip,
@@ -399,7 +397,7 @@ def preprocessing(maker: Maker) -> dict:
         pair("A photo of a goat.", "comprehension_only"),
         pair("A cat", "creation_only"),
         pair(SYSTEM[:30], "comprehension_only"),
-        maker.rows.two_pictures(),
+        maker.rows.two_images(),
     ]
     rows.append(maker.rows.conversation(CONVERSATIONS[2]))
     counters = {"images": 0, "images_dm": 0}

@@ -214,11 +214,11 @@ class Rows:
     patches: int
     limit: int
 
-    def picture(self, mode: str) -> list[int]:
+    def image(self, mode: str) -> list[int]:
         ids = self.words.ids
         dream = [ids["<dream_start>"], *[ids["<im_patch>"]] * self.queries, ids["<dream_end>"]]
-        seen = [ids["<im_start>"], *[ids["<im_patch>"]] * self.patches, ids["<im_end>"]]
-        return {"comprehension_only": seen, "creation_only": dream, "joint": dream + seen}[mode]
+        inputs = [ids["<im_start>"], *[ids["<im_patch>"]] * self.patches, ids["<im_end>"]]
+        return {"comprehension_only": inputs, "creation_only": dream, "joint": dream + inputs}[mode]
 
     def interleaved(self, given: dict, mode: str) -> dict:
         """Chunks of text with a picture behind each of the first; with an instruction, behind a prompt."""
@@ -235,13 +235,13 @@ class Rows:
                 break
             row += chunk
             if number < given["n_images"]:
-                if len(row) + len(self.picture(mode)) + 2 > self.limit:
+                if len(row) + len(self.image(mode)) + 2 > self.limit:
                     break
                 if number not in given.get("bad_images", ()):
-                    row, shown = row + self.picture(mode), [*shown, number]
-        silent = {ids[name] for name in ("<im_patch>", "<im_start>", "<im_end>", "<dream_end>")}
+                    row, shown = row + self.image(mode), [*shown, number]
+        no_loss = {ids[name] for name in ("<im_patch>", "<im_start>", "<im_end>", "<dream_end>")}
         row = [*([] if begin else [ids["<s>"]]), *row, ids["</s>"]]
-        labels = [IGNORED if at < len(begin) or token in silent else token for at, token in enumerate(row)]
+        labels = [IGNORED if at < len(begin) or token in no_loss else token for at, token in enumerate(row)]
         return {
             "input_ids": row,
             "labels": labels,
@@ -249,27 +249,27 @@ class Rows:
             "images_dm": shown if mode != "comprehension_only" else [],
         }
 
-    def pair(self, given: dict, mode: str, coin: float | None) -> dict:
+    def pair(self, given: dict, mode: str, direction: float | None) -> dict:
         if mode == "joint":
-            mode = "comprehension_only" if coin >= 0.5 else "creation_only"
-        picture, eos = self.picture(mode), self.words.ids["</s>"]
-        text = self.words(given["text"], self.limit - len(picture) - 1)
+            mode = "comprehension_only" if direction >= 0.5 else "creation_only"
+        image, eos = self.image(mode), self.words.ids["</s>"]
+        text = self.words(given["text"], self.limit - len(image) - 1)
         if mode == "creation_only":
-            row = [*text, *picture, eos]
+            row = [*text, *image, eos]
             return {"input_ids": row, "labels": [IGNORED] * len(row), "images": [], "images_dm": [0]}
-        row = [text[0], *picture, *text[1:], eos]
+        row = [text[0], *image, *text[1:], eos]
         return {
             "input_ids": row,
-            "labels": [text[0], *[IGNORED] * len(picture), *row[1 + len(picture) :]],
+            "labels": [text[0], *[IGNORED] * len(image), *row[1 + len(image) :]],
             "images": [0],
             "images_dm": [],
         }
 
-    def two_pictures(self) -> dict:
+    def two_images(self) -> dict:
         row = [
             self.words.ids["<s>"],
-            *self.picture("comprehension_only"),
-            *self.picture("creation_only"),
+            *self.image("comprehension_only"),
+            *self.image("creation_only"),
             self.words.ids["</s>"],
         ]
         return {"input_ids": row, "labels": [IGNORED] * len(row), "images": [0], "images_dm": [1]}
@@ -279,16 +279,17 @@ class Rows:
 
         A placeholder becomes its picture's slots.
         """
-        ids, tokens, learned = self.words.ids, [], []
+        ids, tokens, supervised = self.words.ids, [], []
         for said, answer in zip(chat(turns[::2]), turns[1::2], strict=True):
             before, whole = self.words(said)[1:], self.words(f"{said} {answer[1]}</s>")[1:]
             assert whole[: len(before)] == before, f"the tokens before an answer depend on it: {said} {answer[1]}"
-            tokens, learned = tokens + whole, learned + [False] * len(before) + [True] * (len(whole) - len(before))
-        out, number = {"input_ids": [ids["<s>"]], "labels": [IGNORED], "images": [], "images_dm": []}, 0
-        for token, teach in zip(tokens, learned, strict=True):
-            slots = {ids["<image>"]: self.picture("comprehension_only"), ids["<dream>"]: self.picture("joint")}.get(
-                token
+            tokens, supervised = (
+                tokens + whole,
+                supervised + [False] * len(before) + [True] * (len(whole) - len(before)),
             )
+        out, number = {"input_ids": [ids["<s>"]], "labels": [IGNORED], "images": [], "images_dm": []}, 0
+        for token, teach in zip(tokens, supervised, strict=True):
+            slots = {ids["<image>"]: self.image("comprehension_only"), ids["<dream>"]: self.image("joint")}.get(token)
             out["input_ids"] += slots or [token]
             out["labels"] += [IGNORED] * len(slots) if slots else [token if teach else IGNORED]
             if slots:
@@ -331,7 +332,7 @@ def data_record(rows: Rows) -> dict:
             case "ImageTextPair":
                 output = own.pair(given, mode, more["prob"])
             case "ImageImagePair":
-                output = own.two_pictures()
+                output = own.two_images()
             case "Conversation":
                 output = own.conversation(given["turns"])
             case _:
@@ -351,13 +352,13 @@ def data_record(rows: Rows) -> dict:
     one = rows.queries + rows.patches
     for legacy in (True, False):
         add("ImageImagePair", {"n_images": 2}, legacy, "joint")
-        for mode, coin in (("comprehension_only", None), ("creation_only", None), ("joint", 0.2), ("joint", 0.5)):
+        for mode, direction in (("comprehension_only", None), ("creation_only", None), ("joint", 0.2), ("joint", 0.5)):
             for text in (
                 "A photo of a goat.",
                 "",
                 "The black cat is here, under the blue sky of the old town by the river.",
             ):
-                add("ImageTextPair", {"text": text, "n_images": 1}, legacy, mode, one + 12, prob=coin)
+                add("ImageTextPair", {"text": text, "n_images": 1}, legacy, mode, one + 12, prob=direction)
         for mode in ("comprehension_only", "creation_only", "joint"):
             for index in ([0, 2], [1, 1], [3], []):
                 given = PAGE | {"matched_text_index": index, "n_images": len(index)}

@@ -1,7 +1,7 @@
 """Documents to rows against what the official data builder made of the same inputs.
 
 Every recorded case becomes a Document and takes the one path to a row. Where the official code is at fault, a test of
-its own says what is right; `rows_official` makes what it made of every case.
+its own says what is right; `official_rows` makes what it made of every case.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import re
 import numpy as np
 import pytest
 from goldens import recorded_file
+from parity import official_rows
 
-from dreamjax import rows_official
-from dreamjax.data.modes import view
+from dreamjax.data.pipeline.task_view import view
 from dreamjax.document import Document, Image, Text
-from dreamjax.rows import Limits, Row, Slots, build_row
-from dreamjax.tokenizer import Tokenizer
+from dreamjax.document.tokenize import Limits, Row, Slots, build_row
+from dreamjax.document.tokenizer import Tokenizer
 
 CONVERSATION, INSTRUCT, PAIR = "Conversation", "InstructInterleavedImageText", "ImageTextPair"
 LEAD = " ASSISTANT: "  # what stands before an answer
@@ -59,15 +59,15 @@ class Recorded:
         common, limit, template = (document, self.tokenizer(case), self.slots), self.limit(case), self.template
         match case["kind"]:
             case "ImageTextPair":
-                return document, rows_official.pair(*common, limit, bool(broken))
+                return document, official_rows.pair(*common, limit, bool(broken))
             case "ImageImagePair":
-                return document, rows_official.picture_pair(*common, bool(broken))
+                return document, official_rows.image_pair(*common, bool(broken))
             case "InterleavedImageText":
-                return document, rows_official.interleaved(*common, limit, broken)
+                return document, official_rows.interleaved(*common, limit, broken)
             case "InstructInterleavedImageText":
-                return document, rows_official.instruction(*common, template, limit, broken)
+                return document, official_rows.instruction(*common, template, limit, broken)
             case "Conversation":
-                return document, rows_official.conversation(*common, template, limit)
+                return document, official_rows.conversation(*common, template, limit)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def recorded(bundle) -> Recorded:
 # The recorded inputs as Documents
 
 
-def picture(number: int, **marks) -> Image:
+def make_image(number: int, **marks) -> Image:
     """Picture `number` of the inputs: one pixel tells which it is."""
     return Image(np.full((1, 1, 3), number, np.uint8), **marks)
 
@@ -116,9 +116,9 @@ def inputs_of(case: dict) -> Document:
     given = case["desc"]
     match case["kind"]:
         case "ImageTextPair":
-            return Document((picture(0), Text(given["text"])), kind="pair")
+            return Document((make_image(0), Text(given["text"])), kind="pair")
         case "ImageImagePair":
-            return Document((picture(0, dreamed=False), picture(1, seen=False)))
+            return Document((make_image(0, is_target=False), make_image(1, is_input=False)))
         case "InterleavedImageText":
             return Document(interleaved(given, None))
         case "InstructInterleavedImageText":
@@ -134,7 +134,7 @@ def interleaved(given: dict, role: str | None) -> tuple:
     for number, sentence in enumerate(given["text_list"]):
         words.append(sentence.strip())
         if here := [i for i, index in enumerate(given["matched_text_index"]) if index == number]:
-            parts += [Text(" ".join(words), role=role), *(picture(i, role=role) for i in here)]
+            parts += [Text(" ".join(words), role=role), *(make_image(i, role=role) for i in here)]
             words = []
     return *parts, Text(" ".join(words), role=role)
 
@@ -144,11 +144,11 @@ def message(role: str, words: str, numbers) -> list:
 
     Those of the first kind are numbered first.
     """
-    marks = {"<image>": {"dreamed": False}, "<dream>": {}}
+    marks = {"<image>": {"is_target": False}, "<dream>": {}}
     pieces = [piece for piece in re.split("(<image>|<dream>)", words) if piece]
     waiting = {mark: [next(numbers) for piece in pieces if piece == mark] for mark in marks}
     return [
-        picture(waiting[piece].pop(0), role=role, **marks[piece]) if piece in marks else Text(piece, role=role)
+        make_image(waiting[piece].pop(0), role=role, **marks[piece]) if piece in marks else Text(piece, role=role)
         for piece in pieces
     ]
 
@@ -157,7 +157,7 @@ def message(role: str, words: str, numbers) -> list:
 # Where the official code is at fault
 
 
-def lost_its_picture(case: dict) -> bool:
+def lost_its_image(case: dict) -> bool:
     """A pair whose picture does not open keeps the picture's tokens, and takes the picture of the next document of
     its batch.
     """
@@ -201,12 +201,12 @@ def mislabelled(case: dict, recorded: Recorded) -> bool:
     return said(made["input_ids"], [label != IGNORED for label in made["labels"]], tokenizer) != "".join(to_learn)
 
 
-def said(ids, learned, tokenizer: Tokenizer) -> str:
+def said(ids, supervised, tokenizer: Tokenizer) -> str:
     """The learned tokens as text without spaces, of special tokens </s> alone."""
     text = tokenizer.decode_continuation
     words = (
         "</s>" if i == tokenizer.eos else text([i])
-        for i, yes in zip(ids, learned, strict=True)
+        for i, yes in zip(ids, supervised, strict=True)
         if yes and (i == tokenizer.eos or i not in tokenizer.special_ids)
     )
     return re.sub(r"\s", "", "".join(words))
@@ -226,19 +226,19 @@ def test_rows_are_the_recorded_ones(recorded):
     compared = {"ids": 0, "labels": 0}
     for number, case in enumerate(recorded.cases):
         where, made = f"case {number}: {case}", case["output"]
-        if lost_its_picture(case) or cut_elsewhere(case, recorded):
+        if lost_its_image(case) or cut_elsewhere(case, recorded):
             continue
         row, document = recorded.row(case), document_of(case)
         assert row.tokens.tolist() == made["input_ids"], where
         viewed = view(document, case["mode"], case.get("prob") or 0.0) if document.kind == "pair" else document
-        assert [number_of(viewed.parts[part]) for _, part in row.seen] == made["images"], where
-        assert [number_of(viewed.parts[part]) for _, part in row.dreamed] == made["images_dm"], where
+        assert [number_of(viewed.parts[part]) for _, part in row.inputs] == made["images"], where
+        assert [number_of(viewed.parts[part]) for _, part in row.targets] == made["images_dm"], where
         compared["ids"] += 1
         if not mislabelled(case, recorded):
             # The official labels keep <s>, which nothing predicts.
-            assert np.where(row.learned, row.tokens, IGNORED)[1:].tolist() == made["labels"][1:], where
+            assert np.where(row.loss_mask, row.tokens, IGNORED)[1:].tolist() == made["labels"][1:], where
             compared["labels"] += 1
-    others = sum(case["kind"] != CONVERSATION and not lost_its_picture(case) for case in recorded.cases)
+    others = sum(case["kind"] != CONVERSATION and not lost_its_image(case) for case in recorded.cases)
     assert compared["ids"] >= compared["labels"] >= others > 0, compared
 
 
@@ -248,8 +248,8 @@ def test_official_rows_are_the_recorded_ones_without_exception(recorded):
         where, made = f"case {number}: {case}", case["output"]
         document, row = recorded.official_row(case)
         assert row.tokens.tolist() == made["input_ids"], where
-        assert np.where(row.learned, row.tokens, IGNORED).tolist() == made["labels"], where
-        for placed, numbers in ((row.seen, made["images"]), (row.dreamed, made["images_dm"])):
+        assert np.where(row.loss_mask, row.tokens, IGNORED).tolist() == made["labels"], where
+        for placed, numbers in ((row.inputs, made["images"]), (row.targets, made["images_dm"])):
             assert [number_of(document.parts[part]) for _, part in placed] == numbers, where
     assert len(recorded.cases) > 0
 
@@ -257,23 +257,23 @@ def test_official_rows_are_the_recorded_ones_without_exception(recorded):
 def test_conversations_read_as_recorded(recorded, bundle):
     prompts = json.loads((bundle / "golden" / "data.json").read_text())["prompts"]
     ours = {
-        rows_official.conversation_string(inputs_of(case), recorded.template)
+        official_rows.conversation_string(inputs_of(case), recorded.template)
         for case in recorded.cases
         if case["kind"] == CONVERSATION
     }
     assert ours == set(prompts)
 
 
-def test_a_pair_without_its_picture_is_no_pair(recorded):
+def test_a_pair_without_its_image_is_no_pair(recorded):
     """Quirk.
 
     Its slots would show the picture of another document. The loader leaves such a pair out (tests/data/test_loader.py).
     """
-    cases = [case for case in recorded.cases if lost_its_picture(case)]
+    cases = [case for case in recorded.cases if lost_its_image(case)]
     for case in cases:
         ids = case["output"]["input_ids"]
         assert recorded.tokenizer(case).im_patch in ids and case["output"]["images"] == []  # the quirk is there
-        assert recorded.row(case).seen  # ours never has slots without a picture
+        assert recorded.row(case).inputs  # ours never has slots without a picture
 
 
 def test_a_conversation_is_cut_where_its_limit_is(recorded):
@@ -285,7 +285,7 @@ def test_a_conversation_is_cut_where_its_limit_is(recorded):
             assert cut.cut == (kept < len(whole.tokens)) and len(cut.tokens) == kept
             assert (
                 cut.tokens.tolist() == whole.tokens[:kept].tolist()
-                and cut.learned.tolist() == whole.learned[:kept].tolist()
+                and cut.loss_mask.tolist() == whole.loss_mask[:kept].tolist()
             )
 
 
@@ -294,7 +294,7 @@ def test_conversations_teach_what_the_assistant_says_and_nothing_else(recorded):
     conversations = [case for case in recorded.cases if case["kind"] == CONVERSATION]
     for case in conversations:
         row = recorded.row(case)
-        taught = said(row.tokens.tolist(), row.learned, recorded.tokenizer(case))
+        taught = said(row.tokens.tolist(), row.loss_mask, recorded.tokenizer(case))
         assert answers(case).startswith(taught) if row.cut else taught == answers(case), case
 
 
@@ -308,6 +308,6 @@ def test_conversations_teach_to_draw_unless_their_labels_are_official(recorded):
             ours, official = recorded.row(case, labels="all"), recorded.row(case, labels="official")
             assert ours.tokens.tolist() == official.tokens.tolist()
             assert (
-                np.flatnonzero(ours.learned != official.learned).tolist()
+                np.flatnonzero(ours.loss_mask != official.loss_mask).tolist()
                 == np.flatnonzero(ours.tokens == recorded.tokenizer(case).dream_start).tolist()
             )

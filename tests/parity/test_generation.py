@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parity.bundles import Bundle, open_bundle, padded, to_batch
 
-from dreamjax.batch import Batch, Shape
+from dreamjax.document.batch import Batch, Shape
 from dreamjax.models import dreamllm
 
 
@@ -40,9 +40,9 @@ def batches_of(bundle: Bundle, runs: dict[str, dict], length: int) -> dict[str, 
     for name, run in runs.items():
         ids, mask = padded(prompts_of(run), tokenizer.pad, "right")
         count = int((ids == tokenizer.im_start).sum())
-        pictures = {"images": bundle.arrays("generate")["pixel_values"][:count]} if count else {}
+        images = {"images": bundle.arrays("generate")["pixel_values"][:count]} if count else {}
         shape = Shape(len(ids), 1, length, most, 0, bundle.parts.config.clip.image_size, 1)
-        batches[name] = to_batch(bundle, shape, ids, mask, **pictures)
+        batches[name] = to_batch(bundle, shape, ids, mask, **images)
     return batches
 
 

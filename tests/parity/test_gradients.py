@@ -11,7 +11,7 @@ from parity.vmloss import Variant, draws_of, for_slots, variants
 from small_model import leaves
 
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig
-from dreamjax.training import optim, step
+from dreamjax.training import optimizer, step
 
 TRAINABLE = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")  # CLIP, U-Net and VAE are frozen
 OUTSIDE_LAYERS = {
@@ -57,7 +57,7 @@ def official(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def run_config(bundle: Bundle, variant: Variant, length: int) -> RunConfig:
-    data = DataConfig(train=(SourceConfig("shapes"),), length=length, seen_slots=0, dreamed_slots=0)
+    data = DataConfig(train=(SourceConfig("shapes"),), length=length, input_slots=0, target_slots=0)
     return RunConfig(
         model=bundle.parts.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss
     )
@@ -80,7 +80,7 @@ def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
     general = (options or [found[names[0]]])[0]
     batches = {name: forward_batch(opened, found[name].file) for name in names}
     config = run_config(opened, general, batches[names[0]].tokens.shape[-1])
-    trainable, frozen = optim.split(config.optim, opened.params)
+    trainable, frozen = optimizer.split(config.optim, opened.params)
 
     @jax.jit
     def run(trainable, batch, draws):
@@ -88,11 +88,11 @@ def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
 
     grads = {}
     for name, batch in batches.items():
-        draws = draws_of(opened, general.loss, int(batch.dreamed_valid.sum()))
+        draws = draws_of(opened, general.loss, int(batch.target_valid.sum()))
         if draws.drop is not None and not found[name].loss.condition_dropout:
             draws = draws._replace(drop=np.zeros_like(draws.drop))
         grads[name] = leaves(
-            run(trainable, batch, jax.tree.map(lambda x, valid=batch.dreamed_valid: for_slots(x, valid), draws))
+            run(trainable, batch, jax.tree.map(lambda x, valid=batch.target_valid: for_slots(x, valid), draws))
         )
     return {name: as_torch(opened, one) for name, one in grads.items()}
 

@@ -21,7 +21,7 @@ from dreamjax.training import losses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageFolder:
     """The dreamed pictures of a recorded batch: hidden states at their queries, moments and latents."""
 
     hidden: np.ndarray
@@ -31,7 +31,7 @@ class Pictures:
 
 
 @pytest.fixture(scope="module")
-def pictures(bundle) -> dict[str, Pictures]:
+def image_arrays(bundle) -> dict[str, ImageFolder]:
     """{batch: its pictures}; batches without any are left out."""
     opened = open_bundle(bundle)
     parts, params = opened.parts, opened.params
@@ -44,14 +44,14 @@ def pictures(bundle) -> dict[str, Pictures]:
     found = {}
     for file in {variant.file for variant in variants(opened)}:
         batch = forward_batch(opened, file)
-        valid = np.flatnonzero(batch.dreamed_valid)
+        valid = np.flatnonzero(batch.target_valid)
         if len(valid):
             hidden = dreamllm.read_out(parts, jnp.asarray(forward(opened)[file]["last_hidden"]), batch)
             posterior = draws_of(opened, variants(opened)[0].loss, len(valid)).posterior
-            filled = np.zeros((batch.dreamed_valid.size, *posterior.shape[1:]), np.float32)
+            filled = np.zeros((batch.target_valid.size, *posterior.shape[1:]), np.float32)
             filled[valid] = posterior
-            images = batch.dreamed_images.reshape(-1, *batch.dreamed_images.shape[2:])
-            found[file] = Pictures(*(np.asarray(array)[valid] for array in (hidden, *encode(images, filled))))
+            images = batch.target_images.reshape(-1, *batch.target_images.shape[2:])
+            found[file] = ImageFolder(*(np.asarray(array)[valid] for array in (hidden, *encode(images, filled))))
     return found
 
 
@@ -75,7 +75,7 @@ def unconditional(bundle) -> dict[str, jax.Array]:
 
 
 @pytest.fixture(scope="module")
-def ours(bundle, pictures, unconditional) -> dict[str, dict]:
+def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
     """{variant.
 
     What happens to its pictures}. The U-Net runs once over the pictures of all variants, which differ in its inputs
@@ -83,8 +83,8 @@ def ours(bundle, pictures, unconditional) -> dict[str, dict]:
     """
     opened = open_bundle(bundle)
     steps = {}
-    for variant in (variant for variant in variants(opened) if variant.file in pictures):
-        given = pictures[variant.file]
+    for variant in (variant for variant in variants(opened) if variant.file in image_arrays):
+        given = image_arrays[variant.file]
         draws = draws_of(opened, variant.loss, len(given.latents))
         noisy, target = losses.corrupt(variant.diffusion, variant.loss, given.latents, draws)
         hidden = losses.dropped(given.hidden, unconditional["official"], draws)
@@ -116,10 +116,10 @@ def ours(bundle, pictures, unconditional) -> dict[str, dict]:
     return steps
 
 
-def test_what_the_unet_is_given_and_says(bundle, ours, pictures, unconditional):
+def test_what_the_unet_is_given_and_says(bundle, ours, image_arrays, unconditional):
     opened = open_bundle(bundle)
     recorded = opened.arrays("vmloss")
-    first = pictures[BATCH]
+    first = image_arrays[BATCH]
     arrays = {
         "vae_mean": channels_first(first.mean),
         "vae_std": channels_first(first.std),
@@ -164,7 +164,7 @@ def test_total_losses(bundle, ours):
         )
 
 
-def test_picture_errors_are_these_steps(bundle, ours, pictures, unconditional):
+def test_image_errors_are_these_steps(bundle, ours, image_arrays, unconditional):
     """The function that training calls, on the variant with all options, gives the same errors."""
     opened = open_bundle(bundle)
     variant = max(
@@ -172,12 +172,12 @@ def test_picture_errors_are_these_steps(bundle, ours, pictures, unconditional):
         key=lambda variant: len(variant.recorded["config"]),
     )
     batch = forward_batch(opened, variant.file)
-    images = batch.dreamed_images[batch.dreamed_valid]
+    images = batch.target_images[batch.target_valid]
     parts = opened.parts._replace(config=dataclasses.replace(opened.parts.config, diffusion=variant.diffusion))
     draws = ours[variant.name]["draws"]
-    hidden = jnp.asarray(pictures[variant.file].hidden)
+    hidden = jnp.asarray(image_arrays[variant.file].hidden)
     run = jax.jit(
-        lambda images, hidden, empty, draws: losses.picture_errors(
+        lambda images, hidden, empty, draws: losses.image_errors(
             parts, opened.params, variant.loss, images, hidden, empty, draws
         )
     )

@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 from parity.bundles import Bundle, channels_first, open_bundle
 
-from dreamjax import images
-from dreamjax.batch import Shape, empty_batch, place
-from dreamjax.rows import Row
+from dreamjax.document import image_io
+from dreamjax.document.batch import Shape, empty_batch, place
+from dreamjax.document.tokenize import Row
 
 IGNORED = -100
 PICTURES = ("images", "images_dm")
 
 
-def test_pictures_and_collated_rows(bundle):
+def test_images_and_collated_rows(bundle):
     opened = open_bundle(bundle)
     opened.compare("preproc", "test_preprocessing", prepared(opened) | collated(opened))
 
@@ -26,11 +26,11 @@ def prepared(bundle: Bundle) -> dict[str, np.ndarray]:
         number, _, kind = name.partition("/")
         if kind == "image_u8":
             found[f"{number}/clip"] = channels_first(
-                (images.for_encoder(source, config.clip.image_size) / 255 - mean) / std
+                (image_io.for_encoder(source, config.clip.image_size) / 255 - mean) / std
             )
             for kind, flip in (("sd", False), ("sd_flip", True)):
                 found[f"{number}/{kind}"] = channels_first(
-                    images.for_decoder(source, config.decoder_size, flip=flip) / 127.5 - 1
+                    image_io.for_decoder(source, config.decoder_size, flip=flip) / 127.5 - 1
                 )
     return found
 
@@ -59,17 +59,17 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
         np.testing.assert_array_equal(np.where(labels != IGNORED, ids, IGNORED), labels)
         numbered = [[np.full((1, 1, 3), next(counters[key])) for _ in one.get(key, ())] for key in PICTURES]
         row = Row(
-            ids, labels != IGNORED, *(tuple((0, part) for part in range(len(pictures))) for pictures in numbered), False
+            ids, labels != IGNORED, *(tuple((0, part) for part in range(len(images))) for images in numbered), False
         )
         place(batch, group, 0, row, *numbered)
-    tokens, real, learned = (array[:, 0] for array in (batch.tokens, batch.segments > 0, batch.learned))
+    tokens, real, supervised = (array[:, 0] for array in (batch.tokens, batch.segments > 0, batch.loss_mask))
     made = {
         "input_ids": np.where(real, tokens, tokenizer.pad),
         "attention_mask": real.astype(int),
-        "labels": np.where(learned, tokens, IGNORED),
+        "labels": np.where(supervised, tokens, IGNORED),
     }
     for key, numbers in zip(
-        PICTURES, (batch.seen_images[batch.seen_valid], batch.dreamed_images[batch.dreamed_valid]), strict=True
+        PICTURES, (batch.input_images[batch.input_valid], batch.target_images[batch.target_valid]), strict=True
     ):
         if len(numbers):
             made[key] = np.concatenate([one[key] for one in given if key in one])[numbers[:, 0, 0, 0]]

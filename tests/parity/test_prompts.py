@@ -11,7 +11,7 @@ import pytest
 from parity.bundles import Bundle, open_bundle, padded, to_batch
 from small_model import relative_error
 
-from dreamjax.batch import Shape
+from dreamjax.document.batch import Shape
 from dreamjax.models import dreamllm
 
 
@@ -27,19 +27,19 @@ def prompts_of(bundle: Bundle) -> dict[str, list[str]]:
 
 def image_prompt(bundle: Bundle) -> list[int]:
     """The ids of the prompt with a picture."""
-    picture = "<im_start>" + "<im_patch>" * bundle.slots.patches + "<im_end>"
+    image = "<im_start>" + "<im_patch>" * bundle.slots.patches + "<im_end>"
     return [
         bundle.tokenizer.bos,
-        *bundle.tokenizer.encode(bundle.record("prompt")["mm_text"].replace("<image>", picture), special=True),
+        *bundle.tokenizer.encode(bundle.record("prompt")["mm_text"].replace("<image>", image), special=True),
     ]
 
 
 def with_queries(bundle: Bundle, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that go on with a dreamed picture, whatever fills them up."""
     tokenizer = bundle.tokenizer
-    picture = [tokenizer.dream_start, *[tokenizer.im_patch] * bundle.slots.queries, tokenizer.dream_end]
-    return np.concatenate([ids, np.tile(picture, (len(ids), 1))], axis=1), np.concatenate(
-        [mask, np.ones((len(ids), len(picture)), int)], axis=1
+    image = [tokenizer.dream_start, *[tokenizer.im_patch] * bundle.slots.queries, tokenizer.dream_end]
+    return np.concatenate([ids, np.tile(image, (len(ids), 1))], axis=1), np.concatenate(
+        [mask, np.ones((len(ids), len(image)), int)], axis=1
     )
 
 
@@ -57,24 +57,24 @@ def ours(bundle) -> dict[str, np.ndarray]:
             )
             found |= {f"{side}/{kind}/input_ids": ids, f"{side}/{kind}/attention_mask": mask}
             rows[f"{side}/{kind}"] = with_queries(opened, ids, mask)
-    pictures = {}
+    images = {}
     if "mm/prompt_embeds" in opened.arrays("prompt"):
         ids = np.array([image_prompt(opened)])
         rows["mm"] = with_queries(opened, ids, np.ones_like(ids))
-        pictures = {"images": opened.arrays("prompt")["mm/pixel_values"]}
-    flat = [(one, seen) for ids, mask in rows.values() for one, seen in zip(ids, mask, strict=True)]
+        images = {"images": opened.arrays("prompt")["mm/pixel_values"]}
+    flat = [(one, inputs) for ids, mask in rows.values() for one, inputs in zip(ids, mask, strict=True)]
     ids, _ = padded([one for one, _ in flat], opened.tokenizer.pad, "right")
-    mask, _ = padded([seen for _, seen in flat], 0, "right")
+    mask, _ = padded([inputs for _, inputs in flat], 0, "right")
     config = opened.parts.config
     batch = to_batch(
         opened,
         Shape(*ids.shape[:1], 1, ids.shape[1], 1, 1, config.clip.image_size, config.decoder_size),
         ids,
         mask,
-        **pictures,
+        **images,
     )
-    batch.dreamed_start[:, 0] = np.argmax(ids == opened.tokenizer.dream_start, axis=1) + 1
-    batch.dreamed_valid[:] = True
+    batch.target_start[:, 0] = np.argmax(ids == opened.tokenizer.dream_start, axis=1) + 1
+    batch.target_valid[:] = True
 
     @jax.jit
     def run(batch):

@@ -9,13 +9,13 @@ import pytest
 from parity.bundles import Bundle, channels_first, channels_last, open_bundle
 
 from dreamjax.api import DreamLLM
-from dreamjax.convert import official
+from dreamjax.convert.formats import official
 from dreamjax.document import Document, Image, Text
+from dreamjax.document.templates import TEMPLATES
 from dreamjax.models import dreamllm
-from dreamjax.sampling import interleave, pictures, text
+from dreamjax.sampling import decode, interleave, text_to_image
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_row
-from dreamjax.templates import TEMPLATES
 
 # What each recorded run was asked for beside the bundle's own guidance; `rows`: of the prompts, latents and noise.
 RUNS = {
@@ -38,7 +38,7 @@ def model(bundle) -> DreamLLM:
 # Pictures
 
 
-def test_pictures(bundle, model):
+def test_images(bundle, model):
     """Latents after every step, and what the VAE makes of the last ones."""
     opened = open_bundle(bundle)
     runs = {name.split("/")[0] for name in opened.arrays("prompt") if name.endswith("/latents")}
@@ -82,7 +82,7 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
     def documents(texts):
         return [Document.of(text) for text in texts or ()]
 
-    pictures.draw_after(
+    text_to_image.draw_after(
         model.parts,
         model.params,
         model.tokenizer,
@@ -95,11 +95,11 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
         every=1,
     )
     found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
-    found["timesteps"] = pictures.image.drawing(model.parts.config, Options(**options)).plan.timestep[
+    found["timesteps"] = text_to_image.image.drawing(model.parts.config, Options(**options)).plan.timestep[
         : options["num_steps"]
     ]
     if f"{run}/image_u8" in recorded:
-        found["image_u8"] = np.stack([np.asarray(picture) for picture in model.decode(latents)])
+        found["image_u8"] = np.stack([np.asarray(image) for image in model.decode(latents)])
         np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
         scaled = jnp.asarray(latents) / model.parts.config.vae.scaling_factor
         pixels = model.parts.vae.apply({"params": model.params["vae"]}, scaled, method="decode")
@@ -152,18 +152,18 @@ def prompt_of(words: str, images: Iterator[np.ndarray]) -> Document:
         words, role = words[len(opening) : -len(closing)], "user"
     before, *after = re.split(r"<im_start>(?:<im_patch>)*<im_end>", words)
     shown = [
-        part for words in after for part in (Image(next(images), dreamed=False, role=role), Text(words, role=role))
+        part for words in after for part in (Image(next(images), is_target=False, role=role), Text(words, role=role))
     ]
     return Document((Text(before, role=role), *shown))
 
 
-def as_tokens(task: interleave.Task, state: text.State) -> text.State:
+def as_tokens(task: interleave.Task, state: decode.State) -> decode.State:
     """Writes to the end. The official generation draws nothing: <dream_start> is a token like others there."""
     opening = dreamllm.embed(task.parts, task.params, np.full((len(state.length), 1), task.tokenizer.dream_start))
     while True:
-        state = text.write(task.parts, task.params, state, task.settings, task.special, interleave.ENDLESS)
-        waiting = state.status == text.DREAMING
+        state = decode.write(task.parts, task.params, state, task.settings, task.special, interleave.ENDLESS)
+        waiting = state.status == decode.DREAMING
         if not waiting.any():
             return state
-        state, _ = text.extend(task.parts, task.params, state, opening, waiting.astype(np.int32))
-        state = state._replace(status=jnp.where(waiting, text.WRITING, state.status))
+        state, _ = decode.extend(task.parts, task.params, state, opening, waiting.astype(np.int32))
+        state = state._replace(status=jnp.where(waiting, decode.WRITING, state.status))

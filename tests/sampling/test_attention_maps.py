@@ -10,7 +10,7 @@ from small_model import LATENT, parameters
 
 from dreamjax.models import dreamllm
 from dreamjax.models.unet import UNet
-from dreamjax.sampling import attention_maps, image, pictures
+from dreamjax.sampling import attention_maps, denoise, text_to_image
 from dreamjax.sampling.options import Options
 
 UNET = dataclasses.replace(LATENT.unet, cross_attention=(True, False))
@@ -74,20 +74,20 @@ def test_weights_are_those_of_diffusers():
         np.testing.assert_allclose(mine, weights, atol=2e-6)
 
 
-def test_maps_are_shares_by_side_and_the_picture_is_the_one_that_is_drawn():
+def test_maps_are_shares_by_side_and_the_image_is_the_one_that_is_drawn():
     parts, params, options = (
         dreamllm.build(CONFIG),
         parameters(CONFIG),
         Options(num_steps=2, guidance_scale=2.0, height=8, width=12),
     )
     hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
-    keys = pictures.picture_keys(np.arange(2, dtype=np.uint32))
+    keys = text_to_image.image_keys(np.arange(2, dtype=np.uint32))
     latents, maps = attention_maps.attention_maps(parts, params, hidden, hidden[0], keys, options)
     assert {side: values.shape for side, values in maps.items()} == {(4, 6): (2, 3, 4, 6), (2, 3): (2, 3, 2, 3)}
     for values in maps.values():
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         assert values.std() > 1e-3
-    *_, moment = image.moments(parts, params, hidden, hidden[0], keys, options)
+    *_, moment = denoise.moments(parts, params, hidden, hidden[0], keys, options)
     np.testing.assert_allclose(latents, moment.progress.x, atol=1e-5)
 
 

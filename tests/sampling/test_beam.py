@@ -13,8 +13,8 @@ from small_model import LLM
 from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
 from dreamjax.models.llama import init_cache
-from dreamjax.sampling import beam, text
-from dreamjax.sampling.text import CONTEXT_LIMIT, ENDED, TOKEN_LIMIT, WRITING, Settings, Special, State
+from dreamjax.sampling import beam, decode
+from dreamjax.sampling.decode import CONTEXT_LIMIT, ENDED, TOKEN_LIMIT, WRITING, Settings, Special, State
 
 PARTS, SLOTS, WIDTH, MOST = dreamllm.build(ModelConfig(llm=LLM)), 32, 16, 12
 EOS, DREAM_START, PAD = 2, 62, 0
@@ -96,7 +96,7 @@ def start(params, prompts) -> State:
         keys,
         zeros == 0,
     )
-    return text.extend(PARTS, params, state, dreamllm.embed(PARTS, params, prompts), LENGTHS)[0]
+    return decode.extend(PARTS, params, state, dreamllm.embed(PARTS, params, prompts), LENGTHS)[0]
 
 
 def written(state: State) -> list[list[int]]:
@@ -126,13 +126,13 @@ def test_beams_end_at_different_lengths_and_differ_from_greedy_writing():
     state = beam.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 0.0)
     assert len({len(row) for row in written(state)}) > 1 and ENDED in state.status.tolist()
     long = beam.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 3.0)
-    greedy = text.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 100)
+    greedy = decode.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 100)
     assert written(state) != written(long) and written(long) != written(greedy)
 
 
 def test_greedy_writing_with_a_repetition_penalty_is_that_of_transformers():
     params = models()[1]
-    state = text.write(PARTS, params, start(params, PROMPTS), settings_of(1.4), Special(EOS, DREAM_START, 1), 100)
+    state = decode.write(PARTS, params, start(params, PROMPTS), settings_of(1.4), Special(EOS, DREAM_START, 1), 100)
     for b, length in enumerate(LENGTHS):
         assert written(state)[b] == their_tokens(PROMPTS[b, :length], repetition_penalty=1.4)
 

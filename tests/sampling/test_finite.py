@@ -16,7 +16,7 @@ from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.models import dreamllm
-from dreamjax.sampling import archive, finite, ranking, stream
+from dreamjax.sampling import finite, output_folder, rerank, stream
 from dreamjax.sampling.finite import NotFinite
 from dreamjax.sampling.options import Options
 
@@ -85,9 +85,9 @@ def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half,
         "not finite: the model's logits from token 1 on"
     ]
     facts = to_folders.write_many(model, prompts, options, out, 2)
-    assert (facts["written"], facts["not_finite"]) == (1, []) and archive.read(out / "00001", *prompts[1], options)[
-        "notes"
-    ] != []
+    assert (facts["written"], facts["not_finite"]) == (1, []) and output_folder.read(
+        out / "00001", *prompts[1], options
+    )["notes"] != []
 
 
 def test_a_command_ends_with_the_numbers_of_the_documents(half):
@@ -111,7 +111,7 @@ def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("path", ["unet/conv_out/kernel", "vae/decoder/conv_out/bias"])
-def test_no_picture_is_black_by_nan(model, path, value):
+def test_no_image_is_black_by_nan(model, path, value):
     broken = dataclasses.replace(model, params=with_value(model.params, path, value))
     with pytest.raises(
         NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/"
@@ -136,9 +136,9 @@ def test_a_token_in_the_middle(model, half):
 def test_scores_of_nan_are_no_scores(half):
     with pytest.raises(NotFinite, match=r"^pair 1 of 3 \(from 0\): not finite: the weights hold NaN"):
         half.log_probabilities([(GOOD, " a"), (BAD, " a"), (GOOD, " b")])
-    picture = half.decode(np.zeros((1, 4, 4, 8), np.float32))[0]
+    image = half.decode(np.zeros((1, 4, 4, 8), np.float32))[0]
     with pytest.raises(NotFinite, match=r"rank: not finite: the score of candidate \(0, 1\)"):
-        ranking.rank([picture, picture], ["a"], lambda *_: np.array([1.0, np.nan]))
+        rerank.rank([image, image], ["a"], lambda *_: np.array([1.0, np.nan]))
 
 
 def test_weights_that_are_finite_are_said_to_be(model):

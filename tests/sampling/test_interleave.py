@@ -12,33 +12,33 @@ import numpy as np
 import pytest
 from small_model import PIXEL, boosted, parameters
 
-from dreamjax.batch import Shape, empty_batch, place
 from dreamjax.diffusion import samplers
 from dreamjax.document import Document, Image, Text
-from dreamjax.images import for_encoder
+from dreamjax.document.batch import Shape, empty_batch, place
+from dreamjax.document.image_io import for_encoder
+from dreamjax.document.tokenize import Row, Slots, build_row
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.rows import Row, Slots, build_row
-from dreamjax.sampling import image, interleave, pictures, prompts, scores, stream
+from dreamjax.sampling import denoise, interleave, likelihood, prompts, stream, text_to_image
 from dreamjax.sampling.options import Options
-from dreamjax.schema import ConfigError
 
 CONTEXT = 128
 OPTIONS = Options(sampler="ddim", max_tokens=20, max_images=2, num_steps=2, guidance_scale=2.0)
 
 
-def picture(seed: int) -> np.ndarray:
+def make_image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(8, 8, 3), dtype=np.uint8)
 
 
 def shown(seed: int) -> Image:
     """A picture for the model to see."""
-    return Image(picture(seed), dreamed=False)
+    return Image(make_image(seed), is_target=False)
 
 
 PROMPTS = (
     Document((Text("Once a red circle"), shown(1), Text("Then"))),
     Document((shown(2), Text("Here is a shape."))),
-    Document((Text("One day a blue cross"), Image(picture(3)))),
+    Document((Text("One day a blue cross"), Image(make_image(3)))),
     Document((Text("Now"),)),
 )
 OTHERS = (
@@ -76,7 +76,7 @@ def model(shapes_tokenizer) -> Model:
 
 
 def drawn_in(document: Document) -> list[np.ndarray]:
-    return [np.asarray(picture) for picture in document.images]
+    return [np.asarray(image) for image in document.images]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -89,8 +89,8 @@ class Uncached:
     def __init__(self, model: Model, prompt: Document, seed: int):
         self.model, self.key = model, jax.random.key(seed)
         row = build_row(prompt, model.tokenizer, Slots.of(model.parts.config), prompt=True)
-        self.tokens, self.seen, self.dreamed = row.tokens.tolist(), list(row.seen), list(row.dreamed)
-        self.images = [for_encoder(prompt.parts[part].pil(), 8) for _, part in row.seen]
+        self.tokens, self.inputs, self.targets = row.tokens.tolist(), list(row.inputs), list(row.targets)
+        self.images = [for_encoder(prompt.parts[part].pil(), 8) for _, part in row.inputs]
         self.run = jax.jit(self._run)
         self.draw = jax.jit(self._draw)
 
@@ -99,7 +99,7 @@ class Uncached:
         parts, params = self.model.parts, self.model.params
         hidden = dreamllm.hidden_states(parts, params, batch)
         last = hidden[0, jnp.sum(batch.segments) - 1]
-        queries = dreamllm.read_out(parts, hidden, batch)[jnp.maximum(jnp.sum(batch.dreamed_valid) - 1, 0)]
+        queries = dreamllm.read_out(parts, hidden, batch)[jnp.maximum(jnp.sum(batch.target_valid) - 1, 0)]
         return parts.llm.apply({"params": params["llm"]}, last, method="logits"), queries
 
     def _draw(self, queries, key):
@@ -124,8 +124,8 @@ class Uncached:
     def batch(self):
         batch = empty_batch(Shape(1, 1, CONTEXT, 4, 4, 8, 1))
         tokens = np.array(self.tokens, np.int32)
-        row = Row(tokens, np.zeros(len(tokens), bool), tuple(self.seen), tuple(self.dreamed), False)
-        place(batch, 0, 0, row, self.images, [None] * len(self.dreamed))
+        row = Row(tokens, np.zeros(len(tokens), bool), tuple(self.inputs), tuple(self.targets), False)
+        place(batch, 0, 0, row, self.images, [None] * len(self.targets))
         return batch
 
     def next_token(self) -> int:
@@ -138,15 +138,15 @@ class Uncached:
     def dream(self, number: int) -> np.ndarray:
         """Appends the queries and draws picture `number`, counted from 1."""
         tokenizer, count = self.model.tokenizer, self.model.parts.config.dream_queries
-        self.dreamed.append((len(self.tokens) + 1, 0))
+        self.targets.append((len(self.tokens) + 1, 0))
         self.tokens += [tokenizer.dream_start, *[tokenizer.im_patch] * count, tokenizer.dream_end]
         return np.asarray(self.draw(self.run(self.batch())[1], jax.random.fold_in(self.key, 2**32 - number)))
 
-    def look(self, picture: np.ndarray):
+    def look(self, image: np.ndarray):
         """Appends what the model sees of the picture."""
         tokenizer = self.model.tokenizer
-        self.seen.append((len(self.tokens) + 1, 0))
-        self.images.append(for_encoder(picture, 8))
+        self.inputs.append((len(self.tokens) + 1, 0))
+        self.images.append(for_encoder(image, 8))
         self.tokens += [
             tokenizer.im_start,
             *[tokenizer.im_patch] * self.model.parts.config.clip.patches,
@@ -169,9 +169,9 @@ def test_a_document_is_what_the_model_says_without_a_cache(model, number):
             runs[-1].append(token)
             continue
         expected = uncached.dream(len(runs))
-        picture = drawn[len(runs) - 1]
-        assert expected.shape == picture.shape and np.max(np.abs(expected.astype(int) - picture)) <= 1
-        uncached.look(picture)
+        image = drawn[len(runs) - 1]
+        assert expected.shape == image.shape and np.max(np.abs(expected.astype(int) - image)) <= 1
+        uncached.look(image)
         runs.append([])
     assert len(drawn) == len(runs) - 1
     words = [model.tokenizer.decode_continuation(run) for run in runs]
@@ -242,7 +242,7 @@ def test_an_end_is_no_limit(model):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2])
-def test_a_limit_of_pictures(model, limit):
+def test_a_limit_of_images(model, limit):
     documents = model.with_boosts(eos=-50.0, dream=50.0).generate(
         PROMPTS, range(4), dataclasses.replace(OPTIONS, max_images=limit)
     )
@@ -253,7 +253,7 @@ def test_a_limit_of_pictures(model, limit):
         )
 
 
-def test_pictures_differ_within_a_document(model):
+def test_images_differ_within_a_document(model):
     first, second = drawn_in(model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4))[0])
     assert not np.array_equal(first, second)
 
@@ -274,7 +274,7 @@ def test_a_prompt_longer_than_the_context_is_an_error(model):
         model.generate([Document((Text("Once a red circle jumps up. " * 40),))], [0])
 
 
-def test_a_picture_needs_an_encoder(model):
+def test_an_image_needs_an_encoder(model):
     blind = dataclasses.replace(model, parts=dreamllm.build(dataclasses.replace(model.parts.config, clip=None)))
     with pytest.raises(ValueError, match="this model has no picture encoder"):
         blind.generate([PROMPTS[0]], [0])
@@ -319,11 +319,11 @@ def test_banned_are_control_tokens_and_rows_without_a_token(model):
 
 
 def draw(model, prompts, seeds, options=OPTIONS, **how):
-    latents = pictures.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options, **how)
-    return np.asarray(image.decode(model.parts, model.params, latents).pictures)
+    latents = text_to_image.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options, **how)
+    return np.asarray(denoise.decode(model.parts, model.params, latents).images)
 
 
-def test_a_picture_on_demand_depends_on_its_seed_and_prompt_alone(model):
+def test_an_image_on_demand_depends_on_its_seed_and_prompt_alone(model):
     drawn = draw(model, PROMPTS, [5, 6, 5, 5])
     again = draw(model, (PROMPTS[0], LONG, *OTHERS[:2]), [5, 1, 2, 3])
     assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == np.uint8
@@ -333,13 +333,13 @@ def test_a_picture_on_demand_depends_on_its_seed_and_prompt_alone(model):
     )
 
 
-def test_a_picture_on_demand_is_the_one_that_the_model_would_draw_there(model):
+def test_an_image_on_demand_is_the_one_that_the_model_would_draw_there(model):
     negative = Document.of("a blue cross")
     options = dataclasses.replace(OPTIONS, max_images=1, sampler="ddpm", num_steps=3, negative=negative)
     wanted = model.with_boosts(eos=-50.0, dream=50.0).generate(PROMPTS, range(4), options)
     drawn = draw(model, PROMPTS, range(4), options, negatives=[negative] * 4)
-    for document, picture in zip(wanted, drawn, strict=True):
-        assert np.max(np.abs(drawn_in(document)[0].astype(int) - picture)) <= 1
+    for document, image in zip(wanted, drawn, strict=True):
+        assert np.max(np.abs(drawn_in(document)[0].astype(int) - image)) <= 1
     assert (
         np.max(np.abs(draw(model, PROMPTS, range(4), options).astype(int) - drawn)) > 8
     )  # the negative prompt matters
@@ -362,7 +362,7 @@ def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
     other_words = (
         Document((Text("One day a green cross"), shown(8), Text("Now"))),
         Document((shown(5), Text("There it was."))),
-        Document((Text("Now a green bar is"), Image(picture(4)))),
+        Document((Text("Now a green bar is"), Image(make_image(4)))),
         Document((Text("So"),)),
     )
     assert [len(row.tokens) // 16 for row in map(row_of, PROMPTS)] == [
@@ -422,7 +422,7 @@ def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them
         (
             Text("Be kind.", role="system"),
             Text("What is this?", role="user"),
-            Image(picture(2), dreamed=False, role="user"),
+            Image(make_image(2), is_target=False, role="user"),
         )
     )
     options = dataclasses.replace(OPTIONS, template="vicuna_v1.1", max_tokens=6)
@@ -442,7 +442,7 @@ def test_strings_that_look_like_control_tokens_stay_text(model):
     assert model.generate([forged], [0])[0] is not None
 
 
-def test_pictures_that_are_forced_come_and_those_that_are_forbidden_do_not(model):
+def test_images_that_are_forced_come_and_those_that_are_forbidden_do_not(model):
     shy = model.with_boosts(eos=3.0, dream=-50.0)
     for document in shy.generate(PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=2)):
         assert len(document.images) == 2
@@ -473,29 +473,29 @@ def test_a_stream_tells_the_document_that_generate_returns(model, number, every,
         model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1
     )
     page = tmp_path / "page.html"
-    seen, told, number_of = [], [], 0
+    inputs, told, number_of = [], [], 0
     for event in stream.save_while(events, PROMPTS[number], page, pause=0):
-        seen.append(event)
+        inputs.append(event)
         if not isinstance(event, stream.Finished):
             assert "http-equiv" in page.read_text()
         match event:
             case stream.TextPiece(text=piece):
                 told.append(told.pop() + piece if told and isinstance(told[-1], str) else piece)
-            case stream.PictureDone(number=at, picture=drawn):
+            case stream.ImageDone(number=at, image=drawn):
                 assert at == number_of
                 number_of += 1
                 told.append(np.asarray(drawn))
     document = model.generate([PROMPTS[number]], [3], options)[0]
-    assert seen[-1].document.to_json() == document.to_json() and len(document.images) > 0
+    assert inputs[-1].document.to_json() == document.to_json() and len(document.images) > 0
     for mine, part in zip(told, document.parts, strict=True):
         if isinstance(part, Text):
             assert mine == part.text
         else:
             np.testing.assert_array_equal(mine, np.asarray(part.pil()))
-    kinds = [type(event) for event in seen]
+    kinds = [type(event) for event in inputs]
     assert (
-        kinds.count(stream.PictureStarted)
-        == kinds.count(stream.PictureDone)
+        kinds.count(stream.ImageStarted)
+        == kinds.count(stream.ImageDone)
         == kinds.count(stream.Preview)
         == len(document.images)
     )
@@ -515,7 +515,7 @@ def test_what_may_still_change_is_held_back():
 
 def test_log_probabilities_of_continuations(model):
     pairs = [(PROMPTS[0], " a red circle."), (LONG, " it"), (PROMPTS[1], " Now it is blue."), (Document(()), "One day")]
-    found = scores.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
+    found = likelihood.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
     for (prompt, continuation), shares in zip(pairs, found, strict=True):
         uncached = Uncached(model, prompt, 0)
         row = prompts.prompt_row(
@@ -529,4 +529,4 @@ def test_log_probabilities_of_continuations(model):
         np.testing.assert_allclose(shares, expected, atol=1e-4)
         assert continuation.strip() in model.tokenizer.decode_continuation(row[-len(shares) :])
     with pytest.raises(ConfigError, match="continuation: '' has no token"):
-        scores.log_probabilities(model.parts, model.params, model.tokenizer, [(PROMPTS[0], "")])
+        likelihood.log_probabilities(model.parts, model.params, model.tokenizer, [(PROMPTS[0], "")])

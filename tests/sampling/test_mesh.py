@@ -10,13 +10,14 @@ from small_model import LATENT, boosted, parameters
 from dreamjax.config import MeshConfig
 from dreamjax.document import Document, Image, Text
 from dreamjax.models import dreamllm
-from dreamjax.sampling import interleave, pictures
+from dreamjax.parallel.mesh import make_mesh
+from dreamjax.parallel.param_sharding import parameter_shardings
+from dreamjax.sampling import interleave, text_to_image
 from dreamjax.sampling.options import Options
-from dreamjax.sharding import make_mesh, parameter_shardings
 
 OPTIONS = Options(max_tokens=8, max_images=1, num_steps=2, guidance_scale=2.0)
 PROMPTS = [
-    Document((Text("Once a red circle"), Image(np.full((8, 8, 3), 90, np.uint8), dreamed=False), Text("Then"))),
+    Document((Text("Once a red circle"), Image(np.full((8, 8, 3), 90, np.uint8), is_target=False), Text("Then"))),
     Document((Text("Now"),)), Document((Text("One day a cross"),)), Document((Text("So"),)),
 ]  # fmt: skip
 
@@ -31,7 +32,9 @@ def test_the_same_on_one_device_and_on_eight(shapes_tokenizer, sizes):
         documents = interleave.generate(
             parts, params, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1)
         )
-        return documents, np.asarray(pictures.draw_after(parts, params, shapes_tokenizer, PROMPTS, range(4), OPTIONS))
+        return documents, np.asarray(
+            text_to_image.draw_after(parts, params, shapes_tokenizer, PROMPTS, range(4), OPTIONS)
+        )
 
     documents, latents = use(params)
     mesh = make_mesh(MeshConfig(*sizes))

@@ -13,11 +13,12 @@ from small_model import LATENT, PIXEL, run_config
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import ModelConfig
-from dreamjax.model_config import UNetConfig, VaeConfig
+from dreamjax.config.model import UNetConfig, VaeConfig
+from dreamjax.config.validation import require_seed
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.sampling import image, interleave, memory, pictures
+from dreamjax.sampling import denoise, interleave, memory, text_to_image
 from dreamjax.sampling.options import RANGES, Options
-from dreamjax.schema import ConfigError, require_seed
 
 WRONG = [
     True,
@@ -115,7 +116,7 @@ def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
         lambda: model.text_to_latents("a", seed=seed),
         lambda: model.attention_maps("a", seed=seed),
         lambda: interleave.begin(model.parts, {}, None, ["a"], [seed], Options()),
-        lambda: pictures.draw_after(model.parts, {}, None, ["a"], [seed], Options()),
+        lambda: text_to_image.draw_after(model.parts, {}, None, ["a"], [seed], Options()),
         lambda: run_config(seed=seed),
     ]
     for entry in entries:
@@ -136,7 +137,7 @@ def test_seeds_that_count_up_stay_seeds():
 
 def test_more_steps_than_the_schedule_has():
     for entry in (
-        lambda options: image.check(PIXEL, options, 1),
+        lambda options: denoise.check(PIXEL, options, 1),
         lambda options: interleave.begin(dreamllm.build(PIXEL), {}, None, ["a"], [0], options),
     ):
         with pytest.raises(ConfigError, match="num_steps: 1001 is not between 1 and 1000"):
@@ -152,16 +153,14 @@ def test_sizes_that_no_memory_holds(height, width, what):
         match=rf"height, width: 4 pictures of {width} x {height} pixels at once take more than .* GiB "
         rf"\(.*({what})\), there are \d+ GiB",
     ):
-        image.check(SIZES, Options(height=height, width=width), 4)
+        denoise.check(SIZES, Options(height=height, width=width), 4)
 
 
-def test_room_for_pictures_and_documents(monkeypatch):
+def test_room_for_images_and_documents(monkeypatch):
     monkeypatch.setattr(memory, "there_is", lambda: 8 * 2**30)
-    memory.require_room_for_pictures(SIZES, (64, 64, 4), 8, 2)
+    memory.require_room_for_images(SIZES, (64, 64, 4), 8, 2)
     with pytest.raises(ConfigError, match="self-attention"):
-        memory.require_room_for_pictures(
-            SIZES, (256, 256, 4), 8, 2
-        )  # 65,536 positions: 16 GiB of scores for one picture
+        memory.require_room_for_images(SIZES, (256, 256, 4), 8, 2)  # 65,536 positions: 16 GiB of scores for one picture
     memory.require_room_for_documents(SIZES, 8, 64)
     with pytest.raises(ConfigError, match="batch_size, max_tokens: 1048576 documents of up to 8,192 tokens"):
         memory.require_room_for_documents(SIZES, 2**20, 8192)
@@ -182,12 +181,12 @@ def test_a_size_far_from_the_training_size_is_said():
     for side in (8, 10, 16, 4):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            image.check(PIXEL, Options(height=side, width=side), 1)
+            denoise.check(PIXEL, Options(height=side, width=side), 1)
     for height, width in ((24, 8), (8, 2), (32, 32)):
         with pytest.warns(
             UserWarning, match=f"height, width: {width} x {height} pixels, and the model was trained on 8 x 8"
         ):
-            image.check(PIXEL, Options(height=height, width=width), 1)
+            denoise.check(PIXEL, Options(height=height, width=width), 1)
 
 
 def test_fields_that_are_checked_are_all_that_are_numbers():

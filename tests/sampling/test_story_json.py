@@ -12,24 +12,23 @@ import pytest
 from etils import epath
 from hypothesis import strategies as st
 
-from dreamjax import images
-from dreamjax.document import Document, Image, Text
-from dreamjax.sampling import archive
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.errors import ConfigError
+from dreamjax.sampling import output_folder
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompt_file import read_prompts
-from dreamjax.schema import ConfigError
 
 PICTURE = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
 OPTIONS = Options(max_tokens=10, temperature=0.9, stop=("zq",), negative=Document.of(["a bar", PICTURE]))
-PROMPT = Document((Text("Once a"), Image(PICTURE, dreamed=False), Text("Then")))
+PROMPT = Document((Text("Once a"), Image(PICTURE, is_target=False), Text("Then")))
 
 
 @pytest.fixture
 def folder(tmp_path) -> epath.Path:
     """What a run left, beside a picture that is none of its business; and no request goes out."""
-    (tmp_path / "secret.png").write_bytes(images.to_png(PICTURE))
+    (tmp_path / "secret.png").write_bytes(image_io.to_png(PICTURE))
     folder = epath.Path(tmp_path / "story")
-    archive.write(folder, PROMPT, Document.of(["it ends", PICTURE]), 7, OPTIONS, 2)
+    output_folder.write(folder, PROMPT, Document.of(["it ends", PICTURE]), 7, OPTIONS, 2)
     (tmp_path / "story" / "link.png").symlink_to(tmp_path / "secret.png")
     return folder
 
@@ -51,11 +50,11 @@ def edited(folder: epath.Path, *path, value):
 
 
 def test_what_a_run_left_is_read_back(folder):
-    found = archive.asked(folder)
+    found = output_folder.asked(folder)
     assert (found.prompt.to_json(), found.seed, found.batch_size) == (PROMPT.to_json(), 7, 2)
-    assert found.options.negative.to_json() == OPTIONS.negative.to_json() and archive.fingerprint(
+    assert found.options.negative.to_json() == OPTIONS.negative.to_json() and output_folder.fingerprint(
         *found[:3]
-    ) == archive.fingerprint(PROMPT, 7, OPTIONS)
+    ) == output_folder.fingerprint(PROMPT, 7, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -71,20 +70,20 @@ def test_what_a_run_left_is_read_back(folder):
         "",
     ],
 )
-def test_pictures_beside_it_alone(folder, name, tmp_path):
+def test_images_beside_it_alone(folder, name, tmp_path):
     edited(folder, "parts", 1, "image", value=name.replace("ABSOLUTE", str(tmp_path / "secret.png")))
     with pytest.raises(
         ConfigError,
         match=r"story.json: does not say what its document was made of: parts\[1\]: .* is outside the folder: it",
     ):
-        archive.asked(folder)
+        output_folder.asked(folder)
 
 
 @pytest.mark.parametrize("name", ["prompt_0.png", "/etc/passwd", "http://127.0.0.1/a.png"])
 def test_no_file_is_read_for_the_negative_prompt(folder, name):
     edited(folder, "options", "negative", "parts", 1, "image", value=name)
     with pytest.raises(ConfigError, match="names the file .*, and no folder is given in which it may lie"):
-        archive.asked(folder)
+        output_folder.asked(folder)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_no_file_is_read_for_the_negative_prompt(folder, name):
         (["notes"], 5, "notes: 5"),
         (["id"], [1], "id: "),
         (["parts", 0, "role"], ["user"], r"parts\[0\]: role"),
-        (["parts", 1, "seen"], "no", r"parts\[1\]: seen: 'no'"),
+        (["parts", 1, "is_input"], "no", r"parts\[1\]: is_input: 'no'"),
         (["kind"], 3, "kind: 3"),
         (["kind"], "a" * 100_000, "kind: 'aaa"),
         (["options", "\0\x1b[2J\ud800"], 1, r"options.\\x00\\x1b\[2J\\ud800: unknown"),
@@ -118,7 +117,7 @@ def test_no_file_is_read_for_the_negative_prompt(folder, name):
 def test_every_value_is_checked(folder, path, value, words):
     edited(folder, *path, value=value)
     with pytest.raises(ConfigError, match=words) as caught:
-        archive.asked(folder)
+        output_folder.asked(folder)
     assert (
         str(caught.value).startswith(str(folder / "story.json"))
         and len(str(caught.value)) < 600
@@ -141,16 +140,16 @@ DAMAGED = [
 @pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_is_one_line_to_both_readers(folder, text):
     (folder / "story.json").write_bytes(text.encode("latin-1"))
-    for reader in (lambda: archive.asked(folder), lambda: archive.read(folder, PROMPT, 7, OPTIONS)):
+    for reader in (lambda: output_folder.asked(folder), lambda: output_folder.read(folder, PROMPT, 7, OPTIONS)):
         with pytest.raises(ConfigError, match="story.json: ") as caught:
             reader()
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_a_file_that_is_no_record_is_not_loaded(folder, monkeypatch):
-    monkeypatch.setattr(archive, "LARGEST", 100)
+    monkeypatch.setattr(output_folder, "LARGEST", 100)
     with pytest.raises(ConfigError, match="more than 100 bytes"):
-        archive.asked(folder)
+        output_folder.asked(folder)
 
 
 JSON = st.recursive(
@@ -193,7 +192,7 @@ def test_any_change_is_read_or_one_error(folder, data):
             break
     (folder / "story.json").write_text(json.dumps(record))
     try:
-        found = archive.asked(folder)
+        found = output_folder.asked(folder)
         assert isinstance(found.options, Options) and 0 <= found.seed < 2**32
         assert all(
             not isinstance(part.source, str) or part.source.startswith(f"{folder}/")
@@ -219,11 +218,11 @@ def line(image: str, **more) -> str:
     return json.dumps({"parts": [{"type": "image", "image": image}], **more})
 
 
-def test_prompts_name_pictures_beside_them_or_anywhere_when_asked(tmp_path):
-    (tmp_path / "a.png").write_bytes(images.to_png(PICTURE))
+def test_prompts_name_images_beside_them_or_anywhere_when_asked(tmp_path):
+    (tmp_path / "a.png").write_bytes(image_io.to_png(PICTURE))
     path = tmp_path / "sub" / "prompts.jsonl"
     path.parent.mkdir()
-    (path.parent / "b.png").write_bytes(images.to_png(PICTURE))
+    (path.parent / "b.png").write_bytes(image_io.to_png(PICTURE))
     [(document, seed)] = prompts_of(path, line("b.png", seed=5))
     assert document.images[0].size == (8, 8) and seed == 5
     for name in ("../a.png", str(tmp_path / "a.png"), "http://127.0.0.1/a.png"):

@@ -13,9 +13,9 @@ from small_model import LLM
 from small_run import CONFIG, Run, mesh, same_bytes
 
 from dreamjax.config import MeshConfig, ModelConfig, OptimConfig, SourceConfig
-from dreamjax.schema import ConfigError
-from dreamjax.training import checkpoint, optim
-from dreamjax.training.start import prepare_workdir, with_data
+from dreamjax.errors import ConfigError
+from dreamjax.training import checkpoint, optimizer
+from dreamjax.training.initialize import prepare_workdir, with_data
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_still_knows_the_best(run, tmp_path):
 
 def test_load_params_gives_the_average_of_the_newest_or_the_best(run):
     last = checkpoint.load_params(run.folder)
-    assert same_bytes(last, optim.merge(run.state.average, run.frozen))
+    assert same_bytes(last, optimizer.merge(run.state.average, run.frozen))
     best = checkpoint.load_params(run.folder, "best")
     np.testing.assert_allclose(
         best["llm"]["norm"]["scale"], last["llm"]["norm"]["scale"] - 9.0
@@ -67,7 +67,7 @@ def test_load_params_without_an_average_gives_the_weights(tmp_path):
         CONFIG,
         optim=OptimConfig(trainable=(".",)),
         model=ModelConfig(llm=LLM),
-        data=dataclasses.replace(CONFIG.data, seen_slots=0),
+        data=dataclasses.replace(CONFIG.data, input_slots=0),
     )
     run = Run(config, epath.Path(tmp_path), mesh(1, 1, 1))
     assert run.meta["frozen"] is None and not (run.folder / "frozen").exists()

@@ -19,8 +19,8 @@ from etils import epath
 from small_run import CONFIG, Run, mesh, same_bytes
 
 from dreamjax.config import InitFrom
-from dreamjax.schema import ConfigError
-from dreamjax.training import checkpoint, handover, integrity, model_folder
+from dreamjax.errors import ConfigError
+from dreamjax.training import checkpoint, checksums, model_folder, weight_transfer
 from dreamjax.training.state import State
 
 
@@ -166,7 +166,7 @@ def test_a_flipped_bit_in_a_checkpoint_gives_the_same_or_one_line(tmp_path, seed
             manager = checkpoint.open_manager(folder, 9)
             state, meta = checkpoint.restore(manager, tiny_state(0))
             assert same_bytes(state._asdict(), tiny_state(1)._asdict()) and meta == {"frozen": None}, (file, bit)
-            assert checkpoint.held_back_loss(folder, 1) == 2.0
+            assert checkpoint.heldout_loss(folder, 1) == 2.0
         except ConfigError as error:
             assert (
                 str(error).startswith(f"{folder}/checkpoints/1: ")
@@ -249,7 +249,7 @@ def test_a_checkpoint_from_before_checksums_loads(run, copy):
     assert same_bytes(again.state._asdict(), run.state._asdict()) and same_bytes(again.frozen, run.frozen)
     assert (
         same_bytes(checkpoint.load_params(copy, "best"), checkpoint.load_params(run.folder, "best"))
-        and checkpoint.checksums(copy, 2) == {}
+        and checkpoint.stored_checksums(copy, 2) == {}
     )
 
 
@@ -258,9 +258,9 @@ def test_only_what_is_taken_over_is_checked(run, copy):
     params = {"llm": run.state.average["llm"], **run.frozen}
 
     def taken(pattern):
-        return handover.take_over(dataclasses.replace(CONFIG, init_from=(InitFrom(str(copy), pattern),)), params, None)[
-            0
-        ]
+        return weight_transfer.take_over(
+            dataclasses.replace(CONFIG, init_from=(InitFrom(str(copy), pattern),)), params, None
+        )[0]
 
     assert same_bytes(taken("^llm/")["llm"], run.state.average["llm"])
     with pytest.raises(ConfigError, match="copy/frozen: array clip/pre_layernorm/scale is damaged"):
@@ -299,7 +299,7 @@ def load(folder: epath.Path, dtype=None) -> dict:
 
 
 def test_a_model_folder_keeps_a_checksum_of_each_array(folder):
-    assert model_folder.read_checksums(folder) == integrity.checksums(ARRAYS)
+    assert model_folder.read_checksums(folder) == checksums.checksums(ARRAYS)
     assert same_bytes(load(folder), ARRAYS)
     cast = load(folder, jnp.bfloat16)
     assert same_bytes(cast, {path: leaf.astype(jnp.bfloat16) for path, leaf in ARRAYS.items()})
@@ -345,10 +345,14 @@ def test_paths_in_a_record_of_origins_are_told_and_not_opened(tmp_path):
     (folder / "params").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / handover.ORIGINS_FILE).write_text("opened")
+    (elsewhere / weight_transfer.ORIGINS_FILE).write_text("opened")
     for path in ("../elsewhere", str(elsewhere), "/dev/zero", "https://example.org/model"):
-        (folder / handover.ORIGINS_FILE).write_text(json.dumps({"origins": [ENTRY | {"path": path}], "fresh": []}))
-        assert handover.in_words(handover.origins_of(folder)).startswith(f"from {path} at step 3: llm (1 parameter)")
+        (folder / weight_transfer.ORIGINS_FILE).write_text(
+            json.dumps({"origins": [ENTRY | {"path": path}], "fresh": []})
+        )
+        assert weight_transfer.format_summary(weight_transfer.origins_of(folder)).startswith(
+            f"from {path} at step 3: llm (1 parameter)"
+        )
 
 
 RECORDS = [
@@ -363,9 +367,9 @@ RECORDS = [
 @pytest.mark.parametrize("text", ["", "\x00", "[" * 10**5, *map(json.dumps, RECORDS)])
 def test_a_record_of_origins_that_is_none_is_named(tmp_path, text):
     (tmp_path / "params").mkdir()
-    (tmp_path / handover.ORIGINS_FILE).write_text(text)
+    (tmp_path / weight_transfer.ORIGINS_FILE).write_text(text)
     with pytest.raises(ConfigError, match="origins.json: cannot be read"):
-        handover.origins_of(epath.Path(tmp_path))
+        weight_transfer.origins_of(epath.Path(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -375,11 +379,11 @@ def test_a_record_of_origins_that_is_none_is_named(tmp_path, text):
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int32, np.uint8, np.bool_, np.float64])
 def test_every_bit_of_an_array_counts(dtype):
     values = np.random.default_rng(0).integers(0, 2, (3, 5)).astype(dtype)
-    before = integrity.checksums({"a": values})
+    before = checksums.checksums({"a": values})
     for bit in range(0, values.nbytes * 8, 1 if dtype != np.bool_ else 8):
         changed = bytearray(values.tobytes())
         changed[bit // 8] ^= 1 << bit % 8
-        assert integrity.checksums({"a": np.frombuffer(bytes(changed), dtype).reshape(3, 5)}) != before, bit
+        assert checksums.checksums({"a": np.frombuffer(bytes(changed), dtype).reshape(3, 5)}) != before, bit
 
 
 def test_large_arrays_are_hashed_in_blocks_of_any_shape():
@@ -389,4 +393,4 @@ def test_large_arrays_are_hashed_in_blocks_of_any_shape():
         word = (word ^ (word >> np.uint32(shift))) * np.uint32(factor)
     expected = f"uint32 {int(word.sum(dtype=np.uint64)) % 2**32:08x}"
     for shape in ((-1,), (3, 70001), (70001, 3), (3, 1, 70001), (70001, 1, 3, 1)):
-        assert integrity.checksums({"a": values.reshape(shape)}) == {"a": expected}, shape
+        assert checksums.checksums({"a": values.reshape(shape)}) == {"a": expected}, shape

@@ -232,13 +232,13 @@ def test_the_relaunched_run_ends_as_if_nothing_had_been(runs):
     phases, straight = runs
     assert phases[3].statuses == [0] and max(phases[3].checkpoints) == STEPS
     assert_same(phases[3].lines, straight, 1e-4)
-    held_back = {line["step"]: line["eval_loss"] for line in straight if "eval_loss" in line}
+    heldout = {line["step"]: line["eval_loss"] for line in straight if "eval_loss" in line}
     ours = {line["step"]: line["eval_loss"] for line in phases[3].lines if "eval_loss" in line}
-    assert list(held_back) == list(range(6, STEPS + 1, 6)) and set(ours) == {
-        *held_back,
+    assert list(heldout) == list(range(6, STEPS + 1, 6)) and set(ours) == {
+        *heldout,
         max(phases[2].checkpoints),
     }  # measured at the stop as well
-    np.testing.assert_allclose([ours[step] for step in held_back], list(held_back.values()), rtol=1e-4)
+    np.testing.assert_allclose([ours[step] for step in heldout], list(heldout.values()), rtol=1e-4)
 
 
 STEPPING = """

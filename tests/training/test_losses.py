@@ -11,10 +11,10 @@ import optax
 import pytest
 from small_model import IDS, LATENT, PIXEL, leaves, parameters, relative_error, run_config
 
-from dreamjax.batch import fake_batch
 from dreamjax.config import LossConfig
+from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
-from dreamjax.training import losses, optim, step
+from dreamjax.training import losses, optimizer, step
 
 PARTS = dreamllm.build(PIXEL)
 WIDTH, VOCABULARY, QUERIES = PIXEL.llm.width, PIXEL.llm.vocab_size, PIXEL.dream_queries
@@ -29,22 +29,22 @@ def token_case(length: int = 13):
     return hidden, rng.integers(VOCABULARY, size=(2, length), dtype=np.int32), rng.random((2, length)) < 0.5
 
 
-def cross_entropy(llm: dict, hidden, tokens, learned, chunk: int):
-    return losses.cross_entropy_sum(PARTS, {"llm": llm}, hidden, tokens, learned, chunk)
+def cross_entropy(llm: dict, hidden, tokens, supervised, chunk: int):
+    return losses.cross_entropy_sum(PARTS, {"llm": llm}, hidden, tokens, supervised, chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 64])
 def test_cross_entropy_in_chunks_is_that_of_all_logits(chunk):
-    hidden, tokens, learned = token_case()
+    hidden, tokens, supervised = token_case()
     llm = parameters(PIXEL)["llm"]
 
     def reference(llm, hidden):
         logits = hidden[:, :-1] @ llm["head"]["kernel"]
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * learned[:, 1:])
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * supervised[:, 1:])
 
     expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(llm, hidden)
     ours = jax.jit(
-        jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, learned, chunk), argnums=(0, 1))
+        jax.value_and_grad(lambda llm, hidden: cross_entropy(llm, hidden, tokens, supervised, chunk), argnums=(0, 1))
     )
     total, gradients = ours(llm, hidden)
     assert total.dtype == jnp.float32 and relative_error(total, expected) < 1e-6
@@ -53,22 +53,22 @@ def test_cross_entropy_in_chunks_is_that_of_all_logits(chunk):
 
 
 def test_what_is_not_learned_does_not_matter():
-    hidden, tokens, learned = token_case()
-    other = np.where(learned, tokens, (tokens + 7) % VOCABULARY)
+    hidden, tokens, supervised = token_case()
+    other = np.where(supervised, tokens, (tokens + 7) % VOCABULARY)
     other[:, 0] = 5  # nothing predicts a row's first token, learned or not
-    before_unlearned = ~np.roll(learned, -1, axis=1)
+    before_unlearned = ~np.roll(supervised, -1, axis=1)
     before_unlearned[:, -1] = True  # nor does its last state predict the first token
     elsewhere = np.where(before_unlearned[..., None], hidden * 100, hidden)
     llm = parameters(PIXEL)["llm"]
-    assert cross_entropy(llm, hidden, tokens, learned, 4) == cross_entropy(llm, elsewhere, other, learned, 4)
-    assert cross_entropy(llm, hidden, tokens, np.zeros_like(learned), 4) == 0
+    assert cross_entropy(llm, hidden, tokens, supervised, 4) == cross_entropy(llm, elsewhere, other, supervised, 4)
+    assert cross_entropy(llm, hidden, tokens, np.zeros_like(supervised), 4) == 0
 
 
 def largest_logits(length: int, chunk: int) -> int:
     """Elements of the largest array that ends in the vocabulary's axis, anywhere in the loss and its gradient."""
-    hidden, tokens, learned = token_case(length)
+    hidden, tokens, supervised = token_case(length)
     program = jax.make_jaxpr(
-        jax.value_and_grad(lambda hidden: cross_entropy(parameters(PIXEL)["llm"], hidden, tokens, learned, chunk))
+        jax.value_and_grad(lambda hidden: cross_entropy(parameters(PIXEL)["llm"], hidden, tokens, supervised, chunk))
     )(hidden)
     shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"\bf(?:32|64)\[([\d,]+)\]", str(program))]
     return max(math.prod(shape) for shape in shapes if shape[-1] == VOCABULARY and shape != (WIDTH, VOCABULARY))
@@ -79,11 +79,11 @@ def test_the_logits_of_all_positions_never_exist_at_once():
     assert largest_logits(48, chunk=48) == 2 * 48 * VOCABULARY  # so this would have been seen
 
 
-def test_counts_are_of_targets_and_of_valid_pictures_and_at_least_1():
+def test_counts_are_of_targets_and_of_valid_images_and_at_least_1():
     batch = fake_batch(run_config())
-    tokens, pictures = losses.count(batch)
-    assert tokens == batch.learned[..., 1:].sum() and pictures == batch.dreamed_valid.sum()
-    empty = batch._replace(learned=np.zeros_like(batch.learned), dreamed_valid=np.zeros_like(batch.dreamed_valid))
+    tokens, images = losses.count(batch)
+    assert tokens == batch.loss_mask[..., 1:].sum() and images == batch.target_valid.sum()
+    empty = batch._replace(loss_mask=np.zeros_like(batch.loss_mask), target_valid=np.zeros_like(batch.target_valid))
     assert losses.count(empty) == (1, 1)
 
 
@@ -104,7 +104,7 @@ def alphas(model) -> np.ndarray:
 @pytest.mark.parametrize(
     "model, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"]
 )
-def test_picture_errors_by_hand(model, loss):
+def test_image_errors_by_hand(model, loss):
     parts, params, rng = dreamllm.build(model), parameters(model), np.random.default_rng(0)
     images = rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
     hidden, empty = (
@@ -120,7 +120,7 @@ def test_picture_errors_by_hand(model, loss):
 
     @jax.jit
     def both(images, hidden, empty, draws):
-        ours = losses.picture_errors(parts, params, loss, images, hidden, empty, draws)
+        ours = losses.image_errors(parts, params, loss, images, hidden, empty, draws)
         x0 = images / 127.5 - 1
         if parts.vae:
             mean, logvar = apply("vae", x0, method="encode")
@@ -195,7 +195,7 @@ def test_the_loss_is_divided_by_a_norm_of_its_weights(norm, total):
 def gradients():
     """`f(batch, dream_queries) -> ((loss, lm_loss, image_loss), gradients)` with all else as it is."""
     config = run_config(frozen=("^unet/", "^clip/"), loss=LossConfig(condition_dropout=0.2))
-    trainable, frozen = optim.split(config.optim, parameters(PIXEL))
+    trainable, frozen = optimizer.split(config.optim, parameters(PIXEL))
     compiled = jax.jit(
         lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5))
     )
@@ -204,9 +204,9 @@ def gradients():
     )
 
 
-def test_without_a_picture_the_image_loss_is_0_and_all_is_finite(gradients):
+def test_without_an_image_the_image_loss_is_0_and_all_is_finite(gradients):
     batch = fake_batch(run_config())
-    batch = batch._replace(dreamed_valid=np.zeros_like(batch.dreamed_valid), seen_valid=np.zeros_like(batch.seen_valid))
+    batch = batch._replace(target_valid=np.zeros_like(batch.target_valid), input_valid=np.zeros_like(batch.input_valid))
     (loss, lm, image), grads = gradients(batch)
     assert image == 0 and loss == lm and 0 < lm < np.inf
     assert all(np.isfinite(leaf).all() for leaf in leaves(grads).values())
@@ -222,16 +222,16 @@ def test_an_empty_batch_has_no_loss(gradients):
 
 def test_what_a_slot_that_is_not_valid_holds_does_not_matter(gradients):
     batch = fake_batch(run_config())
-    assert not batch.dreamed_valid.all() and not batch.seen_valid.all()
+    assert not batch.target_valid.all() and not batch.input_valid.all()
 
     def black(images, valid):
         return np.where(valid[:, :, None, None, None], images, 0)
 
     other = batch._replace(
-        seen_images=black(batch.seen_images, batch.seen_valid),
-        dreamed_images=black(batch.dreamed_images, batch.dreamed_valid),
-        dreamed_start=np.where(batch.dreamed_valid, batch.dreamed_start, 0),
-        seen_start=np.where(batch.seen_valid, batch.seen_start, 0),
+        input_images=black(batch.input_images, batch.input_valid),
+        target_images=black(batch.target_images, batch.target_valid),
+        target_start=np.where(batch.target_valid, batch.target_start, 0),
+        input_start=np.where(batch.input_valid, batch.input_start, 0),
     )
     for ours, theirs in zip(jax.tree.leaves(gradients(batch)), jax.tree.leaves(gradients(other)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -239,7 +239,7 @@ def test_what_a_slot_that_is_not_valid_holds_does_not_matter(gradients):
 
 def test_the_gradient_reaches_the_dream_queries_through_the_frozen_unet(gradients):
     batch = fake_batch(run_config())
-    batch = batch._replace(learned=np.zeros_like(batch.learned))  # the image loss alone
+    batch = batch._replace(loss_mask=np.zeros_like(batch.loss_mask))  # the image loss alone
     queries = parameters(PIXEL)["dream_queries"]
     (loss, lm, image), grads = gradients(batch)
     assert lm == 0 and loss == 10 * image
@@ -251,26 +251,26 @@ def test_the_gradient_reaches_the_dream_queries_through_the_frozen_unet(gradient
 
 
 @pytest.mark.parametrize("form, instead", [("queries", None), ("official", IDS.im_patch)])
-def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
+def test_dropped_images_learn_from_the_unconditional_row(form, instead):
     config = run_config(loss=LossConfig(condition_dropout=0.999, unconditional=form))
     batch = fake_batch(config)
-    numbers = batch.dreamed_draw.reshape(-1)
+    numbers = batch.target_draw.reshape(-1)
     draws = losses.draw(PARTS, config.loss, jax.random.key(0), numbers)
     assert draws.drop.all()
-    params, seen = parameters(PIXEL), {}
+    params, inputs = parameters(PIXEL), {}
 
     def remember(parts, params, loss, images, hidden, unconditional, draws, frozen):
-        seen.update(hidden=hidden, unconditional=unconditional)
+        inputs.update(hidden=hidden, unconditional=unconditional)
         return jnp.zeros(len(images))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "picture_errors", remember)
         hidden = jnp.ones((8, 32, WIDTH))
-        losses.batch_picture_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
+        losses.batch_image_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
         np.testing.assert_allclose(
-            seen["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6
+            inputs["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6
         )
-        losses.batch_picture_errors(
+        losses.batch_image_errors(
             PARTS,
             params,
             dataclasses.replace(config.loss, condition_dropout=0.0),
@@ -279,22 +279,22 @@ def test_dropped_pictures_learn_from_the_unconditional_row(form, instead):
             hidden,
             draws._replace(drop=None),
         )
-        assert seen["unconditional"] is None
+        assert inputs["unconditional"] is None
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_pictures_in_chunks_are_pictures_at_once(frozen):
+def test_images_in_chunks_are_images_at_once(frozen):
     """The same errors and the same gradients, of the condition's path, and of the U-Net where it trains."""
     config = run_config()
     params, batch = parameters(config.model), fake_batch(config)
     trained = ("llm", "condition_projector", "dream_queries") if frozen else ("condition_projector", "unet")
 
     def gradients(chunks):
-        loss = dataclasses.replace(config.loss, picture_chunks=chunks)
+        loss = dataclasses.replace(config.loss, image_chunks=chunks)
 
         def total(some):
-            tokens, pictures = losses.loss_sums(PARTS, params | some, loss, IDS, batch, jax.random.key(0), frozen)
-            return pictures + 0 * tokens
+            tokens, images = losses.loss_sums(PARTS, params | some, loss, IDS, batch, jax.random.key(0), frozen)
+            return images + 0 * tokens
 
         return jax.jit(jax.value_and_grad(total))({name: params[name] for name in trained})
 

@@ -13,11 +13,12 @@ import pytest
 from jax.sharding import NamedSharding
 from small_model import IDS, LATENT, leaves, relative_error, run_config, start
 
-from dreamjax.batch import Batch, fake_batch
 from dreamjax.config import DataConfig, LossConfig, MeshConfig, SourceConfig
+from dreamjax.document.batch import Batch, fake_batch
 from dreamjax.models import dreamllm
-from dreamjax.sharding import ROWS, make_mesh, unsharded_share
-from dreamjax.training import optim
+from dreamjax.parallel.mesh import ROWS, make_mesh
+from dreamjax.parallel.param_sharding import unsharded_share
+from dreamjax.training import optimizer
 from dreamjax.training.state import shardings
 from dreamjax.training.step import make_train_step
 
@@ -37,7 +38,7 @@ MODEL = dataclasses.replace(
     vae=dataclasses.replace(LATENT.vae, block_channels=(16, 32), norm_groups=4),
     dream_queries=8,
 )
-DATA = DataConfig(train=(SourceConfig("shapes"),), length=128, seen_slots=2, dreamed_slots=2)
+DATA = DataConfig(train=(SourceConfig("shapes"),), length=128, input_slots=2, target_slots=2)
 
 # Without clipping Adam's first moment after the first step is the gradient times 1 - b1. A warm-up, because its very
 # first steps go by the sign of a gradient alone: where that is rounding, Adam makes much of it.
@@ -124,4 +125,4 @@ def test_gradients_and_losses_are_those_of_one_device(programs, one_device, size
 @pytest.mark.parametrize("sizes", MESHES[2:])
 def test_the_parameters_of_the_test_are_split(sizes):
     state, frozen = start(CONFIG)
-    assert unsharded_share(optim.merge(state.trainable, frozen), make_mesh(MeshConfig(*sizes))) < 0.02
+    assert unsharded_share(optimizer.merge(state.trainable, frozen), make_mesh(MeshConfig(*sizes))) < 0.02

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from small_model import run_config
 
-from dreamjax.schema import ConfigError
+from dreamjax.errors import ConfigError
 from dreamjax.training import profile
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from small_model import IDS, PIXEL, leaves, parameters, relative_error, run_config, start
 
-from dreamjax.batch import fake_batch
 from dreamjax.config import LossConfig
+from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
-from dreamjax.training import losses, optim
-from dreamjax.training.held_back import make_held_back
+from dreamjax.training import losses, optimizer
+from dreamjax.training.heldout import make_heldout
 from dreamjax.training.state import State, cast
 from dreamjax.training.step import gradients, make_eval_step, make_train_step
 
@@ -60,7 +60,7 @@ def test_metrics_say_what_the_batch_held_and_the_weighted_loss(first):
     np.testing.assert_allclose(metrics["learning_rate"], 1e-3, rtol=1e-6)
     assert (
         metrics["tokens"] == BATCH.tokens.size
-        and metrics["pictures"] == BATCH.dreamed_valid.sum()
+        and metrics["pictures"] == BATCH.target_valid.sum()
         and metrics["documents"] == 8
     )
 
@@ -103,7 +103,7 @@ def test_draws_differ_from_step_to_step(step, first):
 
 
 def gradients_of(config, batch=BATCH):
-    trainable, frozen = optim.split(config.optim, parameters(PIXEL))
+    trainable, frozen = optimizer.split(config.optim, parameters(PIXEL))
     frozen = cast(frozen, config.model.dtype)
     parts = dreamllm.build(config.model)
     return jax.jit(lambda *args: gradients(config, parts, IDS, *args, jax.random.key(1)))(trainable, frozen, batch)
@@ -115,7 +115,7 @@ def whole():
 
 
 def test_microbatches_add_up_to_the_batch(whole):
-    counts = BATCH.dreamed_valid.sum(axis=1)
+    counts = BATCH.target_valid.sum(axis=1)
     assert counts.min() < counts.max()  # a mean of the microbatches' means would be something else
     (total, expected) = gradients_of(dataclasses.replace(CONFIG, accumulate=4))
     np.testing.assert_allclose(total, whole[0], rtol=1e-5)
@@ -148,8 +148,8 @@ def eval_step():
 def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step):
     params = parameters(PIXEL)
     sums = eval_step(params, {}, BATCH, np.uint32(3))
-    assert sums["tokens"] == BATCH.learned[..., 1:].sum()
-    valid, key = BATCH.dreamed_valid.reshape(-1), jax.random.fold_in(jax.random.key(0), 3)
+    assert sums["tokens"] == BATCH.loss_mask[..., 1:].sum()
+    valid, key = BATCH.target_valid.reshape(-1), jax.random.fold_in(jax.random.key(0), 3)
     timesteps = (
         np.asarray(jax.random.permutation(key, 16)) * 125 // 2 + 31
     )  # 16 slots run evenly through 1000 timesteps, in any order
@@ -160,9 +160,9 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     @jax.jit
     def reference(params, batch):
         hidden = dreamllm.hidden_states(PARTS, params, batch)
-        tokens = losses.cross_entropy_sum(PARTS, params, hidden, batch.tokens[:, 0], batch.learned[:, 0], 32)
-        images = batch.dreamed_images.reshape(16, 8, 8, 3)
-        return tokens, losses.picture_errors(
+        tokens = losses.cross_entropy_sum(PARTS, params, hidden, batch.tokens[:, 0], batch.loss_mask[:, 0], 32)
+        images = batch.target_images.reshape(16, 8, 8, 3)
+        return tokens, losses.image_errors(
             PARTS, params, LossConfig(), images, dreamllm.read_out(PARTS, hidden, batch), None, draws
         )
 
@@ -180,16 +180,16 @@ def test_held_back_draws_depend_on_the_index_alone(eval_step):
 
 def test_held_back_losses_are_means_over_all_batches_of_the_averaged_weights(monkeypatch):
     def sums(weights, frozen, batch, index):
-        pictures = batch + jnp.array([0.0, 1.0, 2.0, 0.0]) * (index + 1)
+        images = batch + jnp.array([0.0, 1.0, 2.0, 0.0]) * (index + 1)
         return {
             "lm_loss": weights["w"] * batch,
             "tokens": 10 * batch,
-            "image_loss": frozen["v"] * pictures**2,
-            "pictures": pictures,
+            "image_loss": frozen["v"] * images**2,
+            "pictures": images,
         }
 
-    monkeypatch.setattr("dreamjax.training.held_back.make_eval_step", lambda *_: sums)
-    measure = make_held_back(CONFIG, PARTS, IDS, {"one": lambda: iter((0.0, 2.0)), "none": lambda: iter((4.0,))})
+    monkeypatch.setattr("dreamjax.training.heldout.make_eval_step", lambda *_: sums)
+    measure = make_heldout(CONFIG, PARTS, IDS, {"one": lambda: iter((0.0, 2.0)), "none": lambda: iter((4.0,))})
     measured = measure(State(jnp.int32(0), {"w": 1.0}, None, average={"w": 30.0}), {"v": 0.5})
     # one: pictures are (0, 1, 2, 0) and (2, 4, 6, 2), their errors half their squares
     assert measured.pop("eval_one_lm_loss") == pytest.approx(30 * 2 / 20)

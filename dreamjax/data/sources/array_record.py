@@ -23,13 +23,12 @@ import numpy as np
 from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from dreamjax import images
-from dreamjax.data import files
-from dreamjax.data.index import cache_folder
-from dreamjax.data.sources import BadRecord, SourceError
+from dreamjax.config.aliases import current_names
 from dreamjax.data.sources.records import Unusable, bad_record, optional, parse_json, require, texts_of
-from dreamjax.document import Document, Image, Text
-from dreamjax.schema import gist
+from dreamjax.data.storage import files
+from dreamjax.data.storage.index import cache_folder
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.errors import BadRecord, SourceError, Unreadable, gist
 
 VERSION = 1
 SUFFIX = ".array_record"
@@ -49,10 +48,12 @@ def encode(document: Document, key: str = "") -> bytes:
     parts, blobs = [], []
     for part in document.parts:
         if isinstance(part, Text):
-            parts.append({"text": part.text, "learned": part.learned, "role": part.role})
+            parts.append({"text": part.text, "supervised": part.supervised, "role": part.role})
         else:
-            blobs.append(images.file_bytes(part.source))
-            parts.append({"bytes": len(blobs[-1]), "seen": part.seen, "dreamed": part.dreamed, "role": part.role})
+            blobs.append(image_io.file_bytes(part.source))
+            parts.append(
+                {"bytes": len(blobs[-1]), "is_input": part.is_input, "is_target": part.is_target, "role": part.role}
+            )
     head = json.dumps(
         {"version": VERSION, "id": document.id, "kind": document.kind, "key": key, "parts": parts}
     ).encode()
@@ -71,14 +72,15 @@ def _decode(record: bytes) -> Document:
     head, at = _head(record)
     parts = []
     for part in require(head, "parts", list, of=dict):
+        part = current_names(Text if "text" in part else Image, part)
         role = optional(part, "role", str, None)
         if "text" in part:
-            parts.append(Text(require(part, "text", str), require(part, "learned", bool), role))
+            parts.append(Text(require(part, "text", str), require(part, "supervised", bool), role))
         else:
             end = at + require(part, "bytes", int)
             if not at <= end <= len(record):
                 raise ValueError(f"a picture of {part['bytes']} bytes in a record of {len(record)}")
-            parts.append(Image(record[at:end], require(part, "seen", bool), require(part, "dreamed", bool), role))
+            parts.append(Image(record[at:end], require(part, "is_input", bool), require(part, "is_target", bool), role))
             at = end
     if at != len(record):
         raise ValueError(f"{len(record)} bytes, of which the head describes {at}")
@@ -183,14 +185,16 @@ def open_array_record(path: str, cache: str = "") -> ArrayRecords:
     ]
     if not whole:
         raise SourceError(f"{path}: there is no document to read{f': {skipped[0]}' if skipped else ''}")
-    stamps = hashlib.sha256(json.dumps([(path, files.stamp(path)) for path, _, _ in whole]).encode()).hexdigest()[:32]
+    file_versions = hashlib.sha256(
+        json.dumps([(path, files.file_version(path)) for path, _, _ in whole]).encode()
+    ).hexdigest()[:32]
     instructions = [_WholeFile(local, 0, count, count) for _, local, count in whole]  # counted already
     ends = np.cumsum([count for _, _, count in whole])
     return ArrayRecords(
         ArrayRecordDataSource(instructions),
         tuple(path for path, _, _ in whole),
         ends,
-        f"array_record-{stamps}",
+        f"array_record-{file_versions}",
         skipped,
     )
 
@@ -228,14 +232,14 @@ class _WholeFile(NamedTuple):
 def _count(path: str, cache: str) -> tuple[str, int] | BadRecord:
     """The file's name on this machine and how many records it has."""
     try:
-        files.stamp(path)  # Unreadable where it is no file
+        files.file_version(path)  # Unreadable where it is no file
         path.encode()  # as the reader does
         local = files.fetched(path, cache)
         reader = array_record_module.ArrayRecordReader(local)
         count = reader.num_records()
         reader.close()
         return local, count
-    except files.Unreadable as error:
+    except Unreadable as error:
         return BadRecord(path, error.reason)
     except UnicodeEncodeError:
         return BadRecord(path, "file cannot be read", "its name is not UTF-8; rename it")

@@ -27,7 +27,7 @@ def conversation(record: dict, find: Find, drop_first_answer: bool = False) -> D
 
     `drop_first_answer` leaves out what an assistant says before any user, as LLaVA's code does.
     """
-    names = picture_names(record)
+    names = image_names(record)
     turns = [
         _turn(turn, f"conversations[{number}].")
         for number, turn in enumerate(require(record, "conversations", list, of=dict))
@@ -38,7 +38,7 @@ def conversation(record: dict, find: Find, drop_first_answer: bool = False) -> D
     return Document(tuple(turn_parts(turns, [find(name, number) for number, name in enumerate(names)])))
 
 
-def picture_names(record: dict) -> list[str]:
+def image_names(record: dict) -> list[str]:
     """The names of a conversation's pictures, none where it is text alone. Raises Unusable."""
     names = next((record[key] for key in ("image", "images") if record.get(key) is not None), [])
     return [names] if isinstance(names, str) else require({"image": names}, "image", list, of=str)
@@ -74,11 +74,11 @@ def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
     wanted = sum(len(_PLACEHOLDER.findall(words)) for _, words in turns)
     if sources and wanted != len(sources):
         raise Unusable("placeholders do not match", f"{wanted} of <image> and <dream> for {len(sources)} pictures")
-    parts, pictures = [], iter(sources)
+    parts, images = [], iter(sources)
     for role, words in turns:
         for piece in _PLACEHOLDER.split(words) if sources else [words]:
             if sources and piece in ("<image>", "<dream>"):
-                parts.append(Image(next(pictures), dreamed=piece == "<dream>", role=role))
+                parts.append(Image(next(images), is_target=piece == "<dream>", role=role))
             elif piece:
                 parts.append(Text(piece, role=role))
     return parts
@@ -118,11 +118,11 @@ def _answer(record: dict, find: Find, min_similarity: float | None) -> Document:
             )
         )
     words = text_at(record, "text").strip() if record.get("text") is not None else ""
-    picture = Image(find(require(record, "image", str), 0))
-    return Document((Text(words), picture) if words else (picture,))
+    image = Image(find(require(record, "image", str), 0))
+    return Document((Text(words), image) if words else (image,))
 
 
 def _spoken(part: Part) -> Part:
     if isinstance(part, Image):
-        return Image(part.source, part.seen, part.dreamed, "assistant")
-    return Text(part.text, part.learned, "assistant")
+        return Image(part.source, part.is_input, part.is_target, "assistant")
+    return Text(part.text, part.supervised, "assistant")

@@ -7,7 +7,7 @@ folder.
 
 from dreamjax.data.sources.conversations import instruction
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.unpack import Cache
+from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 

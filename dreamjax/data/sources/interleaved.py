@@ -8,29 +8,29 @@ MMC4 (arXiv:2304.06939): `text_list`, sentences; `image_info`, one entry for eac
 import base64
 from collections.abc import Callable, Iterable, Sequence
 
-from dreamjax import images
 from dreamjax.data.sources.records import Unusable, is_similar, optional, require, texts_at
-from dreamjax.document import Document, Image, Part, Text
+from dreamjax.document import Document, Image, Part, Text, image_io
+from dreamjax.errors import BadImage
 
 MIN_SIMILARITY = 0.25  # of MMC4's pictures, as the paper has it
 
 Find = Callable[
-    [str, int], images.Source
+    [str, int], image_io.Source
 ]  # a picture by its name and its number in the record; raises BadImage where there is none
 
 
-def place(texts: Sequence[str], pictures: Iterable[tuple[int, Image]]) -> tuple[Part, ...]:
+def place(texts: Sequence[str], images: Iterable[tuple[int, Image]]) -> tuple[Part, ...]:
     """Sentences and (index of a sentence, picture) as parts: each picture stands behind its sentence.
 
     Sentences between two pictures become one text, stripped and joined by single spaces. Pictures of one sentence keep
     their order.
     """
     parts, done = [], 0
-    for index, picture in sorted(pictures, key=lambda pair: pair[0]):
+    for index, image in sorted(images, key=lambda pair: pair[0]):
         if index >= done:
             parts += _joined(texts[done : index + 1])
             done = index + 1
-        parts.append(picture)
+        parts.append(image)
     return (*parts, *_joined(texts[done:]))
 
 
@@ -46,7 +46,7 @@ def mmc4_document(record: dict, find: Find, min_similarity: float | None = None)
     """
     least = MIN_SIMILARITY if min_similarity is None else min_similarity
     texts = texts_at(record, "text_list")
-    pictures, left_out = [], []
+    images, left_out = [], []
     for number, info in enumerate(require(record, "image_info", list, of=dict)):
         where = f"image_info[{number}]."
         index = require(info, "matched_text_index", int, where)
@@ -54,13 +54,13 @@ def mmc4_document(record: dict, find: Find, min_similarity: float | None = None)
             raise Unusable("bad index", f"{where}matched_text_index is {index}, of {len(texts)} sentences")
         try:
             if least > 0 and not is_similar(info, "matched_sim", least, where):
-                raise images.BadImage(f"{where}matched_sim is {info['matched_sim']}", "low similarity")
-            pictures.append(
+                raise BadImage(f"{where}matched_sim is {info['matched_sim']}", "low similarity")
+            images.append(
                 (index, Image(_inline(info, where) or find(optional(info, "image_name", str, "", where), number)))
             )
-        except images.BadImage as error:
+        except BadImage as error:
             left_out.append(error)
-    return Document(place(texts, pictures), left_out=tuple(left_out))
+    return Document(place(texts, images), left_out=tuple(left_out))
 
 
 def _inline(info: dict, where: str) -> bytes | None:
@@ -84,10 +84,10 @@ def obelics_document(record: dict, find: Find) -> Document:
             words.append(text)
         elif name is not None:
             try:
-                picture = Image(find(name, number))
-            except images.BadImage as error:
+                image = Image(find(name, number))
+            except BadImage as error:
                 left_out.append(error)
                 continue
-            parts += [*_joined(words), picture]
+            parts += [*_joined(words), image]
             words = []
     return Document((*parts, *_joined(words)), left_out=tuple(left_out))

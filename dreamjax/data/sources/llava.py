@@ -5,9 +5,9 @@ Pretraining (558K) and instruction files (80K, 158K, 665K) have one layout. A co
 bad record: without it the answers cannot be known.
 """
 
-from dreamjax.data.sources.conversations import conversation, picture_names
+from dreamjax.data.sources.conversations import conversation, image_names
 from dreamjax.data.sources.records import Folder, JsonRecords, Unusable, open_json
-from dreamjax.data.unpack import Cache
+from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 
@@ -16,7 +16,7 @@ def open_llava(
 ) -> JsonRecords:
     """The conversations of files in LLaVA's layout. Raises SourceError."""
     options = {"drop_first_answer": True} if drop_first_answer else {}
-    return open_json(path, parse, images, cache, picture_of, allow_outside=allow_outside, **options)
+    return open_json(path, parse, images, cache, image_of, allow_outside=allow_outside, **options)
 
 
 def parse(record: dict, folder: Folder, drop_first_answer: bool = False) -> Document:
@@ -24,12 +24,12 @@ def parse(record: dict, folder: Folder, drop_first_answer: bool = False) -> Docu
     return conversation(record, folder.find, drop_first_answer)
 
 
-def picture_of(record: dict) -> str:
+def image_of(record: dict) -> str:
     """The name of the first picture, by which several conversations about one picture lie in one split.
 
     Raises Unusable where there is none.
     """
-    names = picture_names(record)
+    names = image_names(record)
     if not names:
         raise Unusable("image missing", "text alone")
     return names[0]

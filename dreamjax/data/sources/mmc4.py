@@ -7,7 +7,7 @@ their sentence.
 
 from dreamjax.data.sources.interleaved import mmc4_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.unpack import Cache
+from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 

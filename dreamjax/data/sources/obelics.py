@@ -7,7 +7,7 @@ downloaded to. Pictures that are not there, or whose address still stands in the
 
 from dreamjax.data.sources.interleaved import obelics_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.unpack import Cache
+from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 

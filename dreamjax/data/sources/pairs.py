@@ -11,8 +11,6 @@ import json
 import re
 from collections.abc import Callable
 
-from dreamjax.data import files
-from dreamjax.data.index import Scan
 from dreamjax.data.sources.records import (
     CHUNK,
     Folder,
@@ -25,7 +23,9 @@ from dreamjax.data.sources.records import (
     text_at,
     value_end,
 )
-from dreamjax.data.unpack import Cache, unpacked
+from dreamjax.data.storage import files
+from dreamjax.data.storage.index import Scan
+from dreamjax.data.storage.unpack import Cache, unpacked
 from dreamjax.document import Document, Image, Text
 
 TEXT_KEYS = ("caption", "text")
@@ -52,7 +52,7 @@ def open_pairs(
         parse,
         images,
         cache,
-        functools.partial(picture_of, image_key=image_key),
+        functools.partial(image_of, image_key=image_key),
         scan_pairs,
         allow_outside,
         **options,
@@ -63,7 +63,7 @@ def parse(
     record: dict, folder: Folder, text_key: str = "", image_key: str = "", min_similarity: float | None = None
 ) -> Document:
     """The Document of one record. Raises Unusable."""
-    name = picture_of(record, image_key)
+    name = image_of(record, image_key)
     key = _key(record, text_key, TEXT_KEYS)
     captions = record[key] if isinstance(record[key], list) else [record[key]]
     text = text_at({key: captions[0] if captions else ""}, key).strip()
@@ -74,7 +74,7 @@ def parse(
     return Document((Image(folder.find(name)), Text(text)), kind="pair")
 
 
-def picture_of(record: dict, image_key: str = "") -> str:
+def image_of(record: dict, image_key: str = "") -> str:
     """The name of a record's picture. Raises Unusable."""
     return require(record, _key(record, image_key, IMAGE_KEYS), str)
 
@@ -108,10 +108,10 @@ def scan_pairs(path: str, cache: Cache) -> Scan:
         )  # one character of each byte: places are places in the file
     if error:
         scan.skipped.append((path, "bad JSON", f"{error}; the rest of the file is left out"))
-    pictures = {owner: (at, size, "image") for at, size, owner, _ in lists["images"] if owner is not None}
+    images = {owner: (at, size, "image") for at, size, owner, _ in lists["images"] if owner is not None}
     for number, (at, size, _, owner) in enumerate(lists["annotations"]):
-        if owner in pictures:
-            scan.add(str(number), [pictures[owner], (at, size, "")])
+        if owner in images:
+            scan.add(str(number), [images[owner], (at, size, "")])
         elif owner is not None:
             scan.skipped.append((f"{path}:{number}", "image missing", f"no entry of images has the id {owner}"))
         else:

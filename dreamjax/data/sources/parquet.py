@@ -22,12 +22,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from dreamjax import images
-from dreamjax.data import files
-from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import COLUMNS, document_of, is_document
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, is_similar, text_at, texts_of, with_id
-from dreamjax.document import Document, Image, Text
+from dreamjax.data.storage import files
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.errors import BadImage, BadRecord, SourceError, Unreadable
 
 SUFFIX = ".parquet"
 TEXT_COLUMNS = ("text", "caption")
@@ -42,7 +41,7 @@ class Cell:
     """A picture in one row; has what images.Stored asks for."""
 
     file: str
-    stamp: str
+    file_version: str
     group: int
     row: int
     column: str
@@ -52,15 +51,15 @@ class Cell:
 
     def read_bytes(self) -> bytes:
         """The encoded picture; raises BadImage and OSError."""
-        value = _column(self.file, self.stamp, self.group, self.column)[self.row].as_py()
+        value = _column(self.file, self.file_version, self.group, self.column)[self.row].as_py()
         value = value[self.item] if self.item >= 0 else value
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
             return data
         path = _path_in(value)
         if path is None:
-            raise images.BadImage(f"{self.name}: no picture in the column {self.column}", "image missing")
-        return images.file_bytes(self.folder.find(path))
+            raise BadImage(f"{self.name}: no picture in the column {self.column}", "image missing")
+        return image_io.file_bytes(self.folder.find(path))
 
     def __str__(self) -> str:
         return self.name
@@ -89,29 +88,29 @@ def _is_read_at_once(kind: pyarrow.DataType) -> bool:
     )
 
 
-def _column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray:
+def _column(file: str, file_version: str, group: int, column: str) -> pyarrow.ChunkedArray:
     """One column of a row group; Unreadable where the file is damaged or not what it was."""
-    found = _read_column(file, stamp, group, column)
-    if isinstance(found, files.Unreadable):
-        raise files.Unreadable(*found.args)
+    found = _read_column(file, file_version, group, column)
+    if isinstance(found, Unreadable):
+        raise Unreadable(*found.args)
     return found
 
 
 @functools.lru_cache(maxsize=CACHED)
-def _read_column(file: str, stamp: str, group: int, column: str) -> pyarrow.ChunkedArray | files.Unreadable:
+def _read_column(file: str, file_version: str, group: int, column: str) -> pyarrow.ChunkedArray | Unreadable:
     """The same, with what is wrong as a value.
 
     It is kept too, else each row of a bad group would read all of it again.
     """
     try:
-        if files.stamp(file) != stamp:
-            return files.Unreadable(f"{file}: has changed since it was opened", "file changed")
+        if files.file_version(file) != file_version:
+            return Unreadable(f"{file}: has changed since it was opened", "file changed")
         with _open(file) as parquet:
             return _read_bounded(parquet, group, column, file)
-    except files.Unreadable as error:
+    except Unreadable as error:
         return error
     except pyarrow.ArrowException as error:
-        return files.Unreadable(f"{file}: {error}", "file damaged")
+        return Unreadable(f"{file}: {error}", "file damaged")
 
 
 def _read_bounded(parquet: pyarrow.parquet.ParquetFile, group: int, column: str, file: str) -> pyarrow.ChunkedArray:
@@ -130,12 +129,12 @@ def _read_bounded(parquet: pyarrow.parquet.ParquetFile, group: int, column: str,
         parts.append(batch.column(0))
         size += parts[-1].nbytes
         if size > LARGEST:
-            raise files.Unreadable(
+            raise Unreadable(
                 f"{file}: the column {column} of group {group} takes more than {LARGEST:,d} bytes",
                 "unpacks to too much",
             )
     if sum(map(len, parts)) != facts.num_rows:
-        raise files.Unreadable(
+        raise Unreadable(
             f"{file}: group {group} has {sum(map(len, parts)):,d} rows of {column}, not {facts.num_rows:,d}",
             "file damaged",
         )
@@ -210,21 +209,21 @@ class Parquet:
 
     def _document(self, index: int, name: str) -> Document:
         file, group, row = self._place(index)
-        path, stamp, columns, at_once = self.files[file]
+        path, file_version, columns, at_once = self.files[file]
 
         def value(column):
-            return _value(path, stamp, group, row, column)
+            return _value(path, file_version, group, row, column)
 
-        picture = next((c for c in ((self.image_key,) if self.image_key else IMAGE_COLUMNS) if c in columns), None)
-        if self.image_key and picture is None:
+        image = next((c for c in ((self.image_key,) if self.image_key else IMAGE_COLUMNS) if c in columns), None)
+        if self.image_key and image is None:
             raise Unusable("missing key", f"column {self.image_key}; there are {', '.join(columns)}")
 
         def cell(item):
-            return Cell(path, stamp, group, row, picture, item, name, self.folder)
+            return Cell(path, file_version, group, row, image, item, name, self.folder)
 
         if is_document({column: [] for column in columns}):
-            record = {column: value(column) for column in columns if column in COLUMNS and column != picture}
-            return self._layout(record, value(picture) if picture else None, cell)
+            record = {column: value(column) for column in columns if column in COLUMNS and column != image}
+            return self._layout(record, value(image) if image else None, cell)
         column = next((c for c in ((self.text_key,) if self.text_key else TEXT_COLUMNS) if c in columns), None)
         if column is None:
             raise Unusable(
@@ -234,22 +233,22 @@ class Parquet:
         text = text_at({column: value(column)}, column).strip()
         if not text:
             raise Unusable("no text")
-        if picture is None:
+        if image is None:
             return Document((Text(text),))
         if self.min_similarity is not None:
             similarity = {c: value(c) for c in columns if c == "similarity"}
             if not is_similar(similarity, "similarity", self.min_similarity):
                 raise Unusable("low similarity", str(similarity["similarity"]))
-        source = self._one_of(value(picture), cell) if picture in at_once else cell(-1)
+        source = self._one_of(value(image), cell) if image in at_once else cell(-1)
         return Document((Image(source), Text(text)), kind="pair")
 
-    def _one_of(self, shown, cell) -> images.Source:
+    def _one_of(self, shown, cell) -> image_io.Source:
         """The picture of a pair, from a column of paths or of lists."""
         items = shown if isinstance(shown, list) else [shown]
         if len(items) > 1:
             raise Unusable("several images", f"{len(items)} for one text")
         if not items or items[0] is None:
-            raise images.BadImage("no picture in the column", "image missing")
+            raise BadImage("no picture in the column", "image missing")
         path = _path_in(items[0])
         return cell(0 if isinstance(shown, list) else -1) if path is None else self.folder.find(path)
 
@@ -264,21 +263,21 @@ class Parquet:
             names = [None if item is None else str(number) for number, item in enumerate(items)]
             record |= {"images": names} | ({"image": names[0]} if len(names) == 1 else {})
 
-        def find(name: str, number: int) -> images.Source:
+        def find(name: str, number: int) -> image_io.Source:
             if not items:
                 return self.folder.find(name)
             if number >= len(items) or items[number] is None:
-                raise images.BadImage(f"no picture {number} in the column", "image missing")
+                raise BadImage(f"no picture {number} in the column", "image missing")
             path = _path_in(items[number])
             return cell(number if several else -1) if path is None else self.folder.find(path)
 
         return document_of(record, find, self.min_similarity, self.drop_first_answer)
 
 
-def _value(path: str, stamp: str, group: int, row: int, column: str):
+def _value(path: str, file_version: str, group: int, row: int, column: str):
     """What stands in a row; raises Unusable and OSError."""
     try:
-        return _column(path, stamp, group, column)[row].as_py()
+        return _column(path, file_version, group, column)[row].as_py()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python has none for
         raise Unusable("bad value", f"{column}: {error}") from None
 
@@ -316,17 +315,17 @@ def open_parquet(
 def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[int]] | BadRecord:
     """(name, stamp, columns, those looked at with the text) of a file, and the rows of its groups."""
     try:
-        stamp = files.stamp(path)
+        file_version = files.file_version(path)
         with _open(path) as parquet:
             rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             schema = parquet.schema_arrow
             return (
                 path,
-                stamp,
+                file_version,
                 tuple(schema.names),
                 tuple(field.name for field in schema if _is_read_at_once(field.type)),
             ), rows
-    except files.Unreadable as error:
+    except Unreadable as error:
         return BadRecord(path, error.reason)
     except UnicodeEncodeError:
         return BadRecord(path, "file cannot be read", "its name is not UTF-8; rename it")

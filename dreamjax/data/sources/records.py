@@ -1,7 +1,7 @@
 """What the formats share: checked access to records of JSON, and records in JSON files by index.
 
 Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They are scanned once for where each record
-lies (`dreamjax.data.index`); a record is read and parsed when it is asked for.
+lies (`dreamjax.data.storage.index`); a record is read and parsed when it is asked for.
 """
 
 import contextlib
@@ -12,13 +12,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from dreamjax import images
-from dreamjax.data import files
-from dreamjax.data.index import LONGEST, Index, Scan, open_index
-from dreamjax.data.sources import BadRecord, SourceError
-from dreamjax.data.unpack import Cache, unpacked
+from dreamjax.data.storage import files
+from dreamjax.data.storage.index import LONGEST, Index, Scan, open_index
+from dreamjax.data.storage.unpack import Cache, unpacked
 from dreamjax.document import Document, Text
-from dreamjax.paths import OutsideFolder, inside
+from dreamjax.errors import BadImage, BadRecord, OutsideFolder, SourceError
+from dreamjax.filesystem.containment import inside
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zip")
 CHUNK = 2**22  # bytes of JSON looked at together
@@ -39,7 +38,7 @@ def bad_record(name: str) -> Iterator[None]:
         yield
     except Unusable as error:
         raise BadRecord(name, *error.args) from None
-    except images.BadImage as error:
+    except BadImage as error:
         raise BadRecord(name, error.reason, str(error)) from None
     except OSError as error:
         raise BadRecord(name, getattr(error, "reason", "file cannot be read"), str(error)) from None
@@ -168,21 +167,21 @@ class Folder:
         """
         path = self.place(name)
         if not files.is_file(path):
-            raise images.BadImage(f"{path}: no such file", "image missing")
+            raise BadImage(f"{path}: no such file", "image missing")
         return path
 
     def place(self, name: str) -> str:
         """Where the picture would lie; raises BadImage as `find` does."""
         if not name:
-            raise images.BadImage("no file is named", "image missing")
+            raise BadImage("no file is named", "image missing")
         if "://" in name:
-            raise images.BadImage(f"{name}: is a URL", "not downloaded")
+            raise BadImage(f"{name}: is a URL", "not downloaded")
         if self.allow_outside:
             return files.join(self.path, name)
         try:
             return inside(self.path, name)
         except OutsideFolder as error:
-            raise images.BadImage(str(error), "outside the folder") from None
+            raise BadImage(str(error), "outside the folder") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +251,8 @@ def open_json(
         paths = files.expand(path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    pictures = Folder(folder or os.path.dirname(paths[0]), allow_outside)
-    return JsonRecords(open_index(paths, scan or scan_json, cache), pictures, parse, options, key_of)
+    images = Folder(folder or os.path.dirname(paths[0]), allow_outside)
+    return JsonRecords(open_index(paths, scan or scan_json, cache), images, parse, options, key_of)
 
 
 def scan_json(path: str, cache: Cache) -> Scan:

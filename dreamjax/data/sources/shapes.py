@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dreamjax.data.sources import SPLITS, SourceError
+from dreamjax.data.source import SPLITS
 from dreamjax.document import Document, Image, Text
+from dreamjax.errors import SourceError
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
@@ -80,7 +81,7 @@ class Scene:
         """What a story says of the picture, such as "Once a red circle jumps up." for the opening "Once"."""
         return f"{opening} a {self.colour} {self.shape} {self.action}."
 
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         """uint8 [16, 16, 3]."""
         return render(self.colour, self.shape, self.place, self.jitter, self.scale)
 
@@ -126,12 +127,12 @@ def render(
 
 
 @functools.cache
-def all_pictures() -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
+def all_images() -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
     """Every picture there is, UNSEEN included: uint8 [n, 16, 16, 3], read-only, and n labels (colour, shape, place)."""
     cases = list(itertools.product(COLOURS, SHAPES, PLACES, JITTERS, range(len(RADII))))
-    pictures = np.stack([render(*case) for case in cases])
-    pictures.flags.writeable = False
-    return pictures, tuple(case[:3] for case in cases)
+    images = np.stack([render(*case) for case in cases])
+    images.flags.writeable = False
+    return images, tuple(case[:3] for case in cases)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Shapes:
             parts = _conversation(_scene(rng, _choice(rng, combinations)), rng.permutation(tuple(QUESTIONS)).tolist())
         else:
             shown, wanted = _recall_scenes(rng, _choice(rng, combinations), combinations)
-            parts = _recall(shown, wanted) + (Image(wanted.picture()), Text(ENDING))
+            parts = _recall(shown, wanted) + (Image(wanted.image()), Text(ENDING))
         return Document(parts, id=f"shapes-{self.split}-{self.seed}-{index}")
 
     @property
@@ -209,12 +210,12 @@ def _story(rng: np.random.Generator, combinations) -> tuple:
     parts = []
     for page in range(rng.integers(2, 4)):
         scene = _scene(rng, _choice(rng, combinations))
-        parts += [Text(scene.sentence(_choice(rng, CONTINUATIONS if page else OPENINGS))), Image(scene.picture())]
+        parts += [Text(scene.sentence(_choice(rng, CONTINUATIONS if page else OPENINGS))), Image(scene.image())]
     return (*parts, Text(ENDING))
 
 
 def _question(scene: Scene, asked: str) -> tuple:
-    return Image(scene.picture(), dreamed=False, role="user"), Text(QUESTIONS[asked], learned=False, role="user")
+    return Image(scene.image(), is_target=False, role="user"), Text(QUESTIONS[asked], supervised=False, role="user")
 
 
 def _conversation(scene: Scene, order: Sequence[str]) -> tuple:
@@ -228,7 +229,7 @@ def _again(colour: str) -> str:
 
 
 def _recall(shown: Scene, wanted: Scene) -> tuple:
-    return Text(INTRODUCTION), Image(shown.picture(), dreamed=False), Text(_again(wanted.colour))
+    return Text(INTRODUCTION), Image(shown.image(), is_target=False), Text(_again(wanted.colour))
 
 
 @functools.cache

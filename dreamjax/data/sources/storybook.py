@@ -15,11 +15,11 @@ import pathlib
 import posixpath
 from collections.abc import Iterable, Sequence
 
-from dreamjax import images
-from dreamjax.data import files
-from dreamjax.data.sources import SPLITS, BadRecord, SourceError
+from dreamjax.data.source import SPLITS
 from dreamjax.data.sources.records import BOM, Folder, Unusable, bad_record, parse_json, with_id
+from dreamjax.data.storage import files
 from dreamjax.document import Document, Image, Text
+from dreamjax.errors import BadImage, BadRecord, SourceError
 
 EVAL_SHARE = 0.1  # of the stories, at most
 
@@ -37,7 +37,7 @@ class Story:
     license: str = ""
 
     @property
-    def pictures(self) -> set[str]:
+    def images(self) -> set[str]:
         """Paths of all pictures in the folder, the cover's included."""
         return {image for _, image in self.pages if image} | ({self.cover} if self.cover else set())
 
@@ -87,7 +87,7 @@ class Storybook:
             if image:
                 try:
                     parts.append(Image(self.place(image)))
-                except images.BadImage as error:
+                except BadImage as error:
                     left_out.append(error)
         return Document(tuple(parts), id=story.id, left_out=tuple(left_out))
 
@@ -95,7 +95,7 @@ class Storybook:
         """Whether a picture lies in the folder, or anywhere else that it may."""
         try:
             return bool(self.place(image))
-        except images.BadImage:
+        except BadImage:
             return False
 
     def place(self, image: str) -> str | pathlib.Path:
@@ -121,9 +121,9 @@ class Storybook:
     def credits(self, index: int) -> str:
         """The attribution that the licence asks for wherever this story is shown."""
         story = self.stories[index]
-        text_by, pictures_by = story.text_by or "unknown", story.illustration_by or "unknown"
+        text_by, images_by = story.text_by or "unknown", story.illustration_by or "unknown"
         return (
-            f'"{story.title}" ({story.id}), text by {text_by}, pictures by {pictures_by}, licence '
+            f'"{story.title}" ({story.id}), text by {text_by}, pictures by {images_by}, licence '
             f"{story.license or 'unknown'}"
         )
 
@@ -176,7 +176,7 @@ class StorybookPages:
             raise IndexError(f"{self.path} has pages 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
         number, text, image = self.pages[index]
         with bad_record(number):
-            return with_id(Document((Text(text), Image(self.book.place(image), seen=False))), number)
+            return with_id(Document((Text(text), Image(self.book.place(image), is_input=False))), number)
 
     def key(self, index: int) -> str:
         """That of the page's story."""
@@ -228,7 +228,7 @@ def _parse(line: bytes) -> Story:
     record = parse_json(line)
     if not isinstance(record.get("pages"), list):
         raise Unusable("missing key", "pages is missing or no list")
-    pages = tuple((_string(page, "text"), _picture(page, "image")) for page in record["pages"])
+    pages = tuple((_string(page, "text"), _image(page, "image")) for page in record["pages"])
     pages = tuple(page for page in pages if any(page))
     if not pages:
         raise Unusable("empty", "no page has text or a picture")
@@ -237,7 +237,7 @@ def _parse(line: bytes) -> Story:
         _string(record, "id", needed=True),
         _string(record, "title", needed=True),
         pages,
-        _picture(record, "cover"),
+        _image(record, "cover"),
         **others,
     )
 
@@ -251,7 +251,7 @@ def _string(record, key: str, needed: bool = False) -> str:
     return value.replace(BOM, "").strip()
 
 
-def _picture(record, key: str) -> str:
+def _image(record, key: str) -> str:
     """A path with one spelling, so that stories that share a picture are found."""
     value = _string(record, key)
     return posixpath.normpath(value) if value and not files.is_remote(value) else value
@@ -272,12 +272,12 @@ def assign_splits(stories: Sequence[Story]) -> list[str]:
         _connected(stories), key=lambda group: hashlib.sha256(min(group).encode("utf-8", "surrogatepass")).digest()
     )
     left = max(1, int(EVAL_SHARE * len(stories))) if len(groups) > 1 else 0
-    held_back = set()
+    heldout = set()
     for group in groups:
         if len(group) <= left:
-            held_back |= group
+            heldout |= group
             left -= len(group)
-    return ["eval" if story.id in held_back else "train" for story in stories]
+    return ["eval" if story.id in heldout else "train" for story in stories]
 
 
 def _connected(stories: Sequence[Story]) -> list[set[str]]:
@@ -292,8 +292,8 @@ def _connected(stories: Sequence[Story]) -> list[set[str]]:
         return node
 
     for story in stories:
-        for picture in story.pictures:
-            parents[root(("picture", picture))] = root(("story", story.id))
+        for image in story.images:
+            parents[root(("picture", image))] = root(("story", story.id))
     groups = {}
     for story in stories:
         groups.setdefault(root(("story", story.id)), set()).add(story.id)

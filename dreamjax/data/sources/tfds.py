@@ -17,12 +17,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dreamjax import images
-from dreamjax.data.sources import BadRecord, Source, SourceError
+from dreamjax.data.source import Source
 from dreamjax.data.sources.array_record import decode, encode, key_of
 from dreamjax.data.sources.records import BOM, Unusable, bad_record, texts_of
 from dreamjax.document import Document, Image, Text
-from dreamjax.schema import gist
+from dreamjax.errors import BadImage, BadRecord, SourceError, gist
 
 TEXT_KEYS = ("text", "caption", "captions/text")
 
@@ -111,16 +110,16 @@ def _document(example: dict, text_key: str, image_key: str) -> Document:
     if value is None:
         raise Unusable("missing key", f"{text_key or ' or '.join(TEXT_KEYS)}; there are {', '.join(example)}")
     text = (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).replace(BOM, "").strip()
-    picture = _lookup(example, image_key or "image")
+    image = _lookup(example, image_key or "image")
     if not text:
         raise Unusable("no text")
-    if picture is None:
+    if image is None:
         if image_key:
             raise Unusable("missing key", f"{image_key}; there are {', '.join(example)}")
         return Document((Text(text),))
-    if not isinstance(picture, bytes | np.ndarray):  # a name of a file is none: datasets hold their pictures
-        raise Unusable("wrong type", f"{image_key or 'image'} is {type(picture).__name__}, no picture")
-    return Document((Image(picture), Text(text)), kind="pair")
+    if not isinstance(image, bytes | np.ndarray):  # a name of a file is none: datasets hold their pictures
+        raise Unusable("wrong type", f"{image_key or 'image'} is {type(image).__name__}, no picture")
+    return Document((Image(image), Text(text)), kind="pair")
 
 
 def _lookup(example, path: str):
@@ -171,7 +170,7 @@ class DreamjaxDocuments(tfds.core.GeneratorBasedBuilder):
         for index in range(len(source)):
             try:
                 yield index, {"document": encode(source[index], source.key(index))}
-            except (BadRecord, images.BadImage):
+            except (BadRecord, BadImage):
                 continue
 
 

@@ -17,10 +17,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 
-from dreamjax import images
-from dreamjax.data import files
-from dreamjax.data.index import Index, Member, Scan, open_index
-from dreamjax.data.sources import BadRecord, SourceError
 from dreamjax.data.sources.json_documents import document_of, is_document
 from dreamjax.data.sources.records import (
     Unusable,
@@ -33,8 +29,11 @@ from dreamjax.data.sources.records import (
     with_id,
 )
 from dreamjax.data.sources.tar_members import BehindTheEnd, Damaged, TarMember, places_of, resolve, walk
-from dreamjax.data.unpack import Cache, unpacked, unzip
-from dreamjax.document import Document, Image, Text
+from dreamjax.data.storage import files
+from dreamjax.data.storage.index import Index, Member, Scan, open_index
+from dreamjax.data.storage.unpack import Cache, unpacked, unzip
+from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.errors import BadImage, BadRecord, SourceError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
@@ -82,20 +81,20 @@ class WebDataset:
         return texts_of(self)
 
     def _document(self, members: dict[str, "Member | Unzipped"]) -> Document:
-        pictures = {kind: member for kind, member in members.items() if kind.rpartition(".")[2] in PICTURES}
+        images = {kind: member for kind, member in members.items() if kind.rpartition(".")[2] in PICTURES}
         record = None
         if self._needs_json(members):
             record = parse_json(members["json"].read_bytes())
             if is_document(record):
-                return document_of(record, _finder(pictures, record), self.min_similarity, self.drop_first_answer)
+                return document_of(record, _finder(images, record), self.min_similarity, self.drop_first_answer)
         text = self._text(members, record)
         if not text:
             raise Unusable("no text")
-        if not pictures:
+        if not images:
             return Document((Text(text),))
         if self.min_similarity is not None and not is_similar(record or {}, "similarity", self.min_similarity):
             raise Unusable("low similarity", str(record["similarity"]))
-        return Document((Image(self._picture(pictures)), Text(text)), kind="pair")
+        return Document((Image(self._image(images)), Text(text)), kind="pair")
 
     def _needs_json(self, members) -> bool:
         has_text = (self.text_key or "txt") in members
@@ -114,14 +113,14 @@ class WebDataset:
             )
         return text_at({"text": value}, "text").strip()
 
-    def _picture(self, pictures: dict) -> images.Source:
+    def _image(self, images: dict) -> image_io.Source:
         if self.image_key:
-            if self.image_key not in pictures:
-                raise Unusable("missing key", f"{self.image_key}; there are {', '.join(pictures)}")
-            return pictures[self.image_key]
-        if len(pictures) > 1:
-            raise Unusable("several images", f"{', '.join(pictures)}; choose one with image_key")
-        return next(iter(pictures.values()))
+            if self.image_key not in images:
+                raise Unusable("missing key", f"{self.image_key}; there are {', '.join(images)}")
+            return images[self.image_key]
+        if len(images) > 1:
+            raise Unusable("several images", f"{', '.join(images)}; choose one with image_key")
+        return next(iter(images.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Unzipped:
     )
 
     def read_bytes(self) -> bytes:
-        """The bytes that were packed; raises files.Unreadable."""
+        """The bytes that were packed; raises Unreadable."""
         return unzip(self.member.read_bytes(), str(self.member), self.cache, self.of)
 
     def __str__(self) -> str:
@@ -149,7 +148,7 @@ def _plain(members: dict[str, Member], cache: Cache) -> dict[str, Member | Unzip
     return packed | {kind: member for kind, member in members.items() if not kind.endswith(".gz")}
 
 
-def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source]:
+def _finder(images: dict, record: dict) -> Callable[[str, int], image_io.Source]:
     """Finds a document's pictures by the names that the JSON has for them or, where no member has one of these, by
     their numbers.
     """
@@ -158,14 +157,14 @@ def _finder(pictures: dict, record: dict) -> Callable[[str, int], images.Source]
         info.get("image_name") if isinstance(info, dict) else info
         for info in (infos if isinstance(infos, list) else [infos])
     ]
-    by_name = any(isinstance(name, str) and _base(name) in pictures for name in names)
-    numbered = {kind.partition(".")[0]: picture for kind, picture in pictures.items()}
-    alone = next(iter(pictures.values())) if len(pictures) == len(names) == 1 else None
+    by_name = any(isinstance(name, str) and _base(name) in images for name in names)
+    numbered = {kind.partition(".")[0]: image for kind, image in images.items()}
+    alone = next(iter(images.values())) if len(images) == len(names) == 1 else None
 
     def find(name: str, number: int):
-        found = pictures.get(_base(name)) if by_name else numbered.get(str(number), alone)
+        found = images.get(_base(name)) if by_name else numbered.get(str(number), alone)
         if found is None:
-            raise images.BadImage(f"{name or f'picture {number}'}: no member of the record", "image missing")
+            raise BadImage(f"{name or f'picture {number}'}: no member of the record", "image missing")
         return found
 
     return find

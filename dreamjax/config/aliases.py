@@ -1,0 +1,41 @@
+"""Names that fields had in earlier versions, which files and experiments written for those still use."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+
+def renamed(**names: str) -> Callable[[type], type]:
+    """A class decorator for dataclasses: {old name: new name}.
+
+    The old names are taken by the constructor and can be read from instances; `from_dict` and readers of stored
+    documents take them by `current_names`.
+    """
+
+    def decorate(cls: type) -> type:
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def with_old_names(self, *args, **values):
+            init(self, *args, **current_names(cls, values))
+
+        cls.__init__ = with_old_names
+        cls.old_names = names
+        for old, new in names.items():
+            setattr(cls, old, property(functools.partial(_read, new)))
+        return cls
+
+    return decorate
+
+
+def _read(name: str, instance):
+    return getattr(instance, name)
+
+
+def current_names(cls: type, values: Mapping) -> dict:
+    """`values` by today's names of the fields of `cls`; TypeError where a value is given by both names."""
+    names = getattr(cls, "old_names", {})
+    current = {names.get(name, name): value for name, value in values.items()}
+    if len(current) < len(values):
+        twice = next(old for old, new in names.items() if old in values and new in values)
+        raise TypeError(f"{twice}: is the earlier name of {names[twice]}, which is given too")
+    return current

@@ -1,0 +1,43 @@
+"""What every format of documents gives: a random-access sequence of Documents.
+
+A source is a frozen dataclass and a pure function of the index, so that any number of hosts, and a resumed run, see the
+same documents.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from dreamjax.document import Document
+from dreamjax.errors import BadRecord
+
+SPLITS = ("train", "eval")
+
+
+class Source(Protocol):
+    """What every format gives.
+
+    A source can be pickled, cheaply however many documents it has, and called from many threads.
+    """
+
+    skipped: tuple[BadRecord, ...]  # what was left out when the source was opened; these have no index
+    fingerprint: (
+        str  # another one whenever a document may be another: what is stored about documents is stored under it
+    )
+
+    def __len__(self) -> int:
+        """Documents of the split."""
+
+    def __getitem__(self, index: int) -> Document:
+        """The document at 0 <= index < len(source), its pictures not yet opened.
+
+        Raises BadRecord, the same one each time, where the record cannot be used, and IndexError outside.
+        """
+
+    def key(self, index: int) -> str:
+        """What decides the split of a document.
+
+        Those of one key lie in the same split. Files that were moved keep their keys.
+        """
+
+    def texts(self) -> Iterable[str]:
+        """Strings to train a tokenizer on."""

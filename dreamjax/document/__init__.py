@@ -1,0 +1,6 @@
+"""The one type of the whole house: a Document in, a Document out."""
+
+from dreamjax.document.document import KINDS, Document, html_article, render_html
+from dreamjax.document.parts import ROLES, Image, Part, Text
+
+__all__ = ["KINDS", "ROLES", "Document", "Image", "Part", "Text", "html_article", "render_html"]

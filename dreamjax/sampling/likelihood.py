@@ -1,0 +1,166 @@
+"""How likely given continuations are: log-probabilities of their tokens, batched, for ranking answers."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.document import Document, Text
+from dreamjax.document.batch import Batch
+from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
+from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Parts
+from dreamjax.sampling.prompts import answering, batches, bucket, check_row, prompt_row
+
+CHUNK = 16  # positions whose logits exist at one time; it divides every bucket of lengths
+
+
+class Likelihood(NamedTuple):
+    """Of each scored token of a row: its log-probability [n] float32, and whether it is the likeliest [n] bool."""
+
+    log_probabilities: np.ndarray
+    likeliest: np.ndarray
+
+
+def log_probabilities(
+    parts: Parts, params: dict, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, str]], template: str = "plain"
+) -> list[np.ndarray]:
+    """The log-probability of each token of each continuation after its prompt, float32 [tokens]; the sum is the
+    continuation's.
+
+    Prompt and continuation are encoded as one running text and parted as lm-evaluation-harness does: white space at the
+    prompt's end counts to the continuation, and so do the tokens beyond as many as the prompt alone has. In a chat the
+    template sets the continuation off. Raises ConfigError for a continuation without a token and one beyond the
+    context.
+    """
+    whole, rows = zip(
+        *(_scored(parts, tokenizer, prompt, continuation, template) for prompt, continuation in pairs), strict=True
+    )
+    for row in rows:
+        check_row(parts, row, parts.config.llm.max_positions, room=0)
+    return [found.log_probabilities for found in likelihoods(parts, params, whole, rows, bucket(len(pairs), 1))]
+
+
+def likelihoods(
+    parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[Row], size: int
+) -> list[Likelihood]:
+    """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which
+    must hold them all.
+
+    `documents` hold the pictures that rows have; rows are checked where they are made.
+    """
+    found: list = [None] * len(rows)
+    for batch in batches(parts, documents, rows, size):
+        shares, likeliest = map(np.asarray, _shares(parts, params, batch))
+        for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            loss_mask = batch.loss_mask[b, 0]
+            found[b] = Likelihood(shares[b][loss_mask], likeliest[b][loss_mask])
+    return found
+
+
+def alternatives(
+    parts: Parts,
+    params: dict,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[Document, Sequence[str]]],
+    size: int,
+    template: str = "plain",
+) -> list[np.ndarray] | None:
+    """For each (prompt, continuations) the log-probability of each continuation, float32 [n], where these differ in
+    their one token alone.
+
+    The prompt, which they share, is computed once. None where a continuation is of several tokens: `log_probabilities`
+    then says it. Computed `size` prompts at once, which must hold them all.
+    """
+    documents, rows, wanted = [], [], []
+    for prompt, continuations in pairs:
+        ways = [_scored(parts, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
+        if any(
+            int(way.loss_mask.sum()) != 1
+            or not way.loss_mask[-1]
+            or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1])
+            for way in ways
+        ):
+            return None
+        check_row(parts, ways[0], parts.config.llm.max_positions, room=0)
+        documents.append(prompt)
+        rows.append(dataclasses.replace(ways[0], tokens=ways[0].tokens[:-1], loss_mask=ways[0].loss_mask[:-1]))
+        wanted.append([int(way.tokens[-1]) for way in ways])
+    most = max(map(len, wanted))
+    ids, ends = np.zeros((size, most), np.int32), np.zeros(size, np.int32)
+    for b, (row, tokens) in enumerate(zip(rows, wanted, strict=True)):
+        ids[b, : len(tokens)], ends[b] = tokens, len(row.tokens) - 1
+    found: list = [None] * len(rows)
+    for batch in batches(parts, documents, rows, size):
+        shares = np.asarray(_next_shares(parts, params, batch, ends, ids))
+        for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            found[b] = shares[b, : len(wanted[b])]
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[B, n] float32: the log-probability of each of `tokens` [B, n] right after position `ends` [B]."""
+    hidden = dreamllm.hidden_states(parts, params, batch)
+    last = jnp.take_along_axis(hidden, jnp.minimum(ends, hidden.shape[1] - 1)[:, None, None], axis=1)
+    logits = parts.llm.apply({"params": params["llm"]}, last, method="logits")[:, 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
+
+
+def _scored(
+    parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
+) -> tuple[Document, Row]:
+    """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
+    if not isinstance(continuation, str) or not continuation:
+        raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")
+    before, moved, role = list(prompt.parts), "", answering(prompt)
+    runs_on = False  # whether prompt and continuation are one running text
+    while before and not runs_on and isinstance(before[-1], Text) and before[-1].role == role:
+        last = before.pop()
+        bare = last.text.rstrip()
+        moved, runs_on = last.text[len(bare) :] + moved, bare != ""
+        if runs_on:
+            before.append(dataclasses.replace(last, text=bare))
+    unsupervised = tuple(
+        dataclasses.replace(part, supervised=False) if isinstance(part, Text) else part for part in before
+    )
+    whole = Document((*unsupervised, Text(moved + continuation, role=role)))
+    row = prompt_row(parts, tokenizer, whole, template)
+    if runs_on:
+        own = np.arange(len(row.tokens)) >= len(prompt_row(parts, tokenizer, Document(unsupervised), template).tokens)
+        row = dataclasses.replace(row, loss_mask=own)
+    if not row.loss_mask.any():
+        said = "has no token of its own: it only changes the last word of the prompt; begin it where a word begins"
+        raise ConfigError(f"continuation: {continuation!r:.80} {said}")
+    return whole, row
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _shares(parts: Parts, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """[B, L] float32 and bool.
+
+    The log-probability of each token given those before it, and whether it is the likeliest; 0 and no for the first.
+    """
+    hidden = dreamllm.hidden_states(parts, params, batch)
+    tokens = batch.tokens[:, 0]
+    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+
+    def chunks(x):
+        return x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]).swapaxes(0, 1)
+
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        states, wanted = chunk
+        logits = parts.llm.apply({"params": params["llm"]}, states, method="logits")
+        shares = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), wanted[..., None], axis=-1)[..., 0]
+        return shares, jnp.argmax(logits, axis=-1) == wanted
+
+    def aligned(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.swapaxes(0, 1).reshape(tokens.shape)[:, :-1], ((0, 0), (1, 0)))
+
+    return jax.tree.map(aligned, jax.lax.map(of_chunk, (chunks(hidden), chunks(following))))

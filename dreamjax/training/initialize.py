@@ -1,0 +1,195 @@
+"""The beginning of a run.
+
+The rule of its folder, and the state that it goes on from: restored, handed over or fresh.
+"""
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from dreamjax.config import RunConfig
+from dreamjax.config.validation import to_dict
+from dreamjax.document.tokenizer import Tokenizer
+from dreamjax.errors import ConfigError
+from dreamjax.models import dreamllm
+from dreamjax.training import checkpoint, checksums, optimizer, weight_transfer
+from dreamjax.training.state import State, init
+
+SAME_ON_RESUME = (
+    "model",
+    "data",
+    "optim",
+    "loss",
+    "seed",
+    "batch_size",
+    "accumulate",
+    "init_from",
+)  # and total_steps, which may grow
+DATA_MAY_CHANGE = ("eval", "threads", "workers", "max_bad_share")  # settings of `data` that no batch depends on
+NAMED = 5  # settings that a refusal lists
+
+
+def prepare_workdir(workdir: epath.Path, config: RunConfig):
+    """Writes config.json; a workdir that holds another run's checkpoint is a ConfigError that names what differs, and
+    the way on.
+
+    What a start that failed has left there is written anew. Of several hosts the first alone writes, and has to be here
+    before the others.
+    """
+    if not checkpoint.steps(workdir):
+        if jax.process_index() == 0:
+            (workdir / "tokenizer").rmtree(missing_ok=True)
+    elif (workdir / "config.json").exists():
+        check_same_run(workdir, checkpoint.read_config(workdir), config, checkpoint.last_step(workdir))
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, config)
+
+
+def check_same_run(workdir: epath.Path, before: RunConfig, now: RunConfig, done: int):
+    """ConfigError where `now` is another run than `before`, which has gone `done` steps.
+
+    With `allow_changed_data` other data are no other run. More steps are none where the learning rate does not depend
+    on how many there are, or with `allow_longer`.
+    """
+    ways = ["bring the old values back", way_on(workdir)]
+    old, new = to_dict(before), to_dict(now)
+    for name in DATA_MAY_CHANGE:
+        old["data"].pop(name), new["data"].pop(name)
+    names = [name for name in SAME_ON_RESUME if name != "data" or not now.allow_changed_data]
+    changed = [line for name in names for line in differences(old[name], new[name], f"config.{name}")]
+    if changed and all(line.startswith("config.data.") for line in changed):
+        ways.append("go on with these data by --config.allow_changed_data=True")
+    total, more = before.total_steps, now.total_steps > before.total_steps
+    if total != now.total_steps and not (
+        more and (now.allow_longer or not optimizer.depends_on_total(now.optim, total, now.total_steps, done))
+    ):
+        changed += differences(total, now.total_steps, "config.total_steps")
+        if more:
+            ways.append(f"go on by --config.allow_longer=True, with {rates(now, total, done)}")
+    if changed:
+        rest = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        raise ConfigError(
+            f"--workdir: {workdir} holds a run with other values of {', '.join(changed[:NAMED])}{rest}; "
+            f"{', or '.join(ways)}"
+        )
+
+
+def way_on(workdir: epath.Path) -> str:
+    """How to begin another run with the weights of a workdir, as one can type it."""
+    init_from = f"""--config.init_from="({{'path': {str(workdir)!r}}},)\""""
+    return f"begin another run with its weights by another --workdir and {init_from}"
+
+
+def differences(old, new, key: str) -> list[str]:
+    """The settings that differ below a key, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in old | new]
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        pairs = [(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [f"{key} ({_short(old)}, now {_short(new)})"]
+    return [line for pair in pairs for line in differences(*pair)]
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def rates(config: RunConfig, before: int, done: int) -> str:
+    """What more steps than `before` do to the learning rate, in words."""
+    was, now = (float(optimizer.schedule(config.optim, total)(done)) for total in (before, config.total_steps))
+    return (
+        f"the learning rate of {config.total_steps} steps: {now:.3g} at step {done + 1}, where that of "
+        f"{before} steps is {was:.3g}"
+    )
+
+
+def with_steps(meta: dict, config: RunConfig, done: int) -> tuple[dict, dict]:
+    """(meta with the run's number of steps, what its next line of metrics says of it).
+
+    {} unless the run goes on to more steps than before.
+    """
+    before = meta.get("total_steps", config.total_steps)
+    note = {} if before == config.total_steps else {"total_steps": config.total_steps, "total_steps_before": before}
+    return meta | {"total_steps": config.total_steps}, note
+
+
+def begin(
+    config: RunConfig,
+    parts: dreamllm.Parts,
+    workdir: epath.Path,
+    manager: ocp.CheckpointManager,
+    shapes,
+    shardings,
+    verify: bool = True,
+) -> tuple[State, dict, dict]:
+    """(state, frozen, meta) to go on from: restored, or fresh with what `init_from` hands over; `frozen` is written
+    once.
+
+    meta goes into every checkpoint: where frozen lies, and the record of what came from where (`handover.origins_of`).
+    `verify` compares what is read with its checksums.
+    """
+
+    def to_target(tree, where):
+        return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, where)
+
+    state_target, frozen_target = map(to_target, shapes, shardings)
+    if manager.latest_step() is not None:
+        state, meta = checkpoint.restore(manager, state_target, verify)
+        frozen = _read_frozen(workdir / "frozen", frozen_target, meta["frozen"], verify) if frozen_target else {}
+        return state, frozen, meta
+    state, frozen = jax.jit(lambda: init(config, parts), out_shardings=shardings)()
+    meta = {"frozen": None, "origins": [], "fresh": list(checkpoint.flatten(optimizer.merge(state.trainable, frozen)))}
+    if config.init_from:
+        tokenizer = Tokenizer.load(workdir / "tokenizer") if (workdir / "tokenizer").exists() else None
+        params, record = weight_transfer.take_over(config, optimizer.merge(state.trainable, frozen), tokenizer, verify)
+        trainable, frozen = optimizer.split(config.optim, params)
+        average = jax.tree.map(jnp.copy, trainable) if state.average is not None else None
+        state, meta = state._replace(trainable=trainable, average=average), meta | record
+    if frozen:
+        checkpoint.save_tree(workdir / "frozen", frozen, overwrite=True)  # of a start that failed
+        arrays = checksums.checksums(frozen)
+        meta["frozen"] = {"path": "../../frozen", "checksum": checksums.fold(arrays), "checksums": arrays}
+    return state, frozen, meta
+
+
+def _read_frozen(path: epath.Path, target: dict, written: dict, verify: bool) -> dict:
+    """The frozen parameters; ConfigError where they are not those that the run began with."""
+    if not verify or "checksums" in written:
+        return checkpoint.load_tree(path, target, expected=written["checksums"] if verify else None)
+    frozen = checkpoint.load_tree(path, target)  # of a run that began before each array had a checksum
+    if checkpoint.checksum(frozen) != written["checksum"]:
+        raise ConfigError(f"{path}: is not what this run began with (its checksum differs)")
+    return frozen
+
+
+def with_data(meta: dict, fingerprint: str, config: RunConfig, workdir: epath.Path) -> dict:
+    """meta with the fingerprint of the run's data.
+
+    ConfigError where the run began with other documents, unless it may go on with these.
+    """
+    if meta.get("data", fingerprint) != fingerprint and not config.allow_changed_data:
+        raise ConfigError(
+            f"--workdir: {workdir} holds a run whose documents were others than those of config.data.train now; "
+            f"bring them back, {way_on(workdir)}, or go on with these by --config.allow_changed_data=True"
+        )
+    return meta | {"data": fingerprint}
+
+
+def encoders_of(params: dict) -> str:
+    """Checksum of the encoders of pictures among the parameters, which must be in the compute dtype."""
+    return checkpoint.checksum({name: params[name] for name in ("clip", "vae") if name in params})
+
+
+def check_encoders(used: set[str], frozen: dict):
+    """ConfigError where the batches hold what other encoders made of the pictures than those that the run keeps
+    frozen.
+    """
+    if used and used != {encoders_of(frozen)}:
+        raise ConfigError(
+            "config.data.train: its pictures were encoded by other encoders than this run's clip and "
+            "vae, or those are not frozen whole; "
+            "encode them anew with python -m dreamjax.precompute, or freeze ^(clip|vae)/"
+        )
