@@ -20,8 +20,8 @@ import numpy as np
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document
-from dreamjax.evaluation.shapes import is_well_placed
-from dreamjax.evaluation.shapes_judge import judge
+from dreamjax.evaluation.benchmarks.shapes import is_well_placed
+from dreamjax.evaluation.metrics.shapes_judge import judge
 
 PLANS = (
     ("ddpm", 100),

@@ -103,9 +103,9 @@ def main() -> int:
         "storybook": storybook_task,
     }
     names = list(dict.fromkeys(TASK.value.split(",")))
-    benchmarks = [name for name in names if name not in own]
-    if benchmarks:
-        _check(benchmarks, own)
+    asked = [name for name in names if name not in own]
+    if asked:
+        _check(asked, own)
     out = epath.Path(OUT.value)
     with _mesh() as mesh:
         from dreamjax.api import DreamLLM  # scoring needs no model
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def _how():
-    from dreamjax.evaluation.benchmarks import How
+    from dreamjax.evaluation.tasks import How
 
     return How(
         PROFILE.value,
@@ -134,19 +134,19 @@ def _how():
 
 
 def _measures():
-    from dreamjax.evaluation.creation_runner import Measures
+    from dreamjax.evaluation.image_runner import Measures
 
     return Measures(FEATURES.value, INCEPTION.value, REFERENCE.value, BASELINE.value, CLIP.value)
 
 
 def _check(names: list[str], own: dict):
     """Raises ConfigError for what cannot be run, before anything is loaded."""
-    from dreamjax.evaluation import benchmarks
+    from dreamjax.evaluation import tasks
 
     for name in names:
-        if name not in benchmarks.RUNNABLE:
-            raise ConfigError(f"--task: {name!r} is unknown; there are {', '.join((*own, *benchmarks.RUNNABLE))}")
-        benchmarks.check(name, _how())
+        if name not in tasks.RUNNABLE:
+            raise ConfigError(f"--task: {name!r} is unknown; there are {', '.join((*own, *tasks.RUNNABLE))}")
+        tasks.check(name, _how())
     _require(DATA)
 
 
@@ -204,9 +204,9 @@ def write_results(out: epath.Path, found: dict):
 
 def benchmark_task(name: str, model, out: epath.Path) -> tuple:
     """(what to show, its table, what else goes to the last line) of a benchmark."""
-    from dreamjax.evaluation import benchmarks, report
+    from dreamjax.evaluation import report, tasks
 
-    result = benchmarks.run(model, name, benchmarks.data_of(name, DATA.value), out, _how(), _whose())
+    result = tasks.run(model, name, tasks.data_of(name, DATA.value), out, _how(), _whose())
     more = (
         {"paper": result.paper}
         | ({"measured": result.measured} if result.measured else {})
@@ -237,7 +237,7 @@ def _plain(figures):
 
 def shapes_task(name: str, model, out: epath.Path) -> tuple:
     """`benchmark_task` of the embedded generator."""
-    from dreamjax.evaluation import shapes
+    from dreamjax.evaluation.benchmarks import shapes
     from dreamjax.training.train_logger import train_seconds
 
     seconds = train_seconds(epath.Path(MODEL.value))  # tells a run that was trained anew in its folder
@@ -254,8 +254,8 @@ def shapes_task(name: str, model, out: epath.Path) -> tuple:
 
 def storybook_task(model, out: epath.Path) -> tuple:
     """`benchmark_task` of a folder of picture stories."""
-    from dreamjax.evaluation import storybook, storybook_captions
-    from dreamjax.evaluation.answers import Score
+    from dreamjax.evaluation.benchmarks import storybook, storybook_captions
+    from dreamjax.evaluation.predictions import Score
     from dreamjax.evaluation.report import Result
     from dreamjax.training.train_logger import losses_of
 
@@ -277,7 +277,7 @@ def storybook_task(model, out: epath.Path) -> tuple:
 
 def score() -> int:
     """Scores a file of predictions."""
-    from dreamjax.evaluation.tasks import TASKS
+    from dreamjax.evaluation.benchmarks.registry import TASKS
 
     _require(TASK, PREDICTIONS, DATA)
     require_seed("--seed", SEED.value)
@@ -311,7 +311,7 @@ def score() -> int:
 
 def _distance() -> int:
     """Compares the pictures of two folders, or of one with the statistics of an npz."""
-    from dreamjax.evaluation import features, frechet
+    from dreamjax.evaluation.metrics import features, frechet
 
     if FEATURES.value == "clip":
         raise ConfigError("--features: clip is of a model; here inception or package.module:function")
@@ -325,10 +325,10 @@ def _distance() -> int:
 
 def _tally() -> int:
     """Counts what people judged."""
-    from dreamjax.evaluation import study
+    from dreamjax.evaluation import human_study
 
-    found = study.tally(PREDICTIONS.value, DATA.value)
-    return _print_score(found.metrics, found.counts, found.warnings, {"paper": study.PAPER})
+    found = human_study.tally(PREDICTIONS.value, DATA.value)
+    return _print_score(found.metrics, found.counts, found.warnings, {"paper": human_study.PAPER})
 
 
 def _print_score(metrics: dict, counts: dict, warnings, written: dict) -> int:

@@ -24,7 +24,7 @@ CALLS = [
 FORKED = """
 import json, os, runpy, sys, tempfile
 import dreamjax.api, dreamjax.convert.importer, dreamjax.data.pipeline.loader
-import dreamjax.data.features.encode, dreamjax.evaluation.benchmarks, dreamjax.compile_tpu.report
+import dreamjax.data.features.encode, dreamjax.evaluation.tasks, dreamjax.compile_tpu.report
 for call in json.loads(sys.argv[1]):
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         child = os.fork()

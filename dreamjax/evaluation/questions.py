@@ -22,7 +22,7 @@ from etils import epath
 
 from dreamjax.document import Image
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import captions, gqa, mmbench, mme, mmvet, pope, scienceqa, vqa
+from dreamjax.evaluation.benchmarks import captions, gqa, mmbench, mme, mmvet, pope, scienceqa, vqa
 from dreamjax.evaluation.files import expected_form, find_file, read_json
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

@@ -12,7 +12,7 @@ import PIL.Image
 
 from dreamjax.document import Document, Image, Text, html_article
 from dreamjax.document.html import html_page
-from dreamjax.evaluation.answers import Exported, Score
+from dreamjax.evaluation.predictions import Exported, Score
 
 SHOWN = 24  # questions of a task
 SIDE = 320  # pixels of a picture's longer side on the page

@@ -18,7 +18,7 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation.profiles import Profile
+from dreamjax.evaluation.prompts import Profile
 from dreamjax.evaluation.questions import Question
 from dreamjax.filesystem import atomic
 from dreamjax.progress import bar

@@ -4,8 +4,8 @@ import pytest
 from evaluation.files import write_json, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Answer, by_id, percent, read_answers
 from dreamjax.evaluation.files import find_file
+from dreamjax.evaluation.predictions import Answer, by_id, percent, read_answers
 
 ROWS = [{"question_id": 7, "prompt": "Why?\nIn a word.", "text": "so\u2028so"}, {"question_id": "b", "text": ""}]
 

@@ -17,16 +17,19 @@ from dreamjax.config import MeshConfig
 from dreamjax.document import Document, Text
 from dreamjax.document.tokenize import Slots, build_row
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import benchmarks, captions, creation, few_shot, language_runner, report
-from dreamjax.evaluation.benchmarks import RUNNABLE, How
-from dreamjax.evaluation.profiles import PROFILES, Profile
+from dreamjax.evaluation import few_shot, likelihood_runner, report, tasks
+from dreamjax.evaluation.benchmarks import captions, image_generation
+from dreamjax.evaluation.prompts import PROFILES, Profile
 from dreamjax.evaluation.questions import ImageFolder, Question, of_mme, of_scienceqa, of_vqa
+from dreamjax.evaluation.tasks import RUNNABLE, How
 from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
 
 SHORT = {"max_tokens": 6}
-OF_ANSWERS = [name for name in RUNNABLE if name not in (*creation.TASKS, "study")]  # what is drawn has tests of its own
+OF_ANSWERS = [
+    name for name in RUNNABLE if name not in (*image_generation.TASKS, "study")
+]  # what is drawn has tests of its own
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def short_answers(monkeypatch):
 
 
 def run(model, name, data, out, **how):
-    return benchmarks.run(model, name, data / name, out, How(**{"batch_size": 4, **how}), {"model": "m"})
+    return tasks.run(model, name, data / name, out, How(**{"batch_size": 4, **how}), {"model": "m"})
 
 
 @pytest.mark.parametrize("name", OF_ANSWERS)
@@ -153,7 +156,7 @@ def test_every_benchmark_goes_on_and_predicts_the_same_on_eight_devices(model, d
 def test_letters_after_the_same_words_are_ranked_in_one_pass(model, data, tmp_path, monkeypatch):
     run(model, "mmlu", data, tmp_path / "once", batch_size=8)
     monkeypatch.setattr(
-        language_runner, "alternatives", lambda *arguments: None
+        likelihood_runner, "alternatives", lambda *arguments: None
     )  # as where a letter is of several tokens
     run(model, "mmlu", data, tmp_path / "each", batch_size=8)
     once, each = (layouts.rows_of(tmp_path / folder / "mmlu" / "predictions.jsonl") for folder in ("once", "each"))
@@ -379,6 +382,6 @@ def test_what_cannot_be_run_is_said():
         (How(shots=2), "piqa", "--shots: piqa has its own"),
     ):
         with pytest.raises(ConfigError, match=words):
-            benchmarks.check(name, how)
+            tasks.check(name, how)
     with pytest.raises(ConfigError, match="--examples: 'near' is none of random, rices"):
         How(examples="near")

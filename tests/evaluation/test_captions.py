@@ -6,7 +6,7 @@ import pytest
 from evaluation.files import real_data, write_json, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import captions
+from dreamjax.evaluation.benchmarks import captions
 
 java = pytest.mark.skipif(
     shutil.which("java") is None, reason="needs Java: METEOR and the Penn Treebank tokenizer are Java programs"

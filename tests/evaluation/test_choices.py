@@ -6,7 +6,7 @@ import pytest
 from evaluation.files import write_json, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import gqa, mmbench, scienceqa
+from dreamjax.evaluation.benchmarks import gqa, mmbench, scienceqa
 from dreamjax.evaluation.files import read_table, write_table
 
 # ----------------------------------------------------------------------------------------------------------------------

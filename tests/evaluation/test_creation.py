@@ -21,11 +21,13 @@ from dreamjax.config.model import ClipTextConfig
 from dreamjax.convert import exporter
 from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import benchmarks, creation, creation_runner, features, report
-from dreamjax.evaluation.benchmarks import How
-from dreamjax.evaluation.creation import MANNERS, GenerationPrompt, GenerationSettings
-from dreamjax.evaluation.creation_runner import Measures
+from dreamjax.evaluation import image_runner, report, tasks
+from dreamjax.evaluation.benchmarks import image_generation
+from dreamjax.evaluation.benchmarks.image_generation import MANNERS, GenerationPrompt, GenerationSettings
+from dreamjax.evaluation.image_runner import Measures
+from dreamjax.evaluation.metrics import features
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
+from dreamjax.evaluation.tasks import How
 from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
@@ -83,8 +85,8 @@ def quick(monkeypatch):
 
 def run(model, name, data, out, profile="clean", batch_size=4, measures=CLIP_FEATURES, count=None, whose="m"):
     how = How(profile=profile, batch_size=batch_size, measures=measures, count=count)
-    benchmarks.check(name, how)
-    return benchmarks.run(model, name, data / name, out, how, {"model": whose})
+    tasks.check(name, how)
+    return tasks.run(model, name, data / name, out, how, {"model": whose})
 
 
 def drawn_pixels(folder) -> dict[str, np.ndarray]:
@@ -96,7 +98,7 @@ def drawn_pixels(folder) -> dict[str, np.ndarray]:
 
 
 def test_captions_of_coco_in_an_order_of_the_seed(data):
-    generation_prompts = creation.load_coco(data / "coco_fid").generation_prompts
+    generation_prompts = image_generation.load_coco(data / "coco_fid").generation_prompts
     assert sorted(generation_prompt.id for generation_prompt in generation_prompts) == ["770", "771", "772", "773"]
     by_id = {generation_prompt.id: generation_prompt for generation_prompt in generation_prompts}
     assert by_id["772"].texts == ("one cat sits", "a red cat") and by_id["772"].prompt.text == "one cat sits"
@@ -104,7 +106,9 @@ def test_captions_of_coco_in_an_order_of_the_seed(data):
     ids = [
         [
             generation_prompt.id
-            for generation_prompt in creation.load_coco(data / "coco_fid", count=3, seed=seed).generation_prompts
+            for generation_prompt in image_generation.load_coco(
+                data / "coco_fid", count=3, seed=seed
+            ).generation_prompts
         ]
         for seed in (0, 0, 1, 2, 3)
     ]
@@ -115,11 +119,11 @@ def test_captions_of_coco_in_an_order_of_the_seed(data):
 
 
 def test_narratives_and_documents(data, tmp_path):
-    narratives = creation.load_lncoco(data / "lncoco_fid", count=2).generation_prompts
+    narratives = image_generation.load_lncoco(data / "lncoco_fid", count=2).generation_prompts
     assert [generation_prompt.id for generation_prompt in narratives] == ["42-93", "43-93"] and narratives[1].texts == (
         "In this picture I see 1 cats.",
     )
-    found = creation.load_instructmmc4(data / "instructmmc4_fid")
+    found = image_generation.load_instructmmc4(data / "instructmmc4_fid")
     assert [generation_prompt.id for generation_prompt in found.generation_prompts] == [
         "0-2",
         "0-4",
@@ -132,27 +136,27 @@ def test_narratives_and_documents(data, tmp_path):
         ("Image", "assistant"),
         ("Text", "assistant"),
     ]
-    assert second.texts == ("It runs.",) and not second.prompt.parts[2].targets
+    assert second.texts == ("It runs.",) and not second.prompt.parts[2].is_target
     layouts.coco_fid(tmp_path / "coco_fid")
     (tmp_path / "coco_fid" / "val2014" / "COCO_val2014_000000000043.jpg").unlink()
     with pytest.raises(SourceError, match="1 of 2 pictures are missing, the first is COCO_val2014_000000000043.jpg"):
-        creation.load_coco(tmp_path / "coco_fid")
+        image_generation.load_coco(tmp_path / "coco_fid")
     twice = layouts.write_lines(
         tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": 1, "caption": "a"}] * 2
     )
     with pytest.raises(SourceError, match="the id 42-1 stands there twice"):
-        creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
+        image_generation.load_lncoco(twice, images=str(data / "lncoco_fid"))
     for by in ("/../../x", "a/b", "x" * 300, "\x00", "\ud800"):  # the id names the file of what is drawn
         layouts.write_lines(tmp_path / "coco_val.jsonl", [{"image_id": "42", "annotator_id": by, "caption": "a"}])
         with pytest.raises(SourceError, match="cannot be the name of a file"):
-            creation.load_lncoco(twice, images=str(data / "lncoco_fid"))
+            image_generation.load_lncoco(twice, images=str(data / "lncoco_fid"))
 
 
 def test_prompts_lose_what_is_farthest_from_the_image():
     generation_prompt = GenerationPrompt("x", Document((Text("wish"), Text("a"), Text("b"), Text("c"))), ("c",), None)
 
     def cut(most):
-        return creation.shortened(generation_prompt, lambda prompt: len(prompt.parts) <= most)
+        return image_generation.shortened(generation_prompt, lambda prompt: len(prompt.parts) <= most)
 
     assert [part.text for part in cut(3)[0].prompt.parts] == ["wish", "b", "c"] and cut(3)[1] and not cut(4)[1]
     with pytest.raises(ConfigError, match="x: its prompt is longer than the model's context"):
@@ -188,18 +192,18 @@ def test_every_captions_images_are_drawn_ranked_and_saved_under_its_id(tmp_path,
         for i in range(7)
     ]
     manner = GenerationSettings(8, 42, all_texts)
-    folder = creation_runner.draw(painter, generation_prompts, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
+    folder = image_runner.draw(painter, generation_prompts, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
     rows = layouts.rows_of(tmp_path / "predictions.jsonl")
     assert [row["question_id"] for row in rows] == [generation_prompt.id for generation_prompt in generation_prompts]
     for generation_prompt, row in zip(generation_prompts, rows, strict=True):
-        greens = {seed: creation_runner.seed_of(generation_prompt, seed) % 256 for seed in range(42, 50)}
+        greens = {seed: image_runner.seed_of(generation_prompt, seed) % 256 for seed in range(42, 50)}
         best = (min if generation_prompt.texts[0] == "dark" and not all_texts else max)(greens, key=greens.get)
         red, green, _ = PIL.Image.open(folder / f"{generation_prompt.id}.png").getpixel((9, 9))
         assert (red, green, row["seed"]) == (int(generation_prompt.id), greens[best], best) and len(row["scores"]) == 8
         assert PIL.Image.open(folder / f"{generation_prompt.id}.png").size == (256, 256)
 
 
-@pytest.mark.parametrize("name", creation.TASKS)
+@pytest.mark.parametrize("name", image_generation.TASKS)
 def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, data, tmp_path, name):
     whole = run(model, name, data, tmp_path / "whole")
     rows = layouts.rows_of(tmp_path / "whole" / name / "predictions.jsonl")
@@ -258,7 +262,7 @@ def test_the_official_manner():
         "guidance_scale": 2.0,
     }
     with pytest.raises(ConfigError, match="instructmmc4_fid has no profile 'official'"):
-        creation.manner_of("official", "instructmmc4_fid")
+        image_generation.manner_of("official", "instructmmc4_fid")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -389,4 +393,4 @@ def test_features_are_anything_that_makes_an_array(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(measures, words):
     with pytest.raises(ConfigError, match=words):
-        benchmarks.check("coco_fid", How(measures=measures))
+        tasks.check("coco_fid", How(measures=measures))

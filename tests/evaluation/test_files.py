@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import read_answers
 from dreamjax.evaluation.files import LONGEST_CELL, lines_of, read_table, write_table
+from dreamjax.evaluation.predictions import read_answers
 
 
 @pytest.mark.parametrize("ending", ["tsv", "xlsx"])

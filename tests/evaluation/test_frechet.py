@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dreamjax.evaluation import frechet
-from dreamjax.evaluation.frechet import Statistics
+from dreamjax.evaluation.metrics import frechet
+from dreamjax.evaluation.metrics.frechet import Statistics
 
 
 def test_means_0_and_1_with_unit_covariance_in_2048_dimensions():

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import captions, language
+from dreamjax.evaluation.benchmarks import captions, language
+from dreamjax.evaluation.benchmarks.registry import TASKS
 from dreamjax.evaluation.files import write_table
-from dreamjax.evaluation.tasks import TASKS
 
 TEXTS = st.sampled_from(
     ["A", "yes", "0", "red", "=1+1", "\x00", "\ud800", "", "_x0001_", "a\nb\tc\r", "9" * 5000, "x" * 40_000]

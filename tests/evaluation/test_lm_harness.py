@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval")
 
 @pytest.fixture(scope="module")
 def harness(shapes_tokenizer):
-    from dreamjax.evaluation.lm_harness import DreamJAX
+    from dreamjax.evaluation.lm_eval import DreamJAX
 
     config = dataclasses.replace(
         LATENT,
@@ -132,7 +132,7 @@ def test_writing_until(harness):
 
 @pytest.mark.parametrize("size", [0, "0", "auto", -1, None])
 def test_a_batch_of_nothing_is_refused(size):
-    from dreamjax.evaluation.lm_harness import DreamJAX
+    from dreamjax.evaluation.lm_eval import DreamJAX
 
     with pytest.raises(ConfigError, match="batch_size: .* is no number from 1 on"):
         DreamJAX("no such folder", batch_size=size)

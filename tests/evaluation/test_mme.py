@@ -4,7 +4,7 @@ import pytest
 from evaluation.files import write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import mme
+from dreamjax.evaluation.benchmarks import mme
 
 YES_OR_NO = "Please answer yes or no."
 GT = {

@@ -6,7 +6,7 @@ import pytest
 from evaluation.files import write_json, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import mmvet
+from dreamjax.evaluation.benchmarks import mmvet
 from dreamjax.evaluation.files import write_table
 
 NEEDS = {"v1_0": ["ocr", "math"], "v1_1": ["rec"], "v1_2": ["math", "ocr"], "v1_3": ["rec", "know", "gen"]}

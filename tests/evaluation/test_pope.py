@@ -6,7 +6,7 @@ import pytest
 from evaluation.files import real_data, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import pope
+from dreamjax.evaluation.benchmarks import pope
 
 
 @pytest.mark.parametrize(

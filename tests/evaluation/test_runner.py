@@ -13,10 +13,10 @@ import pytest
 from dreamjax import evaluate
 from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import kept, language_runner, report, runner, study
-from dreamjax.evaluation.answers import Exported, Score
+from dreamjax.evaluation import human_study, likelihood_runner, report, resumable, runner
+from dreamjax.evaluation.benchmarks.language import Ranking
 from dreamjax.evaluation.files import write_table
-from dreamjax.evaluation.language import Ranking
+from dreamjax.evaluation.predictions import Exported, Score
 from dreamjax.evaluation.report import Result, Shown
 from dreamjax.filesystem import atomic
 
@@ -53,15 +53,15 @@ RANKINGS = [Ranking(str(i), (f"{i}?",) * 2, (" no", " yes"), i % 2) for i in ran
 
 def ranked(out, monkeypatch):
     """A task that ranks without a model, with a file for a server."""
-    monkeypatch.setattr(language_runner, "_fitting", lambda model, ranking: ((), 0))
+    monkeypatch.setattr(likelihood_runner, "_fitting", lambda model, ranking: ((), 0))
     monkeypatch.setattr(
-        language_runner,
+        likelihood_runner,
         "_sums",
         lambda model, batch, befores, size: [[-1.0, -2.0 + int(ranking.id) % 2 * 1.5] for ranking in batch],
     )
 
     def task(model, out):
-        path, _ = language_runner.predict(None, RANKINGS, out / "ranked", {"model": "m"}, batch_size=8)
+        path, _ = likelihood_runner.predict(None, RANKINGS, out / "ranked", {"model": "m"}, batch_size=8)
         chosen = {row["question_id"]: row["text"] for row in runner.resume(path)}
         score = Score(
             {"accuracy": 100.0 * sum(chosen[one.id] == str(one.right) for one in RANKINGS) / 5}, {"questions": 5}
@@ -198,11 +198,11 @@ def test_images_of_rows_lie_in_their_folder(tmp_path, name):
     document = {"parts": [{"type": "image", "image": name}]}
     with pytest.raises(SourceError, match="holds a document that cannot be read"):
         runner.document_of(document, out, "row")
-    model = kept.Kept(None, out / "predictions.jsonl", {kept._key(Document(()), 0, {}): document})
+    model = resumable.Kept(None, out / "predictions.jsonl", {resumable._key(Document(()), 0, {}): document})
     with pytest.raises(SourceError, match="predictions.jsonl: holds a document that cannot be read"):
         model.generate_batch([Document(())], [0])
-    asked = [study.Asked("0", "", Document((Text("?"),)), Document(()))]
+    asked = [human_study.Asked("0", "", Document((Text("?"),)), Document(()))]
     atomic.write_text(out / "run.json", "{}")
     runner.append(out / "predictions.jsonl", [{"question_id": "0", "document": document}])
     with pytest.raises(SourceError, match="cannot be read"):
-        study.write(types.SimpleNamespace(), asked, out, {}, 1)
+        human_study.write(types.SimpleNamespace(), asked, out, {}, 1)

@@ -14,8 +14,8 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax import evaluate
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import captions
-from dreamjax.evaluation.tasks import TASKS
+from dreamjax.evaluation.benchmarks import captions
+from dreamjax.evaluation.benchmarks.registry import TASKS
 
 
 @pytest.fixture()

@@ -8,7 +8,8 @@ from etils import epath
 
 from dreamjax.data.sources import shapes as data
 from dreamjax.document import Document, Image, Text
-from dreamjax.evaluation import report, shapes
+from dreamjax.evaluation import report
+from dreamjax.evaluation.benchmarks import shapes
 
 
 class Author:

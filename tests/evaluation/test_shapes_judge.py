@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dreamjax.data.sources.shapes import COMBINATIONS, PAPER, PLACES, all_images, render
-from dreamjax.evaluation.shapes_judge import REJECTION_DISTANCE, judge
+from dreamjax.evaluation.metrics.shapes_judge import REJECTION_DISTANCE, judge
 
 
 def correct(images, labels) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dreamjax.evaluation import storybook
+from dreamjax.evaluation.benchmarks import storybook
 
 
 def test_each_page_is_paired_with_another_storys():

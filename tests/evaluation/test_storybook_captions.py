@@ -10,7 +10,7 @@ from evaluation import layouts
 
 from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Text
-from dreamjax.evaluation import storybook_captions
+from dreamjax.evaluation.benchmarks import storybook_captions
 
 
 @pytest.fixture()

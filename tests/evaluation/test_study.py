@@ -20,9 +20,10 @@ from small_model import PIXEL, boosted, parameters
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import benchmarks, features, study
-from dreamjax.evaluation.benchmarks import How
-from dreamjax.evaluation.creation_runner import Measures
+from dreamjax.evaluation import human_study, tasks
+from dreamjax.evaluation.image_runner import Measures
+from dreamjax.evaluation.metrics import features
+from dreamjax.evaluation.tasks import How
 from dreamjax.models import dreamllm
 
 
@@ -30,7 +31,7 @@ from dreamjax.models import dreamllm
 def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
     """A random model that likes to draw, in two steps."""
     monkeypatch.setattr(
-        study, "WRITING", {"max_tokens": 12, "max_images": 2, "min_images": 1, "temperature": 0.7, "num_steps": 2}
+        human_study, "WRITING", {"max_tokens": 12, "max_images": 2, "min_images": 1, "temperature": 0.7, "num_steps": 2}
     )
     config = dataclasses.replace(
         PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
@@ -42,10 +43,10 @@ def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
 def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
     layouts.study(tmp_path / "data")
     how = How(measures=Measures(features="clip"), batch_size=2)
-    benchmarks.check("study", how)
+    tasks.check("study", how)
 
     def run(model, out):
-        return benchmarks.run(model, "study", tmp_path / "data", out, how, {"model": "m"})
+        return tasks.run(model, "study", tmp_path / "data", out, how, {"model": "m"})
 
     result = run(model, tmp_path)
     out, path = tmp_path / "study", tmp_path / "study" / "predictions.jsonl"
@@ -80,17 +81,17 @@ def test_five_of_each_topic(tmp_path):
         tmp_path / "documents.jsonl",
         [{**row, "topic": f"t{i % 3}"} for i in range(30)] + [{**row, "images": ["a.png", "lost.png"]}],
     )
-    asked, warnings = study.load(tmp_path)
+    asked, warnings = human_study.load(tmp_path)
     assert [asked[i].topic for i in range(0, 15, 5)] == list(dict.fromkeys(one.topic for one in asked)) and len(
         asked
     ) == 15
     assert "1 of 31 documents cannot be used" in warnings[0] and asked[0].real.parts[0].role is None
     assert (
         [one.id for one in asked]
-        == [one.id for one in study.load(tmp_path)[0]]
-        != [one.id for one in study.load(tmp_path, seed=1)[0]]
+        == [one.id for one in human_study.load(tmp_path)[0]]
+        != [one.id for one in human_study.load(tmp_path, seed=1)[0]]
     )
-    assert len(study.load(tmp_path, count=7)[0]) == 7
+    assert len(human_study.load(tmp_path, count=7)[0]) == 7
 
 
 @pytest.fixture()
@@ -110,7 +111,7 @@ def kit(tmp_path):
 
 
 def test_the_tally_by_hand(kit):
-    found = study.tally(kit / "said", kit / "kit")
+    found = human_study.tally(kit / "said", kit / "kit")
     # Two votes each: 2, 1, 0, 2 for it. Observed agreement 3/4; 5 of 8 votes are yes, so by chance 34/64.
     expected = {
         "support": 50.0,
@@ -126,9 +127,9 @@ def test_the_tally_by_hand(kit):
         "missing": 0,
     }
     write_json(kit / "said" / "c.json", {"judge": "c", "support": {"000": False}})
-    found = study.tally(kit / "said", kit / "kit")
+    found = human_study.tally(kit / "said", kit / "kit")
     assert found.metrics["support"] == 40.0 and "3 of 12 judgements are missing" in found.warnings[0]
-    assert np.isnan(study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
+    assert np.isnan(human_study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_the_tally_by_hand(kit):
 def test_wrong_keys(kit, key):
     write_json(kit / "kit" / "key.json", key)
     with pytest.raises(SourceError, match="key.json: is no key of a kit"):
-        study.tally(kit / "said", kit / "kit")
+        human_study.tally(kit / "said", kit / "kit")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_wrong_keys(kit, key):
 def test_wrong_judgements(kit, content, named):
     write_json(kit / "said" / "z.json", content)
     with pytest.raises(SourceError, match=named):
-        study.tally(kit / "said", kit / "kit")
+        human_study.tally(kit / "said", kit / "kit")
 
 
 def test_where_images_stand():
@@ -170,12 +171,16 @@ def test_where_images_stand():
         ((text, image, image), False),
         ((text, Text(" "), image), True),
     ):
-        assert study.is_placed(Document(parts)) == placed
+        assert human_study.is_placed(Document(parts)) == placed
     assert [
         words
-        for _, words in study.illustrated(Document((text, Text(" sits. "), image, image, Text("It runs."), image)))
+        for _, words in human_study.illustrated(
+            Document((text, Text(" sits. "), image, image, Text("It runs."), image))
+        )
     ] == ["a cat sits.", "It runs."]
-    few, warnings = study.measure([Document((text,))], [Document((text, image))], features.Extractor("x", None), None)
+    few, warnings = human_study.measure(
+        [Document((text,))], [Document((text, image))], features.Extractor("x", None), None
+    )
     assert (
         few["with_pictures"] == 0
         and np.isnan(few["placed"])
@@ -246,12 +251,12 @@ class Balanced(html.parser.HTMLParser):
 def page(tmp_path):
     image = Image(PIL.Image.new("RGB", (8, 8), "red"))
     asked = [
-        study.Asked(
+        human_study.Asked(
             str(i), "cats", Document((Text(f'Tell <b>of</b> "{i}" & a cat'),)), Document((Text("It sat."), image))
         )
         for i in range(2)
     ]
-    study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), image))] * 2, tmp_path, 0, 8)
+    human_study.make_kit(asked, [Document((Text("</script> A cat\n\nsat."), image))] * 2, tmp_path, 0, 8)
     return tmp_path / "judge.html"
 
 
@@ -293,7 +298,7 @@ def test_the_page_judges_keeps_and_saves(page, tmp_path):
     ((name, content),) = inputs["files"]
     assert inputs["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and inputs["told"] == []
     write_json(tmp_path / "said" / name, content)
-    found = study.tally(tmp_path / "said", tmp_path)
+    found = human_study.tally(tmp_path / "said", tmp_path)
     key = json.loads((tmp_path / "key.json").read_text())
     kinds = [row["kind"] for row in key.values()]
     right = {

@@ -7,8 +7,8 @@ import pytest
 from evaluation.files import real_data, write_json, write_lines
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import vqa
-from dreamjax.evaluation.answers import Answer
+from dreamjax.evaluation.benchmarks import vqa
+from dreamjax.evaluation.predictions import Answer
 
 # What MMF's EvalAIAnswerProcessor returns, its oddities included.
 NORMALISED = {

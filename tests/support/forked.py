@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SERVER = """
 import json, os, runpy, sys
 import dreamjax.api, dreamjax.convert.importer, dreamjax.data.pipeline.loader
-import dreamjax.evaluation.benchmarks, dreamjax.training.checkpoint, dreamjax.training.train_logger
+import dreamjax.evaluation.tasks, dreamjax.training.checkpoint, dreamjax.training.train_logger
 for line in sys.stdin:
     asked = json.loads(line)
     if "poll" in asked:

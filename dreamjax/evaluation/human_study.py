@@ -28,11 +28,12 @@ from dreamjax.data.sources import instruct
 from dreamjax.data.sources.records import Folder, Unusable
 from dreamjax.document import Document, Image, Text, image_io
 from dreamjax.errors import BadImage, SourceError
-from dreamjax.evaluation import features, runner, study_page
-from dreamjax.evaluation.answers import Score, first, percent
-from dreamjax.evaluation.features import Extractor, Towers
+from dreamjax.evaluation import human_study_page, runner
 from dreamjax.evaluation.files import expected_form, find_file, read_json, shown_name, without_repeats
 from dreamjax.evaluation.files import shown as in_message
+from dreamjax.evaluation.metrics import features
+from dreamjax.evaluation.metrics.features import Extractor, Towers
+from dreamjax.evaluation.predictions import Score, first, percent
 from dreamjax.evaluation.questions import beside
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.filesystem import atomic
@@ -119,7 +120,7 @@ def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, settings: dict)
         Shown(one.id, one.prompt, document.text, images=())
         for one, document in sample(list(zip(asked, made, strict=True)))
     ]
-    files = {"judge": str(out / study_page.NAME), "key": str(key)}
+    files = {"judge": str(out / human_study_page.NAME), "key": str(key)}
     return Result(
         "study", score, PAPER, files, shown, how="answers to instructions; support is counted by score --task=study"
     )
@@ -186,7 +187,7 @@ def make_kit(asked: Sequence[Asked], made: Sequence[Document], out: epath.Path, 
         pages.append((code, one.prompt.text, parts))
     path = out / "key.json"
     atomic.write_text(path, json.dumps(key, indent=1) + "\n")
-    atomic.write_text(out / study_page.NAME, study_page.render(pages, kit_of(key)), "backslashreplace")
+    atomic.write_text(out / human_study_page.NAME, human_study_page.render(pages, kit_of(key)), "backslashreplace")
     return path
 
 

@@ -24,7 +24,7 @@ from dreamjax.data.registry import open_source
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import BadRecord, ConfigError, SourceError
 from dreamjax.evaluation.files import expected_form, find_file, read_json, shown
-from dreamjax.evaluation.profiles import of_profile
+from dreamjax.evaluation.prompts import of_profile
 from dreamjax.evaluation.questions import ImageFolder, beside
 
 CAPTIONS = 30_000  # of MS-COCO

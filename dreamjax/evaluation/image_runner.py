@@ -21,10 +21,17 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, image_io
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import creation, features, frechet, paper, runner
-from dreamjax.evaluation.answers import Score
-from dreamjax.evaluation.creation import SIDE, GenerationPrompt, GenerationPrompts, GenerationSettings
-from dreamjax.evaluation.features import Extractor, Towers
+from dreamjax.evaluation import paper, runner
+from dreamjax.evaluation.benchmarks import image_generation
+from dreamjax.evaluation.benchmarks.image_generation import (
+    SIDE,
+    GenerationPrompt,
+    GenerationPrompts,
+    GenerationSettings,
+)
+from dreamjax.evaluation.metrics import features, frechet
+from dreamjax.evaluation.metrics.features import Extractor, Towers
+from dreamjax.evaluation.predictions import Score
 from dreamjax.evaluation.report import Result, Shown, sample
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
 from dreamjax.filesystem import atomic
@@ -60,8 +67,8 @@ class Measures:
 
 def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, settings: dict) -> Result:
     """Draws what out/TASK lacks, measures, and says what to show; `how` is a benchmarks.How."""
-    measures, manner, out = how.measures, creation.manner_of(how.profile, task), out / task
-    asked = creation.TASKS[task](data, how.images, how.count, how.seed)
+    measures, manner, out = how.measures, image_generation.manner_of(how.profile, task), out / task
+    asked = image_generation.TASKS[task](data, how.images, how.count, how.seed)
     towers, extractor = (
         features.towers(model, measures.clip),
         features.extractor(measures.features, measures.inception, model),
@@ -127,7 +134,7 @@ def _fitting(model: DreamLLM, asked: GenerationPrompts) -> tuple[GenerationPromp
     def fits(prompt):
         return prompt_tokens(model.parts, model.tokenizer, prompt, model.template) <= room
 
-    done = [creation.shortened(generation_prompt, fits) for generation_prompt in asked.generation_prompts]
+    done = [image_generation.shortened(generation_prompt, fits) for generation_prompt in asked.generation_prompts]
     count = sum(shortened for _, shortened in done)
     note = (
         [

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Answer, Score, first, match, percent, percent_by, read_answers
 from dreamjax.evaluation.files import read_text, shown, shown_name
+from dreamjax.evaluation.predictions import Answer, Score, first, match, percent, percent_by, read_answers
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Score, by_id, first, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, lines_of, read_json, read_text
+from dreamjax.evaluation.predictions import Score, by_id, first, read_answers
 
 TASKS = ("coco", "nocaps", "image2paragraph", "captions")
 

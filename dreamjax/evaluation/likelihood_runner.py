@@ -8,7 +8,7 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError
-from dreamjax.evaluation.language import Ranking
+from dreamjax.evaluation.benchmarks.language import Ranking
 from dreamjax.evaluation.runner import append, batched, check_settings, resume
 from dreamjax.progress import bar
 from dreamjax.sampling.finite import require_rows

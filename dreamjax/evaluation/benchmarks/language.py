@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Score, by_id, first, percent, percent_by, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json, read_text, shown
+from dreamjax.evaluation.predictions import Score, by_id, first, percent, percent_by, read_answers
 
 LETTERS = "ABCDEFGHIJ"
 MMLU_SHOTS = 5

@@ -1,7 +1,7 @@
 """DreamLLM for lm-evaluation-harness, whose tasks then run on it (needs lm-eval, the extra `eval`).
 
     import lm_eval
-    from dreamjax.evaluation.lm_harness import DreamJAX
+    from dreamjax.evaluation.lm_eval import DreamJAX
     lm_eval.simple_evaluate(DreamJAX("runs/stage3"), tasks=["piqa", "mmlu"], num_fewshot=5)
 
 Importing this file also registers the class as `dreamjax`: simple_evaluate("dreamjax", model_args="model=runs/stage3",

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
 from dreamjax.evaluation.files import expected_form, find_file, read_json
+from dreamjax.evaluation.predictions import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
 from dreamjax.filesystem import atomic
 
 CAPABILITIES = (

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, percent_by, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_table, whole_number, write_table
+from dreamjax.evaluation.predictions import Exported, Score, by_id, first, percent, percent_by, read_answers
 
 LETTERS = "ABCDE"
 TURN = 1_000_000

@@ -9,8 +9,8 @@ import re
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Answer, Score, answers_of, by_id, first, percent, read_answers, rows_of
 from dreamjax.evaluation.files import expected_form, find_file, read_json
+from dreamjax.evaluation.predictions import Answer, Score, answers_of, by_id, first, percent, read_answers, rows_of
 
 LETTERS = "ABCDE"
 

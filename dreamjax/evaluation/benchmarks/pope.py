@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Answer, Score, first, match, percent, read_answers
 from dreamjax.evaluation.files import expected_form, read_json, shown, whole_number
+from dreamjax.evaluation.predictions import Answer, Score, first, match, percent, read_answers
 
 CATEGORIES = ("random", "popular", "adversarial")
 # LLaVA numbers the questions of all three in one file: the number in the label file plus this much.

@@ -20,7 +20,8 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.document import clip_tokenizer, image_io
 from dreamjax.errors import ConfigError, SourceError, gist
-from dreamjax.evaluation import few_shot, frechet
+from dreamjax.evaluation import few_shot
+from dreamjax.evaluation.metrics import frechet
 from dreamjax.evaluation.questions import image_files
 from dreamjax.models import dreamllm, inception
 from dreamjax.models.dreamllm import Parts

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Answer, Exported, Matched, Score, first, match, percent, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json, whole_number
+from dreamjax.evaluation.predictions import Answer, Exported, Matched, Score, first, match, percent, read_answers
 from dreamjax.filesystem import atomic
 
 TASKS = ("textvqa", "vqav2", "okvqa", "vizwiz")

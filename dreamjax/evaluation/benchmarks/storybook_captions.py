@@ -21,7 +21,8 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources.storybook import Story, Storybook
 from dreamjax.document import Document, Image, Text
-from dreamjax.evaluation import captions, runner
+from dreamjax.evaluation import runner
+from dreamjax.evaluation.benchmarks import captions
 from dreamjax.evaluation.report import Shown
 from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens

@@ -10,8 +10,8 @@ import json
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.answers import Exported, Score, by_id, first, percent, read_answers
 from dreamjax.evaluation.files import expected_form, find_file, read_json
+from dreamjax.evaluation.predictions import Exported, Score, by_id, first, percent, read_answers
 from dreamjax.filesystem import atomic
 
 YES_OR_NO = ("yes", "no")

@@ -22,10 +22,10 @@ from etils import epath
 from dreamjax.api import DreamLLM
 from dreamjax.data.sources import shapes
 from dreamjax.document import Document, Image, Text, image_io, render_html
-from dreamjax.evaluation import kept
-from dreamjax.evaluation.answers import Score
+from dreamjax.evaluation import resumable
+from dreamjax.evaluation.metrics.shapes_judge import Judgement, judge
+from dreamjax.evaluation.predictions import Score
 from dreamjax.evaluation.report import Result, Shown, sample
-from dreamjax.evaluation.shapes_judge import Judgement, judge
 from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
 
@@ -53,7 +53,7 @@ def evaluate(model: DreamLLM, out: epath.Path, settings: dict, count: int = 512,
     Documents are written to predictions.jsonl as they come; the same model, by `settings`, goes on there.
     """
     options = {"sampler": "ddim", "num_steps": 16} | options
-    model = kept.keep(model, out, settings)
+    model = resumable.keep(model, out, settings)
     progress = bar(4 * count, "document", "evaluating")
     items = stories(model, count, progress, options)
     items += questions(model, count, progress, options)
