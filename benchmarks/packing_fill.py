@@ -25,7 +25,7 @@ from dreamjax.data.sources.storybook import Storybook, StorybookPages
 from dreamjax.document.batch import Shape, shape_of
 from dreamjax.document.tokenize import Limits, Slots, build_row
 from dreamjax.document.tokenizer import Tokenizer
-from experiments import stage1_align, stage2_igpt
+from dreamjax.experiments import stage1_align, stage2_igpt
 
 STORIES = flags.DEFINE_string("stories", "../shared/data/storybook", "Folder of picture stories.")
 TOKENIZER = flags.DEFINE_string(

@@ -18,7 +18,7 @@ import sys
 
 import tqdm
 
-from experiments.common.paper import TARGETS
+from dreamjax.experiments.common.paper import TARGETS
 
 STAGES = {
     "I comprehension": "stage1_align.py:{},comprehension",

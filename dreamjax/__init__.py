@@ -3,6 +3,7 @@
 from dreamjax.document import Document, Image, Text
 
 __all__ = ["Document", "DreamLLM", "Image", "Text"]
+__version__ = "0.2.0"  # setup.cfg reads it from here
 
 
 def __getattr__(name: str):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from dreamjax.config.arguments import experiment_file
 from dreamjax.errors import ConfigError, UserError, printable
 
 VERIFY = flags.DEFINE_bool(
@@ -47,7 +48,7 @@ def run(name: str, main: Callable[[], int | None]):
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS(with_experiment_files(argv))
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
                 flags.FLAGS["config"].value.lock()  # a file that did not load says so only when it is touched
         except SystemExit:  # --help, which absl ends with status 1
@@ -81,6 +82,19 @@ def run(name: str, main: Callable[[], int | None]):
             _stop(name, full or error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def with_experiment_files(argv: list[str]) -> list[str]:
+    """Arguments in which `--config=NAME[:ARGUMENT]` names the experiment's file, wherever the package is installed."""
+    files = []
+    for previous, argument in zip(["", *argv], argv, strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and equals:
+            argument = f"{flag}={experiment_file(value)}"
+        elif previous in ("--config", "-config"):
+            argument = experiment_file(argument)
+        files.append(argument)
+    return files
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ dream queries begin anew and train.
 
 from dreamjax import config as c
 from dreamjax.config import arguments
-from experiments import quickstart
+from dreamjax.experiments import quickstart
 
 
 def get_config(arg: str = ""):

@@ -10,7 +10,7 @@ blip_laion/ (WebDataset tars); common/paper.py explains the argument.
 """
 
 from dreamjax import config as c
-from experiments.common import paper
+from dreamjax.experiments.common import paper
 
 PICTURES = {
     "comprehension": (7, 0),

@@ -9,7 +9,7 @@ the official configuration). FOLDER holds mmc4/ and blip_laion/; common/paper.py
 """
 
 from dreamjax import config as c
-from experiments.common import paper
+from dreamjax.experiments.common import paper
 
 
 def get_config(arg: str = ""):

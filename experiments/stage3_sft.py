@@ -9,7 +9,7 @@ argument.
 """
 
 from dreamjax import config as c
-from experiments.common import paper
+from dreamjax.experiments.common import paper
 
 
 def get_config(arg: str = ""):

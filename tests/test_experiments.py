@@ -7,8 +7,8 @@ import pytest
 from dreamjax.config import RunConfig
 from dreamjax.config.validation import from_dict
 from dreamjax.errors import ConfigError
-from experiments import quickstart, quickstart_frozen, stage1_align, stage2_igpt, stage3_sft, storybook
-from experiments.common import paper
+from dreamjax.experiments import quickstart, quickstart_frozen, stage1_align, stage2_igpt, stage3_sft, storybook
+from dreamjax.experiments.common import paper
 
 STAGES = {"align": stage1_align, "igpt": stage2_igpt, "sft": stage3_sft}
 SMALL = {"quickstart": quickstart, "quickstart_frozen": quickstart_frozen, "storybook": storybook}

@@ -43,7 +43,8 @@ ALLOWED = {
     "api": PRODUCT,
     "evaluation": PRODUCT | DATA,
     "compile_tpu": MODELS | {"training", "sampling"},
-    "cli": LEAVES,
+    "__main__": {"__init__"},  # starts the commands by name
+    "cli": LEAVES | {"config"},
     "to_folders": PRODUCT,
 }
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")

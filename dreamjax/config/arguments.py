@@ -1,12 +1,29 @@
-"""The argument of an experiment, `--config=experiments/X.py:WORD,WORD,..`.
+"""Experiments on the command line, `--config=NAME:WORD,WORD,..` or `--config=FILE.py:WORD,WORD,..`: file and argument.
 
 Every word acts, or is an error that says which are known.
 """
 
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from dreamjax.errors import ConfigError
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+
+
+def experiment_file(value: str) -> str:
+    """The value of --config with the path of the package's own experiment in place of its name.
+
+    Paths stay as they are. Raises ConfigError for a name that is neither a file nor an experiment.
+    """
+    name, colon, argument = value.partition(":")
+    if not name.isidentifier() or os.path.isfile(name):
+        return value
+    names = sorted(file.stem for file in EXPERIMENTS.glob("*.py") if file.stem != "__init__")
+    if name not in names:
+        raise ConfigError(f"{name!r} is neither a file nor one of the experiments {', '.join(names)}")
+    return f"{EXPERIMENTS / name}.py{colon}{argument}"
 
 
 def read(arg: str, choices: Mapping[str, Sequence[str]] | None = None, paths: Sequence[str] = ()) -> dict[str, str]:

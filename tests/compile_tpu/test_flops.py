@@ -66,7 +66,7 @@ def test_a_vae_encoder_as_xla_counts_it():
 
 def test_a_document_of_the_paper():
     """The hand count of a row of 2,048 tokens with 3 pictures is 93 TFLOP, of which the LLM takes 91 %."""
-    import experiments.stage2_igpt as experiment
+    import dreamjax.experiments.stage2_igpt as experiment
     from dreamjax.config import RunConfig
     from dreamjax.config.validation import from_dict
 

@@ -15,7 +15,7 @@ from dreamjax import config as c
 from dreamjax.config.validation import from_dict, to_dict
 from dreamjax.errors import ConfigError
 
-EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / "experiments").glob("*.py"))
+EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / "experiments").glob("[a-z]*.py"))
 
 
 def small() -> dict:
