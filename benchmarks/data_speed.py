@@ -33,7 +33,7 @@ from dreamjax.data.prepare.filters import Filters  # noqa: E402
 from dreamjax.data.registry import open_source  # noqa: E402
 from dreamjax.data.source import Source  # noqa: E402
 from dreamjax.document import Image, image_io
-from dreamjax.document.tokenize import Slots, build_row  # noqa: E402
+from dreamjax.document.tokenize import Slots, tokenize_document  # noqa: E402
 from dreamjax.document.tokenizer import Tokenizer  # noqa: E402
 from dreamjax.document.tokenizer_training import train_tokenizer  # noqa: E402
 
@@ -87,7 +87,7 @@ def with_webdataset(path: pathlib.Path) -> Iterator:
 def with_dreamjax(source: Source, tokenizer: Tokenizer, draft: int = 0) -> Iterator:
     for index in np.random.default_rng(1).permutation(len(source)):
         document = source[int(index)]
-        row = build_row(document, tokenizer, SLOTS)
+        row = tokenize_document(document, tokenizer, SLOTS)
         image = next(part for part in document.parts if isinstance(part, Image)).pil(draft)
         yield image_io.for_encoder(image, ENCODER), image_io.for_decoder(image, DECODER), row
 
@@ -138,7 +138,7 @@ def index_and_memory(folder: pathlib.Path, records: int, tokenizer: Tokenizer) -
 def with_rows(source: Source, tokenizer: Tokenizer) -> Iterator:
     for index in np.random.default_rng(1).permutation(len(source)):
         document = source[int(index)]
-        yield build_row(document, tokenizer, SLOTS), np.asarray(document.parts[0].pil())
+        yield tokenize_document(document, tokenizer, SLOTS), np.asarray(document.parts[0].pil())
 
 
 def main():

@@ -23,7 +23,7 @@ from dreamjax.data.pipeline.plan import Plan
 from dreamjax.data.pipeline.task_view import directions
 from dreamjax.data.sources.storybook import Storybook, StorybookPages
 from dreamjax.document.batch import Shape, shape_of
-from dreamjax.document.tokenize import Limits, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.experiments import stage1_align, stage2_igpt
 
@@ -63,7 +63,10 @@ class Filled(NamedTuple):
 
 def real_lengths(source: Sequence, tokenizer: Tokenizer, slots: Slots, length: int) -> np.ndarray:
     """[n, 3] lengths of real documents."""
-    rows = [build_row(source[i], tokenizer, slots, limits=Limits(length, length, length)) for i in range(len(source))]
+    rows = [
+        tokenize_document(source[i], tokenizer, slots, limits=Limits(length, length, length))
+        for i in range(len(source))
+    ]
     return np.array([(len(row.tokens), len(row.inputs), len(row.targets)) for row in rows], np.int32)
 
 

@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401  names bfloat16 to numpy
 import numpy as np
 
 from dreamjax.config import ModelConfig, RunConfig
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 
 
 class Encoded(NamedTuple):
@@ -125,7 +125,7 @@ def place(
     batch: Batch,
     group: int,
     row_number: int,
-    row: Row,
+    row: TokenSequence,
     inputs: Sequence[np.ndarray],
     targets: Sequence[np.ndarray | None],
     draw: int = 0,

@@ -18,7 +18,7 @@ from dreamjax.errors import BadImage
 
 
 @typing.runtime_checkable
-class Stored(typing.Protocol):
+class EncodedFile(typing.Protocol):
     """The bytes of an encoded picture that lie somewhere, read only when asked for; its str is its name in messages.
 
     A pathlib.Path is one. `read_bytes` raises OSError or BadImage.
@@ -28,7 +28,7 @@ class Stored(typing.Protocol):
         """The whole encoded file."""
 
 
-Source = PIL.Image.Image | np.ndarray | bytes | str | os.PathLike | Stored
+Source = PIL.Image.Image | np.ndarray | bytes | str | os.PathLike | EncodedFile
 
 FORMATS = (
     "JPEG",
@@ -87,7 +87,7 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     picture itself.
 
     `source` is a Pillow image, a [height, width, 3] array (uint8, or floats in [0, 1]), the bytes of an encoded file in
-    one of FORMATS, its path (with `gs://` and the like through fsspec), or what is Stored. Of an animation it is the
+    one of FORMATS, its path (with `gs://` and the like through fsspec), or an EncodedFile. Of an animation it is the
     first frame, of 16-bit greys the upper 8 bits; greys stored as floats are in [0, 1] too.
 
     With `draft` > 0 a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side still has
@@ -98,7 +98,7 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
     Raises BadImage.
     """
     name = _name(source)
-    if isinstance(source, (str, os.PathLike, Stored)) and not isinstance(source, PIL.Image.Image):
+    if isinstance(source, (str, os.PathLike, EncodedFile)) and not isinstance(source, PIL.Image.Image):
         source = _read(source, name)
     if isinstance(source, np.ndarray):
         is_float = np.issubdtype(source.dtype, np.floating)
@@ -208,12 +208,12 @@ def _name(source: Source) -> str:
         return str(getattr(source, "filename", "")) or "picture given as a Pillow image"
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
-    if isinstance(source, Stored):
+    if isinstance(source, EncodedFile):
         return str(source)
     raise TypeError(f"a picture is a Pillow image, an array, bytes or a path, not {type(source).__name__}")
 
 
-def _read(path: str | os.PathLike | Stored, name: str) -> bytes:
+def _read(path: str | os.PathLike | EncodedFile, name: str) -> bytes:
     try:
         if not isinstance(path, (str, os.PathLike)):
             return path.read_bytes()

@@ -33,8 +33,8 @@ class Text:
 @renamed(seen="is_input", dreamed="is_target")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or what is
-    image_io.Stored.
+    """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or an
+    image_io.EncodedFile.
 
     Nothing is opened before `pil` is called, and nothing is kept: a document of a thousand files is small.
     """
@@ -63,7 +63,7 @@ def _check_role(role: str | None):
 
 
 def is_image_source(item) -> bool:
-    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike, image_io.Stored))
+    return isinstance(item, (PIL.Image.Image, np.ndarray, bytes, os.PathLike, image_io.EncodedFile))
 
 
 def describe(item) -> str:

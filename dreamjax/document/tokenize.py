@@ -36,7 +36,7 @@ class Slots:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TokenSequence:
     """The tokens of one document and where its pictures go.
 
     `seen` and `dreamed` hold (first slot, index of the part).
@@ -46,7 +46,7 @@ class Row:
     loss_mask: np.ndarray  # [n] bool
     inputs: tuple[tuple[int, int], ...]
     targets: tuple[tuple[int, int], ...]
-    cut: bool  # the document went over a limit and lost something
+    truncated: bool  # the document went over a limit and lost something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Unit:
         return dataclasses.replace(self, tokens=self.tokens[:tokens], loss_mask=self.loss_mask[:tokens])
 
 
-def build_row(
+def tokenize_document(
     document: Document,
     tokenizer: Tokenizer,
     slots: Slots,
@@ -91,7 +91,7 @@ def build_row(
     limits: Limits | None = None,
     prompt: bool = False,
     labels: str = "all",
-) -> Row:
+) -> TokenSequence:
     """Tokens, learned marks and slot positions of a document.
 
     What a document over a limit loses goes by its kind. Of an interleaved document, or an assistant's answer with
@@ -116,7 +116,7 @@ def build_row(
         open_end = lost.closes if lost else whole.tokens[-1] != tokenizer.eos
         if not chat or open_end:  # a chat that stops with its user is nothing to learn
             whole.add([tokenizer.eos], [lost is not None if chat else not no_loss])
-    return Row(
+    return TokenSequence(
         np.array(whole.tokens, np.int32),
         np.array(whole.loss_mask, bool),
         tuple(whole.inputs),

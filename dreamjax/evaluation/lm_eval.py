@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 from dreamjax.errors import ConfigError
 from dreamjax.evaluation.runner import batched
 from dreamjax.progress import bar
@@ -148,7 +148,7 @@ class DreamJAX(TemplateLM):
         return text if len(tokens) <= room else self.model.tokenizer.decode_continuation(tokens[-room:]).lstrip()
 
 
-def _row(tokens: list[int], scored: int) -> Row:
+def _row(tokens: list[int], scored: int) -> TokenSequence:
     """A row of text whose last `scored` tokens count."""
     loss_mask = np.arange(len(tokens)) >= max(len(tokens) - scored, 1)
-    return Row(np.array(tokens, np.int32), loss_mask, (), (), False)
+    return TokenSequence(np.array(tokens, np.int32), loss_mask, (), (), False)

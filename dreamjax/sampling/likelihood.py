@@ -11,7 +11,7 @@ import numpy as np
 
 from dreamjax.document import Document, Text
 from dreamjax.document.batch import Batch
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
@@ -48,7 +48,7 @@ def log_probabilities(
 
 
 def likelihoods(
-    parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[Row], size: int
+    parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[TokenSequence], size: int
 ) -> list[Likelihood]:
     """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which
     must hold them all.
@@ -115,7 +115,7 @@ def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, toke
 
 def _scored(
     parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
-) -> tuple[Document, Row]:
+) -> tuple[Document, TokenSequence]:
     """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
     if not isinstance(continuation, str) or not continuation:
         raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dreamjax.document import Document, Image
 from dreamjax.document.batch import Batch
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
@@ -29,7 +29,7 @@ def prefill(
     params: dict,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
-    rows: Sequence[Row],
+    rows: Sequence[TokenSequence],
     seeds: Sequence[int],
     slots: int,
     width: int = 64,

@@ -6,7 +6,7 @@ import numpy as np
 
 from dreamjax.document import Document, image_io
 from dreamjax.document.batch import Batch, Shape, empty_batch, place
-from dreamjax.document.tokenize import Row, Slots, build_row
+from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models.dreamllm import Parts
@@ -24,9 +24,9 @@ def answering(prompt: Document) -> str | None:
     return "assistant" if any(part.role for part in prompt.parts) else None
 
 
-def prompt_row(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> Row:
+def prompt_row(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> TokenSequence:
     """The tokens of a prompt, its end open."""
-    return build_row(prompt, tokenizer, Slots.of(parts.config), template, prompt=True)
+    return tokenize_document(prompt, tokenizer, Slots.of(parts.config), template, prompt=True)
 
 
 def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
@@ -34,7 +34,7 @@ def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template
     return len(prompt_row(parts, tokenizer, prompt, template).tokens)
 
 
-def check_row(parts: Parts, row: Row, context: int, room: int = 1):
+def check_row(parts: Parts, row: TokenSequence, context: int, room: int = 1):
     """Raises ConfigError where a prompt leaves less than `room` of `context` positions, or has a picture that the
     model cannot see.
     """
@@ -46,7 +46,7 @@ def check_row(parts: Parts, row: Row, context: int, room: int = 1):
         raise ConfigError("prompt: has a picture, and this model has no picture encoder")
 
 
-def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[Row], size: int) -> Iterator[Batch]:
+def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[TokenSequence], size: int) -> Iterator[Batch]:
     """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are
     empty.
 

@@ -27,7 +27,7 @@ from dreamjax.data.sources import records
 from dreamjax.data.sources.conversations import turn_parts
 from dreamjax.data.sources.interleaved import place
 from dreamjax.document import Image, Text
-from dreamjax.document.tokenize import Slots, build_row
+from dreamjax.document.tokenize import Slots, tokenize_document
 from dreamjax.errors import SourceError
 
 SHARED = pathlib.Path(os.environ.get("DREAMJAX_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
@@ -491,7 +491,7 @@ def test_real_photographs_in_conversations(tmp_path, shapes_tokenizer):
     source = open_source(SourceConfig("llava", str(tmp_path / "talks.jsonl"), images=str(SHARED / "formats")))
     slots = Slots(queries=4, patches=16)
     for document, count in zip(source, (1, 2), strict=False):
-        row = build_row(document, shapes_tokenizer, slots, "vicuna_v1.1")
+        row = tokenize_document(document, shapes_tokenizer, slots, "vicuna_v1.1")
         assert (
             len(row.inputs) == count and row.targets == () and all(min(image.size) > 200 for image in document.images)
         )

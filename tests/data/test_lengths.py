@@ -20,7 +20,7 @@ def measure(index):
     """A function of the index, in a module that a worker process can import."""
     if index % 100 == 7:
         return Measured(broken=BadRecord(f"here:{index}", "bad JSON"))
-    return Measured((index + 1, index % 3, 0), cut=index % 10 == 0, apart=False)
+    return Measured((index + 1, index % 3, 0), truncated=index % 10 == 0, apart=False)
 
 
 def expected(count):
@@ -35,7 +35,7 @@ def test_every_document_is_measured(tmp_path, count, stored):
     assert (
         len(lengths) == count and np.array_equal(lengths.entries, expected(count)) and lengths.entries.dtype == np.int32
     )
-    assert (found.cut, found.broken) == (
+    assert (found.truncated, found.broken) == (
         sum(i % 10 == 0 for i in range(count)),
         len([i for i in range(count) if i % 100 == 7]),
     )
@@ -62,7 +62,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path):
         log.write('{"done": 30')  # a line that was being written
     lengths, found = measure_all(lambda index: inputs.append(index) or measure(index), 5000, "key", folder)
     assert min(inputs) == 2048 and np.array_equal(lengths.entries, expected(5000))
-    assert found.broken == 50 and found.cut == 500
+    assert found.broken == 50 and found.truncated == 500
     assert json.loads((tmp_path / "key.json").read_text())["broken"] == 50
 
 

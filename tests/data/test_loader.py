@@ -315,7 +315,7 @@ def test_what_is_cut_and_left_out_is_counted(make):
     lengths = loader.plan.lengths[0].entries
     assert (lengths[:, 0] > 0).tolist() == [True, True, False, False, True]
     assert 0 < lengths[0, 1] <= 6 and 0 < lengths[0, 2] <= 4 and lengths[1].tolist() == [128, 0, 0]
-    assert (loader.found.cut, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == [
+    assert (loader.found.truncated, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == [
         "stories.jsonl:3: bad JSON",
         "here:4: bad JSON",
     ]

@@ -23,7 +23,7 @@ from dreamjax.data.prepare.filters import Filters, keep, read_words
 from dreamjax.data.registry import open_source
 from dreamjax.data.sources.records import Unusable
 from dreamjax.document import Document, Image, Text
-from dreamjax.document.tokenize import Limits, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, tokenize_document
 from dreamjax.errors import BadImage, BadRecord, ConfigError, RunStopped, SourceError
 
 
@@ -64,7 +64,7 @@ def test_documents_come_back_in_order(tmp_path, shapes_tokenizer):
     again = open_source(SourceConfig("array_record", str(tmp_path / "out")))
     assert [told(document) for document in again] == [[i, f"caption {i}"] for i in range(12) if i != 7]
     assert again[3].kind == "pair" and again[3].id == source[3].id
-    rows = [build_row(document, shapes_tokenizer, Slots(3, 4)) for document in again]
+    rows = [tokenize_document(document, shapes_tokenizer, Slots(3, 4)) for document in again]
     assert [n + 4 * inputs + 3 * targets for n, inputs, targets in again.lengths().tolist()] == [
         len(row.tokens) for row in rows
     ]
@@ -346,14 +346,14 @@ def test_odd_texts_become_words(tmp_path, shapes_tokenizer):
     ]
     source = open_source(SourceConfig("webdataset", str(write_tar(tmp_path / "a.tar", members))))
     limits = Limits(64, 1, 1)
-    row = build_row(source[0], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1))
+    row = tokenize_document(source[0], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1))
     control = sum(int(token) in shapes_tokenizer.special_ids for token in row.tokens)
     assert control == 2 + 2 + 2 + 2 + 3  # <s> </s>, the marks around the picture and its slots, and none from the words
     assert "<dream_start>" in shapes_tokenizer.decode_continuation(row.tokens[-len(special) * 2 :])
-    huge = build_row(source[1], shapes_tokenizer, Slots(2, 3), limits=limits)
-    assert huge.cut and len(huge.tokens) <= 64
+    huge = tokenize_document(source[1], shapes_tokenizer, Slots(2, 3), limits=limits)
+    assert huge.truncated and len(huge.tokens) <= 64
     for i in (2, 3, 4):
-        assert build_row(source[i], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1)).inputs
+        assert tokenize_document(source[i], shapes_tokenizer, Slots(2, 3), limits=Limits(512, 1, 1)).inputs
     with pytest.raises(BadRecord, match="no text"):
         source[5]
     facts = writer.write(writer.Job(source, str(tmp_path / "out"), tokenizer=shapes_tokenizer), 1)

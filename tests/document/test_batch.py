@@ -7,18 +7,18 @@ import pytest
 
 from dreamjax.config import DataConfig, OptimConfig, RunConfig, SourceConfig, dreamllm_7b, tiny
 from dreamjax.document.batch import Batch, Encoded, Shape, empty_batch, fake_batch, place, shape_of
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 
 SHAPE = Shape(groups=2, rows=2, length=10, inputs=3, targets=2, encoder_size=2, decoder_size=3)
 
 
 def row(tokens: str, supervised: str, inputs=(), targets=()):
-    return Row(
+    return TokenSequence(
         np.array([int(t) for t in tokens], np.int32),
         np.array([mark == "+" for mark in supervised]),
         inputs,
         targets,
-        cut=False,
+        truncated=False,
     )
 
 
@@ -113,7 +113,7 @@ def test_a_batch_of_encoded_images():
     batch = empty_batch(shape)
     assert (batch.input_images.shape, batch.input_images.dtype.name) == ((2, 3, 5, 6), "bfloat16")
     assert (batch.target_images.shape, batch.target_images.dtype) == ((2, 4, 2, 2, 4), np.float32)
-    row = Row(np.arange(9, dtype=np.int32), np.zeros(9, bool), ((1, 0),), ((7, 0),), False)
+    row = TokenSequence(np.arange(9, dtype=np.int32), np.zeros(9, bool), ((1, 0),), ((7, 0),), False)
     place(batch, 1, 0, row, [np.full((5, 6), 0.5)], [np.full((2, 2, 4), 0.25, np.float32)])
     assert (
         batch.input_images[1, 0].astype(np.float32).sum() == 15

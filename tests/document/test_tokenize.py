@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dreamjax.config import tiny
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import TEMPLATES
-from dreamjax.document.tokenize import Limits, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, tokenize_document
 from dreamjax.document.tokenizer import ADDED_TOKENS, SPACE, Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -31,7 +31,7 @@ def make_image(is_input=True, is_target=True, role=None):
 
 
 def row_of(*parts, **options):
-    return build_row(Document(parts), TOKENIZER, SLOTS, **options)
+    return tokenize_document(Document(parts), TOKENIZER, SLOTS, **options)
 
 
 def drawing(row) -> str:
@@ -71,7 +71,7 @@ def test_plain_text():
     assert row.tokens.tolist() == [TOKENIZER.bos, *TOKENIZER.encode("Here is a red circle."), TOKENIZER.eos]
     assert row.loss_mask.tolist() == [False] + [True] * (len(row.tokens) - 1)
     assert (row.tokens.dtype, row.loss_mask.dtype) == (np.int32, bool)
-    assert (row.inputs, row.targets, row.cut) == ((), (), False)
+    assert (row.inputs, row.targets, row.truncated) == ((), (), False)
 
 
 @pytest.mark.parametrize(
@@ -277,15 +277,15 @@ def test_cut_by_tokens():
     for n, (length, following) in enumerate(itertools.pairwise(lengths)):
         for limit in range(max(length, 3), following):
             row = row_of(*STORY, limits=Limits(limit, 9, 9))
-            assert (drawing(row), row.cut, len(row.tokens)) == (f"{PREFIXES[n]} +</s>", True, length)
+            assert (drawing(row), row.truncated, len(row.tokens)) == (f"{PREFIXES[n]} +</s>", True, length)
     whole = row_of(*STORY, limits=Limits(lengths[-1], 3, 2))
-    assert (drawing(whole), whole.cut) == (f"{PREFIXES[-1]} +</s>", False)
+    assert (drawing(whole), whole.truncated) == (f"{PREFIXES[-1]} +</s>", False)
 
 
 @pytest.mark.parametrize("inputs, targets, kept", [(9, 1, 3), (2, 9, 5), (1, 1, 3), (3, 2, 7), (0, 9, 1), (9, 0, 1)])
 def test_cut_by_images(inputs, targets, kept):
     row = row_of(*STORY, limits=Limits(999, inputs, targets))
-    assert (drawing(row), row.cut) == (f"{PREFIXES[kept]} +</s>", kept < len(STEPS))
+    assert (drawing(row), row.truncated) == (f"{PREFIXES[kept]} +</s>", kept < len(STEPS))
     assert len(row.inputs) <= inputs and len(row.targets) <= targets
 
 
@@ -300,13 +300,13 @@ def test_a_single_text_is_shortened_so_that_its_image_stays(spare):
     ):
         limit = reserved + spare
         row = row_of(*parts, limits=Limits(limit, 1, 1))
-        assert row.cut and len(row.tokens) == limit and row.tokens[-1] == TOKENIZER.eos
+        assert row.truncated and len(row.tokens) == limit and row.tokens[-1] == TOKENIZER.eos
         assert [token for token in row.tokens.tolist() if token not in TOKENIZER.special_ids] == tokens[:spare]
         assert (len(row.inputs), len(row.targets)) == tuple(
             sum(isinstance(p, Image) and getattr(p, name) for p in parts) for name in ("is_input", "is_target")
         )
         whole = row_of(*parts, limits=Limits(reserved + len(tokens), 1, 1))
-        assert not whole.cut and len(whole.tokens) == reserved + len(tokens)
+        assert not whole.truncated and len(whole.tokens) == reserved + len(tokens)
 
 
 def test_a_chat_is_cut_at_a_token_or_before_an_image_and_does_not_teach_to_stop():
@@ -323,11 +323,11 @@ def test_a_chat_is_cut_at_a_token_or_before_an_image_and_does_not_teach_to_stop(
         row = row_of(*parts, limits=Limits(limit, 1, 0))
         kept = limit if not start - 1 <= limit < start + SLOTS.patches + 1 else start - 1
         assert (
-            row.cut
+            row.truncated
             and row.tokens.tolist() == whole.tokens[:kept].tolist()
             and row.loss_mask.tolist() == whole.loss_mask[:kept].tolist()
         )
-    assert not row_of(*parts, limits=Limits(len(whole.tokens), 1, 0)).cut
+    assert not row_of(*parts, limits=Limits(len(whole.tokens), 1, 0)).truncated
     assert drawing(row_of(*parts, limits=Limits(99, 0, 0))) == "<s> -' Here?' +' a red circle.' +</s> -' What is it?'"
 
 
@@ -338,9 +338,9 @@ def test_an_answer_with_images_is_cut_as_an_interleaved_document():
     length = len(whole.tokens)
     assert not row_of(
         Text("Here?", role="user"), *answer, limits=Limits(length + 1, 9, 9)
-    ).cut  # the official code keeps a token more free here
+    ).truncated  # the official code keeps a token more free here
     cut = row_of(Text("Here?", role="user"), *answer, limits=Limits(length - 1, 9, 9))
-    assert cut.cut and drawing(cut) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:6])} +</s>"
+    assert cut.truncated and drawing(cut) == f"<s> -' Here?' +' Here is'{''.join(STEPS[1:6])} +</s>"
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -353,7 +353,7 @@ def test_any_tokenizer_reads_a_chat_as_its_official_string(legacy):
     for asked, answer in turns:
         parts += [marks.get(piece) or Text(piece, role="user") for piece in asked] + [Text(answer, role="assistant")]
         official += f"USER: {''.join(asked)} ASSISTANT: {answer}</s>"
-    row = build_row(Document(parts), tokenizer, SLOTS, "vicuna_v1.1")
+    row = tokenize_document(Document(parts), tokenizer, SLOTS, "vicuna_v1.1")
     placeholder = [tokenizer.im_start, *[tokenizer.im_patch] * SLOTS.patches, tokenizer.im_end]
     expected = [
         i
@@ -395,7 +395,7 @@ def test_any_document(parts, template, limits, prompt):
         ("is_target", row.targets, SLOTS.queries, TOKENIZER.dream_start, TOKENIZER.dream_end),
     ):
         wanted = [i for i, part in enumerate(parts) if isinstance(part, Image) and getattr(part, name)]
-        assert [part for _, part in placed] == (wanted[: len(placed)] if row.cut else wanted)
+        assert [part for _, part in placed] == (wanted[: len(placed)] if row.truncated else wanted)
         for start, part in placed:
             assert row.tokens[start - 1 : start + count + 1].tolist() == [before] + [TOKENIZER.im_patch] * count + [
                 after
@@ -413,7 +413,7 @@ def test_any_document(parts, template, limits, prompt):
 
     # Text: what stands between control tokens decodes to what the parts say, in order, or to a prefix of it.
     words = TOKENIZER.decode_continuation(row.tokens).rstrip(
-        "\ufffd" if row.cut else ""
+        "\ufffd" if row.truncated else ""
     )  # a cut may leave half a character
     if not any(part.role for part in parts):
         said = "".join(part.text for part in parts if isinstance(part, Text))
@@ -421,8 +421,8 @@ def test_any_document(parts, template, limits, prompt):
         def squeeze(text):
             return re.sub(" ", "", text)  # each stretch may begin with a space of its own
 
-        assert squeeze(said).startswith(squeeze(words)) if row.cut else squeeze(said) == squeeze(words)
-    assert row.cut <= (limits is not None)
+        assert squeeze(said).startswith(squeeze(words)) if row.truncated else squeeze(said) == squeeze(words)
+    assert row.truncated <= (limits is not None)
 
 
 def test_slots_of_a_model():

@@ -13,7 +13,7 @@ from small_model import IDS, LATENT, PIXEL, parameters, relative_error
 from dreamjax.compile_tpu import hlo
 from dreamjax.config import MeshConfig, dreamllm_7b
 from dreamjax.document.batch import Batch, Shape, empty_batch, place
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 from dreamjax.models import dreamllm
 from dreamjax.models.clip import normalise
 from dreamjax.parallel.mesh import ROWS, constrain_rows, make_mesh
@@ -26,7 +26,9 @@ hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(PARTS, PARAMS, batc
 see = jax.jit(lambda images: dreamllm.see(PARTS, PARAMS, images))
 
 
-def document(length: int, inputs: tuple[int, ...], targets: tuple[int, ...], seed: int) -> tuple[Row, list, list]:
+def document(
+    length: int, inputs: tuple[int, ...], targets: tuple[int, ...], seed: int
+) -> tuple[TokenSequence, list, list]:
     """A row of random tokens with pictures at the given positions, and the pictures."""
     rng = np.random.default_rng(seed)
     images = [list(rng.integers(256, size=(len(slots), 8, 8, 3), dtype=np.uint8)) for slots in (inputs, targets)]
@@ -34,7 +36,7 @@ def document(length: int, inputs: tuple[int, ...], targets: tuple[int, ...], see
     def parts(slots):
         return tuple((at, part) for part, at in enumerate(slots))
 
-    return Row(
+    return TokenSequence(
         rng.integers(3, 60, length).astype(np.int32), np.ones(length, bool), parts(inputs), parts(targets), False
     ), *images
 
@@ -170,7 +172,7 @@ def test_an_image_changes_what_follows_it_in_its_document_alone():
 
 def test_the_unconditional_condition_is_a_row_without_context():
     tokens = np.array([IDS.bos, IDS.dream_start, *[5] * QUERIES, 63], np.int32)
-    row = Row(tokens, np.zeros(len(tokens), bool), (), ((2, 0),), False)
+    row = TokenSequence(tokens, np.zeros(len(tokens), bool), (), ((2, 0),), False)
     batch = batch_of([(row, [], [None])])
     expected = dreamllm.read_out(PARTS, hidden_states(batch), batch)[0]
     empty = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start)
@@ -180,7 +182,7 @@ def test_the_unconditional_condition_is_a_row_without_context():
 
 def test_the_official_unconditional_condition_is_a_row_without_queries():
     tokens = np.array([IDS.bos, IDS.dream_start, *[IDS.im_patch] * QUERIES], np.int32)
-    row = Row(tokens, np.zeros(len(tokens), bool), (), (), False)
+    row = TokenSequence(tokens, np.zeros(len(tokens), bool), (), (), False)
     batch = batch_of([(row, [], [])])
     expected = hidden_states(batch)[0, 2 : 2 + QUERIES]
     official = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start, IDS.im_patch)

@@ -1,7 +1,7 @@
 """Rows as the official data builder makes them, faults included, one function for each of its kinds of sample.
 
-Training takes `rows.build_row`; these say to the letter what the released models were trained on (builder_dreamllm.py
-in omni/data/builders). Where they differ from it:
+Training takes `tokenize_document`; these say to the letter what the released models were trained on
+(builder_dreamllm.py in omni/data/builders). Where they differ from it:
 
 * `conversation`: what is learned is found by counting the tokens of each turn, with offsets for the LLaMA vocabulary:
   under
@@ -25,7 +25,7 @@ import numpy as np
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import TEMPLATES, Mark, stream
-from dreamjax.document.tokenize import Row, Slots
+from dreamjax.document.tokenize import Slots, TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 
@@ -33,7 +33,9 @@ END = "</s>"
 SEEN, DREAMED = "<image>", "<dream>"  # what stands for a picture in a conversation
 
 
-def pair(document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: bool = False) -> Row:
+def pair(
+    document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: bool = False
+) -> TokenSequence:
     """ImageTextPair: a picture that is seen before its caption, which is learned, or dreamed behind it, where nothing
     is.
 
@@ -62,7 +64,7 @@ def pair(document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | No
     )
 
 
-def image_pair(document: Document, tokenizer: Tokenizer, slots: Slots, broken: bool = False) -> Row:
+def image_pair(document: Document, tokenizer: Tokenizer, slots: Slots, broken: bool = False) -> TokenSequence:
     """ImageImagePair.
 
     A picture that is seen and one that is dreamed; nothing is learned. `broken`: the first does not open.
@@ -74,13 +76,13 @@ def image_pair(document: Document, tokenizer: Tokenizer, slots: Slots, broken: b
         tokenizer.eos,
     ]
     return _row(
-        tokens, [False] * len(tokens), [one for one in images if not (broken and one[1].inputs)], tokenizer, False
+        tokens, [False] * len(tokens), [one for one in images if not (broken and one[1].is_input)], tokenizer, False
     )
 
 
 def interleaved(
     document: Document, tokenizer: Tokenizer, slots: Slots, limit: int | None = None, broken: Collection[int] = ()
-) -> Row:
+) -> TokenSequence:
     """InterleavedImageText: texts and pictures as far as they fit whole. `broken` are the parts whose pictures do not
     open.
 
@@ -96,7 +98,7 @@ def instruction(
     template: str = "vicuna_v1.1",
     limit: int | None = None,
     broken: Collection[int] = (),
-) -> Row:
+) -> TokenSequence:
     """InstructInterleavedImageText.
 
     What the user asks for, not learned, and behind it the assistant's parts as in `interleaved`.
@@ -110,7 +112,7 @@ def instruction(
 
 def conversation(
     document: Document, tokenizer: Tokenizer, slots: Slots, template: str = "vicuna_v1.1", limit: int | None = None
-) -> Row:
+) -> TokenSequence:
     """Conversation: one string of all turns, in which pictures are put for their placeholders; the mode of training
     does not matter.
 
@@ -192,15 +194,15 @@ def _tokens(image: Image, tokenizer: Tokenizer, slots: Slots) -> list[int]:
 
 def _row(
     tokens: list[int], supervised: list[bool], images: Sequence[tuple[int, Image]], tokenizer: Tokenizer, cut: bool
-) -> Row:
+) -> TokenSequence:
     ids = np.array(tokens, np.int32)
     inputs, targets = (
         (np.flatnonzero(ids == token) + 1).tolist() for token in (tokenizer.im_start, tokenizer.dream_start)
     )
-    return Row(
+    return TokenSequence(  # of an image that does not open the slots stay, last
         ids, np.array(supervised, bool),
-        tuple(zip(inputs, [number for number, image in images if image.is_input], strict=True)),
-        tuple(zip(targets, [number for number, image in images if image.is_target], strict=True)), cut,
+        tuple(zip(inputs, [number for number, image in images if image.is_input], strict=False)),
+        tuple(zip(targets, [number for number, image in images if image.is_target], strict=False)), cut,
     )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def _chunks(
     slots: Slots,
     limit: int | None,
     broken: Collection[int],
-) -> Row:
+) -> TokenSequence:
     """The prompt, or <s>, with what fits behind it.
 
     Two tokens are kept free, also behind a prompt, which has its <s> already.

@@ -16,7 +16,7 @@ from parity import official_rows
 
 from dreamjax.data.pipeline.task_view import view
 from dreamjax.document import Document, Image, Text
-from dreamjax.document.tokenize import Limits, Row, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, TokenSequence, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 
 CONVERSATION, INSTRUCT, PAIR = "Conversation", "InstructInterleavedImageText", "ImageTextPair"
@@ -41,16 +41,16 @@ class Recorded:
     def tokenizer(self, case: dict) -> Tokenizer:
         return self.tokenizers[case["tokenizer"]]
 
-    def row(self, case: dict, limited: bool = True, **options) -> Row:
+    def row(self, case: dict, limited: bool = True, **options) -> TokenSequence:
         """The case as a Document, through the one path; the official code ignores the mode in conversations."""
         document = view(
             document_of(case), "joint" if case["kind"] == CONVERSATION else case["mode"], case.get("prob") or 0.0
         )
         limits = Limits(self.limit(case), ENOUGH, ENOUGH) if limited else None
         options = {"labels": "official" if case["kind"] == CONVERSATION else "all"} | options
-        return build_row(document, self.tokenizer(case), self.slots, self.template, limits, **options)
+        return tokenize_document(document, self.tokenizer(case), self.slots, self.template, limits, **options)
 
-    def official_row(self, case: dict) -> tuple[Document, Row]:
+    def official_row(self, case: dict) -> tuple[Document, TokenSequence]:
         """The case as a Document, whose broken pictures are still there, and its row by the official rules."""
         document, given = inputs_of(case), case["desc"].get("bad_images", ())
         if case["kind"] != CONVERSATION:
@@ -206,7 +206,7 @@ def said(ids, supervised, tokenizer: Tokenizer) -> str:
     text = tokenizer.decode_continuation
     words = (
         "</s>" if i == tokenizer.eos else text([i])
-        for i, yes in zip(ids, supervised, strict=True)
+        for i, yes in zip(ids, supervised, strict=False)  # all of them: an endless `repeat`
         if yes and (i == tokenizer.eos or i not in tokenizer.special_ids)
     )
     return re.sub(r"\s", "", "".join(words))
@@ -282,7 +282,7 @@ def test_a_conversation_is_cut_where_its_limit_is(recorded):
         if case["kind"] == CONVERSATION:
             whole, cut = recorded.row(case, limited=False), recorded.row(case)
             kept = fitting(whole.tokens.tolist(), recorded.limit(case), recorded.tokenizer(case))
-            assert cut.cut == (kept < len(whole.tokens)) and len(cut.tokens) == kept
+            assert cut.truncated == (kept < len(whole.tokens)) and len(cut.tokens) == kept
             assert (
                 cut.tokens.tolist() == whole.tokens[:kept].tolist()
                 and cut.loss_mask.tolist() == whole.loss_mask[:kept].tolist()
@@ -295,7 +295,7 @@ def test_conversations_teach_what_the_assistant_says_and_nothing_else(recorded):
     for case in conversations:
         row = recorded.row(case)
         taught = said(row.tokens.tolist(), row.loss_mask, recorded.tokenizer(case))
-        assert answers(case).startswith(taught) if row.cut else taught == answers(case), case
+        assert answers(case).startswith(taught) if row.truncated else taught == answers(case), case
 
 
 def test_conversations_teach_to_draw_unless_their_labels_are_official(recorded):

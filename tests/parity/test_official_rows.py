@@ -10,7 +10,7 @@ from parity import official_rows
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import TEMPLATES
-from dreamjax.document.tokenize import Limits, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -44,18 +44,18 @@ def test_a_conversation_is_cut_at_an_image_by_the_wrong_sign():
     position = at - 1  # of <im_start>
     for spare in range(1, SHOWN):
         row = official_rows.conversation(document, TOKENIZER, SLOTS, limit=position + spare)
-        assert row.tokens.tolist() == whole.tokens[:spare].tolist() and row.cut and row.inputs == ()
+        assert row.tokens.tolist() == whole.tokens[:spare].tolist() and row.truncated and row.inputs == ()
     assert (
         official_rows.conversation(document, TOKENIZER, SLOTS, limit=position).tokens.tolist()
         == whole.tokens[:position].tolist()
     )
     ends_at_the_limit = official_rows.conversation(document, TOKENIZER, SLOTS, limit=position + SHOWN)
-    assert ends_at_the_limit.tokens.tolist() == whole.tokens.tolist() and not ends_at_the_limit.cut
+    assert ends_at_the_limit.tokens.tolist() == whole.tokens.tolist() and not ends_at_the_limit.truncated
 
 
 def test_a_conversations_labels_are_counted():
     row = official_rows.conversation(chat("What is it?"), TOKENIZER, SLOTS)
-    ours = build_row(chat("What is it?"), TOKENIZER, SLOTS, VICUNA, labels="official")
+    ours = tokenize_document(chat("What is it?"), TOKENIZER, SLOTS, VICUNA, labels="official")
     assert row.tokens.tolist() == ours.tokens.tolist()
     asked = official_rows.conversation_string(chat("What is it?")).partition("the end.")[0]
     first = 1 + len(TOKENIZER.encode(asked)) - 1  # behind <s>; the last space is a token by itself
@@ -77,7 +77,7 @@ def test_a_user_who_has_the_last_word_is_learned():
 def test_a_pair_keeps_the_tokens_of_an_image_that_does_not_open():
     document = Document((make_image(is_target=False), Text("a red circle.")))
     row, broken = (official_rows.pair(document, TOKENIZER, SLOTS, broken=broken) for broken in (False, True))
-    assert row.tokens.tolist() == broken.tokens.tolist() and row.inputs == ((2, 0),) and broken.is_input == ()
+    assert row.tokens.tolist() == broken.tokens.tolist() and row.inputs == ((2, 0),) and broken.inputs == ()
     with pytest.raises(ValueError, match="does not open"):
         official_rows.pair(Document((Text("a red circle."), make_image(is_input=False))), TOKENIZER, SLOTS, broken=True)
 
@@ -88,14 +88,14 @@ def test_a_caption_is_shortened_unless_nothing_of_it_would_stay():
     for limit in range(SHOWN, SHOWN + 2 + len(words) + 2):
         row, room = official_rows.pair(document, TOKENIZER, SLOTS, limit), limit - SHOWN - 2
         kept = words[:room] if room > 0 else words
-        assert row.tokens[2 + SHOWN - 1 : -1].tolist() == kept and row.cut == (0 < room < len(words))
+        assert row.tokens[2 + SHOWN - 1 : -1].tolist() == kept and row.truncated == (0 < room < len(words))
 
 
 def test_an_image_pair():
     document = Document((make_image(is_target=False), make_image(is_input=False)))
     row, broken = (official_rows.image_pair(document, TOKENIZER, SLOTS, broken) for broken in (False, True))
     assert (row.inputs, row.targets) == (((2, 0),), ((2 + SHOWN, 1),)) and not row.loss_mask.any()
-    assert broken.tokens.tolist() == row.tokens.tolist() and (broken.is_input, broken.is_target) == ((), row.targets)
+    assert broken.tokens.tolist() == row.tokens.tolist() and (broken.inputs, broken.targets) == ((), row.targets)
 
 
 def test_an_image_that_does_not_open_must_fit_and_parts_the_texts():
@@ -144,11 +144,11 @@ def test_interleaved_documents_and_answers_are_ours(chunks, asked, limit):
     else:
         document, limit = Document(tuple(parts)), limit - 90
         official = official_rows.interleaved(document, TOKENIZER, SLOTS, limit)
-    ours = build_row(document, TOKENIZER, SLOTS, VICUNA, Limits(limit, 99, 99))
-    assert (official.tokens.tolist(), official.inputs, official.targets, official.cut) == (
+    ours = tokenize_document(document, TOKENIZER, SLOTS, VICUNA, Limits(limit, 99, 99))
+    assert (official.tokens.tolist(), official.inputs, official.targets, official.truncated) == (
         ours.tokens.tolist(),
         ours.inputs,
         ours.targets,
-        ours.cut,
+        ours.truncated,
     )
     assert official.loss_mask[1:].tolist() == ours.loss_mask[1:].tolist()

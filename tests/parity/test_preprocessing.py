@@ -7,7 +7,7 @@ from parity.bundles import Bundle, channels_first, open_bundle
 
 from dreamjax.document import image_io
 from dreamjax.document.batch import Shape, empty_batch, place
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 
 IGNORED = -100
 PICTURES = ("images", "images_dm")
@@ -58,7 +58,7 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
         assert one["attention_mask"].all()
         np.testing.assert_array_equal(np.where(labels != IGNORED, ids, IGNORED), labels)
         numbered = [[np.full((1, 1, 3), next(counters[key])) for _ in one.get(key, ())] for key in PICTURES]
-        row = Row(
+        row = TokenSequence(
             ids, labels != IGNORED, *(tuple((0, part) for part in range(len(images))) for images in numbered), False
         )
         place(batch, group, 0, row, *numbered)

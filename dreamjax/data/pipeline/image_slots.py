@@ -7,12 +7,12 @@ import PIL.Image
 
 from dreamjax.data.features.stored import EncodedImage
 from dreamjax.document import Document, Image, image_io
-from dreamjax.document.tokenize import Row
+from dreamjax.document.tokenize import TokenSequence
 from dreamjax.errors import BadImage
 
 
 @dataclasses.dataclass
-class Opened:
+class RawImage:
     """A picture as pixels; sides are those that the encoder and the decoder take."""
 
     image: Image
@@ -37,7 +37,7 @@ class Opened:
 
 
 @dataclasses.dataclass
-class Stored:
+class PrecomputedImage:
     """A picture as frozen encoders made of it."""
 
     image: Image
@@ -57,7 +57,9 @@ class Stored:
         return self.encoded.moments[int(flip)]
 
 
-def broken_parts(document: Document, row: Row, images: dict[int, Opened | Stored]) -> list[tuple[int, BadImage]]:
+def broken_parts(
+    document: Document, row: TokenSequence, images: dict[int, RawImage | PrecomputedImage]
+) -> list[tuple[int, BadImage]]:
     """Opens the pictures of a row that are not open yet.
 
     The numbers of the parts that do not open, in order, and why.

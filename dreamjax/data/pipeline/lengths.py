@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from dreamjax import progress
+from dreamjax.config.aliases import current_names, renamed
 from dreamjax.data.storage import processes
 from dreamjax.errors import BadRecord, gist
 from dreamjax.filesystem import atomic
@@ -34,26 +35,27 @@ class Measured:
     """One document: its entry, whether it lost something to a limit, is of another split, or cannot be read and why."""
 
     entry: tuple[int, int, int] = (0, 0, 0)
-    cut: bool = False
+    truncated: bool = False
     apart: bool = False
     broken: BadRecord | None = None
     left_out: int = 0  # images that its source could not give
 
 
+@renamed(cut="truncated")
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SourceCounts:
     """What an index pass says of all documents together."""
 
     tokens: int = 0
-    cut: int = 0
+    truncated: int = 0
     apart: int = 0
     broken: int = 0
     named: tuple[BadRecord, ...] = ()  # the first NAMED of the broken
     left_out: int = 0
 
-    def __add__(self, other: "Found") -> "Found":
-        sums = (getattr(self, name) + getattr(other, name) for name in ("tokens", "cut", "apart", "broken"))
-        return Found(*sums, (self.named + other.named)[:NAMED], self.left_out + other.left_out)
+    def __add__(self, other: "SourceCounts") -> "SourceCounts":
+        sums = (getattr(self, name) + getattr(other, name) for name in ("tokens", "truncated", "apart", "broken"))
+        return SourceCounts(*sums, (self.named + other.named)[:NAMED], self.left_out + other.left_out)
 
     def to_json(self) -> dict:
         """A dict fit for JSON."""
@@ -62,8 +64,9 @@ class Found:
         }
 
     @classmethod
-    def from_json(cls, values: dict) -> "Found":
+    def from_json(cls, values: dict) -> "SourceCounts":
         """The inverse of `to_json`; ValueError, TypeError or KeyError for what is none."""
+        values = current_names(cls, values)
         if not all(type(value) is int for name, value in values.items() if name != "named"):
             raise ValueError(f"counts are no numbers: {values}")
         return cls(**values | {"named": tuple(BadRecord(*map(str, args)) for args in values["named"])})
@@ -103,7 +106,7 @@ def measure_all(
     folder: epath.Path | None = None,
     workers: int = 0,
     host: int = 0,
-) -> tuple[Lengths, Found]:
+) -> tuple[Lengths, SourceCounts]:
     """The entries of `count` documents: those that lie in the folder under the key, or else of an index pass, which
     stores them.
 
@@ -132,11 +135,11 @@ def measure_all(
     return lengths, found
 
 
-def _read(folder: epath.Path, key: str, count: int, local: bool) -> tuple[Lengths, Found]:
+def _read(folder: epath.Path, key: str, count: int, local: bool) -> tuple[Lengths, SourceCounts]:
     """What `measure_all` has stored; ValueError, or what else reading raises, where it is damaged."""
     values = json.loads((folder / f"{key}.json").read_text())
     known = values.pop("checksum", None)  # files of earlier versions have none
-    found = Found.from_json(values)
+    found = SourceCounts.from_json(values)
     entries = folder / f"{key}.npy"
     lengths = Lengths(os.fspath(entries) if local else np.lib.format.read_array(io.BytesIO(entries.read_bytes())))
     if (lengths.entries.shape, lengths.entries.dtype) != ((count, 3), np.int32):
@@ -154,22 +157,22 @@ def checksum(entries: np.ndarray) -> int:
     return value
 
 
-def _measure_in_memory(measure: Callable[[int], Measured], count: int, workers: int) -> tuple[Lengths, Found]:
-    entries, found = np.zeros((count, 3), np.int32), Found()
+def _measure_in_memory(measure: Callable[[int], Measured], count: int, workers: int) -> tuple[Lengths, SourceCounts]:
+    entries, found = np.zeros((count, 3), np.int32), SourceCounts()
     for start, chunk, more in _measured(measure, 0, count, workers):
         entries[start : start + len(chunk)] = chunk
         found += more
     return Lengths(entries), found
 
 
-def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath.Path, workers: int) -> Found:
+def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath.Path, workers: int) -> SourceCounts:
     """Writes the entries to a local file. A log beside it says how far they go, one line for each chunk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.with_name(f"{path.name}.log")
     chunks = _interrupted(path, log, count)
     atomic.write_text(log, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
     found, done = (
-        sum((Found.from_json(chunk["found"]) for chunk in chunks), Found()),
+        sum((SourceCounts.from_json(chunk["found"]) for chunk in chunks), SourceCounts()),
         chunks[-1]["done"] if chunks else 0,
     )
     if not count:  # which cannot be mapped
@@ -202,7 +205,7 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
         entries = Lengths(os.fspath(path)).entries
         for text in log.read_bytes().split(b"\n")[:-1]:
             chunk = json.loads(text)
-            Found.from_json(chunk["found"])
+            SourceCounts.from_json(chunk["found"])
             if (
                 entries.shape != (count, 3)
                 or chunk["done"] != min(done + CHUNK, count)
@@ -218,7 +221,7 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
 
 def _measured(
     measure: Callable[[int], Measured], done: int, count: int, workers: int
-) -> Iterator[tuple[int, np.ndarray, Found]]:
+) -> Iterator[tuple[int, np.ndarray, SourceCounts]]:
     """(first index, entries, what was found) of chunk after chunk, with a progress bar where it takes its time."""
     starts = range(done, count, CHUNK)
     ranges = [range(start, min(start + CHUNK, count)) for start in starts]
@@ -235,12 +238,18 @@ def _measured(
             yield chunk.start, entries, found
 
 
-def _measure_chunk(measure: Callable[[int], Measured], chunk: range) -> tuple[np.ndarray, Found]:
+def _measure_chunk(measure: Callable[[int], Measured], chunk: range) -> tuple[np.ndarray, SourceCounts]:
     measured = [measure(index) for index in chunk]
     entries = np.array([one.entry for one in measured], np.int32)
     broken = tuple(one.broken for one in measured if one.broken)
-    tokens, cut, apart = int(entries[:, 0].sum()), sum(one.cut for one in measured), sum(one.apart for one in measured)
-    return entries, Found(tokens, cut, apart, len(broken), broken[:NAMED], sum(one.left_out for one in measured))
+    tokens, truncated, apart = (
+        int(entries[:, 0].sum()),
+        sum(one.truncated for one in measured),
+        sum(one.apart for one in measured),
+    )
+    return entries, SourceCounts(
+        tokens, truncated, apart, len(broken), broken[:NAMED], sum(one.left_out for one in measured)
+    )
 
 
 def _keep(measure: Callable[[int], Measured]):
@@ -249,5 +258,5 @@ def _keep(measure: Callable[[int], Measured]):
     _kept = measure
 
 
-def _measure_kept(chunk: range) -> tuple[np.ndarray, Found]:
+def _measure_kept(chunk: range) -> tuple[np.ndarray, SourceCounts]:
     return _measure_chunk(_kept, chunk)

@@ -18,17 +18,17 @@ from etils import epath
 from dreamjax import progress
 from dreamjax.config import RunConfig, SourceConfig
 from dreamjax.data.features.stored import EncodedImages, open_encoded
-from dreamjax.data.pipeline.image_slots import Opened, Stored, broken_parts
-from dreamjax.data.pipeline.lengths import PAIR, Found, Measured, measure_all
+from dreamjax.data.pipeline.image_slots import PrecomputedImage, RawImage, broken_parts
+from dreamjax.data.pipeline.lengths import PAIR, Measured, SourceCounts, measure_all
 from dreamjax.data.pipeline.mixture import make_mixture
 from dreamjax.data.pipeline.packing import VERSION
-from dreamjax.data.pipeline.plan import Member, Plan
+from dreamjax.data.pipeline.plan import PackedExample, Plan
 from dreamjax.data.pipeline.task_view import SIDES, view
 from dreamjax.data.registry import open_source
 from dreamjax.data.source import Source
 from dreamjax.document import Document, Image
 from dreamjax.document.batch import Batch, empty_batch, place, shape_of
-from dreamjax.document.tokenize import Limits, Row, Slots, build_row
+from dreamjax.document.tokenize import Limits, Slots, TokenSequence, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import BadRecord, SourceError, gist
 from dreamjax.filesystem import atomic
@@ -75,9 +75,9 @@ class Reader:
         )
         return _digest(told)
 
-    def row(self, document: Document, limits: Limits | None = None) -> Row:
+    def row(self, document: Document, limits: Limits | None = None) -> TokenSequence:
         """The row of a document as the mode shows it."""
-        return build_row(
+        return tokenize_document(
             document, self.tokenizer, self.slots, self.template, limits or self.limits, labels=self.config.labels
         )
 
@@ -92,13 +92,14 @@ class Reader:
             rows = [self.row(view(document, side, 0.0)) for side in SIDES]
             (comprehended, *_), (created, *_) = (_entry(row, pair=True) for row in rows)
             return Measured(
-                (comprehended, PAIR, created) if comprehended or created else (0, 0, 0), rows[0].cut or rows[1].cut
+                (comprehended, PAIR, created) if comprehended or created else (0, 0, 0),
+                rows[0].truncated or rows[1].truncated,
             )
         row = self.row(view(document, self.config.mode, 0.0))
-        return Measured(_entry(row, document.kind == "pair"), row.cut, left_out=len(document.left_out))
+        return Measured(_entry(row, document.kind == "pair"), row.truncated, left_out=len(document.left_out))
 
 
-def _entry(row: Row, pair: bool) -> tuple[int, int, int]:
+def _entry(row: TokenSequence, pair: bool) -> tuple[int, int, int]:
     """What a row takes; 0 tokens where it teaches no more than a lone </s>, or is a pair without its picture."""
     learnable = row.loss_mask[:-1].any() or row.targets
     usable = learnable and (not pair or row.inputs or row.targets)
@@ -145,7 +146,7 @@ class Loader:
             measure_all(reader, count, reader.key, folder, config.data.workers, host)
             for reader, count in zip(self.readers, counts, strict=True)
         ]
-        self.found = sum((found for _, found in measured), Found())
+        self.found = sum((found for _, found in measured), SourceCounts())
         self.skipped = tuple(record for reader in self.readers for record in reader.source.skipped) + self.found.named
         if not self.found.tokens:
             where = ", ".join(f"{source.format}:{source.path} ({source.split})" for source in sources)
@@ -193,7 +194,7 @@ class Loader:
         )
         return (
             f"data          {self.documents:,d} documents, {self.found.tokens:,d} tokens; "
-            f"{self.found.cut} cut, {broken} broken{left_out}\n"
+            f"{self.found.truncated} cut, {broken} broken{left_out}\n"
             f"packed        real: {share['tokens']:.1%} of tokens, {share['input_slots']:.1%} of seen and "
             f"{share['target_slots']:.1%} of dreamed slots"
         )
@@ -218,7 +219,7 @@ class Loader:
                 self._place(batch, g, member, documents, skipped)
         return Loaded(batch, tuple(documents), tuple(skipped))
 
-    def _place(self, batch: Batch, g: int, member: Member, documents: list[str], skipped: list[BadRecord]):
+    def _place(self, batch: Batch, g: int, member: PackedExample, documents: list[str], skipped: list[BadRecord]):
         """Puts a document into its row; one with a picture that does not open goes without it, or is left out."""
         reader = self.readers[member.source]
         index = int(self.plan.first[member.source]) + member.document
@@ -255,16 +256,18 @@ class Loader:
         place(batch, g, member.row, row, inputs, targets, draw=(index + member.again * int(self.plan.first[-1])) * 256)
         documents.append(name)
 
-    def _images(self, reader: Reader, number: int, document: Document) -> dict[int, Opened | Stored]:
+    def _images(self, reader: Reader, number: int, document: Document) -> dict[int, RawImage | PrecomputedImage]:
         """The pictures of a document by the identity of their parts, none of them opened yet."""
         parts = [part for part in document.parts if isinstance(part, Image)]
         if reader.encoded is not None:
             return {
-                id(part): Stored(part, one)
+                id(part): PrecomputedImage(part, one)
                 for part, one in zip(parts, reader.encoded.images(number, len(parts)), strict=True)
             }
         clip, size = self.config.model.clip, self.config.model.decoder_size if self.config.model.unet else 0
-        return {id(part): Opened(part, clip.image_size if clip else 0, size, self.config.data.draft) for part in parts}
+        return {
+            id(part): RawImage(part, clip.image_size if clip else 0, size, self.config.data.draft) for part in parts
+        }
 
     def _count_groups(self, number: int):
         """Counts the groups up to `number`.

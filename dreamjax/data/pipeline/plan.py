@@ -24,7 +24,7 @@ from dreamjax.document.batch import Shape
 BLOCK = 8192  # documents packed together: enough that a block's last rows do not matter
 
 
-class Member(NamedTuple):
+class PackedExample(NamedTuple):
     """A document of a group: where it lies, which showing this is, and where it goes."""
 
     source: int
@@ -50,7 +50,7 @@ class Plan:
         return _replanned, (self.mixture, self.lengths, self.shape, self.ends)
 
     @functools.lru_cache(maxsize=8)
-    def block(self, number: int) -> tuple[tuple[Member, ...], ...]:
+    def block(self, number: int) -> tuple[tuple[PackedExample, ...], ...]:
         """The groups of a block; blocks are numbered through all epochs."""
         epoch, place = divmod(number, self.blocks)
         showings = self.mixture.showings(epoch, place * BLOCK, min((place + 1) * BLOCK, len(self.mixture)))
@@ -63,12 +63,12 @@ class Plan:
         columns = (showings.source, showings.document, showings.repeat, showings.again, drawn)
         chosen = (column[packed.documents].tolist() for column in columns)
         members = [
-            Member(*one, row, tuple(size))
+            PackedExample(*one, row, tuple(size))
             for *one, row, size in zip(*chosen, packed.rows.tolist(), lengths[packed.documents].tolist(), strict=True)
         ]
         return tuple(tuple(members[start:stop]) for start, stop in itertools.pairwise(packed.offsets))
 
-    def group(self, number: int) -> tuple[Member, ...]:
+    def group(self, number: int) -> tuple[PackedExample, ...]:
         """The documents of a group, in the order in which they stand in their rows."""
         while self.count_block(number):
             pass

@@ -24,7 +24,7 @@ from dreamjax.data.sources.array_record import DROPPED, LENGTHS, SETTINGS, SUFFI
 from dreamjax.data.sources.records import Unusable, bad_record, parse_json, require
 from dreamjax.data.storage import files, processes
 from dreamjax.document import Document, Image, Text
-from dreamjax.document.tokenize import Slots, build_row
+from dreamjax.document.tokenize import Slots, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import BadImage, BadRecord, ConfigError, RunStopped
 
@@ -296,7 +296,7 @@ def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
     """Tokens without the slots' own, which depend on the model, seen and dreamed pictures."""
     if job.tokenizer is None:
         return 0, 0, 0
-    row = build_row(document, job.tokenizer, Slots(0, 0), job.template)
+    row = tokenize_document(document, job.tokenizer, Slots(0, 0), job.template)
     return len(row.tokens), len(row.inputs), len(row.targets)
 
 

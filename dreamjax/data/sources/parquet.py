@@ -38,7 +38,7 @@ ROWS = 2**16  # read at once, at most
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A picture in one row; has what images.Stored asks for."""
+    """A picture in one row; has what image_io.EncodedFile asks for."""
 
     file: str
     file_version: str

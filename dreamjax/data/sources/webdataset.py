@@ -30,7 +30,7 @@ from dreamjax.data.sources.records import (
 )
 from dreamjax.data.sources.tar_members import BehindTheEnd, Damaged, TarMember, places_of, resolve, walk
 from dreamjax.data.storage import files
-from dreamjax.data.storage.index import Index, Member, Scan, open_index
+from dreamjax.data.storage.index import ByteRange, Index, Scan, open_index
 from dreamjax.data.storage.unpack import Cache, unpacked, unzip
 from dreamjax.document import Document, Image, Text, image_io
 from dreamjax.errors import BadImage, BadRecord, SourceError
@@ -80,7 +80,7 @@ class WebDataset:
         """All text."""
         return texts_of(self)
 
-    def _document(self, members: dict[str, "Member | Unzipped"]) -> Document:
+    def _document(self, members: dict[str, "ByteRange | Unzipped"]) -> Document:
         images = {kind: member for kind, member in members.items() if kind.rpartition(".")[2] in PICTURES}
         record = None
         if self._needs_json(members):
@@ -125,9 +125,9 @@ class WebDataset:
 
 @dataclasses.dataclass(frozen=True)
 class Unzipped:
-    """A member that gzip has packed; has what images.Stored asks for."""
+    """A member that gzip has packed; has what image_io.EncodedFile asks for."""
 
-    member: Member
+    member: ByteRange
     cache: Cache
     of: int = (
         1  # packed members of the record, which share what any file may grow to: all of them lie in memory at once
@@ -141,7 +141,7 @@ class Unzipped:
         return str(self.member)
 
 
-def _plain(members: dict[str, Member], cache: Cache) -> dict[str, Member | Unzipped]:
+def _plain(members: dict[str, ByteRange], cache: Cache) -> dict[str, ByteRange | Unzipped]:
     """The members by what they hold, whether gzip has packed it or not."""
     kinds = [kind for kind in members if kind.endswith(".gz")]
     packed = {kind.removesuffix(".gz"): Unzipped(members[kind], cache, len(kinds)) for kind in kinds}

@@ -58,8 +58,8 @@ class Scan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-    """A range of bytes of a file; `name` is what messages call it. Has what images.Stored asks for."""
+class ByteRange:
+    """A range of bytes of a file; `name` is what messages call it. Has what image_io.EncodedFile asks for."""
 
     file: str
     offset: int
@@ -120,7 +120,7 @@ class Index:
         start, stop = _span(self._name_ends, index)
         return bytes(self._names[start:stop]).decode("utf-8", "surrogateescape")
 
-    def members(self, index: int) -> dict[str, Member]:
+    def members(self, index: int) -> dict[str, ByteRange]:
         """The record's members by kind."""
         number = self.place(index)[0]
         file, name = self.files[number], self._name(index, number)
@@ -133,7 +133,7 @@ class Index:
             strict=True,
         ):
             kind = self.kinds[kind]
-            found[kind] = Member(file["stored"], offset, size, f"{name}.{kind}" if kind else name, file["stamp"])
+            found[kind] = ByteRange(file["stored"], offset, size, f"{name}.{kind}" if kind else name, file["stamp"])
         return found
 
 
