@@ -2,8 +2,8 @@
 
 python -m dreamjax.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-There is no pretrained CLIP or Stable Diffusion to freeze here, so every part trains: the LLM, the picture encoder, the
-projectors, the dream queries and a U-Net that draws 16-pixel pictures without a VAE.
+There is no pretrained CLIP or Stable Diffusion to freeze here, so every part trains: the LLM, the image encoder, the
+projectors, the dream queries and a U-Net that denoises 16-pixel images without a VAE.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""The quickstart as the real recipe does it: a picture encoder and a U-Net trained before, both frozen.
+"""The quickstart as the real recipe does it: an image encoder and a U-Net trained before, both frozen.
 
 python -m dreamjax.train --config=experiments/quickstart_frozen.py:runs/quickstart --workdir=runs/quickstart_frozen
 
@@ -6,12 +6,14 @@ The argument is the run whose encoder and U-Net are taken over, runs/quickstart 
 dream queries begin anew and train.
 """
 
+import ml_collections
+
 from dreamjax import config as c
 from dreamjax.config import arguments
 from dreamjax.experiments import quickstart
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
     run = arguments.read(arg, paths=("init",)).get("init", "runs/quickstart")
     config = quickstart.get_config()
     config.optim.trainable = (r"^llm/", r"^(visual|condition)_projector/", r"^dream_queries$")

@@ -1,10 +1,10 @@
-"""Real picture stories: a small model that reads and writes pages of text with pictures of 64 pixels.
+"""Real picture stories: a small model that reads and writes pages of text with images of 64 pixels.
 
 python -m dreamjax.train --config=experiments/storybook.py:FOLDER --workdir=runs/storybook
 python -m dreamjax.evaluate --model=runs/storybook --task=storybook --data=FOLDER --out=runs/storybook/evaluation
 
-FOLDER holds stories.jsonl and its pictures. Nothing here is pretrained, so every part trains. Stories teach how text
-and pictures follow each other; single pages, shown twice as often, teach what a text alone says of its picture.
+FOLDER holds stories.jsonl and its images. Nothing here is pretrained, so every part trains. Stories teach how text and
+images follow each other; single pages, twice as many an epoch, teach what a text alone says of its image.
 """
 
 import ml_collections
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             weight_decay=0.01,
             ema_decay=0.995,
         ),
-        # What a text tells of its picture shows where there is much noise: half of all pictures are drawn there, at
+        # What a text tells of its image matters where there is much noise: half of all timesteps are sampled there, at
         # full weight (min-SNR would weigh them by nearly nothing in v prediction).
         loss=c.LossConfig(image_weight=10.0, condition_dropout=0.1, late_timesteps=0.5),
         total_steps=3000,

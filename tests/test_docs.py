@@ -12,7 +12,7 @@ COMMANDS = [
     (page.relative_to(ROOT), line.split(" #")[0].strip())
     for page in PAGES
     for line in page.read_text().splitlines()
-    if re.match(r"(python -m (dreamjax|benchmarks)\.|launch/)\S", line)
+    if re.match(r"(python -m (dreamjax|benchmarks)\.|dreamjax |launch/)\S", line)
 ]
 
 
@@ -36,11 +36,12 @@ def test_commands_have_their_flags(page, command):
     if command.startswith("launch/"):
         assert (ROOT / command.split()[0]).exists()
         return
-    module = command.split()[2]
+    module = f"dreamjax.{command.split()[1]}" if command.startswith("dreamjax ") else command.split()[2]
     given = {name for name in re.findall(r" --(\w+)", command) if name != "help"}
     assert given <= flags_of(module), f"{page}: {module} has no flag {', '.join(sorted(given - flags_of(module)))}"
-    for experiment in re.findall(r"--config=(experiments/\w+\.py)", command):
-        assert (ROOT / experiment).exists() or experiment == "experiments/X.py"
+    for experiment in re.findall(r"--config=(experiments/\w+\.py|\w+\b(?![/.]))", command):
+        file = ROOT / (experiment if "/" in experiment else f"experiments/{experiment}.py")
+        assert file.exists() or experiment == "experiments/X.py", f"{page}: {experiment} is no experiment"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -48,6 +49,26 @@ def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), f"{page}: {link} is not there"
+
+
+def test_paths_in_the_architecture_are_there():
+    """Modules and folders that docs/architecture.md names, in its drawings and in its text."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = set(re.findall(r"\b(?:[a-z_]+/)*[a-z_]+\.py\b", text))
+    folders = set(re.findall(r"^\| `([a-z_/]+/)` \|", text, re.M))
+    siblings = [path.parent for path in map(pathlib.Path, names) if len(path.parts) > 1]
+    assert len(names) > 20 and len(folders) > 10
+    for name in names | folders:
+        homes = [ROOT / "dreamjax", ROOT, *(ROOT / "dreamjax" / folder for folder in siblings)]
+        assert any((home / name).exists() for home in homes), f"docs/architecture.md: {name} is not there"
+    packages = {path.parent.name for path in (ROOT / "dreamjax").glob("*/__init__.py")}
+    assert packages - {folder.rstrip("/") for folder in folders} <= {"filesystem"}
+
+
+def test_every_page_is_in_the_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.parent != ROOT]
+    assert not [page for page in pages if f": {page}\n" not in menu]
 
 
 def test_readme_is_short():
