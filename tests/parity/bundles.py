@@ -278,7 +278,7 @@ def to_batch(bundle: Bundle, shape: Shape, ids: np.ndarray, mask: np.ndarray, **
 
 def _deal(images: np.ndarray, start: np.ndarray, valid: np.ndarray, opens: np.ndarray, values: np.ndarray):
     slots = np.zeros(len(start), int)
-    for (row, position), value in zip(np.argwhere(opens), values, strict=True):
+    for (row, position), value in zip(np.argwhere(opens), values, strict=False):
         images[row, slots[row]], start[row, slots[row]], valid[row, slots[row]] = value, position + 1, True
         slots[row] += 1
 

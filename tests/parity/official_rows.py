@@ -277,7 +277,7 @@ def _put_in(
 ) -> tuple[list[int], list[bool]]:
     """Tokens and marks with pictures, not learned, for their placeholders, as far as the limit lets them."""
     made, marks = [], []
-    for token, mark in zip(tokens, supervised, strict=True):
+    for token, mark in zip(tokens, supervised, strict=False):
         if token in put:
             if limit is not None and len(made) + len(put[token]) > limit:
                 left = limit - len(made)

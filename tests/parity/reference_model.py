@@ -290,7 +290,7 @@ def draw(
     context = model.condition(states) if empty is None else model.condition(torch.cat([empty, states]))
     sampler.set_timesteps(len(seeds))
     found, most = [], 2
-    for step, seed in zip(sampler.timesteps, seeds, strict=True):
+    for step, seed in zip(sampler.timesteps, seeds, strict=False):
         predicted = model.unet(torch.cat([latents] * (len(context) // len(latents))), step, context).sample
         if empty is not None:
             away, towards = predicted.chunk(2)

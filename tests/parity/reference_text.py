@@ -280,7 +280,7 @@ class Rows:
         A placeholder becomes its picture's slots.
         """
         ids, tokens, supervised = self.words.ids, [], []
-        for said, answer in zip(chat(turns[::2]), turns[1::2], strict=True):
+        for said, answer in zip(chat(turns[::2]), turns[1::2], strict=False):
             before, whole = self.words(said)[1:], self.words(f"{said} {answer[1]}</s>")[1:]
             assert whole[: len(before)] == before, f"the tokens before an answer depend on it: {said} {answer[1]}"
             tokens, supervised = (
@@ -288,7 +288,7 @@ class Rows:
                 supervised + [False] * len(before) + [True] * (len(whole) - len(before)),
             )
         out, number = {"input_ids": [ids["<s>"]], "labels": [IGNORED], "images": [], "images_dm": []}, 0
-        for token, teach in zip(tokens, supervised, strict=True):
+        for token, teach in zip(tokens, supervised, strict=False):
             slots = {ids["<image>"]: self.image("comprehension_only"), ids["<dream>"]: self.image("joint")}.get(token)
             out["input_ids"] += slots or [token]
             out["labels"] += [IGNORED] * len(slots) if slots else [token if teach else IGNORED]
@@ -372,7 +372,7 @@ def data_record(rows: Rows) -> dict:
     for turns in CONVERSATIONS:
         add("Conversation", {"turns": turns}, True, "joint")
     prompts = [
-        "".join(f"{said} {answer[1]}</s>" for said, answer in zip(chat(turns[::2]), turns[1::2], strict=True))
+        "".join(f"{said} {answer[1]}</s>" for said, answer in zip(chat(turns[::2]), turns[1::2], strict=False))
         for turns in CONVERSATIONS
     ]
     return {

@@ -180,7 +180,7 @@ def fitting(tokens: list[int], limit: int, tokenizer: Tokenizer) -> int:
     opens = [i for i, token in enumerate(tokens) if token in (tokenizer.im_start, tokenizer.dream_start)]
     closes = [i for i, token in enumerate(tokens) if token in (tokenizer.im_end, tokenizer.dream_end)]
     return min(
-        [limit, len(tokens), *(first for first, last in zip(opens, closes, strict=True) if first < limit <= last)]
+        [limit, len(tokens), *(first for first, last in zip(opens, closes, strict=False) if first < limit <= last)]
     )
 
 

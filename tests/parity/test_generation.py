@@ -26,7 +26,7 @@ def runs_of(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
 
 def prompts_of(run: dict[str, np.ndarray]) -> list[np.ndarray]:
     """A run's prompts without what fills them up."""
-    return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"], strict=True)]
+    return [ids[mask == 1] for ids, mask in zip(run["input_ids"], run["attention_mask"], strict=False)]
 
 
 def batches_of(bundle: Bundle, runs: dict[str, dict], length: int) -> dict[str, Batch]:

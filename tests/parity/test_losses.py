@@ -108,7 +108,7 @@ def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
         together(lambda step: step["context"]),
     )
     ends = np.cumsum([len(step["noisy"]) for step in steps.values()])
-    for step, prediction in zip(steps.values(), jnp.split(said, ends[:-1]), strict=True):
+    for step, prediction in zip(steps.values(), jnp.split(said, ends[:-1]), strict=False):
         variant, step["prediction"] = step["variant"], prediction
         step["errors"] = losses.weighted_errors(
             variant.diffusion, variant.loss, prediction, step["target"], step["draws"]

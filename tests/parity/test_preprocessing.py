@@ -69,7 +69,7 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
         "labels": np.where(supervised, tokens, IGNORED),
     }
     for key, numbers in zip(
-        PICTURES, (batch.input_images[batch.input_valid], batch.target_images[batch.target_valid]), strict=True
+        PICTURES, (batch.input_images[batch.input_valid], batch.target_images[batch.target_valid]), strict=False
     ):
         if len(numbers):
             made[key] = np.concatenate([one[key] for one in given if key in one])[numbers[:, 0, 0, 0]]

@@ -62,7 +62,7 @@ def ours(bundle) -> dict[str, np.ndarray]:
         ids = np.array([image_prompt(opened)])
         rows["mm"] = with_queries(opened, ids, np.ones_like(ids))
         images = {"images": opened.arrays("prompt")["mm/pixel_values"]}
-    flat = [(one, inputs) for ids, mask in rows.values() for one, inputs in zip(ids, mask, strict=True)]
+    flat = [(one, inputs) for ids, mask in rows.values() for one, inputs in zip(ids, mask, strict=False)]
     ids, _ = padded([one for one, _ in flat], opened.tokenizer.pad, "right")
     mask, _ = padded([inputs for _, inputs in flat], 0, "right")
     config = opened.parts.config

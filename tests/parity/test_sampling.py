@@ -95,7 +95,7 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
         every=1,
     )
     found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
-    found["timesteps"] = text_to_image.image.drawing(model.parts.config, Options(**options)).plan.timestep[
+    found["timesteps"] = text_to_image.denoise.drawing(model.parts.config, Options(**options)).plan.timestep[
         : options["num_steps"]
     ]
     if f"{run}/image_u8" in recorded:
