@@ -27,7 +27,7 @@ from absl import app, flags
 from dreamjax.config import LlamaConfig, ModelConfig
 from dreamjax.convert import assemble
 from dreamjax.convert.formats import llama
-from dreamjax.convert.mapping import names_of, their_shape
+from dreamjax.convert.mapping import foreign_names, torch_shape
 from dreamjax.convert.tables import of
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
@@ -83,7 +83,7 @@ def generate(folder: pathlib.Path, config: LlamaConfig, shard_bytes: int = SHARD
     wanted = {}
     for path, shape in assemble.part_shapes(shapes, "llm").items():
         one = shape[1:] if "{i}" in table.names[path] else shape
-        wanted |= {name: their_shape(path, one) for name in names_of(table, path)}
+        wanted |= {name: torch_shape(path, one) for name in foreign_names(table, path)}
     folder.mkdir()
     (folder / "config.json").write_text(
         json.dumps(llama.write_config(config, "bfloat16", {"bos": 1, "eos": 2, "pad": 0}))

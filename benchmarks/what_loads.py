@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from benchmarks.layouts import clip, llm, official, stable_diffusion
 from benchmarks.layouts.common import Layout, Written
-from dreamjax.convert import assemble, exporter, importer, verify
-from dreamjax.convert.assemble import Plan
+from dreamjax.convert import assemble, exporter, huggingface_export, importer, verify
+from dreamjax.convert.assemble import ImportPlan
 
 LAYOUTS = (*llm.LAYOUTS, *clip.LAYOUTS, *stable_diffusion.LAYOUTS, *official.LAYOUTS)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,30 +35,30 @@ DATA = pathlib.Path(os.environ.get("DREAMJAX_DATA", str(ROOT / ".." / "shared" /
 Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
-def plan_of(layout: Layout, written: Written) -> Plan:
+def plan_of(layout: Layout, written: Written) -> ImportPlan:
     """What `import` makes of it."""
     return importer.make_plan(
         [str(source) for source in written.sources], written.tokenizer and str(written.tokenizer), layout.parts
     )
 
 
-def bits_of(plan: Plan) -> Bits:
+def bits_of(plan: ImportPlan) -> Bits:
     """{path: dtype, shape and bytes} of all that the sources bring."""
     arrays = {
-        path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+        path: np.asarray(leaf.read(assemble.definite_index((slice(None),) * len(leaf.shape), leaf.shape)))
         for path, leaf in plan.leaves.items()
         if path not in plan.fresh
     }
     return {path: (str(array.dtype), array.shape, array.tobytes()) for path, array in arrays.items()}
 
 
-def wrong_facts(layout: Layout, plan: Plan) -> list[str]:
+def wrong_facts(layout: Layout, plan: ImportPlan) -> list[str]:
     """What the layout's facts say and the plan does not."""
     found = {name: functools.reduce(getattr, name.split("."), plan) for name in layout.facts}
     return [f"{name} is {found[name]!r}, not {value!r}" for name, value in layout.facts.items() if found[name] != value]
 
 
-def compare(layout: Layout, written: Written, plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
+def compare(layout: Layout, written: Written, plan: ImportPlan, folder: pathlib.Path) -> dict[str, Any]:
     """The row of one layout: imported to disk and verified."""
     importer.write(plan, epath.Path(folder))
     rows = verify.verify(epath.Path(folder), [str(source) for source in written.against or written.sources])
@@ -127,10 +127,10 @@ def round_trips(home: pathlib.Path) -> Iterator[dict[str, Any]]:
             leaves = exporter.open_model(epath.Path(out)).leaves
         else:
             leaves = importer.make_plan(
-                [str(out)] if kind == "official" else [str(out / name) for name in exporter.HUGGINGFACE]
+                [str(out)] if kind == "official" else [str(out / name) for name in huggingface_export.FOLDERS]
             ).leaves
         after = {
-            path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+            path: np.asarray(leaf.read(assemble.definite_index((slice(None),) * len(leaf.shape), leaf.shape)))
             for path, leaf in leaves.items()
         }
         kept = {path: value for path, value in before.items() if path.split("/")[0] not in left}

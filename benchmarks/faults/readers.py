@@ -138,7 +138,7 @@ def folders(folder: pathlib.Path) -> Contents:
     """The weights of a Hugging Face export, as an import reads them."""
     plan = importer.make_plan([str(folder / name) for name in ("llm", "clip", "joints")])
     return {
-        path: np.asarray(leaf.read(assemble.whole((slice(None),) * len(leaf.shape), leaf.shape)))
+        path: np.asarray(leaf.read(assemble.definite_index((slice(None),) * len(leaf.shape), leaf.shape)))
         for path, leaf in plan.leaves.items()
     }
 

@@ -11,11 +11,20 @@ import typing
 from dreamjax.config.aliases import current_names
 from dreamjax.errors import ConfigError
 
+Value = typing.TypeVar("Value")
+
 
 def require(condition: bool, key: str, reason: str):
     """Raises ConfigError("key: reason") unless the condition holds."""
     if not condition:
         raise ConfigError(f"{key}: {reason}")
+
+
+def require_present(value: Value | None, key: str) -> Value:
+    """The value; ConfigError where it is None."""
+    if value is None:
+        raise ConfigError(f"{key}: is missing")
+    return value
 
 
 def require_positive(config, *names: str, or_zero: bool = False):

@@ -2,17 +2,16 @@
 
     import --source=PATH [--source=PATH ...] [--tokenizer=FILE] --out=DIR     foreign weights into one model folder
     export --model=DIR --format=official|huggingface|params --out=DIR         a model out of a workdir or model folder
-    info   --model=DIR                                                        its parts, bytes and the whole chain of
-           origins
-    verify --model=DIR --source=PATH                                          our numbers against torch's, part by part
+    info   --model=DIR                                                        its parts, bytes and chain of origins
+    verify --model=DIR --source=PATH                                          outputs against torch's, part by part
 
 A source is a folder of LLaMA, CLIP (transformers) or Stable Diffusion (diffusers), an official DreamLLM release, a
-llama2.c .bin, or a name on the Hugging Face hub; several make one model, and what joins them is made afresh. Its layout
-is recognised from what it holds; .bin files of torch need torch (pip install torch). The last line of stdout is JSON.
+llama2.c .bin, or a name on the Hugging Face hub; several make one model, and what joins them is initialised. Its layout
+is recognised by its content; .bin files of torch need torch (pip install torch). The last line of stdout is JSON.
 
 verify needs torch, transformers and diffusers, and memory for the largest part: 14 GB for an LLM of 7 billion
-parameters in half precision. It ends with status 1 where a part gives other numbers than torch: by more than 1e-4 in
-float32 (norm of the difference over norm), or in bfloat16 by more than 3 times what torch in bfloat16 loses and 1e-3.
+parameters in half precision. It ends with status 1 where outputs of a part differ from torch's: by more than 1e-4 in
+float32 (norm of the difference over norm), or in bfloat16 by more than 3 times torch's own error in bfloat16 + 1e-3.
 """
 
 import json
@@ -23,7 +22,7 @@ from absl import flags
 from etils import epath
 
 from dreamjax import cli
-from dreamjax.config.validation import require_seed
+from dreamjax.config.validation import require_present, require_seed
 from dreamjax.convert import exporter, finite, importer
 from dreamjax.convert import verify as verification
 from dreamjax.errors import ConfigError
@@ -50,24 +49,30 @@ DREAM_QUERIES = flags.DEFINE_integer(
     "dream_queries", None, "import: number of fresh dream queries; 64 where it is left out."
 )
 ALLOW_NONFINITE = flags.DEFINE_bool(
-    "allow_nonfinite", False, "import: take weights that are NaN or infinite as they are; refused where it is left out."
+    "allow_nonfinite", False, "import: accept weights that are NaN or infinite; refused where it is left out."
 )
-SEED = flags.DEFINE_integer("seed", 0, "import: for what is made afresh; verify: for the inputs.")
+SEED = flags.DEFINE_integer("seed", 0, "import: of new parameters; verify: of the inputs.")
 MODEL = flags.DEFINE_string("model", None, "export, info, verify: training workdir or model folder.")
 FORMAT = flags.DEFINE_string("format", "params", f"export: {' | '.join(exporter.FORMATS)}.")
 OUT = flags.DEFINE_string("out", None, "import, export: folder to write; must not hold a model yet.")
-WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
+WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-out loss).")
 
 
-def need(*wanted: flags.FlagHolder):
-    for flag in wanted:
+def open_model_flag() -> epath.Path:
+    """The folder of --model."""
+    return checkpoint.open_folder(require_present(MODEL.value, "--model"))
+
+
+def require_flags(*required: flags.FlagHolder) -> None:
+    """ConfigError for the first flag without a value."""
+    for flag in required:
         if not flag.value:
             raise ConfigError(f"--{flag.name}: is missing")
 
 
 def import_() -> int:
     """Writes a model folder from foreign weights."""
-    need(SOURCE, OUT)
+    require_flags(SOURCE, OUT)
     require_seed("--seed", SEED.value)
     unknown = sorted(set(PARTS.value) - set(importer.PARTS))
     if unknown:
@@ -75,9 +80,9 @@ def import_() -> int:
     changes = {"visual_projector": VISUAL_PROJECTOR.value, "dream_queries": DREAM_QUERIES.value}
     changes = {name: value for name, value in changes.items() if value is not None}
     plan = importer.make_plan(SOURCE.value, TOKENIZER.value, PARTS.value, NEW_ROWS.value, changes, SEED.value)
-    out = checkpoint.open_folder(OUT.value)
-    for found in plan.found:
-        print(f"{found.where}: {found.format}, {len(found.leaves)} parameters", *found.notes, sep="; ")
+    out = checkpoint.open_folder(require_present(OUT.value, "--out"))
+    for source in plan.sources:
+        print(f"{source.location}: {source.format}, {len(source.leaves)} parameters", *source.notes, sep="; ")
     print("".join(f"{note}\n" for note in plan.notes), end="")
     counts = importer.write(plan, out, ALLOW_NONFINITE.value)
     if counts:
@@ -91,43 +96,41 @@ def import_() -> int:
 
 
 def export() -> int:
-    """Writes the parameters, averaged ones where the run keeps them, with all that is needed to use them."""
-    need(MODEL, OUT)
-    source, out = checkpoint.open_folder(MODEL.value), checkpoint.open_folder(OUT.value)
-    left = exporter.export(source, FORMAT.value, out, WHICH.value)
-    print("".join(f"left out      {part}: the format has no place for it\n" for part in left), end="")
-    print(json.dumps({"model": str(out), "format": FORMAT.value, "left_out": left}))
+    """Writes the parameters, averaged ones where the run keeps them, with configuration and tokenizers."""
+    require_flags(MODEL, OUT)
+    source, out = open_model_flag(), checkpoint.open_folder(require_present(OUT.value, "--out"))
+    unsupported = exporter.export(source, FORMAT.value, out, WHICH.value)
+    print("".join(f"left out      {part}: the format has no place for it\n" for part in unsupported), end="")
+    print(json.dumps({"model": str(out), "format": FORMAT.value, "left_out": unsupported}))
     return 0
 
 
 def info() -> int:
-    """Prints the parts of a model, their sizes and where they come from, back to the first run."""
-    need(MODEL)
-    facts = facts_of(checkpoint.open_folder(MODEL.value))
+    """Prints the parts of a model, their sizes and its chain of origins."""
+    require_flags(MODEL)
+    facts = facts_of(open_model_flag())
     print(format_summary(facts))
     print(json.dumps(facts))
     return 0
 
 
 def facts_of(folder: epath.Path) -> dict:
-    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and where it comes from, back
-    to the first run.
-    """
+    """Counts and bytes of the parts of a model folder or workdir, from metadata alone, and its chain of origins."""
     card, leaves = model_folder.read_card(folder), exporter.open_model(folder, WHICH.value).leaves
     parts: dict[str, list] = {}
     for path, leaf in leaves.items():
         parts.setdefault(path.split("/")[0], []).append(leaf)
 
-    def count(some):
-        return sum(math.prod(leaf.shape) for leaf in some)
+    def count(part_leaves):
+        return sum(math.prod(leaf.shape) for leaf in part_leaves)
 
-    def size(some):
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some)
+    def size(part_leaves):
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in part_leaves)
 
     return {
-        "parameters": {name: count(some) for name, some in parts.items()},
-        "bytes_of": {name: size(some) for name, some in parts.items()},
-        "dtypes": {name: sorted({str(leaf.dtype) for leaf in some}) for name, some in parts.items()},
+        "parameters": {name: count(part_leaves) for name, part_leaves in parts.items()},
+        "bytes_of": {name: size(part_leaves) for name, part_leaves in parts.items()},
+        "dtypes": {name: sorted({str(leaf.dtype) for leaf in part_leaves}) for name, part_leaves in parts.items()},
         "bytes": size(leaves.values()),
         "template": card.template,
         **weight_transfer.origins_of(folder, WHICH.value),
@@ -135,7 +138,7 @@ def facts_of(folder: epath.Path) -> dict:
 
 
 def format_summary(facts: dict) -> str:
-    """The same for a person to read."""
+    """The facts as text."""
     lines = [
         f"{name:20s} {count:15,d}  {facts['bytes_of'][name] / 2**20:10,.1f} MiB  {', '.join(facts['dtypes'][name])}"
         for name, count in facts["parameters"].items()
@@ -144,10 +147,10 @@ def format_summary(facts: dict) -> str:
 
 
 def verify() -> int:
-    """Compares our numbers with torch's; 1 where they are not the same."""
-    need(MODEL, SOURCE)
+    """Compares outputs with torch's; returns 1 where they differ."""
+    require_flags(MODEL, SOURCE)
     require_seed("--seed", SEED.value)
-    rows = verification.verify(checkpoint.open_folder(MODEL.value), SOURCE.value, SEED.value)
+    rows = verification.verify(open_model_flag(), SOURCE.value, SEED.value)
     print(verification.format_summary(rows))
     print(json.dumps({"verified": rows}))
     return 0 if all(row["ok"] for row in rows) else 1

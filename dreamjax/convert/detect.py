@@ -1,4 +1,4 @@
-"""Anything that weights come in, by what it holds: folders, files, names of the Hugging Face hub."""
+"""Sources of weights, recognised by their content: folders, files, names on the Hugging Face hub."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import re
 
 from dreamjax.config import ModelConfig
 from dreamjax.convert import assemble
-from dreamjax.convert.assemble import Found, Raw
+from dreamjax.convert.assemble import ForeignSource, RawPart
 from dreamjax.convert.formats import huggingface, llama, llama2c, official
 from dreamjax.convert.tensors import require_content
 from dreamjax.document.tokenizer import MODEL_FILE, Tokenizer
@@ -19,17 +19,17 @@ LAYOUTS = (
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
-HUB_UNREAD = [
+HUB_IGNORED = [
     "*.non_ema.*",
     "*-pruned*",
     "*emaonly*",
     "safety_checker/*",
     "open_clip_*",
-]  # gigabytes beside what is read
+]  # gigabytes that no reader needs
 
 
-def read(source: str | os.PathLike) -> Found:
-    """What a source holds; ConfigError where there is nothing, or nothing that is known."""
+def read(source: str | os.PathLike) -> ForeignSource:
+    """Opens a source of any known layout; ConfigError where it is missing or of no known layout."""
     path = locate(source)
     require_content(path)
     if path.is_file():
@@ -44,16 +44,13 @@ def read(source: str | os.PathLike) -> Found:
         raise ConfigError(
             f"{source}: is a model folder or workdir of this project already; init_from and --model take it as it is"
         )
-    seen = huggingface.seen(path)
+    description = huggingface.describe(path)
     known = f"known are {LAYOUTS}; of model types {', '.join(huggingface.MODEL_TYPES)}, dreamllm"
-    raise ConfigError(f"{source}: is a folder in no known layout{seen and f' (it says {seen})'}; {known}")
+    raise ConfigError(f"{source}: is a folder in no known layout{description and f' (it says {description})'}; {known}")
 
 
 def locate(source: str | os.PathLike) -> pathlib.Path:
-    """The local path of a source.
-
-    What is no path but may be a hub name is fetched from the hub, or found in its cache.
-    """
+    """The local path of a source: a path as it is, a hub name after its download or from the hub's cache."""
     path = pathlib.Path(source)
     if path.exists():
         return path
@@ -64,7 +61,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
 
     try:
         return pathlib.Path(
-            huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_UNREAD)
+            huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED)
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
@@ -73,18 +70,18 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
         ) from None
 
 
-def _read_llama2c(file: pathlib.Path) -> Found:
+def _read_llama2c(file: pathlib.Path) -> ForeignSource:
     config, tensors = llama2c.read(file)
     leaves = assemble.read_part(
         "llm", llama.table(config), assemble.shapes_of(ModelConfig(llm=config)), tensors, str(file)
     )
-    return Found(
+    return ForeignSource(
         "llama2.c",
         str(file),
         {"llm": config},
         leaves,
         (file,),
-        raw={"llm": Raw(llama.write_config(config, "float32", {}), tensors)},
+        raw_parts={"llm": RawPart(llama.write_config(config, "float32", {}), tensors)},
     )
 
 

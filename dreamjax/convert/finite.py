@@ -1,4 +1,4 @@
-"""Weights that are no numbers, NaN and infinities, counted by tensor while they stream past."""
+"""Counts of NaN and infinite weights by tensor, taken while the weights are read."""
 
 from collections.abc import Mapping
 
@@ -7,15 +7,14 @@ import numpy as np
 
 from dreamjax.convert.mapping import Leaf
 
-CHUNK = 2**20  # entries that are looked at together, so that counting takes no memory to speak of
+CHUNK = 2**20  # entries that are checked at once, so that counting needs little memory
 LISTED = 8  # tensors that one line names
 
 
 def counted(leaves: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, int]]:
-    """(leaves, counts).
+    """(leaves, counts): reading the returned leaves fills `counts`.
 
-    What is read of the leaves from now on is counted, {tensor as its file names it, else our path: entries that are not
-    finite}.
+    counts is {tensor name in its file, else the parameter's path: number of entries that are NaN or infinite}.
     """
     counts: dict[str, int] = {}
     return {path: _counting(path, leaf, counts) for path, leaf in leaves.items()}, counts
@@ -30,14 +29,14 @@ def _counting(path: str, leaf: Leaf, counts: dict[str, int]) -> Leaf:
             else [(leaf.tensors[0] if leaf.tensors else path, array)]
         )
         for name, part in parts:
-            if number := count(part):
+            if number := count_nonfinite(part):
                 counts[name] = counts.get(name, 0) + number
         return array
 
     return leaf._replace(read=read)
 
 
-def count(array: np.ndarray) -> int:
+def count_nonfinite(array: np.ndarray) -> int:
     """Entries that are NaN or infinite."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
@@ -47,7 +46,7 @@ def count(array: np.ndarray) -> int:
 
 
 def format_summary(counts: Mapping[str, int]) -> str:
-    """How many weights are not finite, and of which tensors."""
+    """One line with the number of weights that are not finite and the names of their tensors."""
     named = [f"{name} ({number})" for name, number in counts.items()]
     more = f" and {len(named) - LISTED} more tensors" if len(named) > LISTED else ""
     return f"{sum(counts.values())} weights are NaN or infinite: {', '.join(named[:LISTED])}{more}"

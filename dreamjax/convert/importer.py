@@ -1,20 +1,17 @@
-"""Foreign weights into a model folder, streamed.
-
-At no time is more in memory than one parameter, or a few small ones.
-"""
+"""Import of foreign weights into a model folder, streamed: memory holds one parameter, or a few small ones."""
 
 import dataclasses
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 from tqdm import tqdm
 
 from dreamjax.convert import assemble, detect, finite, output, vocabulary
-from dreamjax.convert.assemble import Found, Plan
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.assemble import ForeignSource, ImportPlan
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.tensors import require_content, sha256
 from dreamjax.errors import ConfigError
 from dreamjax.training import model_folder, weight_transfer
@@ -25,97 +22,105 @@ CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "sp
 
 
 def make_plan(
-    given: Sequence[str],
+    sources: Sequence[str],
     tokenizer: str | None = None,
     parts: Sequence[str] = (),
     new_rows: str = "official",
     changes: Mapping | None = None,
     seed: int = 0,
-) -> Plan:
-    """The model that the sources make; nothing is read yet but headers, and the mean of embedding rows where it is
-    wanted.
+) -> ImportPlan:
+    """The model that the sources make together. Only headers are read, and the embedding where new rows are its mean.
 
-    `parts` are the only ones taken, all where it is empty. `tokenizer`: a file or folder for an LLM that brings none.
+    `parts` selects parts, all where it is empty. `tokenizer`: a file or folder for an LLM that comes without one.
     """
-    found = [_only(detect.read(source), parts) for source in given]
-    plan = assemble.compose(found, changes, seed)
+    opened = [_select_parts(detect.read(source), parts) for source in sources]
+    plan = assemble.compose(opened, changes, seed)
     if plan.model.llm is None or (plan.tokenizer and tokenizer is None):
         return plan
-    folder = next((f.tokenizer_folder for f in found if f.tokenizer_folder), None)
-    if tokenizer is None and (folder is None or not (folder / "tokenizer.model").exists()):
-        raise ConfigError(
-            f"--tokenizer: is missing, since {folder or plan.found[0].where} has no tokenizer.model (a "
-            "sentencepiece model)"
-        )
-    path = folder if tokenizer is None else pathlib.Path(tokenizer)
-    if not path.exists():
-        raise ConfigError(f"--tokenizer: {path}: no such file or folder")
+    path = _tokenizer_path(plan, tokenizer)
     text_only = plan.model.clip is None and plan.model.unet is None
     added = vocabulary.listed(path)
-    read = detect.read_tokenizer(path, plan.model.llm.vocab_size, text_only)
-    of_llm = next(found for found in plan.found if "llm" in found.settings)
-    notes = vocabulary.check(read, path, added, Settings(of_llm.raw["llm"].config, f"{of_llm.where}/config.json"))
-    return dataclasses.replace(assemble.with_tokenizer(plan, read, new_rows, seed), notes=notes)
+    loaded = detect.read_tokenizer(path, plan.model.llm.vocab_size, text_only)
+    llm_source = next(source for source in plan.sources if "llm" in source.fields)
+    config = ForeignConfig(llm_source.raw_parts["llm"].config, f"{llm_source.location}/config.json")
+    notes = vocabulary.check(loaded, path, added, config)
+    return dataclasses.replace(assemble.with_tokenizer(plan, loaded, new_rows, seed), notes=notes)
 
 
-def _only(found: Found, parts: Sequence[str]) -> Found:
-    """The source without the parts that are not wanted."""
+def _tokenizer_path(plan: ImportPlan, tokenizer: str | None) -> pathlib.Path:
+    """The file or folder of the tokenizer: the one that the flag names, else the LLM's own folder."""
+    if tokenizer is not None:
+        path = pathlib.Path(tokenizer)
+        if not path.exists():
+            raise ConfigError(f"--tokenizer: {path}: no such file or folder")
+        return path
+    folder = next((source.tokenizer_folder for source in plan.sources if source.tokenizer_folder), None)
+    if folder is None or not (folder / "tokenizer.model").exists():
+        raise ConfigError(
+            f"--tokenizer: is missing, since {folder or plan.sources[0].location} has no tokenizer.model (a "
+            "sentencepiece model)"
+        )
+    return folder
+
+
+def _select_parts(source: ForeignSource, parts: Sequence[str]) -> ForeignSource:
+    """The source with the selected parts alone, all where none is named."""
     if not parts:
-        return found
-    kept = set(parts)
-    settings = {name: value for name, value in found.settings.items() if name not in PARTS or name in kept}
-    leaves = {path: leaf for path, leaf in found.leaves.items() if path.split("/")[0] in kept}
+        return source
+    selected = set(parts)
+    fields = {name: value for name, value in source.fields.items() if name not in PARTS or name in selected}
+    leaves = {path: leaf for path, leaf in source.leaves.items() if path.split("/")[0] in selected}
     return dataclasses.replace(
-        found,
-        settings=settings,
+        source,
+        fields=fields,
         leaves=leaves,
-        clip_tokenizers={name: folder for name, folder in found.clip_tokenizers.items() if name in kept},
+        clip_tokenizers={name: folder for name, folder in source.clip_tokenizers.items() if name in selected},
     )
 
 
-def write(plan: Plan, out: epath.Path, allow_nonfinite: bool = False) -> dict[str, int]:
-    """Writes the model folder; {tensor: weights of it that are NaN or infinite}.
+def write(plan: ImportPlan, out: epath.Path, allow_nonfinite: bool = False) -> dict[str, int]:
+    """Writes the model folder; returns {tensor: number of its weights that are NaN or infinite}.
 
-    ConfigError where `out` holds something, or where weights are not finite unless that is allowed; nothing is at `out`
-    then.
+    ConfigError, with nothing at `out`, where `out` is not empty or weights are not finite unless that is allowed.
     """
     leaves, counts = finite.counted(plan.leaves)
     sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in leaves.items()}
 
-    def progress(groups):
+    def progress(groups: list[list[str]]) -> Iterable[list[str]]:
         return tqdm(groups, desc="writing", unit="group", disable=None)
 
     with output.written(out) as folder:
-        origins = tuple(origin_of(found) for found in plan.found)
+        origins = tuple(origin_of(source) for source in plan.sources)
         model_folder.save_leaves(folder / "params", sizes, lambda path: assemble.place(leaves[path]), progress)
         if counts and not allow_nonfinite:
             raise ConfigError(f"--source: {finite.format_summary(counts)}; --allow_nonfinite takes them as they are")
         if plan.tokenizer:
             plan.tokenizer.save(folder / "tokenizer")
-        for name, source in ((name, source) for found in plan.found for name, source in found.clip_tokenizers.items()):
-            copy_clip_tokenizer(source, folder / "tokenizer" / name)
+        for source in plan.sources:
+            for name, tokenizer_folder in source.clip_tokenizers.items():
+                copy_clip_tokenizer(tokenizer_folder, folder / "tokenizer" / name)
         card = ModelCard(plan.model, plan.template, origins, plan.fresh)
         weight_transfer.write_import(folder, card)
-        model_folder.write_card(folder, card)  # last, so that a folder with a config.json is whole
+        model_folder.write_card(folder, card)  # last, so that a folder with a config.json is complete
     return counts
 
 
-def origin_of(found: Found) -> Origin:
-    """What a source brought, with the checksums of its files."""
-    parts = tuple(dict.fromkeys(path.split("/")[0] for path in found.leaves))
+def origin_of(source: ForeignSource) -> Origin:
+    """The record of a source: its parts, and its files with their checksums."""
+    parts = tuple(dict.fromkeys(path.split("/")[0] for path in source.leaves))
     files = [
-        LoadedFile(_name(file, found.where), file.stat().st_size, sha256(file))
-        for file in tqdm(found.files, desc="checksums", unit="file", disable=None)
+        LoadedFile(_name(file, source.location), file.stat().st_size, sha256(file))
+        for file in tqdm(source.files, desc="checksums", unit="file", disable=None)
     ]
-    return Origin(found.where, found.format, parts, tuple(files))
+    return Origin(source.location, source.format, parts, tuple(files))
 
 
-def _name(file: pathlib.Path, where: str) -> str:
-    return str(file.relative_to(where)) if file.is_relative_to(where) and str(file) != where else file.name
+def _name(file: pathlib.Path, location: str) -> str:
+    return str(file.relative_to(location)) if file.is_relative_to(location) and str(file) != location else file.name
 
 
 def copy_clip_tokenizer(source, target):
-    """The files of CLIP's own tokenizer."""
+    """Copies the files of a CLIP tokenizer."""
     target.mkdir(parents=True, exist_ok=True)
     for name in CLIP_TOKENIZER_FILES:
         if (source / name).exists():

@@ -1,8 +1,8 @@
-"""The folder that an import or an export writes: whole under its name, or not there at all.
+"""The output folder of an import or an export: complete under its name, or absent.
 
-On this machine it is written in OUT.tmp/ beside OUT, is forced to the disk and then gets its name. What a killed writer
-left in OUT.tmp the next one removes, so the same command begins anew; while a writer is alive, its lock keeps others
-away. A bucket has no renaming: there config.json is written last, and what has none is begun anew.
+On a local disk the folder is written as OUT.tmp/ beside OUT, synced, then renamed. The next run removes the OUT.tmp of
+a killed one; a lock keeps others away from a live one. A bucket cannot rename: there config.json is written last, and a
+folder without it is written anew.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ WRITTEN = (
     "tokenizer",
     "origins.json",
     "checksums.json",
-)  # what a writer that was killed in a bucket may have left
+)  # entries that a writer killed in a bucket may leave behind
 
 
 @contextlib.contextmanager
 def written(out: epath.Path) -> Iterator[epath.Path]:
-    """Where to write what is to stand in `out`.
+    """The folder to write in place of `out`.
 
-    ConfigError where that holds something, or another process is writing it.
+    ConfigError where `out` is not empty, or another process is writing it.
     """
     with in_bucket(out) if "://" in os.fspath(out) else _beside(out) as folder:
         yield folder
@@ -39,7 +39,7 @@ def _beside(out: epath.Path) -> Iterator[epath.Path]:
     home = epath.Path(f"{out}{atomic.SUFFIX}")
     try:
         with lock.held(home, "--out"):
-            _clear(home, [left.name for left in home.iterdir() if left.name != lock.FILE])
+            _clear(home, [entry.name for entry in home.iterdir() if entry.name != lock.FILE])
             try:
                 yield home / out.name
                 _require_free(out)
@@ -64,13 +64,13 @@ def in_bucket(out: epath.Path) -> Iterator[epath.Path]:
 
 
 def _clear(folder: epath.Path, names: Iterable[str]):
-    for left in (folder / name for name in names):
-        if left.is_dir():
-            left.rmtree()
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            path.rmtree()
         else:
-            left.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _require_free(out: epath.Path, besides: tuple[str, ...] = ()):
-    if out.exists() and (not out.is_dir() or any(left.name not in besides for left in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(entry.name not in besides for entry in out.iterdir())):
         raise ConfigError(f"--out: {out} holds something already; name another folder, or remove it")

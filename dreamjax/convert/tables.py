@@ -1,8 +1,9 @@
-"""The table of names of each part of a model."""
+"""The Hugging Face tensor names of each part of a model."""
 
 from collections.abc import Mapping
 
 from dreamjax.config import ModelConfig
+from dreamjax.config.validation import require_present
 from dreamjax.convert import assemble
 from dreamjax.convert.formats import clip, clip_text, llama, stable_diffusion
 from dreamjax.convert.mapping import Table
@@ -14,9 +15,9 @@ def of(part: str, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
     """
     match part:
         case "llm":
-            return llama.table(model.llm)
+            return llama.table(require_present(model.llm, part))
         case "clip":
-            return clip.table(model.clip)
+            return clip.table(require_present(model.clip, part))
         case "text_encoder" | "clip_text":
             return clip_text.table(getattr(model, part))
         case "unet":

@@ -1,15 +1,17 @@
-"""Foreign weight files as tensors that are read slice by slice, when they are asked for.
+"""Foreign weight files as tensors that are read lazily, slice by slice.
 
-safetensors files are mapped into memory, torch's pickles too where their format allows; so what is not asked for costs
-no memory, and what was read goes back to the page cache.
+safetensors files are memory-mapped, torch's pickles too where their format allows; so a slice that is not read costs no
+memory, and one that was read returns to the page cache.
 """
 
 import functools
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -49,7 +51,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a JSON file holds; ConfigError where it is missing or is none."""
+    """The object in a JSON file; ConfigError where the file is missing or holds no object."""
     require_content(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -62,8 +64,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def require_content(path: pathlib.Path):
-    """ConfigError where a file is what Git LFS leaves in its place."""
+def require_content(path: pathlib.Path) -> None:
+    """ConfigError where a file is a pointer of Git LFS."""
     if path.is_file():
         with open(path, "rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -72,7 +74,7 @@ def require_content(path: pathlib.Path):
 
 def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, Tensor], tuple[pathlib.Path, ...]]:
     """(tensors by name, files) of the first of `stems` that a folder holds, each as safetensors or as torch's .bin,
-    whole or in shards.
+    in one file or in shards.
 
     Plain names come before variants (`model.fp16.safetensors`), safetensors before .bin, stems in their order and one
     file before shards. Of variants the first by name is taken, and those with weights of training beside their average
@@ -82,8 +84,8 @@ def open_weights(folder: pathlib.Path, stems: Iterable[str]) -> tuple[dict[str, 
     for suffix in (".safetensors", ".bin"):
         for stem in stems:
             plain += [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
-            found = sorted([*folder.glob(f"{stem}.*{suffix}"), *folder.glob(f"{stem}{suffix}.index.*.json")])
-            variants += [file for file in found if not SHARD.search(file.name)]
+            matching = sorted([*folder.glob(f"{stem}.*{suffix}"), *folder.glob(f"{stem}{suffix}.index.*.json")])
+            variants += [file for file in matching if not SHARD.search(file.name)]
     for file in [*plain, *sorted(variants, key=lambda file: "non_ema" in file.name)]:
         if file.exists():
             return _open_files(_shards(folder, file) if file.suffix == ".json" else [file])
@@ -103,7 +105,7 @@ def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _shard(folder: pathlib.Path, name: str, index: pathlib.Path) -> pathlib.Path:
-    """A file of the folder, or one that the hub's cache has a link to there."""
+    """A shard in the folder, or a link there into the hub's cache."""
     try:
         return pathlib.Path(containment.inside(folder, name))
     except OutsideFolder as error:
@@ -154,7 +156,7 @@ def _read_slice(lazy, index: tuple[slice, ...]) -> np.ndarray:
 
 
 def _open_pickle(file: pathlib.Path) -> dict[str, Tensor]:
-    """Weights only: a pickle that holds anything else than tensors in dicts is refused by torch."""
+    """The tensors of a torch pickle, loaded with weights_only."""
     torch = require_torch(file)
     try:
         try:
@@ -177,7 +179,7 @@ def _open_pickle(file: pathlib.Path) -> dict[str, Tensor]:
 def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
     value = value.detach()
     try:
-        is_half = value.dtype == torch.bfloat16  # which torch does not hand to numpy
+        is_half = value.dtype == torch.bfloat16  # which torch cannot convert to numpy
         array = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16) if is_half else value.numpy()
     except (TypeError, RuntimeError):  # sparse, quantised, on no device
         array = None
@@ -190,15 +192,12 @@ def _torch_tensor(torch, name: str, value, file: pathlib.Path) -> Tensor:
 
 
 def from_array(name: str, array: np.ndarray, file: pathlib.Path) -> Tensor:
-    """A tensor that is in memory, or mapped there, already."""
+    """A tensor of an array in memory or a memory map."""
     return Tensor(name, array.shape, array.dtype, file, lambda index: array[index])
 
 
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An array to fill, at an address that jax's CPU devices take as it is.
-
-    At numpy's own, most often, they copy what they are given.
-    """
+    """An empty array at an address that JAX's CPU devices use without a copy, which numpy's own seldom are."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
@@ -206,8 +205,8 @@ def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
     return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
-def require_torch(file: pathlib.Path):
-    """torch, which only pickles need; ConfigError that says how to get it."""
+def require_torch(file: os.PathLike) -> types.ModuleType:
+    """The module torch, which only pickles need; ConfigError with the command that installs it."""
     try:
         import torch
     except ImportError:

@@ -1,7 +1,6 @@
-"""Whether a tokenizer is an LLM's own: ids of tokens against rows of the embedding, special tokens against
-config.json's ids.
+"""Check that a tokenizer belongs to an LLM: token ids against embedding rows, special tokens against config.json's ids.
 
-Every row needs a token. Rows without one are padding where they stand behind all tokens and only fill the vocabulary up
+Every row needs a token. Rows without one are padding where they follow all tokens and only fill the vocabulary up
 to a multiple of 8, 16, 32, 64, 128 or 256, as libraries pad it for speed; any others belong to tokens that this
 tokenizer lacks.
 """
@@ -11,22 +10,22 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.tensors import read_json, require_content
 from dreamjax.document.tokenizer import MODEL_FILE, SPECIAL_FILE, Tokenizer
 from dreamjax.errors import ConfigError
 
 MULTIPLES = (8, 16, 32, 64, 128, 256)  # to which vocabularies are padded
-DIGITS = 18  # of an id that stands there as a text
+DIGITS = 18  # of an id that is written as a string
 NO_PAD = -1  # the pad_token_id of models without one
 
 
-def check(tokenizer: Tokenizer, path: pathlib.Path, added: Mapping[str, int], config: Settings) -> tuple[str, ...]:
+def check(tokenizer: Tokenizer, path: pathlib.Path, added: Mapping[str, int], config: ForeignConfig) -> tuple[str, ...]:
     """Notes on rows that are padding.
 
     ConfigError where the tokenizer from `path`, with what is `listed` there, does not fit an LLM's config.json.
     """
-    rows, added = config.whole("vocab_size", 32000), dict(added)
+    rows, added = config.integer("vocab_size", 32000), dict(added)
     if path.is_dir() and (path / SPECIAL_FILE).exists():
         added |= dict(tokenizer.added)
     _check_special(tokenizer, path, config, rows)
@@ -39,25 +38,25 @@ def check(tokenizer: Tokenizer, path: pathlib.Path, added: Mapping[str, int], co
     return _check_rows(
         tokenizer,
         path,
-        config.where,
+        config.location,
         rows,
         {number: name for name, number in added.items() if number >= tokenizer.piece_count},
     )
 
 
 def _check_rows(
-    tokenizer: Tokenizer, path: pathlib.Path, where: str, rows: int, added: Mapping[int, str]
+    tokenizer: Tokenizer, path: pathlib.Path, location: str, rows: int, added: Mapping[int, str]
 ) -> tuple[str, ...]:
     pieces, within = tokenizer.piece_count, sorted(number for number in added if number < rows)
     has = f"{pieces} pieces" + (f" and {len(added)} added tokens" if added else "")
     if pieces > rows:
-        raise ConfigError(f"{path}: has {has}, and {where} says vocab_size {rows}: it is another model's tokenizer")
+        raise ConfigError(f"{path}: has {has}, and {location} says vocab_size {rows}: it is another model's tokenizer")
     beyond = sorted(set(added) - set(within))
     without = rows - pieces - len(within)
     first = next(number for number in itertools.count(pieces) if number not in added)
     if beyond and (without or beyond != list(range(rows, rows + len(beyond)))):
         raise ConfigError(
-            f"{path}: token {added[beyond[-1]]!r} has the id {beyond[-1]}, and {where} says vocab_size "
+            f"{path}: token {added[beyond[-1]]!r} has the id {beyond[-1]}, and {location} says vocab_size "
             f"{rows}: it is another model's tokenizer"
         )
     if not without:
@@ -69,7 +68,7 @@ def _check_rows(
             f"of {MULTIPLES[-1]} or less"
         )
         raise ConfigError(
-            f"{path}: has {has}, and {where} says vocab_size {rows}: {lacks}; give the model's own "
+            f"{path}: has {has}, and {location} says vocab_size {rows}: {lacks}; give the model's own "
             "tokenizer (--tokenizer)"
         )
     taken = [name for name, number in tokenizer.added if tokens <= number < rows]
@@ -77,26 +76,26 @@ def _check_rows(
     return (note + (f", of which the added tokens {', '.join(taken)} take theirs as they are" if taken else ""),)
 
 
-def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: Settings, rows: int):
+def _check_special(tokenizer: Tokenizer, path: pathlib.Path, config: ForeignConfig, rows: int):
     """ConfigError where config.json or the tokenizer's own files mean other tokens by <s>, </s> and <unk> than the
     sentencepiece model.
     """
-    own = {"bos": tokenizer.bos, "eos": tokenizer.eos, "unk": tokenizer.unk}
-    for name, number in own.items():
+    own_ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "unk": tokenizer.unk}
+    for name, number in own_ids.items():
         value = config.get(f"{name}_token_id")
         stated = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(one, bool) or not isinstance(one, int) for one in stated):
-            raise ConfigError(f"{config.where}: {name}_token_id: needs a whole number, not {value!r:.80}")
+        if any(isinstance(value_id, bool) or not isinstance(value_id, int) for value_id in stated):
+            raise ConfigError(f"{config.location}: {name}_token_id: needs a whole number, not {value!r:.80}")
         if stated and number not in stated:
             raise ConfigError(
-                f"{config.where}: {name}_token_id: is {value!r:.80}, but {number} "
+                f"{config.location}: {name}_token_id: is {value!r:.80}, but {number} "
                 f"({_piece(tokenizer, number)}) in the tokenizer of {path}"
             )
-    pad = config.whole("pad_token_id", NO_PAD, least=NO_PAD)
+    pad = config.integer("pad_token_id", NO_PAD, least=NO_PAD)
     if pad >= rows:
-        raise ConfigError(f"{config.where}: pad_token_id: is {pad}, and the model has {rows} rows")
+        raise ConfigError(f"{config.location}: pad_token_id: is {pad}, and the model has {rows} rows")
     for file in (path / name for name in ("tokenizer_config.json", "special_tokens_map.json") if path.is_dir()):
-        for name, number in own.items():
+        for name, number in own_ids.items():
             token = _content(_read(file).get(f"{name}_token"), file, f"{name}_token")
             if token and token != tokenizer.pieces([number])[0]:
                 raise ConfigError(
@@ -114,24 +113,25 @@ def _piece(tokenizer: Tokenizer, number: int) -> str:
 
 
 def listed(path: os.PathLike) -> dict[str, int]:
-    """{token: id} of all that the files of a tokenizer's folder add to a sentencepiece model; none of a single file."""
-    path, found = pathlib.Path(path), {}
+    """{token: id} of all tokens that a tokenizer's folder adds to its sentencepiece model; empty for a single file."""
+    path = pathlib.Path(path)
+    added: dict[str, int] = {}
     if not path.is_dir():
-        return found
+        return added
     require_content(path / MODEL_FILE)
-    _read(path / "special_tokens_map.json")  # which the tokenizer reads, with words of its own for what it cannot read
+    _read(path / "special_tokens_map.json")  # which the tokenizer reads too, with an error of its own
     file = path / "tokenizer.json"
     entries = _read(file).get("added_tokens") or []
     if not isinstance(entries, list):
         raise ConfigError(f"{file}: added_tokens: needs a list, not {entries!r:.80}")
     for entry in entries:
-        found |= _entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
+        added |= _entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
     file = path / "tokenizer_config.json"
     for number, entry in _object(_read(file).get("added_tokens_decoder"), file, "added_tokens_decoder").items():
-        found |= _entry(entry, int(number) if number.isdecimal() and len(number) <= DIGITS else number, file)
+        added |= _entry(entry, int(number) if number.isdecimal() and len(number) <= DIGITS else number, file)
     for name, number in _read(path / "added_tokens.json").items():
-        found |= _entry(name, number, path / "added_tokens.json")
-    return found
+        added |= _entry(name, number, path / "added_tokens.json")
+    return added
 
 
 def _entry(token, number, file: pathlib.Path) -> dict[str, int]:
@@ -144,7 +144,7 @@ def _entry(token, number, file: pathlib.Path) -> dict[str, int]:
 
 
 def _content(token, file: pathlib.Path, key: str) -> str | None:
-    """The string of a token, which may stand in an object with its properties."""
+    """The string of a token, which may be given as an object with its properties."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
         raise ConfigError(f"{file}: {key}: needs a string, not {token!r:.80}")

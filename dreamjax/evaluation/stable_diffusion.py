@@ -39,7 +39,7 @@ class StableDiffusion:
         if not pathlib.Path(folder).is_dir():
             raise ConfigError(f"--baseline: {folder}: no such folder")
         plan = importer.make_plan([folder], parts=PARTS)
-        where = plan.found[0].clip_tokenizers.get("text_encoder")
+        where = plan.sources[0].clip_tokenizers.get("text_encoder")
         if plan.model.unet is None or plan.model.text_encoder is None or where is None:
             raise ConfigError(
                 f"--baseline: {folder} needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/, as "

@@ -15,7 +15,7 @@ from dreamjax.config import LlamaConfig
 from dreamjax.config.model import ModelConfig
 from dreamjax.convert import assemble, exporter, finite, importer, verify
 from dreamjax.convert.formats import llama
-from dreamjax.convert.mapping import Leaf, to_theirs
+from dreamjax.convert.mapping import Leaf, to_foreign
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -41,7 +41,7 @@ def source(folder, dtype) -> str:
     tensors = {
         name: value.astype(dtype)
         for path, shape in shapes.items()
-        for name, value in to_theirs(table, path, rng.normal(size=shape).astype(np.float32))
+        for name, value in to_foreign(table, path, rng.normal(size=shape).astype(np.float32))
     }
     tensors["lm_head.weight"][-1, 3] = np.nan
     tensors["model.layers.1.mlp.up_proj.weight"][:2, 0] = np.inf, -np.inf
@@ -99,7 +99,7 @@ def test_every_entry_is_counted_once_whatever_the_layout(monkeypatch):
         np.arange(9),
     ):
         expected = np.count_nonzero(~np.isfinite(np.asarray(turned, np.float32)))
-        assert finite.count(np.asarray(turned)) == expected
+        assert finite.count_nonfinite(np.asarray(turned)) == expected
     leaf = Leaf(array.shape, array.dtype, array.__getitem__, "here", ("a", "b", "c", "d", "e"), stacked=True)
     leaves, counts = finite.counted({"x": leaf})
     for begin in range(5):

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from benchmarks.layouts import configs, llm  # noqa: E402
 from benchmarks.layouts.common import processor, save_bin, save_safetensors, with_tokenizer, write_json  # noqa: E402
 from dreamjax.config import ModelConfig  # noqa: E402
-from dreamjax.convert import detect, verify  # noqa: E402
+from dreamjax.convert import detect, torch_reference  # noqa: E402
 from dreamjax.errors import ConfigError  # noqa: E402
 
 
@@ -131,7 +131,7 @@ def test_verify_compares_with_what_transformers_loads(tmp_path, imported_as_tied
     found = detect.read(folder)
     model = ModelConfig(llm=dataclasses.replace(found.settings["llm"], tie_embeddings=imported_as_tied))
     tokens = np.arange(48).reshape(2, 24)
-    expected, _ = verify.torch_llm("llm", model, found.raw, {"tokens": tokens})
+    expected, _ = torch_reference.llm_outputs("llm", model, found.raw_parts, {"tokens": tokens})
     with torch.no_grad():
         theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(tokens)).logits
     np.testing.assert_allclose(expected["logits"], theirs.numpy(), atol=1e-5)

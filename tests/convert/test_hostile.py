@@ -19,9 +19,9 @@ from small_model import CLIP, LLM, UNET, VAE
 
 from dreamjax.config import ClipTextConfig, DiffusionConfig, LlamaConfig, ModelConfig
 from dreamjax.convert import assemble, detect, importer, tensors
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats import clip, clip_text, huggingface, llama, official, stable_diffusion
-from dreamjax.convert.mapping import to_theirs
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.mapping import to_foreign
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -67,11 +67,11 @@ CONFIGS: dict[str, tuple[dict, Callable]] = {
 def test_a_config_of_other_types_and_sizes_is_read_or_named(kind):
     """What is read has sizes that a computer can count with, and is a setting of ours."""
     values, read = CONFIGS[kind]
-    read(Settings(values, "config.json"))
+    read(ForeignConfig(values, "config.json"))
     refused = 0
     for mutated in mutations(values):
         try:
-            read(Settings(mutated, "config.json"))
+            read(ForeignConfig(mutated, "config.json"))
         except ConfigError as error:
             one_line(error)
             refused += 1
@@ -116,7 +116,7 @@ def contents() -> dict[str, bytes]:
     weights = {
         name: value
         for path, shape in shapes.items()
-        for name, value in to_theirs(llama.table(config), path, np.zeros(shape, np.float32))
+        for name, value in to_foreign(llama.table(config), path, np.zeros(shape, np.float32))
     }
     settings = llama.write_config(config, "float32", {"bos": 1, "eos": 2, "pad": 0})
     return {"config.json": json.dumps(settings).encode(), "tokenizer.model": model, "model.safetensors": save(weights)}

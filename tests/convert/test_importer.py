@@ -18,9 +18,9 @@ from small_model import CLIP, LLM, UNET, VAE, leaves, parameters
 from dreamjax.api import DreamLLM
 from dreamjax.config import ModelConfig
 from dreamjax.convert import assemble, detect, exporter, importer
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats import clip, llama, official, stable_diffusion
-from dreamjax.convert.mapping import to_theirs
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.mapping import to_foreign
 from dreamjax.convert.tables import of
 from dreamjax.document.tokenizer import ADDED_TOKENS
 from dreamjax.errors import ConfigError
@@ -39,7 +39,7 @@ def write(
     arrays = {
         name: array.astype(dtype)
         for path in assemble.part_shapes(shapes, part)
-        for name, array in to_theirs(table, path, values[f"{part}/{path}"])
+        for name, array in to_foreign(table, path, values[f"{part}/{path}"])
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings))
@@ -84,7 +84,7 @@ def whole(leaf) -> np.ndarray:
 @pytest.mark.parametrize("new_rows", ["official", "mean"])
 def test_three_folders_make_a_dreamllm(folders, new_rows, shapes_tokenizer):
     plan = importer.make_plan([str(folders / name) for name in ("llm", "clip", "sd")], new_rows=new_rows)
-    old, new = plan.found[0].settings["llm"].vocab_size, shapes_tokenizer.size
+    old, new = plan.sources[0].settings["llm"].vocab_size, shapes_tokenizer.size
     assert plan.model.llm.vocab_size == new == old + 8 and plan.tokenizer == shapes_tokenizer
     assert (
         plan.model.diffusion.prediction == "v_prediction"
@@ -92,8 +92,8 @@ def test_three_folders_make_a_dreamllm(folders, new_rows, shapes_tokenizer):
         and plan.model.dtype == "float32"
     )
     assert {"visual_projector/linear/kernel", "condition_projector/linear/kernel", "dream_queries"} < set(plan.fresh)
-    assert f"llm/embed/embedding rows {old} to {new - 1} ({new_rows})" in plan.fresh and plan.found[2].notes == (
-        "left aside: safety_checker",
+    assert f"llm/embed/embedding rows {old} to {new - 1} ({new_rows})" in plan.fresh and plan.sources[2].notes == (
+        "not read: safety_checker",
     )
     given = load_file(folders / "llm" / "model.safetensors")
     for path, name in (("llm/embed/embedding", "model.embed_tokens.weight"), ("llm/head/kernel", "lm_head.weight")):
@@ -243,11 +243,11 @@ def test_what_would_change_the_numbers_is_refused_by_its_key(folders, tmp_path, 
 )
 def test_images_that_would_be_prepared_otherwise_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        clip.read_processor(Settings(clip.write_processor(CLIP) | change, "preprocessor_config.json"), CLIP)
+        clip.read_processor(ForeignConfig(clip.write_processor(CLIP) | change, "preprocessor_config.json"), CLIP)
 
 
 def test_defaults_of_what_a_file_leaves_out_are_the_libraries():
-    config = llama.read_config(Settings({"model_type": "llama"}, "x"))
+    config = llama.read_config(ForeignConfig({"model_type": "llama"}, "x"))
     assert (
         config.vocab_size,
         config.width,
@@ -257,14 +257,16 @@ def test_defaults_of_what_a_file_leaves_out_are_the_libraries():
         config.rope_theta,
     ) == (32000, 4096, 32, 2048, 1e-6, 1e4)
     assert (
-        llama.read_config(Settings({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "x")).rope_theta
+        llama.read_config(
+            ForeignConfig({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "x")
+        ).rope_theta
         == 5e5
     )
-    encoder = clip.read_config(Settings({"vision_config": {"hidden_size": 960}}, "x"))
+    encoder = clip.read_config(ForeignConfig({"vision_config": {"hidden_size": 960}}, "x"))
     assert (encoder.width, encoder.patch_size, encoder.heads, encoder.activation) == (960, 32, 12, "quick_gelu")
-    unet = stable_diffusion.read_unet(Settings({"sample_size": 64, "cross_attention_dim": 768}, "x"))
+    unet = stable_diffusion.read_unet(ForeignConfig({"sample_size": 64, "cross_attention_dim": 768}, "x"))
     assert unet == official.SD_1
-    schedule = stable_diffusion.read_schedule(Settings({}, "x"))
+    schedule = stable_diffusion.read_schedule(ForeignConfig({}, "x"))
     assert (
         schedule.timesteps,
         schedule.beta_schedule,

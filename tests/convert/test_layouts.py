@@ -192,7 +192,7 @@ def test_verify_ends_with_the_verdict(tmp_path):
     assert (
         table[1].startswith("llm           hidden")
         and table[1].endswith("differs")
-        and "2 of 2 differ; the limits are 0.0001" in table[3]
+        and "2 of 2 differ; the tolerances are 0.0001" in table[3]
     )
     assert not done.stderr.strip() or "Traceback" not in done.stderr
 

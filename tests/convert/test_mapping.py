@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from dreamjax.convert.assemble import whole
-from dreamjax.convert.mapping import Table, match, to_theirs
+from dreamjax.convert.assemble import definite_index
+from dreamjax.convert.mapping import Table, match, to_foreign
 from dreamjax.convert.tensors import from_array
 from dreamjax.errors import ConfigError
 
@@ -21,8 +21,8 @@ TABLE = Table(
         "norm/scale": "norm.weight",
     },
     layers=3,
-    old=((r"^block\.", "h."),),
-    left=(r"\.inv_freq$",),
+    old_names=((r"^block\.", "h."),),
+    ignored=(r"\.inv_freq$",),
 )
 SHAPES = {"embed": (5, 4), "layers/a/kernel": (3, 4, 6), "conv/kernel": (3, 3, 2, 4), "norm/scale": (4,)}
 THEIRS = {
@@ -45,7 +45,7 @@ def leaves(given: dict[str, np.ndarray]) -> dict:
 
 
 def read(leaf, index=None) -> np.ndarray:
-    return leaf.read(whole(index or (slice(None),) * len(leaf.shape), leaf.shape))
+    return leaf.read(definite_index(index or (slice(None),) * len(leaf.shape), leaf.shape))
 
 
 def test_layouts_are_turned_and_layers_stacked():
@@ -57,14 +57,14 @@ def test_layouts_are_turned_and_layers_stacked():
     back = {
         name: array
         for path, value in made.items()
-        for name, array in to_theirs(TABLE, path.removeprefix("part/"), value)
+        for name, array in to_foreign(TABLE, path.removeprefix("part/"), value)
     }
     assert back.keys() == given.keys()
     for name, array in back.items():
         np.testing.assert_array_equal(array, given[name], err_msg=name)
 
 
-def test_a_slice_of_a_leaf_is_the_slice_of_the_whole():
+def test_a_slice_of_a_leaf_is_the_slice_of_the_definite_index():
     for leaf in leaves(arrays()).values():
         index = tuple(slice(n // 3, n - n // 4) for n in leaf.shape)
         np.testing.assert_array_equal(read(leaf, index), read(leaf)[index])

@@ -9,9 +9,9 @@ import pytest
 
 from dreamjax.config import ClipConfig, ClipTextConfig, LlamaConfig, ModelConfig, UNetConfig, VaeConfig
 from dreamjax.convert import assemble, tables
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats import clip, clip_text, llama, official, stable_diffusion
-from dreamjax.convert.mapping import names_of, their_shape
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.mapping import foreign_names, torch_shape
 from dreamjax.convert.tensors import Tensor
 
 torch = pytest.importorskip("torch")
@@ -124,7 +124,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_names_and_shapes_map_to_ours_and_back(name):
     part, settings, make, read, expected = CASES[name]
-    config = read(Settings(settings, name))
+    config = read(ForeignConfig(settings, name))
     assert config == expected
     with torch.device("meta"):
         theirs = {key: tuple(value.shape) for key, value in make(settings).state_dict().items()}
@@ -154,7 +154,7 @@ def test_names_and_shapes_map_to_ours_and_back(name):
     back = {}
     for path, shape in assemble.part_shapes(shapes, part).items():
         one = shape[1:] if "{i}" in table.names[path] else shape
-        back |= {key: their_shape(path, one) for key in names_of(table, path)}
+        back |= {key: torch_shape(path, one) for key in foreign_names(table, path)}
     prefix = next(
         (p for p in ("vision_model.", "text_model.") if p in next(iter(back)) and p not in next(iter(theirs))), ""
     )

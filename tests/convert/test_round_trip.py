@@ -14,7 +14,7 @@ from etils import epath
 from small_model import CLIP, LLM, UNET, VAE, leaves, parameters
 
 from dreamjax.config import ClipTextConfig, DiffusionConfig, ModelConfig
-from dreamjax.convert import assemble, detect, exporter, importer, tables, verify
+from dreamjax.convert import assemble, detect, exporter, importer, tables, torch_reference, verify
 from dreamjax.convert.formats import official
 from dreamjax.convert.mapping import Leaf
 from dreamjax.document.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def save(folder: epath.Path, model: ModelConfig, tokenizer: Tokenizer, dtype=np.
     return values
 
 
-def read(plan: assemble.Plan) -> dict[str, np.ndarray]:
+def read(plan: assemble.ImportPlan) -> dict[str, np.ndarray]:
     return {path: whole(leaf) for path, leaf in plan.leaves.items()}
 
 
@@ -190,7 +190,7 @@ def test_each_device_reads_what_it_holds(made):
 def raw(made):
     """(model, parts as the Hugging Face exports have them)."""
     folder, model, _ = made
-    return model, {part: one for source in hub_folders(folder) for part, one in detect.read(source).raw.items()}
+    return model, {part: one for source in hub_folders(folder) for part, one in detect.read(source).raw_parts.items()}
 
 
 def test_transformers_and_diffusers_load_the_exports(made, raw):
@@ -211,7 +211,7 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
         assert not info["missing_keys"] and not info["mismatched_keys"], part
         if part != "clip":  # whose folder is that of both towers
             assert not info["unexpected_keys"], part
-        expected = verify.torch_module(part, model, raw[1]).state_dict()
+        expected = torch_reference.torch_module(part, model, raw[1]).state_dict()
         found = theirs.float().state_dict()
         assert found.keys() == expected.keys(), part
         for name, value in expected.items():
@@ -230,7 +230,7 @@ def test_verify_finds_our_numbers_and_torchs_the_same(made):
         assert row["ok"] and row["float32"] < 1e-5, row
         assert 1e-5 < row["bfloat16"] < 2.5 * row["torch_bfloat16"] + 1e-3, row
     words = verify.format_summary(rows).splitlines()
-    assert len(words) == len(rows) + 2 and words[-1].startswith("all the same; the limits are 0.0001 in float32")
+    assert len(words) == len(rows) + 2 and words[-1].startswith("all the same; the tolerances are 0.0001 in float32")
     json.dumps(rows)
 
 

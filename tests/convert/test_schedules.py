@@ -8,8 +8,8 @@ import inspect
 import numpy as np
 import pytest
 
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats.stable_diffusion import SCHEDULE_FIXED, SCHEDULERS, read_schedule, write_schedule
-from dreamjax.convert.settings import Settings
 from dreamjax.diffusion.schedules import alphas_cumprod
 from dreamjax.errors import ConfigError
 
@@ -38,7 +38,7 @@ def theirs(name: str, values: dict):
 
 
 def ours(name: str, values: dict):
-    return read_schedule(Settings({"_class_name": name, **values}, "scheduler_config.json"))
+    return read_schedule(ForeignConfig({"_class_name": name, **values}, "scheduler_config.json"))
 
 
 def without(key: str) -> dict:
@@ -73,7 +73,7 @@ def test_an_empty_file_gives_diffusers_noise_schedule(name):
     """Under a class's name alone; written out again and read, the same."""
     found = ours(name, {"clip_sample": False})
     np.testing.assert_allclose(alphas_cumprod(found), theirs(name, {}).alphas_cumprod.numpy(), rtol=2e-6)
-    assert read_schedule(Settings(write_schedule(found), "again")) == found
+    assert read_schedule(ForeignConfig(write_schedule(found), "again")) == found
 
 
 def test_null_is_false_where_diffusers_asks_if():

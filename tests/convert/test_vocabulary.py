@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from dreamjax.config import LlamaConfig
 from dreamjax.config.model import ModelConfig
 from dreamjax.convert import assemble, detect, importer, vocabulary
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats import llama
-from dreamjax.convert.mapping import to_theirs
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.mapping import to_foreign
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -38,7 +38,7 @@ def check(folder: pathlib.Path, rows: int, text_only: bool = True, **config) -> 
     added = vocabulary.listed(folder)
     tokenizer = detect.read_tokenizer(folder, rows, text_only)
     return vocabulary.check(
-        tokenizer, folder, added, Settings({"vocab_size": rows, **IDS, **config}, "llm/config.json")
+        tokenizer, folder, added, ForeignConfig({"vocab_size": rows, **IDS, **config}, "llm/config.json")
     )
 
 
@@ -182,7 +182,7 @@ def test_an_import_refuses_and_a_padded_one_says_so(tmp_path):
         tensors = {
             name: value
             for path, shape in shapes.items()
-            for name, value in to_theirs(llama.table(config), path, rng.normal(size=shape).astype(np.float32))
+            for name, value in to_foreign(llama.table(config), path, rng.normal(size=shape).astype(np.float32))
         }
         save_file(tensors, folder_of(tmp_path) / "model.safetensors")
         (tmp_path / "config.json").write_text(

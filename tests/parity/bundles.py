@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from goldens import name_of, recorded_file
 
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats import official
-from dreamjax.convert.settings import Settings
 from dreamjax.document.batch import Batch, Shape, empty_batch
 from dreamjax.document.tokenize import Slots
 from dreamjax.document.tokenizer import Tokenizer
@@ -101,10 +101,10 @@ class Bundle:
         """Of the timesteps that the release samples at; diffusers' default where its scheduler says none."""
         file, head = (
             "scheduler/scheduler_config.json",
-            Settings(self.settings["plugins_init_kwargs"]["stable_diffusion_head"], "config.json"),
+            ForeignConfig(self.settings["plugins_init_kwargs"]["stable_diffusion_head"], "config.json"),
         )
         home = official.find_component(self.path / "ckpt", head, "diffusion_name_or_path", file)
-        return Settings.of(home / file).get("timestep_spacing", "leading") if home else "leading"
+        return ForeignConfig.of(home / file).get("timestep_spacing", "leading") if home else "leading"
 
     def compare(self, file: str, module: str, ours: dict[str, np.ndarray], where: np.ndarray | None = None):
         """Compares all arrays of a file that COMPARED gives to a test module: `ours` must have each of them.

@@ -4,8 +4,8 @@ import dataclasses
 
 from dreamjax.config import ClipConfig
 from dreamjax.config.model import LAYERS, MOST
+from dreamjax.convert.foreign_config import LARGEST, ForeignConfig
 from dreamjax.convert.mapping import Table
-from dreamjax.convert.settings import LARGEST, Settings
 from dreamjax.errors import ConfigError
 
 LAYER = {
@@ -18,15 +18,15 @@ LAYER = {
     "layers/mlp/fc1": "encoder.layers.{i}.mlp.fc1",
     "layers/mlp/fc2": "encoder.layers.{i}.mlp.fc2",
 }
-VISION = {**LAYER, "pre_layernorm": "pre_layrnorm", "post_layernorm": "post_layernorm"}  # their spelling
+VISION = {**LAYER, "pre_layernorm": "pre_layrnorm", "post_layernorm": "post_layernorm"}  # transformers' spelling
 
 
 def pairs(modules: dict[str, str], prefix: str) -> dict[str, str]:
     """The names of the modules' weights and biases."""
     names = {}
-    for ours, theirs in modules.items():
-        names[f"{ours}/{'scale' if 'norm' in ours else 'kernel'}"] = f"{prefix}{theirs}.weight"
-        names[f"{ours}/bias"] = f"{prefix}{theirs}.bias"
+    for module, foreign_module in modules.items():
+        names[f"{module}/{'scale' if 'norm' in module else 'kernel'}"] = f"{prefix}{foreign_module}.weight"
+        names[f"{module}/bias"] = f"{prefix}{foreign_module}.bias"
     return names
 
 
@@ -36,8 +36,10 @@ NAMES = {
     "position_embedding": "vision_model.embeddings.position_embedding.weight",
     **pairs(VISION, "vision_model."),
 }
-OLD = ((r"^(?!vision_model\.|visual_projection\.)", "vision_model."),)  # what a bare vision transformer saves
-LEFT = (
+OLD_NAMES = (
+    (r"^(?!vision_model\.|visual_projection\.)", "vision_model."),
+)  # a vision transformer saved without its wrapper
+IGNORED = (
     r"\.position_ids$",
     r"^visual_projection\.weight$",
 )  # a projection into the space of texts belongs to the text tower here
@@ -45,42 +47,40 @@ LEFT = (
 
 def table(config: ClipConfig) -> Table:
     """The names of one encoder."""
-    return Table(NAMES, config.layers, OLD, LEFT)
+    return Table(NAMES, config.layers, OLD_NAMES, IGNORED)
 
 
-def read_config(settings: Settings, select_layer: int | None = None) -> ClipConfig:
-    """A config.json of a CLIPVisionModel or of a whole CLIPModel, with transformers' defaults for what it leaves
-    out.
-    """
+def read_config(settings: ForeignConfig, select_layer: int | None = None) -> ClipConfig:
+    """A config.json of a CLIPVisionModel or of a CLIPModel, with transformers' defaults for missing keys."""
     settings = tower(settings, "vision_config")
     settings.require({"num_channels": (3,), "hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_vision_model",)})
     try:
         return ClipConfig(
-            image_size=settings.whole("image_size", 224),
-            patch_size=settings.whole("patch_size", 32),
-            width=settings.whole("hidden_size", 768),
-            layers=settings.whole("num_hidden_layers", 12, most=LAYERS),
-            heads=settings.whole("num_attention_heads", 12),
-            ffn_width=settings.whole("intermediate_size", 3072),
+            image_size=settings.integer("image_size", 224),
+            patch_size=settings.integer("patch_size", 32),
+            width=settings.integer("hidden_size", 768),
+            layers=settings.integer("num_hidden_layers", 12, most=LAYERS),
+            heads=settings.integer("num_attention_heads", 12),
+            ffn_width=settings.integer("intermediate_size", 3072),
             layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
             activation=settings.get("hidden_act", "quick_gelu"),
-            select_layer=settings.whole("vision_feature_layer", -2, least=-MOST)
+            select_layer=settings.integer("vision_feature_layer", -2, least=-MOST)
             if select_layer is None
             else select_layer,
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
-def tower(settings: Settings, key: str) -> Settings:
-    """The vision_config or text_config of a whole CLIPModel, or the settings as they are where they are one tower's.
+def tower(settings: ForeignConfig, key: str) -> ForeignConfig:
+    """The vision_config or text_config of a CLIPModel; the settings themselves where they are those of one tower.
 
-    A vision_config_dict or text_config_dict beside it, which files of 2022 have, wins with the defaults for all that it
-    leaves out, as in transformers.
+    A vision_config_dict or text_config_dict beside it, which files of 2022 have, takes precedence, with defaults for
+    its missing keys, as in transformers.
     """
     if settings.get(older := f"{key}_dict") is not None:
-        return settings.inner(older)
-    return settings.inner(key) if key in settings.values else settings
+        return settings.section(older)
+    return settings.section(key) if key in settings.values else settings
 
 
 def write_config(config: ClipConfig) -> dict:
@@ -97,17 +97,17 @@ def write_config(config: ClipConfig) -> dict:
         "num_channels": 3,
         "hidden_act": config.activation,
         "layer_norm_eps": config.layer_norm_eps,
-        "vision_feature_layer": config.select_layer,  # LLaVA's name for it; transformers' CLIP passes over it
+        "vision_feature_layer": config.select_layer,  # LLaVA's name for it; transformers' CLIP ignores it
     }
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
-def read_processor(settings: Settings, config: ClipConfig) -> ClipConfig:
+def read_processor(settings: ForeignConfig, config: ClipConfig) -> ClipConfig:
     """The encoder with its image processor's mean and deviation.
 
-    ConfigError where pictures are prepared in another way than by `images.for_encoder`.
+    ConfigError where it prepares images differently from `images.for_encoder`.
     """
     settings.require({key: (True,) for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")})
     settings.require({"resample": (3,), "rescale_factor": (1 / 255,)})
@@ -116,7 +116,7 @@ def read_processor(settings: Settings, config: ClipConfig) -> ClipConfig:
         sides = [value.get(name) for name in names] if isinstance(value, dict) else [value]
         if any(isinstance(side, bool) or side != config.image_size for side in sides):
             raise ConfigError(
-                f"{settings.where}: {key}: {value!r:.80} is not the encoder's image_size = {config.image_size}"
+                f"{settings.location}: {key}: {value!r:.80} is not the encoder's image_size = {config.image_size}"
             )
     try:
         return dataclasses.replace(
@@ -125,15 +125,17 @@ def read_processor(settings: Settings, config: ClipConfig) -> ClipConfig:
             image_std=_three(settings, "image_std", config.image_std),
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
-def _three(settings: Settings, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _three(settings: ForeignConfig, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = settings.get(key, default)
     fits = (
         isinstance(value, list | tuple)
         and len(value) == 3
-        and all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in value)
+        and all(
+            isinstance(entry, int | float) and not isinstance(entry, bool) and abs(entry) < LARGEST for entry in value
+        )
     )
     if not fits or (key == "image_std" and min(value) <= 0):
         raise ConfigError(

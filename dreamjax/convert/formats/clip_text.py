@@ -2,9 +2,9 @@
 
 from dreamjax.config import ClipTextConfig
 from dreamjax.config.model import LAYERS
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.formats.clip import LAYER, pairs, tower
 from dreamjax.convert.mapping import Table
-from dreamjax.convert.settings import Settings
 from dreamjax.errors import ConfigError
 
 LEGACY_END = 2  # the eos_token_id of files from before it was right: the highest id is pooled instead
@@ -19,37 +19,37 @@ PROJECTIONS = {
     "visual_projection/kernel": "visual_projection.weight",
     "logit_scale": "logit_scale",
 }
-OLD = ((r"^(?!text_model\.|text_projection\.|visual_projection\.|logit_scale$)", "text_model."),)
-LEFT = (r"\.position_ids$",)
-LEFT_ALONE = (*LEFT, r"^text_projection\.weight$")  # of a tower that gives hidden states alone
+OLD_NAMES = ((r"^(?!text_model\.|text_projection\.|visual_projection\.|logit_scale$)", "text_model."),)
+IGNORED = (r"\.position_ids$",)
+IGNORED_WITHOUT_PROJECTION = (*IGNORED, r"^text_projection\.weight$")  # of a tower that returns hidden states alone
 
 
 def table(config: ClipTextConfig) -> Table:
     """The names of one text tower."""
     if config.projection_width:
-        return Table(NAMES | PROJECTIONS, config.layers, OLD, LEFT)
-    return Table(NAMES, config.layers, OLD, LEFT_ALONE)
+        return Table(NAMES | PROJECTIONS, config.layers, OLD_NAMES, IGNORED)
+    return Table(NAMES, config.layers, OLD_NAMES, IGNORED_WITHOUT_PROJECTION)
 
 
-def read_config(settings: Settings) -> ClipTextConfig:
-    """A config.json of a CLIPTextModel, or of a whole CLIPModel, whose projections then belong to it."""
+def read_config(settings: ForeignConfig) -> ClipTextConfig:
+    """A config.json of a CLIPTextModel, or of a CLIPModel with its projections."""
     projection = vision = 0
     if (text := tower(settings, "text_config")) is not settings:
         projection, vision = (
-            settings.whole("projection_dim", 512),
-            tower(settings, "vision_config").whole("hidden_size", 768),
+            settings.integer("projection_dim", 512),
+            tower(settings, "vision_config").integer("hidden_size", 768),
         )
         settings = text
     settings.require({"hidden_act": ("quick_gelu", "gelu"), "model_type": ("clip_text_model",)})
-    end = settings.whole("eos_token_id", 49407, least=0)
+    end = settings.integer("eos_token_id", 49407, least=0)
     try:
         return ClipTextConfig(
-            vocab_size=settings.whole("vocab_size", 49408),
-            positions=settings.whole("max_position_embeddings", 77),
-            width=settings.whole("hidden_size", 512),
-            layers=settings.whole("num_hidden_layers", 12, most=LAYERS),
-            heads=settings.whole("num_attention_heads", 8),
-            ffn_width=settings.whole("intermediate_size", 2048),
+            vocab_size=settings.integer("vocab_size", 49408),
+            positions=settings.integer("max_position_embeddings", 77),
+            width=settings.integer("hidden_size", 512),
+            layers=settings.integer("num_hidden_layers", 12, most=LAYERS),
+            heads=settings.integer("num_attention_heads", 8),
+            ffn_width=settings.integer("intermediate_size", 2048),
             layer_norm_eps=settings.number("layer_norm_eps", 1e-5),
             activation=settings.get("hidden_act", "quick_gelu"),
             end_token=None if end == LEGACY_END else end,
@@ -57,7 +57,7 @@ def read_config(settings: Settings) -> ClipTextConfig:
             vision_width=vision,
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
 def write_config(config: ClipTextConfig) -> dict:

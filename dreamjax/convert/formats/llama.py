@@ -6,8 +6,8 @@ import numpy as np
 
 from dreamjax.config import LlamaConfig
 from dreamjax.config.model import LAYERS
-from dreamjax.convert.mapping import Table, renamed
-from dreamjax.convert.settings import Settings
+from dreamjax.convert.foreign_config import ForeignConfig
+from dreamjax.convert.mapping import Table, current_name
 from dreamjax.convert.tensors import Tensor, Tensors
 from dreamjax.errors import ConfigError
 
@@ -27,18 +27,18 @@ NAMES = {
     "norm/scale": "model.norm.weight",
     "head/kernel": HEAD,
 }
-OLD = ((r"^(?!model\.|lm_head\.)", "model."),)  # a LlamaModel saved without its head around it
+OLD_NAMES = ((r"^(?!model\.|lm_head\.)", "model."),)  # a LlamaModel saved without its head around it
 ROWS = 4096  # of a matrix that are read at once
-LEFT = (r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
+IGNORED = (r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
 
 
 def table(config: LlamaConfig) -> Table:
     """The names of one model; with tied embeddings a head in the file is the embedding once more."""
-    return Table(NAMES, config.layers, OLD, LEFT + ((r"^lm_head\.weight$",) if config.tie_embeddings else ()))
+    return Table(NAMES, config.layers, OLD_NAMES, IGNORED + ((r"^lm_head\.weight$",) if config.tie_embeddings else ()))
 
 
-def read_config(settings: Settings) -> LlamaConfig:
-    """A config.json of model type llama (or dreamllm), with transformers' defaults for what it leaves out."""
+def read_config(settings: ForeignConfig) -> LlamaConfig:
+    """A config.json of model type llama (or dreamllm), with transformers' defaults for missing keys."""
     settings.require(
         {
             "model_type": ("llama", "dreamllm"),
@@ -49,57 +49,56 @@ def read_config(settings: Settings) -> LlamaConfig:
             "quantization_config": (),
         }
     )
-    heads, width = settings.whole("num_attention_heads", 32), settings.whole("hidden_size", 4096)
+    heads, width = settings.integer("num_attention_heads", 32), settings.integer("hidden_size", 4096)
     settings.require({"head_dim": (width // heads,)})
     rope_theta = settings.number("rope_theta", 10000.0)
     if settings.get("rope_parameters"):  # where transformers 5 keeps it
-        rope = settings.inner("rope_parameters")
+        rope = settings.section("rope_parameters")
         rope.require({"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1.0,)})
         rope_theta = rope.number("rope_theta", rope_theta)
     try:
         return LlamaConfig(
-            vocab_size=settings.whole("vocab_size", 32000),
+            vocab_size=settings.integer("vocab_size", 32000),
             width=width,
-            layers=settings.whole("num_hidden_layers", 32, most=LAYERS),
+            layers=settings.integer("num_hidden_layers", 32, most=LAYERS),
             heads=heads,
-            kv_heads=settings.whole("num_key_value_heads", heads),
-            ffn_width=settings.whole("intermediate_size", 11008),
-            max_positions=settings.whole("max_position_embeddings", 2048),
+            kv_heads=settings.integer("num_key_value_heads", heads),
+            ffn_width=settings.integer("intermediate_size", 11008),
+            max_positions=settings.integer("max_position_embeddings", 2048),
             rope_theta=rope_theta,
             rms_norm_eps=settings.number("rms_norm_eps", 1e-6),
             tie_embeddings=settings.flag("tie_word_embeddings", False),
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
-def settle_head(config: LlamaConfig, tensors: Tensors, where: str) -> tuple[LlamaConfig, Tensors, tuple[str, ...]]:
-    """(configuration, tensors, notes): tie_word_embeddings as the tensors have it, which is how transformers 5 loads
-    them.
+def resolve_head(config: LlamaConfig, tensors: Tensors, location: str) -> tuple[LlamaConfig, Tensors, tuple[str, ...]]:
+    """(configuration, tensors, notes) with tie_word_embeddings resolved from the tensors, as transformers 5 loads them.
 
-    With a head that differs from the embedding they are two parameters whatever config.json says; a tied model may
-    bring its one matrix under either name. ConfigError where an untied one has no head, which transformers would draw
-    at random.
+    A head that differs from the embedding is a parameter of its own, even if config.json sets tie_word_embeddings; a
+    tied model may store its one matrix under either name. ConfigError where an untied model has no head, which
+    transformers would initialise at random.
     """
-    by_name = {renamed(table(config), name): name for name in tensors}
+    by_name = {current_name(table(config), name): name for name in tensors}
     embedding, head = by_name.get(EMBEDDING), by_name.get(HEAD)
     if not config.tie_embeddings:
         if embedding and not head:
             raise ConfigError(
-                f"{where}: has no {HEAD}, and config.json does not say tie_word_embeddings: true, which "
+                f"{location}: has no {HEAD}, and config.json does not set tie_word_embeddings: true, which "
                 "it needs where the embedding is the head"
             )
         return config, tensors, ()
-    if head and not embedding:
+    if head is not None and embedding is None:
         return config, {**tensors, EMBEDDING: tensors[head]._replace(name=EMBEDDING)}, ()
-    if not head or _equal(tensors[embedding], tensors[head]):
+    if head is None or embedding is None or _equal(tensors[embedding], tensors[head]):
         return config, tensors, ()
     note = f"{HEAD} differs from {EMBEDDING}, so they are not tied (config.json says tie_word_embeddings: true)"
     return dataclasses.replace(config, tie_embeddings=False), tensors, (note,)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices hold the same numbers, a few rows of each in memory."""
+    """True where two matrices are equal; a few rows at a time are in memory."""
     if a.shape != b.shape or len(a.shape) != 2:
         return False
     parts = [(slice(begin, min(begin + ROWS, a.shape[0])), slice(None)) for begin in range(0, a.shape[0], ROWS)]

@@ -1,8 +1,8 @@
 """llama2.c's files (github.com/karpathy/llama2.c): a .bin of float32 weights behind seven integers, and a .bin of token
 pieces.
 
-The weights stand in a fixed order without names; they get those of LlamaForCausalLM here. Their rotary positions turn
-neighbouring entries of a head, ours entry i with i + C / 2: the rows of wq and wk are put in that order.
+The weights have a fixed order and no names; here they get those of LlamaForCausalLM. Their rotary embedding rotates
+neighbouring entries of a head, LlamaForCausalLM's rotates entries i and i + C / 2: the rows of wq and wk are permuted.
 """
 
 import math
@@ -17,13 +17,13 @@ from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 
 HEADER = struct.Struct("<7i")
-EPSILON = 1e-5  # of its RMSNorm, which the file does not say
+EPSILON = 1e-5  # of its RMSNorm, which is not in the file
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # kinds of sentencepiece's pieces
 BPE = 2
 
 
 def recognises(file: pathlib.Path) -> bool:
-    """Whether a file is as long as its first seven integers say."""
+    """True where a file has the length that its header of seven integers implies."""
     if not file.is_file() or file.stat().st_size < HEADER.size:
         return False
     try:
@@ -43,21 +43,21 @@ def read(file: pathlib.Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
             f"{file}: has {file.stat().st_size:,} bytes, and its header asks for {length:,}: is no llama2.c checkpoint"
         )
     mapped = np.memmap(file, np.float32, "r", HEADER.size)
-    tensors, at = {}, 0
+    tensors, offset = {}, 0
     for name, shape in layout:
         size = math.prod(shape)
-        array = mapped[at : at + size].reshape(shape)
-        at += size
+        array = mapped[offset : offset + size].reshape(shape)
+        offset += size
         for i in range(shape[0] if "{i}" in name else 1):
-            one = array[i] if "{i}" in name else array
-            tensor = from_array(name.replace("{i}", str(i)), one, file)
+            layer_array = array[i] if "{i}" in name else array
+            tensor = from_array(name.replace("{i}", str(i)), layer_array, file)
             heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
             tensors[tensor.name] = _half_split(tensor, heads) if heads else tensor
     return config, {name: tensor for name, tensor in tensors.items() if not name.startswith("freq_cis")}
 
 
 def _read_header(file: pathlib.Path) -> tuple[LlamaConfig, list[tuple[str, tuple[int, ...]]], int]:
-    """(configuration, names and shapes in their order, bytes of the whole file)."""
+    """(configuration, names and shapes in their order, bytes of the file)."""
     with open(file, "rb") as opened:
         width, ffn, layers, heads, kv_heads, vocab, positions = HEADER.unpack(opened.read(HEADER.size))
     try:
@@ -88,7 +88,7 @@ def _read_header(file: pathlib.Path) -> tuple[LlamaConfig, list[tuple[str, tuple
 
 
 def _half_split(tensor: Tensor, heads: int) -> Tensor:
-    """The rows of each head with its even entries first, then the odd ones."""
+    """Permutes the rows of each head: even entries first, then the odd ones."""
     rows = np.arange(tensor.shape[0]).reshape(heads, -1, 2).transpose(0, 2, 1).reshape(-1)
     return tensor._replace(read=lambda index: tensor.read((slice(None),))[rows[index[0]], index[1]])
 
@@ -100,20 +100,20 @@ def _half_split(tensor: Tensor, heads: int) -> Tensor:
 def read_tokenizer(file: pathlib.Path, vocab_size: int) -> Tokenizer:
     """llama2.c's vocabulary of pieces with scores as a tokenizer for text alone.
 
-    ConfigError where the file does not hold so many.
+    ConfigError where the file does not hold `vocab_size` pieces.
     """
-    data, at, pieces = file.read_bytes(), 4, []
+    data, offset, pieces = file.read_bytes(), 4, []
     try:
         for _ in range(vocab_size):
-            score, length = struct.unpack_from("<fi", data, at)
-            piece = data[at + 8 : at + 8 + length]
+            score, length = struct.unpack_from("<fi", data, offset)
+            piece = data[offset + 8 : offset + 8 + length]
             if length < 0 or len(piece) < length:
                 raise struct.error
             pieces.append((piece.decode("utf-8"), score))
-            at += 8 + length
+            offset += 8 + length
     except (struct.error, UnicodeDecodeError):
         raise ConfigError(f"{file}: is no llama2.c tokenizer of {vocab_size} pieces") from None
-    if at != len(data):
+    if offset != len(data):
         raise ConfigError(f"{file}: holds more than the model's {vocab_size} pieces")
     try:
         return Tokenizer.from_model(sentencepiece_model(pieces), {}, pad_token="<unk>")

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 from dreamjax.config import DiffusionConfig, UNetConfig, VaeConfig
 from dreamjax.config.model import LAYERS_PER_BLOCK
+from dreamjax.convert.foreign_config import ForeignConfig
 from dreamjax.convert.mapping import Table
-from dreamjax.convert.settings import Settings
 from dreamjax.errors import ConfigError
 
 # Attention layers of a VAE saved before diffusers 0.15.
 OLD_VAE = ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."), (r"\.proj_attn\.", ".to_out.0."))
 
-# Settings that change numbers and of which we compute one value; null and missing are diffusers' defaults, which are
-# among them.
+# Settings that change numbers, with the values that are supported; null and missing stand for diffusers' defaults,
+# which are supported.
 UNET_FIXED = {
     "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu",),
@@ -69,9 +69,8 @@ SCHEDULE_FIXED = {
     "use_flow_sigmas": (False,),
 }
 
-# What diffusers' classes take for keys that a file leaves out: what most of them do, and by class what differs. Classes
-# of other processes than this one (flow matching, EDM) are not among them. What a class has no key for is as if the
-# file said nothing of it.
+# Defaults of diffusers' classes for missing keys: those of most classes, then by class those that differ. Classes of
+# other processes (flow matching, EDM) are not listed. A key that a class does not have counts as missing.
 SCHEDULE_DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
@@ -105,15 +104,15 @@ SCHEDULERS: dict[str, dict] = {
 
 def unet_table(paths: Iterable[str]) -> Table:
     """The names of a U-Net with these parameters."""
-    return Table({path: their_name(path) for path in paths})
+    return Table({path: diffusers_name(path) for path in paths})
 
 
 def vae_table(paths: Iterable[str]) -> Table:
     """The names of an autoencoder with these parameters."""
-    return Table({path: their_name(path) for path in paths}, old=OLD_VAE)
+    return Table({path: diffusers_name(path) for path in paths}, old_names=OLD_VAE)
 
 
-def their_name(path: str) -> str:
+def diffusers_name(path: str) -> str:
     """`down_blocks_0/resnets_1/conv1/kernel` -> `down_blocks.0.resnets.1.conv1.weight`."""
     *modules, leaf = path.split("/")
     dotted = [
@@ -127,52 +126,52 @@ def their_name(path: str) -> str:
     return ".".join([*dotted, {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]])
 
 
-def read_unet(settings: Settings, sample_size: int | None = None) -> UNetConfig:
-    """A unet/config.json; `sample_size` in latents stands in for the file's own."""
+def read_unet(settings: ForeignConfig, sample_size: int | None = None) -> UNetConfig:
+    """A unet/config.json; `sample_size` in latents overrides the file's."""
     settings.require(UNET_FIXED)
-    channels = settings.wholes("block_out_channels", (320, 640, 1280, 1280))
+    channels = settings.integers("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
     down = settings.names("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
     up = settings.names("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     if len(down) != levels or not set(down) <= set(known):
         raise ConfigError(
-            f"{settings.where}: down_block_types: {list(down)} needs {levels} entries, each {' or '.join(known)}"
+            f"{settings.location}: down_block_types: {list(down)} needs {levels} entries, each {' or '.join(known)}"
         )
     mirrored = tuple(name.replace("Down", "Up") for name in reversed(down))
     if up != mirrored:
         raise ConfigError(
-            f"{settings.where}: up_block_types: {list(up)} does not mirror down_block_types; {list(mirrored)} would"
+            f"{settings.location}: up_block_types: {list(up)} does not mirror down_block_types; {list(mirrored)} would"
         )
     layers = set(settings.per_block("layers_per_block", 2, levels, LAYERS_PER_BLOCK))
     if len(layers) > 1 or set(settings.per_block("transformer_layers_per_block", 1, levels)) != {1}:
         raise ConfigError(
-            f"{settings.where}: layers_per_block and transformer_layers_per_block: need the same number "
+            f"{settings.location}: layers_per_block and transformer_layers_per_block: need the same number "
             "for all blocks, and 1 transformer layer"
         )
     contexts = set(settings.per_block("cross_attention_dim", 1280, levels))
     if len(contexts) > 1:
         raise ConfigError(
-            f"{settings.where}: cross_attention_dim: needs one width for all blocks, not {sorted(contexts)}"
+            f"{settings.location}: cross_attention_dim: needs one width for all blocks, not {sorted(contexts)}"
         )
     # What diffusers calls attention_head_dim is the number of heads, unless a file has the later key.
-    heads = settings.per_block("num_attention_heads", None, levels)
-    heads = settings.per_block("attention_head_dim", 8, levels) if heads is None else heads
+    heads_key = "attention_head_dim" if settings.get("num_attention_heads") is None else "num_attention_heads"
+    heads = settings.per_block(heads_key, 8, levels)
     try:
         return UNetConfig(
-            sample_size=sample_size or settings.whole("sample_size"),
-            in_channels=settings.whole("in_channels", 4),
-            out_channels=settings.whole("out_channels", 4),
+            sample_size=sample_size or settings.integer("sample_size"),
+            in_channels=settings.integer("in_channels", 4),
+            out_channels=settings.integer("out_channels", 4),
             block_channels=channels,
             layers_per_block=layers.pop(),
             cross_attention=tuple(known[name] for name in down),
             heads=heads,
             context_width=contexts.pop(),
-            norm_groups=settings.whole("norm_num_groups", 32),
+            norm_groups=settings.integer("norm_num_groups", 32),
             linear_projection=settings.flag("use_linear_projection", False),
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
 def write_unet(config: UNetConfig) -> dict:
@@ -205,29 +204,29 @@ def write_unet(config: UNetConfig) -> dict:
     }
 
 
-def read_vae(settings: Settings) -> VaeConfig:
+def read_vae(settings: ForeignConfig) -> VaeConfig:
     """A vae/config.json."""
     settings.require(VAE_FIXED)
-    channels = settings.wholes("block_out_channels", (64,))
+    channels = settings.integers("block_out_channels", (64,))
     settings.require(
         {
             "down_block_types": (("DownEncoderBlock2D",) * len(channels),),
             "up_block_types": (("UpDecoderBlock2D",) * len(channels),),
         }
     )
-    image_channels = settings.whole("in_channels", 3)
+    image_channels = settings.integer("in_channels", 3)
     settings.require({"out_channels": (image_channels,)})
     try:
         return VaeConfig(
             image_channels=image_channels,
-            latent_channels=settings.whole("latent_channels", 4),
+            latent_channels=settings.integer("latent_channels", 4),
             block_channels=channels,
-            layers_per_block=settings.whole("layers_per_block", 1, most=LAYERS_PER_BLOCK),
-            norm_groups=settings.whole("norm_num_groups", 32),
+            layers_per_block=settings.integer("layers_per_block", 1, most=LAYERS_PER_BLOCK),
+            norm_groups=settings.integer("norm_num_groups", 32),
             scaling_factor=settings.number("scaling_factor", 0.18215),
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
 def write_vae(config: VaeConfig, sample_size: int) -> dict:
@@ -251,32 +250,29 @@ def write_vae(config: VaeConfig, sample_size: int) -> dict:
     }
 
 
-def read_schedule(settings: Settings) -> DiffusionConfig:
-    """A scheduler_config.json.
-
-    The noise schedule alone, with the defaults of diffusers' class of that name for what it leaves out.
-    """
+def read_schedule(settings: ForeignConfig) -> DiffusionConfig:
+    """The noise schedule of a scheduler_config.json, with the defaults of its diffusers class for missing keys."""
     settings.require(SCHEDULE_FIXED | {"_class_name": tuple(SCHEDULERS)})
     name = settings.get("_class_name")
     defaults = SCHEDULE_DEFAULTS | SCHEDULERS.get(name, {})
     if settings.flag("clip_sample", defaults["clip_sample"]):
-        said = "true" if "clip_sample" in settings.values else f"is missing, which is true for a {name},"
+        value = "true" if "clip_sample" in settings.values else f"is missing, which is true for a {name},"
         raise ConfigError(
-            f"{settings.where}: clip_sample: {said} and not supported; false is, which "
+            f"{settings.location}: clip_sample: {value} and not supported; false is, which "
             "StableDiffusionPipeline itself sets: write it into the file"
         )
     try:
         return DiffusionConfig(
-            timesteps=settings.whole("num_train_timesteps", defaults["num_train_timesteps"]),
+            timesteps=settings.integer("num_train_timesteps", defaults["num_train_timesteps"]),
             beta_schedule=settings.text("beta_schedule", defaults["beta_schedule"]),
             beta_start=settings.number("beta_start", defaults["beta_start"]),
             beta_end=settings.number("beta_end", defaults["beta_end"]),
             prediction=settings.text("prediction_type", defaults["prediction_type"]),
-            steps_offset=settings.whole("steps_offset", defaults["steps_offset"], least=0),
+            steps_offset=settings.integer("steps_offset", defaults["steps_offset"], least=0),
             set_alpha_to_one=settings.flag("set_alpha_to_one", defaults["set_alpha_to_one"]),
         )
     except ConfigError as error:
-        raise ConfigError(f"{settings.where}: {error}") from None
+        raise ConfigError(f"{settings.location}: {error}") from None
 
 
 def write_schedule(config: DiffusionConfig) -> dict:

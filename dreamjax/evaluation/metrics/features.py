@@ -238,7 +238,7 @@ def towers(model: DreamLLM | None, folder: str = "") -> Towers | None:
         from dreamjax.convert import assemble, importer  # may need torch
 
         plan = importer.make_plan([folder], parts=("clip", "clip_text"))
-        where = plan.found[0].clip_tokenizers.get("clip_text")
+        where = plan.sources[0].clip_tokenizers.get("clip_text")
         if plan.model.clip is None or plan.model.clip_text is None or where is None:
             raise ConfigError(f"--clip: {folder} is not both towers of CLIP with vocab.json and merges.txt")
         return Towers(dreamllm.build(plan.model), assemble.materialise(plan.leaves), clip_tokenizer.load(where))
