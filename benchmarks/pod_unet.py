@@ -68,7 +68,7 @@ def measured(attention: str, slice_: topology.Topology, mesh, cache: epath.Path)
             "fits": False,
             "ms_per_picture": None,
         }
-    _, facts = report.measured(compiled, slice_, report.coordinates(mesh))
+    _, facts = report.measured(compiled, report.Target(slice_, mesh))
     return {
         "attention": attention,
         "pictures": PICTURES,

@@ -1,10 +1,11 @@
-"""What the commands share: flags that end in one clear line when they are wrong, and errors that do the same."""
+"""Shared by the commands: wrong flags and user errors end with one clear line and status 2."""
 
 import errno
 import os
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -14,10 +15,9 @@ from dreamjax.errors import ConfigError, UserError, printable
 VERIFY = flags.DEFINE_bool(
     "verify_checksums",
     True,
-    "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time "
-    "with a huge one.",
+    "Compare each array of a model that is read with its checksum; --noverify_checksums saves the time for a huge one.",
 )
-MENDABLE = (UserError, OSError)  # what a user can mend; the rest are faults of the program
+MENDABLE = (UserError, OSError)  # errors that a user can mend; others are bugs
 
 NO_ROOM = (
     errno.ENOSPC,
@@ -27,11 +27,11 @@ NO_ROOM = (
 )  # a full disk, a quota, a limit, a disk that has failed
 
 
-def patience_for_fake_devices():
+def patience_for_fake_devices() -> None:
     """Lets several CPU devices (--xla_force_host_platform_device_count) wait for each other on a machine of few cores.
 
     To be called before the first array. XLA's thread pool is as large as NPROC says, else as the machine has cores, and
-    collectives that wait on each other can fill a small one for ever; and it gives a late device only 40 seconds.
+    collectives that wait on each other can deadlock a small one; and it waits only 40 seconds for a late device.
     """
     set_flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" in set_flags:
@@ -40,9 +40,8 @@ def patience_for_fake_devices():
             os.environ["XLA_FLAGS"] = f"{set_flags} --xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 
-def run(name: str, main: Callable[[], int | None]):
-    """Parses the flags and runs `main`; what a user can mend ends with one line on stderr and status 2."""
-
+def run(name: str, main: Callable[[], int | None]) -> None:
+    """Parses the flags and runs `main`; an error that a user can mend ends with one line on stderr and status 2."""
     logging.set_verbosity(logging.WARNING)
     patience_for_fake_devices()
 
@@ -50,32 +49,28 @@ def run(name: str, main: Callable[[], int | None]):
         try:
             rest = flags.FLAGS(with_experiment_files(argv))
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-                flags.FLAGS["config"].value.lock()  # a file that did not load says so only when it is touched
+                flags.FLAGS["config"].value.lock()  # raises here if the file did not load
         except SystemExit:  # --help, which absl ends with status 1
             sys.exit(0)
         except flags.Error as error:
             _stop(name, f"--config: {_raised(error)}" if "Error whilst parsing config file" in str(error) else error)
-        except (
-            Exception
-        ) as error:  # raised by a config file, which is the user's program, or by an override that fits it not
+        except Exception as error:  # of any type: raised by the config file, a program of the user, or by an override
             _stop(name, f"--config: {_reason(error)}")
         if len(rest) > 1:
             _stop(name, f"{rest[1]!r} is not a flag; see --help")
         return rest
 
-    def guarded(_):
-        logging.get_absl_handler().addFilter(
-            lambda record: no_room(record.exc_info and record.exc_info[1]) is None
-        )  # said once, at the end
+    def guarded(_: list[str]) -> None:
+        # A full disk is reported once, at the end.
+        logging.get_absl_handler().addFilter(lambda record: no_room(record.exc_info and record.exc_info[1]) is None)
         try:
             sys.exit(main())
         except Exception as error:
             full = no_room(error)
             if full is None and not isinstance(error, MENDABLE):
                 raise
-            if full is not None and not isinstance(
-                error, OSError
-            ):  # from threads of Orbax, which would print a traceback each on the way out
+            if full is not None and not isinstance(error, OSError):
+                # From threads of Orbax, which would each print a traceback at exit.
                 _print(name, full)
                 sys.stdout.flush()
                 os._exit(2)
@@ -98,10 +93,7 @@ def with_experiment_files(argv: list[str]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """The gist of what ml_collections raises.
-
-    It wraps errors in each other and tells of a file's failure on the last line.
-    """
+    """The reason in an error of ml_collections, which nests errors and has a file's failure on the last line."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error.args[0]) if error.args else type(error).__name__
@@ -111,19 +103,19 @@ def _reason(error: Exception) -> str:
 
 
 def _raised(error: BaseException) -> str:
-    """What a config file raised first: ml_collections and absl wrap it, with its whole trace in their words."""
+    """The first error of a config file, out of those of ml_collections and absl that wrap it with its trace."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """The line that says that a disk is full, where that is what an error or one of its causes is about.
+    """The line for a full disk, where an error or one of its causes is about that; else None.
 
-    Libraries that write by threads of their own, as Orbax and tensorstore do, raise it as a ValueError in whose text
-    the system's words stand.
+    Libraries that write in threads, as Orbax and tensorstore do, raise it as a ValueError that quotes the system's
+    message.
     """
-    known = set()
+    known: set[int] = set()
     while error is not None and id(error) not in known:
         known.add(id(error))
         if isinstance(error, OSError):
@@ -134,17 +126,17 @@ def no_room(error: BaseException | None) -> str | None:
         if number in NO_ROOM:
             place = f"{path}: " if path else ""
             return (
-                f"{place}{os.strerror(number)}; what was whole stays whole, and when there is room the same "
+                f"{place}{os.strerror(number)}; complete files stay complete, and when there is room the same "
                 "command goes on from there"
             )
         error = error.__cause__ or error.__context__
     return None
 
 
-def _stop(name: str, error: Exception | str):
+def _stop(name: str, error: Exception | str) -> NoReturn:
     _print(name, error)
     sys.exit(2)
 
 
-def _print(name: str, error: Exception | str):
+def _print(name: str, error: Exception | str) -> None:
     print(f"{name}: {printable(str(error))}", file=sys.stderr, flush=True)

@@ -1,15 +1,15 @@
-"""Every error that is raised on purpose, and how messages become one line.
+"""All errors that are raised on purpose, and the formatting of messages as one line.
 
-A UserError is what a user can mend: commands print its one line (what, where, what to do) and end with status 2.
+A user can mend a UserError: commands print its one line (problem, location, remedy) and end with status 2.
 """
 
 LINE = 2000  # characters of a message
-GIST = 200  # of a library's words within one
-DETAIL = 300  # characters kept of what is wrong with a record: it may quote a whole file
+GIST = 200  # of a library's message quoted in one
+DETAIL = 300  # characters of the detail about a record, which may quote a file
 
 
 class UserError(Exception):
-    """What a user can mend; the message is one line that says what is wrong, where, and what to do."""
+    """An error that a user can mend; the message is one line with problem, location and remedy."""
 
 
 class ConfigError(UserError, ValueError):
@@ -21,14 +21,11 @@ class RunStopped(UserError, RuntimeError):
 
 
 class SourceError(UserError, ValueError):
-    """A source that cannot be read as a whole: what, where, and what to do, in one line."""
+    """A source that cannot be read at all; the message is one line with problem, location and remedy."""
 
 
 class BadImage(UserError, ValueError):
-    """A picture that cannot be used.
-
-    The message is one line: which picture, and why. `reason` is a fixed phrase to count by.
-    """
+    """An image that cannot be used; the message is one line with its name, `reason` a fixed phrase to count by."""
 
     def __init__(self, message: str, reason: str = "bad image"):
         super().__init__(message, reason)  # both as arguments, so that it travels between processes
@@ -41,8 +38,8 @@ class BadImage(UserError, ValueError):
 class BadRecord(ValueError):
     """One record that cannot be used.
 
-    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", and `detail`
-    says more of this one. The message is one line of the three.
+    `name` is the record's (file and place in it), `reason` a fixed phrase to count by, such as "bad JSON", `detail`
+    the specific problem. The message is one line of the three.
     """
 
     def __init__(self, name: str, reason: str, detail: str = ""):
@@ -66,7 +63,7 @@ class OutsideFolder(ValueError):
 
 
 class Unreadable(OSError):
-    """A file that cannot be read, or not as it was; `reason` is a fixed phrase to count by."""
+    """A file that cannot be read, or that has changed; `reason` is a fixed phrase to count by."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -80,7 +77,7 @@ class Unreadable(OSError):
 def printable(text: str) -> str:
     """The text as one line for a terminal or a log.
 
-    Other people's names may be endless, or hold line ends, escapes of terminals and half characters.
+    Foreign names may be very long, or contain line ends, terminal escapes and lone surrogates.
     """
     line = " ".join(text[: 2 * LINE].split())
     line = line if len(line) <= LINE else f"{line[:LINE]} ..."
@@ -92,6 +89,6 @@ def printable(text: str) -> str:
 
 
 def gist(error: BaseException) -> str:
-    """What a library's error says, as part of a message: in one line, not long; its type where it says nothing."""
+    """A library's error as part of a message: one short line; its type where it has no text."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= GIST else f"{words[:GIST]}..."

@@ -72,7 +72,7 @@ def main() -> int:
     mesh = planned_mesh(config.mesh) if DRY_RUN.value else make_mesh(config.mesh)
     parts = dreamllm.build(config.model)
     shapes = jax.eval_shape(lambda: init(config, parts))
-    where = shardings(*shapes, mesh, config.whole)
+    where = shardings(*shapes, mesh, config.replicated)
     facts = report.summary(config, mesh, *shapes, where)
     multihost.print_on_host0(report.format_summary(facts))
     if DRY_RUN.value:

@@ -1,13 +1,13 @@
-"""How long a compiled step may take: the compiler's schedule with its own cycle counts, walked in order, and a model of
+"""Estimated duration of a compiled step: a walk through the compiler's schedule with its cycle counts, and a model of
 the network.
 
-An estimate, never checked on hardware: for comparing designs. What is assumed stands in ASSUMPTIONS and is printed with
-it.
+An estimate for comparing designs, never checked on hardware. ASSUMPTIONS are printed with it.
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 from dreamjax.compile_tpu import hlo
 from dreamjax.compile_tpu.hlo import Instruction, Module
@@ -46,7 +46,7 @@ FREE = {
 
 @dataclasses.dataclass
 class Cost:
-    """What one run of a computation costs; loops inside count as often as they turn."""
+    """The cost of one run of a computation; nested loops count once per iteration."""
 
     seconds: float = 0.0  # of the schedule, waiting included
     waiting: float = 0.0  # for collectives, part of `seconds`
@@ -54,15 +54,56 @@ class Cost:
     flops: float = 0.0
     hbm_bytes: float = 0.0
     network: float = 0.0  # seconds that the links are busy
-    collectives: dict = dataclasses.field(default_factory=dict)  # (kind, asynchronous) -> [count, bytes]
+    collectives: dict[tuple[str, bool], list] = dataclasses.field(
+        default_factory=dict
+    )  # (kind, asynchronous) -> [count, bytes]
 
-    def add(self, other: "Cost", times: int = 1):
+    def add(self, other: "Cost", times: int = 1) -> None:
+        """Adds `times` runs of another computation."""
         for name in ("seconds", "waiting", "kernels", "flops", "hbm_bytes", "network"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for key, (count, size) in other.collectives.items():
-            mine = self.collectives.setdefault(key, [0, 0.0])
-            mine[0] += times * count
-            mine[1] += times * size
+            sums = self.collectives.setdefault(key, [0, 0.0])
+            sums[0] += times * count
+            sums[1] += times * size
+
+
+@dataclasses.dataclass
+class _Schedule:
+    """The state of a walk through one computation's schedule."""
+
+    types: dict[str, hlo.Shapes]  # of the results, by instruction
+    cost: Cost = dataclasses.field(default_factory=Cost)
+    clock: float = 0.0  # when the core is free
+    # when the links of a slice, and those between slices, are free
+    links: dict[str, float] = dataclasses.field(default_factory=lambda: {"within": 0.0, "between": 0.0})
+    ends: dict[str, float] = dataclasses.field(default_factory=dict)  # of started collectives, by channel
+    # channels already counted: a collective may be spread over several fusions
+    channels: set[str] = dataclasses.field(default_factory=set)
+
+    def run_nested(self, cost: Cost) -> None:
+        """Runs a loop, branch or call, during which the links are idle at the end."""
+        self.cost.add(cost)
+        self.clock += cost.seconds
+        self.links = {links: max(end, self.clock) for links, end in self.links.items()}
+
+    def start(self, collective: hlo.Collective, asynchronous: bool, links: str, seconds: float) -> None:
+        """Starts a collective on the named links, and waits for it unless it is asynchronous."""
+        self.channels.add(collective.channel)
+        count = self.cost.collectives.setdefault((collective.kind, asynchronous), [0, 0.0])
+        count[0] += 1
+        count[1] += collective.bytes
+        self.cost.network += seconds
+        self.ends[collective.channel] = self.links[links] = max(self.clock, self.links[links]) + seconds
+        if not asynchronous:
+            self.cost.waiting += self.links[links] - self.clock
+            self.clock = self.links[links]
+
+    def wait_for(self, channel: str) -> None:
+        """Waits until the collective of a channel ends."""
+        end = self.ends.get(channel, self.clock)
+        self.cost.waiting += max(end - self.clock, 0.0)
+        self.clock = max(end, self.clock)
 
 
 class Walk:
@@ -72,127 +113,118 @@ class Walk:
 
     def __init__(self, module: Module, topology: Topology, coordinates: list[tuple[int, ...]]):
         self.module, self.topology, self.coordinates = module, topology, coordinates
-        self.known: dict[str, Cost] = {}
+        self.costs: dict[str, Cost] = {}
         self.largest: hlo.Collective | None = None
 
     def cost(self, computation: str) -> Cost:
-        if computation not in self.known:
-            self.known[computation] = self._run(computation)
-        return self.known[computation]
+        """The cost of one run of a computation, cached."""
+        if computation not in self.costs:
+            self.costs[computation] = self._run(computation)
+        return self.costs[computation]
 
     def _run(self, computation: str) -> Cost:
-        """The schedule from top to bottom.
-
-        `clock` is when the core is free, `free` when the links of a slice and those between slices are.
-        """
-        cost, clock, free = Cost(), 0.0, {"within": 0.0, "between": 0.0}
-        ends: dict[str, float] = {}  # when a started collective is through
-        seen: set[str] = set()  # channels already counted: a collective may be spread over several fusions
+        """Walks the schedule of a computation in order."""
         instructions = self.module.computations[computation]
-        types = {one.name: one.shapes for one in instructions}
-        for one in instructions:
-            if one.opcode in FREE:
+        schedule = _Schedule({instruction.name: instruction.shapes for instruction in instructions})
+        for instruction in instructions:
+            if instruction.opcode in FREE:
                 continue
-            if one.opcode in ("while", "conditional", "call"):
-                inner = self._nested(one)
-                cost.add(inner)
-                clock += inner.seconds
-                free = {links: max(end, clock) for links, end in free.items()}
+            if instruction.opcode in ("while", "conditional", "call"):
+                schedule.run_nested(self._nested(instruction))
                 continue
-            found = hlo.collective_of(self.module, computation, one, len(self.coordinates))
-            if found is None and not one.opcode.endswith("-done"):
-                clock += self._compute(one, types, cost)
-                continue
-            if found is not None and found.channel not in seen:
-                seen.add(found.channel)
-                took = self._network_seconds(found)
-                if self.largest is None or found.bytes > self.largest.bytes:
-                    self.largest = found
-                asynchronous = (
-                    one.opcode == "recv"
-                    or one.opcode.endswith("-start")
-                    or one.name.startswith("async-collective-start")
+            collective = hlo.collective_of(self.module, computation, instruction, len(self.coordinates))
+            self._advance(schedule, instruction, collective)
+            if instruction.name.startswith("async-collective-done") or instruction.opcode.endswith("-done"):
+                schedule.wait_for(
+                    collective.channel if collective else self._started_channel(instruction, instructions)
                 )
-                key = (found.kind, asynchronous)
-                count = cost.collectives.setdefault(key, [0, 0.0])
-                count[0] += 1
-                count[1] += found.bytes
-                cost.network += took
-                links = "between" if self._slices(found) > 1 else "within"
-                ends[found.channel] = free[links] = max(clock, free[links]) + took
-                if not asynchronous:
-                    cost.waiting += free[links] - clock
-                    clock = free[links]
-            elif found is not None and one.opcode == "fusion" and not one.name.startswith("async-collective"):
-                clock += self._compute(one, types, cost)  # a step of computation with a piece of a collective in it
-            if one.name.startswith("async-collective-done") or one.opcode.endswith("-done"):
-                channel = found.channel if found else self._channel_behind(one, instructions)
-                end = ends.get(channel, clock)
-                cost.waiting += max(end - clock, 0.0)
-                clock = max(end, clock)
-        cost.seconds = clock
-        return cost
+        schedule.cost.seconds = schedule.clock
+        return schedule.cost
 
-    def _nested(self, one: Instruction) -> Cost:
-        cost = Cost()
-        if one.opcode == "while":
-            cost.add(self.cost(one.attribute("body")), hlo.trip_count(self.module, one))
-        elif one.opcode == "call":
-            cost.add(self.cost(one.attribute("to_apply")))
-        else:
-            branches = (
-                re.findall(r"%([\w.\-]+)", re.search(r"branch_computations=\{([^}]*)\}", one.rest)[1])
-                if "branch_computations" in one.rest
-                else [one.attribute("true_computation"), one.attribute("false_computation")]
+    def _advance(self, schedule: "_Schedule", instruction: Instruction, collective: hlo.Collective | None) -> None:
+        """Adds one instruction, which may be or hold a collective, to the schedule."""
+        if collective is None:
+            if not instruction.opcode.endswith("-done"):
+                schedule.clock += self._compute(instruction, schedule.types, schedule.cost)
+            return
+        if collective.channel not in schedule.channels:
+            if self.largest is None or collective.bytes > self.largest.bytes:
+                self.largest = collective
+            asynchronous = (
+                instruction.opcode == "recv"
+                or instruction.opcode.endswith("-start")
+                or instruction.name.startswith("async-collective-start")
             )
-            cost.add(max((self.cost(branch) for branch in branches), key=lambda one: one.seconds))
+            links = "between" if self._slices(collective) > 1 else "within"
+            schedule.start(collective, asynchronous, links, self._network_seconds(collective))
+        elif instruction.opcode == "fusion" and not instruction.name.startswith("async-collective"):
+            # A step of computation with a piece of a collective in it.
+            schedule.clock += self._compute(instruction, schedule.types, schedule.cost)
+
+    def _nested(self, instruction: Instruction) -> Cost:
+        cost = Cost()
+        if instruction.opcode == "while":
+            cost.add(self.cost(instruction.attribute("body") or ""), hlo.trip_count(self.module, instruction))
+        elif instruction.opcode == "call":
+            cost.add(self.cost(instruction.attribute("to_apply") or ""))
+        else:
+            listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+            names = ("true_computation", "false_computation")
+            branches = (
+                re.findall(r"%([\w.\-]+)", listed[1])
+                if listed
+                else [instruction.attribute(name) or "" for name in names]
+            )
+            cost.add(max((self.cost(branch) for branch in branches), key=lambda branch: branch.seconds))
         return cost
 
-    def _channel_behind(self, one: Instruction, instructions) -> str:
-        """The channel of the start that a done ends."""
+    def _started_channel(self, instruction: Instruction, instructions: Sequence[Instruction]) -> str:
+        """The channel of the start instruction that a done instruction waits for."""
         by_name = {start.name: start for start in instructions}
-        start = by_name.get(one.operands[0]) if one.operands else None
-        found = re.search(r"channel_id=(\d+)", start.rest) if start else None
-        return found[1] if found else one.operands[0] if one.operands else ""
+        start = by_name.get(instruction.operands[0]) if instruction.operands else None
+        match = re.search(r"channel_id=(\d+)", start.rest) if start else None
+        return match[1] if match else instruction.operands[0] if instruction.operands else ""
 
-    def _compute(self, one: Instruction, types: dict, cost: Cost) -> float:
+    def _compute(self, instruction: Instruction, types: dict[str, hlo.Shapes], cost: Cost) -> float:
         """Seconds of an instruction that computes; its FLOPs and bytes go to `cost`."""
         chip = self.topology.chip
-        size = hlo.bytes_of(one.shapes) + sum(hlo.bytes_of(types.get(name, ())) for name in one.operands)
-        if one.opcode == "custom-call":
-            if "tpu_custom_call" not in one.rest:
+        size = hlo.bytes_of(instruction.shapes) + sum(
+            hlo.bytes_of(types.get(name, ())) for name in instruction.operands
+        )
+        if instruction.opcode == "custom-call":
+            if "tpu_custom_call" not in instruction.rest:
                 return 0.0
-            flops = kernel_flops(one, types)
+            flops = kernel_flops(instruction, types)
             seconds = max(flops / (KERNEL_SHARE * chip.tflops * 1e12), size / (chip.hbm_gbytes * 1e9))
             cost.kernels += seconds
         else:
-            flops = self._matmuls(one, types)
-            seconds = one.cycles / (chip.clock_ghz * 1e9) or size / (chip.hbm_gbytes * 1e9)
+            flops = self._matmuls(instruction, types)
+            seconds = instruction.cycles / (chip.clock_ghz * 1e9) or size / (chip.hbm_gbytes * 1e9)
         cost.flops += flops
         cost.hbm_bytes += size
         return seconds
 
-    def _matmuls(self, one: Instruction, types: dict) -> float:
-        if one.opcode in ("convolution", "dot"):
-            return hlo.matmul_flops(one, types)
-        if one.opcode != "fusion":
+    def _matmuls(self, instruction: Instruction, types: dict[str, hlo.Shapes]) -> float:
+        if instruction.opcode in ("convolution", "dot"):
+            return hlo.matmul_flops(instruction, types)
+        if instruction.opcode != "fusion":
             return 0.0
-        inside = self.module.computations.get(one.attribute("calls"), ())
-        inner = {each.name: each.shapes for each in inside}
-        return sum(self._matmuls(each, inner) for each in inside)
+        inside = self.module.computations.get(instruction.attribute("calls") or "", ())
+        inner = {nested.name: nested.shapes for nested in inside}
+        return sum(self._matmuls(nested, inner) for nested in inside)
 
-    def _slices(self, found: hlo.Collective) -> int:
-        """How many slices a collective joins."""
-        return len({self.coordinates[n][0] for n in found.group})
+    def _slices(self, collective: hlo.Collective) -> int:
+        """The number of slices that a collective joins."""
+        return len({self.coordinates[n][0] for n in collective.group})
 
-    def _network_seconds(self, found: hlo.Collective) -> float:
+    def _network_seconds(self, collective: hlo.Collective) -> float:
         """Time on the links: a ring over every torus axis that the group spans, or the network between slices."""
-        members, slices = [self.coordinates[n] for n in found.group], self._slices(found)
+        members, slices = [self.coordinates[n] for n in collective.group], self._slices(collective)
         n = slices if slices > 1 else len(members)
         if n < 2:
             return 0.0
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0, "one-to-one": 1.0}.get(
-            found.kind, (n - 1) / n
+            collective.kind, (n - 1) / n
         )
         chip, speed = self.topology.chip, DCN_GBYTES if slices > 1 else 0.0
         if slices == 1:
@@ -203,28 +235,28 @@ class Walk:
                     gap = min(gap, side - gap)
                 speed += chip.link_gbytes * device_layout.links(len(places), gap, side, wraps)
         return (
-            share * found.bytes / (speed * 1e9) if speed else 0.0
+            share * collective.bytes / (speed * 1e9) if speed else 0.0
         )  # 0: the first pair of a permutation may be a chip with itself
 
 
-def kernel_flops(one: Instruction, types: dict) -> float:
+def kernel_flops(instruction: Instruction, types: dict[str, hlo.Shapes]) -> float:
     """FLOPs of a splash attention kernel from its operands' shapes, whole blocks behind a causal diagonal left out; 0
     for other kernels.
 
     Of the package's kernels those that know segments are causal, and the others are not (models/attention.py).
     """
-    name = re.match(r"splash_m[hq]a_(fwd|dq|dkv)(_segmented)?", one.name)
+    name = re.match(r"splash_m[hq]a_(fwd|dq|dkv)(_segmented)?", instruction.name)
     if not name:
         return 0.0
     heads = [
         shape
-        for operand in one.operands
+        for operand in instruction.operands
         for kind, shape in types.get(operand, ())
         if len(shape) in (3, 4) and kind in ("bf16", "f32", "f16")
     ]
     *batch, length, width = heads[0]
     keys = heads[1][-2]
-    block = re.search(r'block_q(?:_dkv|_dq)?\\?": (\d+)', one.rest)
+    block = re.search(r'block_q(?:_dkv|_dq)?\\?": (\d+)', instruction.rest)
     blocks = length // int(block[1]) if block else 1
     visible = (blocks + 1) / (2 * blocks) if name[2] else 1.0
     return KERNEL_PRODUCTS[name[1]] * 2.0 * math.prod(batch) * length * keys * width * visible

@@ -1,14 +1,15 @@
-"""FLOPs of a step by formula: what the model needs, whatever a program computes twice, pads or leaves empty.
+"""FLOPs of a step by formula: those that the model needs, without recomputation, padding or empty slots.
 
 A multiply-add counts 2. Only matrix products and convolutions count. The backward pass costs a product as much again as
-the forward pass for the gradient of its input, and once more for that of its weights where they train. Axes as in
-DESIGN's legend.
+the forward pass for the gradient of its input, and once more for that of its weights where they train. The axis
+letters are those of docs/architecture.md.
 """
 
 import dataclasses
 from collections.abc import Iterator
 
 from dreamjax.config import ClipConfig, LlamaConfig, RunConfig, UNetConfig, VaeConfig
+from dreamjax.config.validation import require_present
 from dreamjax.document.batch import shape_of
 
 
@@ -27,13 +28,11 @@ class Work:
 
     @property
     def forward(self) -> float:
+        """All FLOPs of the forward pass."""
         return self.weights + self.scores
 
     def backward(self, trained: bool) -> float:
-        """Of the gradient to the input.
-
-        With that to the weights where they are `trained`. A product of two inputs has two gradients.
-        """
+        """FLOPs of the gradients of the inputs, and of the weights where they are `trained`."""
         return self.weights * (2 if trained else 1) + self.scores * 2
 
 
@@ -48,7 +47,7 @@ def attention(queries: float, keys: float, width: int) -> Work:
 
 
 def llama_layer(config: LlamaConfig, length: int) -> Work:
-    """One decoder layer over a row that holds one document."""
+    """One decoder layer over a row with one document."""
     kv = config.kv_heads * (config.width // config.heads)
     projections = linear(length, config.width, 2 * config.width + 2 * kv)
     return (
@@ -59,7 +58,7 @@ def llama_layer(config: LlamaConfig, length: int) -> Work:
 
 
 def clip_image(config: ClipConfig) -> Work:
-    """One picture up to the selected hidden state."""
+    """One image up to the selected hidden state."""
     tokens, width = config.patches + 1, config.width
     layer = (
         linear(tokens, width, 4 * width)
@@ -104,12 +103,12 @@ def _unet_transformer(config: UNetConfig, side: int, width: int, queries: int) -
 
 
 def unet_layers(config: UNetConfig, queries: int) -> Iterator[tuple[Work, bool]]:
-    """(work, whether it reads the condition itself) of the layers in order, for one picture."""
+    """(work, True where it reads the condition) of the layers in order, for one image."""
     side, first, time = config.sample_size, config.block_channels[0], 4 * config.block_channels[0]
     yield linear(1, first, time) + linear(1, time, time) + conv(side, config.in_channels, first), False
     skips, width = [first], first
 
-    def block(level: int, inputs: int, with_transformer: bool):
+    def block(level: int, inputs: int, with_transformer: bool) -> Iterator[tuple[Work, bool]]:
         channels = config.block_channels[level]
         yield _resnet(side, inputs, channels, time), False
         if with_transformer:
@@ -140,22 +139,19 @@ def unet_layers(config: UNetConfig, queries: int) -> Iterator[tuple[Work, bool]]
 
 
 def unet_image(config: UNetConfig, queries: int) -> Work:
-    """The U-Net's forward pass for one picture."""
+    """The U-Net's forward pass for one image."""
     return sum((work for work, _ in unet_layers(config, queries)), Work())
 
 
-def unet_behind_condition(config: UNetConfig, queries: int) -> Work:
-    """What of it stands behind the first layer that reads the condition.
-
-    A gradient to the condition goes through no more.
-    """
+def unet_after_condition(config: UNetConfig, queries: int) -> Work:
+    """The part of the forward pass from the first layer that reads the condition on: all that its gradient passes."""
     layers = list(unet_layers(config, queries))
     first = next((i for i, (_, reads) in enumerate(layers) if reads), len(layers))
     return sum((work for work, _ in layers[first:]), Work())
 
 
 def vae_encoder_image(config: VaeConfig, size: int) -> Work:
-    """The VAE's encoder for one picture of `size` pixels a side."""
+    """The VAE's encoder for one image of `size` pixels a side."""
     side, width = size, config.block_channels[0]
     total = conv(side, config.image_channels, width)
     for level, channels in enumerate(config.block_channels):
@@ -176,39 +172,56 @@ def step_flops(config: RunConfig, trained: set[str]) -> dict[str, float]:
     `trained` names the parts with trained weights.
     """
     model, shape = config.model, shape_of(config)
-    rows, inputs, targets = shape.groups * shape.rows, shape.groups * shape.inputs, shape.groups * shape.targets
-    encoded = bool(config.data.train[0].encoded)
-
-    def both(work, part):
-        return work.forward + work.backward(part in trained)
-
-    targets = targets if config.loss.image_weight else 0
-    work = {"llm": rows * both(llama_layer(model.llm, shape.length) * model.llm.layers, "llm")}
+    llm = require_present(model.llm, "config.model.llm")
+    rows, inputs = shape.groups * shape.rows, shape.groups * shape.inputs
+    targets = shape.groups * shape.targets if config.loss.image_weight else 0
+    work = {"llm": rows * _both_passes(llama_layer(llm, shape.length) * llm.layers, "llm" in trained)}
     if config.loss.lm_weight:
-        work["head"] = rows * both(linear(shape.length, model.llm.width, model.llm.vocab_size), "llm")
+        work["head"] = rows * _both_passes(linear(shape.length, llm.width, llm.vocab_size), "llm" in trained)
+    encoded = bool(config.data.train[0].encoded)
     if inputs:
-        clip = clip_image(model.clip)
-        work["clip"] = inputs * (clip.forward + (clip.backward(True) if "clip" in trained else 0)) * (not encoded)
-        projector = linear(model.clip.patches, model.clip.width, model.llm.width)
-        if model.visual_projector == "mlp":
-            projector += linear(model.clip.patches, model.llm.width, model.llm.width)
-        work["visual_projector"] = inputs * (
-            projector.forward
-            + projector.weights * ("visual_projector" in trained)
-            + projector.weights * ("clip" in trained)
-        )
+        work |= _input_image_flops(config, llm, inputs, trained, encoded)
     if targets:
-        work["condition_projector"] = targets * both(
-            linear(model.dream_queries, model.llm.width, model.unet.context_width), "condition_projector"
-        )
-        unet = unet_image(model.unet, model.dream_queries)
-        backward = (
-            unet.backward(True)
-            if "unet" in trained
-            else unet_behind_condition(model.unet, model.dream_queries).backward(False)
-        )
-        work["unet"] = targets * (unet.forward + backward)
-        if model.vae:
-            vae = vae_encoder_image(model.vae, model.decoder_size)
-            work["vae"] = targets * (vae.forward + (vae.backward(True) if "vae" in trained else 0)) * (not encoded)
+        work |= _target_image_flops(config, llm, targets, trained, encoded)
+    return work
+
+
+def _both_passes(work: Work, trained: bool) -> float:
+    return work.forward + work.backward(trained)
+
+
+def _input_image_flops(
+    config: RunConfig, llm: LlamaConfig, images: int, trained: set[str], encoded: bool
+) -> dict[str, float]:
+    """FLOPs of CLIP, unless its outputs are `encoded` in the data, and of the visual projector."""
+    clip = require_present(config.model.clip, "config.model.clip")
+    encoder = clip_image(clip)
+    projector = linear(clip.patches, clip.width, llm.width)
+    if config.model.visual_projector == "mlp":
+        projector += linear(clip.patches, llm.width, llm.width)
+    gradients = ("visual_projector" in trained) + ("clip" in trained)
+    return {
+        "clip": images * (encoder.forward + (encoder.backward(True) if "clip" in trained else 0)) * (not encoded),
+        "visual_projector": images * (projector.forward + projector.weights * gradients),
+    }
+
+
+def _target_image_flops(
+    config: RunConfig, llm: LlamaConfig, images: int, trained: set[str], encoded: bool
+) -> dict[str, float]:
+    """FLOPs of the condition projector, the U-Net and the VAE's encoder, unless its outputs are `encoded`."""
+    model = config.model
+    unet = require_present(model.unet, "config.model.unet")
+    projector = linear(model.dream_queries, llm.width, unet.context_width)
+    forward = unet_image(unet, model.dream_queries)
+    backward = (
+        forward.backward(True) if "unet" in trained else unet_after_condition(unet, model.dream_queries).backward(False)
+    )
+    work = {
+        "condition_projector": images * _both_passes(projector, "condition_projector" in trained),
+        "unet": images * (forward.forward + backward),
+    }
+    if model.vae:
+        vae = vae_encoder_image(model.vae, model.decoder_size)
+        work["vae"] = images * (vae.forward + (vae.backward(True) if "vae" in trained else 0)) * (not encoded)
     return work

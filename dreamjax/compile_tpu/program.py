@@ -1,6 +1,4 @@
-"""Programs lowered from shapes alone and compiled for devices that are not at hand, with what the compiler says of
-them kept on disk.
-"""
+"""Programs lowered from shapes alone and compiled ahead of time for absent devices, with a cache of the results."""
 
 import dataclasses
 import gzip
@@ -10,6 +8,7 @@ import re
 import sys
 import time
 import zlib
+from typing import Any
 
 import jax
 import jaxlib
@@ -26,20 +25,20 @@ from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
 from dreamjax.training.step import jit_train_step
 
-IDS = SpecialIds(bos=1, dream_start=3, im_patch=4)  # which ids they are changes no shape
+IDS = SpecialIds(bos=1, dream_start=3, im_patch=4)  # shapes do not depend on the ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler gave: the scheduled module and bytes of one device."""
+    """The result of compiling: the scheduled module and bytes of one device."""
 
     text: str
     arguments: int  # bytes, as are the next four
     results: int
-    aliased: int  # results that take the place of arguments
+    aliased: int  # results that reuse the memory of arguments
     temporary: int
     code: int
-    seconds: float  # that compiling took, when it was done
+    seconds: float  # that compiling took
 
     @property
     def peak(self) -> int:
@@ -47,33 +46,27 @@ class Compiled:
         return self.arguments + self.results - self.aliased + self.temporary + self.code
 
 
-def placed(tree, where):
-    """Shapes with shardings, to lower for."""
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """The shapes of a tree with shardings, to lower for."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
 
 
 def lower_train_step(
-    config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], where: tuple[State, dict], mesh: Mesh
+    config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], shardings: tuple[State, dict], mesh: Mesh
 ) -> jax.stages.Lowered:
-    """The step of `dreamjax.train`, lowered for a mesh without data or weights.
-
-    Shapes and shardings of (state, frozen).
-    """
+    """The step of `dreamjax.train`, lowered for a mesh from the shapes and shardings of (state, frozen)."""
     rows = NamedSharding(mesh, ROWS)
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):
-        return jit_train_step(config, parts, IDS, where, mesh).lower(
-            *placed(shapes, where), placed(batch, jax.tree.map(lambda _: rows, batch))
+        return jit_train_step(config, parts, IDS, shardings, mesh).lower(
+            *with_shardings(shapes, shardings), with_shardings(batch, jax.tree.map(lambda _: rows, batch))
         )
 
 
 def too_large(error: jax.errors.JaxRuntimeError) -> float:
-    """GiB of a device that a program would need which the compiler gave up for that.
-
-    Raises the error where it is another one.
-    """
+    """GiB of a device that a program would need, from the compiler's error; raises another error again."""
     used = re.search(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm", str(error))
     if not used:
         raise error
@@ -81,9 +74,9 @@ def too_large(error: jax.errors.JaxRuntimeError) -> float:
 
 
 def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Compiled:
-    """Compiles, or reads what an earlier call with the same program, options and versions has kept in `cache`.
+    """Compiles, or reads from `cache` the result for the same program, options and versions.
 
-    The compilation cache of jax cannot do that: it does not read programs back for devices that are not there.
+    JAX's own compilation cache cannot load programs for absent devices.
     """
     versions = f"{jax.__version__} {jaxlib.__version__} {json.dumps(TPU_OPTIONS)}"
     entry = (
@@ -97,13 +90,18 @@ def compile_cached(lowered: jax.stages.Lowered, cache: epath.Path | None) -> Com
         except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
             print(f"{entry}: damaged ({gist(error)}), compiled anew", file=sys.stderr, flush=True)
     began = time.monotonic()
-    program = lowered.compile()
-    memory = program.memory_analysis()
-    done = Compiled(
-        program.as_text(), memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes, memory.generated_code_size_in_bytes, time.monotonic() - began,
-    )  # fmt: skip
+    executable = lowered.compile()
+    memory: Any = executable.memory_analysis()  # the compiler for TPUs always returns it, and the module's text
+    result = Compiled(
+        text=executable.as_text() or "",
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        seconds=time.monotonic() - began,
+    )
     if entry is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(entry, gzip.compress(json.dumps(dataclasses.asdict(done)).encode()))
-    return done
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(entry, gzip.compress(json.dumps(dataclasses.asdict(result)).encode()))
+    return result

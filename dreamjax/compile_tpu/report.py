@@ -1,22 +1,36 @@
-"""What a compiled training step needs of a slice, as facts and in words."""
+"""Report of a compiled training step: memory, FLOPs, estimated time, as facts and as text."""
 
+import dataclasses
 import re
+from collections.abc import Iterable
+from typing import Any
+
+from jax.sharding import Mesh
 
 from dreamjax.compile_tpu import checks, estimate, flops, hlo
 from dreamjax.compile_tpu.program import Compiled
-from dreamjax.compile_tpu.topology import PICTURE_TILE, Topology
+from dreamjax.compile_tpu.topology import IMAGE_TILE, Topology
 from dreamjax.config import RunConfig
 
 GIB = 2**30
 
 
-def coordinates(mesh) -> list[tuple[int, ...]]:
-    """Where each partition's chip lies: its slice, then its place in the torus."""
-    return [(getattr(device, "slice_index", 0) or 0, *device.coords) for device in mesh.devices.flat]
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The slice that a program is compiled for, and the mesh over its devices."""
+
+    topology: Topology
+    mesh: Mesh
+
+    @property
+    def coordinates(self) -> list[tuple[int, ...]]:
+        """By partition: the slice of its chip, then the chip's coordinates in the torus."""
+        devices: Iterable[Any] = self.mesh.devices.flat  # of TPUs, which have coordinates
+        return [(getattr(device, "slice_index", 0) or 0, *device.coords) for device in devices]
 
 
 def basics(config: RunConfig, topology: Topology, summary: dict) -> dict:
-    """What is known before compiling; `summary` is that of training/report.py."""
+    """The facts that are known before compiling; `summary` is that of training/report.py."""
     trained = {name for name in summary["parameters"] if name in summary["trained_parts"]}
     work = flops.step_flops(config, trained)
     return {
@@ -30,7 +44,7 @@ def basics(config: RunConfig, topology: Topology, summary: dict) -> dict:
         "length": summary["length"],
         "input_slots": summary["input_slots"],
         "target_slots": summary["target_slots"],
-        "pictures_at_once": summary["target_slots"]
+        "images_at_once": summary["target_slots"]
         // (config.accumulate * config.loss.image_chunks * topology.chips // summary["mesh"]["tensor"]),
         "model_tflops": sum(work.values()) / topology.chips / 1e12,
         "model_tflops_by_part": {name: value / topology.chips / 1e12 for name, value in work.items()},
@@ -38,26 +52,26 @@ def basics(config: RunConfig, topology: Topology, summary: dict) -> dict:
 
 
 def memory(compiled: Compiled, bytes_per_device: dict) -> dict:
-    """GiB of one device by kind; the arguments that are no parameters are the batch."""
-    held = {
+    """GiB of one device by kind; arguments other than the state and the frozen parameters are the batch."""
+    sizes = {
         "parameters": bytes_per_device["trainable"] + bytes_per_device["average"],
         "frozen": bytes_per_device["frozen"],
         "optimiser": bytes_per_device["optimiser"],
     }
-    held |= {
-        "batch": max(compiled.arguments - sum(held.values()), 0),
+    sizes |= {
+        "batch": max(compiled.arguments - sum(sizes.values()), 0),
         "activations": compiled.temporary,
         "code": compiled.code,
     }
-    return {name: size / GIB for name, size in held.items()} | {"peak": compiled.peak / GIB}
+    return {name: size / GIB for name, size in sizes.items()} | {"peak": compiled.peak / GIB}
 
 
-def measured(compiled: Compiled, topology: Topology, places: list[tuple[int, ...]]) -> tuple[hlo.Module, dict]:
-    """The module, and time, FLOPs and collectives of one run of it."""
+def measured(compiled: Compiled, target: Target) -> tuple[hlo.Module, dict]:
+    """(module, facts): time, FLOPs and collectives of one run."""
     module = hlo.parse(compiled.text)
-    walk = estimate.Walk(module, topology, places)
+    walk = estimate.Walk(module, target.topology, target.coordinates)
     cost = walk.cost(module.entry)
-    chip = topology.chip
+    chip = target.topology.chip
     collectives = [
         {"kind": kind, "asynchronous": asynchronous, "count": count, "gib": size / GIB}
         for (kind, asynchronous), (count, size) in sorted(cost.collectives.items())
@@ -86,18 +100,17 @@ def measured(compiled: Compiled, topology: Topology, places: list[tuple[int, ...
 
 def of_step(
     config: RunConfig,
-    topology: Topology,
-    mesh,
+    target: Target,
     compiled: Compiled,
     facts: dict,
     bytes_per_device: dict,
     trees: tuple[dict, dict],
 ) -> dict:
     """The report of a compiled step; `facts` are its basics, `trees` the shapes of (trainable, frozen)."""
-    module, found = measured(compiled, topology, coordinates(mesh))
+    module, measurements = measured(compiled, target)
     hbm = memory(compiled, bytes_per_device)
-    whole = {part for part in trees[1] if any(re.search(pattern, f"{part}/") for pattern in config.whole)}
-    findings = checks.run(module, *trees, whole, topology.chips, mesh.shape["tensor"])
+    replicated = {part for part in trees[1] if any(re.search(pattern, f"{part}/") for pattern in config.replicated)}
+    findings = checks.run(module, *trees, replicated, target.topology.chips, target.mesh.shape["tensor"])
     return (
         facts
         | {
@@ -106,17 +119,18 @@ def of_step(
             "hbm_share": hbm["peak"] / facts["hbm_limit_gib"],
             "hbm_gib": hbm,
         }
-        | found
+        | measurements
         | {
-            "recompute_ratio": found["xla_tflops"] / facts["model_tflops"],
-            "mfu_estimate": facts["model_tflops"] / (found["step_seconds_estimate"] * facts["peak_tflops_per_chip"]),
+            "recompute_ratio": measurements["xla_tflops"] / facts["model_tflops"],
+            "mfu_estimate": facts["model_tflops"]
+            / (measurements["step_seconds_estimate"] * facts["peak_tflops_per_chip"]),
             "checks": findings,
         }
     )
 
 
 def too_large(facts: dict, used_gib: float, seconds: float) -> dict:
-    """The report of a step that the compiler gave up since it does not fit."""
+    """The report of a step that does not fit, so that the compiler stopped."""
     missing = dict.fromkeys(("xla_tflops", "step_seconds_estimate", "mfu_estimate"))
     share = used_gib / facts["hbm_limit_gib"]
     return (
@@ -134,23 +148,23 @@ def too_large(facts: dict, used_gib: float, seconds: float) -> dict:
 
 
 def _at_once(images: int) -> str:
-    """How many pictures a chip denoises at once, and what that leaves empty."""
-    left = -images % PICTURE_TILE
-    return f"{images} pictures on a chip" + (
-        f" in the time of {images + left}: a multiple of {PICTURE_TILE} would leave nothing empty" if left else ""
+    """The number of images that a chip denoises at once, and the empty places of its tile."""
+    empty = -images % IMAGE_TILE
+    return f"{images} images on a chip" + (
+        f" in the time of {images + empty}: a multiple of {IMAGE_TILE} would leave nothing empty" if empty else ""
     )
 
 
 def format_summary(report: dict) -> str:
-    """The report for a person to read."""
+    """The report as text."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     lines = [
         f"slice         {report['slices']} x {report['topology']}: {report['chips']} chips of "
         f"{report['peak_tflops_per_chip']} TFLOP/s, {report['hbm_limit_gib']} GiB",
         f"mesh          {mesh}",
-        f"a step        {report['rows']} rows of {report['length']} tokens, {report['input_slots']} seen "
-        f"and {report['target_slots']} dreamed slots",
-        f"at once       {_at_once(report['pictures_at_once'])}",
+        f"a step        {report['rows']} rows of {report['length']} tokens, {report['input_slots']} input "
+        f"and {report['target_slots']} target image slots",
+        f"at once       {_at_once(report['images_at_once'])}",
         f"HBM           {report['hbm_peak_gib']:.2f} of {report['hbm_limit_gib']} GiB a chip "
         f"({report['hbm_share']:.1%}): {'fits' if report['fits'] else 'DOES NOT FIT'}",
     ]
@@ -167,9 +181,9 @@ def format_summary(report: dict) -> str:
             *(f"              assumed: {line}" for line in report["assumptions"]),
             "collectives",
             *(
-                f"              {one['kind']:20s} {one['count']:6d} {one['gib']:10.2f} GiB  "
-                f"{'asynchronous' if one['asynchronous'] else 'waited for'}"
-                for one in report["collectives"]
+                f"              {entry['kind']:20s} {entry['count']:6d} {entry['gib']:10.2f} GiB  "
+                f"{'asynchronous' if entry['asynchronous'] else 'waited for'}"
+                for entry in report["collectives"]
             ),
         ]
     for name, facts in report.get("sampling", {}).items():

@@ -1,18 +1,15 @@
-"""The steps of sampling on a slice.
-
-A token written for one document on each shard of the rows, a denoising step with guidance.
-"""
+"""The steps of sampling on a slice: one token for a document on each shard of the rows, denoising with guidance."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dreamjax.compile_tpu import program, report
-from dreamjax.compile_tpu.topology import Topology
 from dreamjax.config import RunConfig
+from dreamjax.config.validation import require_present
+from dreamjax.diffusion import samplers
 from dreamjax.models import dreamllm
 from dreamjax.models.llama import init_cache
 from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS
@@ -22,15 +19,16 @@ from dreamjax.sampling.options import Options
 from dreamjax.training.state import cast
 
 
-def reports(config: RunConfig, topology: Topology, mesh, cache: epath.Path | None) -> dict[str, dict]:
+def reports(config: RunConfig, target: report.Target, cache: epath.Path | None) -> dict[str, dict]:
     """Memory and estimated time of each step, by name.
 
-    `write` is of one token for every document, `denoise` of all steps of a picture.
+    `write` samples one token for every document, `denoise` runs all steps of an image.
     """
     parts = dreamllm.build(config.model)
     params = jax.eval_shape(lambda: cast(dreamllm.init(parts, jax.random.key(0)), config.model.dtype))
-    where = parameter_shardings(params, mesh, config.whole)
-    params = program.placed(params, where)
+    mesh = target.mesh
+    shardings = parameter_shardings(params, mesh, config.replicated)
+    params = program.with_shardings(params, shardings)
     documents = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def rows(tree, axis=0):
@@ -58,30 +56,30 @@ def reports(config: RunConfig, topology: Topology, mesh, cache: epath.Path | Non
             options = Options()
             noise = jax.ShapeDtypeStruct((documents, *denoise.latent_shape(config.model, options)), jnp.float32)
             context = jax.ShapeDtypeStruct(
-                (2, documents, config.model.dream_queries, config.model.unet.context_width),
+                (2, documents, config.model.dream_queries, parts.unet.config.context_width),
                 jnp.dtype(config.model.dtype),
             )
 
             def denoise_step(params, context, progress, keys, drawing):
                 return denoise.denoise(parts, params, context, progress, drawing, keys, None, 0, options.num_steps)
 
-            progress, keys = denoise.Progress(noise, noise), jax.eval_shape(lambda: _keys(documents))
+            progress, keys = jax.eval_shape(samplers.begin, noise), jax.eval_shape(lambda: _keys(documents))
             drawing = denoise.drawing(config.model, options)
             used = {name: params[name] for name in params if name == "unet"}
             jitted = jax.jit(denoise_step, donate_argnums=2, compiler_options=TPU_OPTIONS)
             lowered["denoise"] = jitted.lower(used, rows(context, 1), rows(progress), rows(keys), drawing)
-    found = {}
+    results = {}
     for name, program_ in lowered.items():
         compiled = program.compile_cached(program_, cache)
-        _, facts = report.measured(compiled, topology, report.coordinates(mesh))
-        found[name] = {
+        _, facts = report.measured(compiled, target)
+        results[name] = {
             "documents": documents,
             "hbm_peak_gib": compiled.peak / report.GIB,
-            "fits": compiled.peak / report.GIB <= topology.chip.hbm_gib,
+            "fits": compiled.peak / report.GIB <= target.topology.chip.hbm_gib,
             "seconds_estimate": facts["step_seconds_estimate"],
             "compile_seconds": compiled.seconds,
         }
-    return found
+    return results
 
 
 def _keys(documents: int) -> jax.Array:
@@ -89,7 +87,7 @@ def _keys(documents: int) -> jax.Array:
 
 
 def _state(config: RunConfig, documents: int) -> decode.State:
-    llm, zeros = config.model.llm, jnp.zeros(documents, jnp.int32)
+    llm, zeros = require_present(config.model.llm, "config.model.llm"), jnp.zeros(documents, jnp.int32)
     cache = init_cache(llm, documents, llm.max_positions, jnp.dtype(config.model.dtype))
     words = jnp.zeros((documents, llm.vocab_size))
     return decode.State(
@@ -107,18 +105,17 @@ def _state(config: RunConfig, documents: int) -> decode.State:
 
 
 def _settings(config: RunConfig, documents: int) -> decode.Settings:
-    def limit():
-        return np.zeros(documents, np.int32)
-
-    number, count = np.float32, np.int32
+    llm = require_present(config.model.llm, "config.model.llm")
+    number, count = jnp.float32, jnp.int32
+    limits = jnp.zeros(documents, count)
     return decode.Settings(
         number(0),
         count(0),
         number(1),
         number(1),
-        limit(),
-        limit(),
-        limit(),
-        np.zeros(config.model.llm.vocab_size, bool),
-        count(config.model.llm.max_positions),
+        limits,
+        limits,
+        limits,
+        jnp.zeros(llm.vocab_size, bool),
+        count(llm.max_positions),
     )

@@ -1,4 +1,4 @@
-"""TPU slices by name, `v4:4x4x8`: their devices for the compiler, and what their chips can do.
+"""TPU slices by name, `v4:4x4x8`: their devices for the compiler, and the figures of their chips.
 
 The compiler for TPUs runs on any machine with libtpu (`pip install "jax[tpu]"`). Names count chips along each side of
 the torus; cloud names such as v4-128 count cores.
@@ -37,9 +37,8 @@ CHIPS = {
     "v6e": Chip(918, 32, 1640, 90, 2, 1.75),
 }
 DCN_GBYTES = 6.25  # per chip, between slices
-# Feature maps lie in the registers with so many pictures beside each other: convolutions of nine pictures take as long
-# as of sixteen.
-PICTURE_TILE = 8
+# Feature maps are tiled over so many images: convolutions of nine images take as long as of sixteen.
+IMAGE_TILE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +48,12 @@ class Topology:
     name: str
     chip: Chip
     shape: tuple[int, ...]
-    wraps: tuple[bool, ...]  # whether the last chip of a side is linked with the first
+    wraps: tuple[bool, ...]  # True where the last chip of a side is linked with the first
     slices: int
 
     @property
     def chips(self) -> int:
+        """The number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
 
@@ -74,25 +74,24 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """The slice's devices, one a chip, to compile for.
-
-    ConfigError without libtpu or where the compiler knows no such slice.
-    """
+    """The slice's devices, one per chip, to compile for; ConfigError without libtpu or for an unknown slice."""
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             '--topology: the compiler for TPUs is missing; pip install "jax[tpu]" brings it (libtpu), no TPU is needed'
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud what machine this is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is opened that only one process may have
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened
     options = {"chip_config_name": "megacore"} if topology.chip.megacore else {}
     wrap = (*topology.wraps, False, False)[:3]
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, wrap=wrap, num_slices=topology.slices, **options
         )
     except Exception as error:  # raised by the plugin, of whatever type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"--topology: the compiler knows no {topology.name!r}: {reason}") from None
-    if len(found.devices) != topology.chips:
-        raise ConfigError(f"--topology: {topology.name!r} has {len(found.devices)} devices for {topology.chips} chips")
-    return list(found.devices)
+    if len(description.devices) != topology.chips:
+        raise ConfigError(
+            f"--topology: {topology.name!r} has {len(description.devices)} devices for {topology.chips} chips"
+        )
+    return list(description.devices)

@@ -242,6 +242,7 @@ class InitFrom:
         require(self.new_rows in ("fresh", "mean"), "new_rows", f"{self.new_rows!r} is neither fresh nor mean")
 
 
+@renamed(whole="replicated")
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One training run: what `python -m dreamjax.train` does."""
@@ -251,10 +252,8 @@ class RunConfig:
     optim: OptimConfig
     loss: LossConfig = LossConfig()
     mesh: MeshConfig = MeshConfig()
-    whole: tuple[
-        str, ...
-        # patterns of frozen parameters that every device of the mesh holds whole: memory for the time of their gathers
-    ] = ()
+    # patterns of frozen parameters to replicate instead of shard: trades HBM for fewer all-gathers
+    replicated: tuple[str, ...] = ()
     init_from: tuple[InitFrom, ...] = ()
     seed: int = 0
     total_steps: int = 1000
@@ -296,8 +295,8 @@ class RunConfig:
             "profile_to",
             f"{self.profile_to} is before profile_from = {self.profile_from}",
         )
-        for pattern in self.whole:
-            require_pattern(pattern, "whole")
+        for pattern in self.replicated:
+            require_pattern(pattern, "replicated")
         require(self.model.llm is not None, "model.llm", "is what a run trains around; it cannot be absent")
         rows, context = self.data.rows_per_group, self.model.llm.max_positions
         divides = self.batch_size % (rows * self.accumulate) == 0

@@ -2,7 +2,7 @@
 
     x_(t-1) = keep x_t + estimate x0(x_t) + before x0(x_(t+1)) + noise z
 
-x0 is the picture that the U-Net's prediction stands for. A plan holds the four weights and the timestep of each step;
+x0 is the image that the U-Net's prediction implies. A plan holds the four weights and the timestep of each step;
 it is an array argument of the loop, so no choice of sampler, spacing, eta or number of steps compiles anything anew.
 """
 
@@ -21,22 +21,22 @@ Array = jax.Array
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace")
-TINY = 1e-12  # for a prediction that is the same everywhere
+TINY = 1e-12  # for a constant prediction
 MIN_VARIANCE = 1e-20  # of DDPM's last step, as in diffusers
 
 
 class Plan(NamedTuple):
-    """What each step does: [steps] arrays, padded by `padded` to the schedule's length."""
+    """The weights of each step: [steps] arrays, padded by `padded` to the schedule's length."""
 
     timestep: np.ndarray  # int32, falling
     keep: np.ndarray  # float32, weight of x_t
-    estimate: np.ndarray  # float32, weight of the picture estimated at x_t
-    before: np.ndarray  # float32, weight of the picture estimated one step earlier
+    estimate: np.ndarray  # float32, weight of the image estimated at x_t
+    before: np.ndarray  # float32, weight of the image estimated one step earlier
     noise: np.ndarray  # float32, weight of fresh noise
 
 
 class Progress(NamedTuple):
-    """Pictures on their way, [B, h, w, C] float32 each: where they are, and the last estimate of where they go."""
+    """Images in denoising, [B, h, w, C] float32 each: x_t and the last estimate of x_0."""
 
     x: Array
     estimate: Array
@@ -72,7 +72,7 @@ def plan(
 ) -> Plan:
     """The plan of a sampler by its name.
 
-    `eta` is DDIM's; `pixels` says that the diffusion works on pictures, not on latents.
+    `eta` is DDIM's; `pixels` is True for diffusion on images instead of latents.
     """
     match sampler:
         case "ddpm":
@@ -85,45 +85,44 @@ def plan(
 
 
 def ddpm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
-    """Ancestral sampling (Ho et al.
-
-    2020, eq. 7) with the posterior's variance (diffusers' fixed_small); the last step is clean.
+    """Ancestral sampling (Ho et al. 2020, eq. 7) with the posterior's variance (diffusers' fixed_small); the last step
+    adds no noise.
     """
     timesteps = spaced_timesteps(config, steps, spacing)
-    now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
-    beta = 1 - now / later
-    variance = np.maximum((1 - later) / (1 - now) * beta, MIN_VARIANCE)
-    keep = np.sqrt(now / later) * (1 - later) / (1 - now)
-    return _plan(timesteps, keep=keep, estimate=np.sqrt(later) * beta / (1 - now), noise=np.sqrt(variance))
+    alpha, next_alpha = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
+    beta = 1 - alpha / next_alpha
+    variance = np.maximum((1 - next_alpha) / (1 - alpha) * beta, MIN_VARIANCE)
+    keep = np.sqrt(alpha / next_alpha) * (1 - next_alpha) / (1 - alpha)
+    return _make_plan(timesteps, keep=keep, estimate=np.sqrt(next_alpha) * beta / (1 - alpha), noise=np.sqrt(variance))
 
 
 def ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float = 0.0, pixels: bool = False) -> Plan:
     """Song et al. 2021, eq. 12: `eta` 0 is deterministic, 1 has DDPM's variance.
 
     The last step leads to the schedule's first entry, as Stable Diffusion's configuration has it, or with the
-    schedule's `set_alpha_to_one`, and in pixels, to the clean picture.
+    schedule's `set_alpha_to_one`, and in pixels, to the clean image.
     """
     timesteps = spaced_timesteps(config, steps, spacing)
-    # The official leading sequence goes on by its own gap, also past its last entry.
+    # The official leading sequence continues by its own gap past its last entry.
     following = timesteps - config.timesteps // steps if spacing == "leading" else np.append(timesteps[1:], -1)
-    now, later = _alphas(
+    alpha, next_alpha = _alphas(
         config,
         timesteps,
         following,
         last=1.0 if pixels or config.set_alpha_to_one else float(alphas_cumprod(config)[0]),
     )
-    sigma = eta * np.sqrt((1 - later) / (1 - now) * (1 - now / later))
-    direction = np.sqrt(np.maximum(1 - later - sigma**2, 0)) / np.sqrt(
-        1 - now
+    sigma = eta * np.sqrt((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha))
+    direction = np.sqrt(np.maximum(1 - next_alpha - sigma**2, 0)) / np.sqrt(
+        1 - alpha
     )  # the noise at x_t is (x_t - sqrt(now) x0) / sqrt(1 - now)
-    return _plan(timesteps, keep=direction, estimate=np.sqrt(later) - direction * np.sqrt(now), noise=sigma)
+    return _make_plan(timesteps, keep=direction, estimate=np.sqrt(next_alpha) - direction * np.sqrt(alpha), noise=sigma)
 
 
 def dpm_solver(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
-    """DPM-Solver++ of order 2, multistep (Lu et al. 2022, algorithm 2; diffusers' midpoint form). The last step is
-    clean.
+    """DPM-Solver++ of order 2, multistep (Lu et al. 2022, algorithm 2; diffusers' midpoint form). The last step
+    is clean.
 
-    As in diffusers, the timesteps are spaced for one more, of which the last is left out, unless they trail.
+    As in diffusers, the timesteps are spaced for one step more and the last is dropped, unless they trail.
     """
     extra = 0 if spacing == "trailing" else 1
     if not 0 < steps <= config.timesteps - extra:
@@ -132,18 +131,18 @@ def dpm_solver(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
             f"with {spacing} spacing"
         )
     timesteps = spaced_timesteps(config, steps + extra, spacing)[:steps]
-    now, later = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
+    alpha, next_alpha = _alphas(config, timesteps, np.append(timesteps[1:], -1), last=1.0)
     with np.errstate(divide="ignore"):
 
         def half_log_snr(alphas):
             return 0.5 * (np.log(alphas) - np.log1p(-alphas))
 
-        width = half_log_snr(later) - half_log_snr(now)  # infinite for the last step, which is then of order 1
-    keep = np.sqrt((1 - later) / (1 - now))
-    total = -np.sqrt(later) * np.expm1(-width)
+        width = half_log_snr(next_alpha) - half_log_snr(alpha)  # infinite for the last step, which is then of order 1
+    keep = np.sqrt((1 - next_alpha) / (1 - alpha))
+    total = -np.sqrt(next_alpha) * np.expm1(-width)
     ratio = np.zeros(steps)
     ratio[1:-1] = width[1:-1] / width[:-2]
-    return _plan(timesteps, keep=keep, estimate=total * (1 + ratio / 2), before=-total * ratio / 2)
+    return _make_plan(timesteps, keep=keep, estimate=total * (1 + ratio / 2), before=-total * ratio / 2)
 
 
 def _alphas(
@@ -156,14 +155,14 @@ def _alphas(
     return alphas[timesteps], np.where(following >= 0, alphas[np.maximum(following, 0)], last)
 
 
-def _plan(timesteps: np.ndarray, **weights: np.ndarray) -> Plan:
+def _make_plan(timesteps: np.ndarray, **weights: np.ndarray) -> Plan:
     zeros = np.zeros(len(timesteps))
     columns = (weights.get(name, zeros).astype(np.float32) for name in Plan._fields[1:])
     return Plan(timesteps.astype(np.int32), *columns)
 
 
 def padded(plan: Plan, length: int) -> Plan:
-    """The plan with steps that are never run behind it, so that its shape does not depend on their number."""
+    """The plan padded with steps that never run, so that its shape does not depend on the number of steps."""
     return Plan(*(np.pad(column, (0, length - len(column))) for column in plan))
 
 
@@ -184,8 +183,8 @@ def advance(
 ) -> Progress:
     """Runs the steps start .. stop - 1 of a plan.
 
-    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` holds each
-    estimate of the picture to [-1, 1], right for diffusion in pixels and wrong for latents.
+    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` clips each
+    estimate of the image to [-1, 1], right for diffusion in pixels and wrong for latents.
     """
     columns = jax.tree.map(jnp.asarray, plan)
 
@@ -206,9 +205,9 @@ def guided(empty: Array, conditional: Array, scale: Array, rescale: Array) -> Ar
     `rescale` in [0, 1] mixes in the same with the standard deviation of the conditional one, against overexposure
     (Lin et al. 2024, sec. 3.4).
     """
-    whole = empty + scale * (conditional - empty)
+    combined = empty + scale * (conditional - empty)
 
     def spread(x):
         return jnp.std(x, axis=(1, 2, 3), keepdims=True)
 
-    return rescale * (whole * (spread(conditional) / jnp.maximum(spread(whole), TINY))) + (1 - rescale) * whole
+    return rescale * (combined * (spread(conditional) / jnp.maximum(spread(combined), TINY))) + (1 - rescale) * combined

@@ -1,7 +1,7 @@
-"""Noise schedules and what a U-Net is trained to predict (paper eq. 4; diffusers' DDPMScheduler gives the same
+"""Noise schedules and training targets of the U-Net (paper eq. 4; diffusers' DDPMScheduler gives the same
 numbers).
 
-Pictures or latents are [B, S, S, channels] float32, timesteps [B] int32 in [0, config.timesteps).
+Images or latents are [B, S, S, channels] float32, timesteps [B] int32 in [0, config.timesteps).
 """
 
 import functools
@@ -15,7 +15,7 @@ from dreamjax.config import DiffusionConfig
 
 @functools.lru_cache
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
-    """The share of signal variance left after each timestep, [timesteps] float32, falling.
+    """The share of signal variance after each timestep, [timesteps] float32, falling.
 
     Each step's own share is rounded to float32 before they are multiplied, as in diffusers: where hardly any noise is
     added yet, that moves the signal-to-noise ratio by 1e-4.
@@ -39,13 +39,13 @@ def _signal_and_noise(config: DiffusionConfig, timesteps: jax.Array) -> tuple[ja
 
 
 def add_noise(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
-    """A draw of q(x_t | x_0)."""
+    """A sample of q(x_t | x_0), with given noise."""
     signal, sigma = _signal_and_noise(config, timesteps)
     return signal * x0 + sigma * noise
 
 
 def target(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:
-    """What the U-Net should say: the noise, or the velocity (Salimans & Ho 2022)."""
+    """The training target: the noise, or the velocity (Salimans & Ho 2022)."""
     if config.prediction == "epsilon":
         return noise
     signal, sigma = _signal_and_noise(config, timesteps)
@@ -55,7 +55,7 @@ def target(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, timesteps: 
 def to_x0_and_noise(
     config: DiffusionConfig, prediction: jax.Array, xt: jax.Array, timesteps: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The clean picture and the noise that a prediction at x_t stands for."""
+    """(x_0, noise) that a prediction at x_t implies."""
     signal, sigma = _signal_and_noise(config, timesteps)
     if config.prediction == "epsilon":
         return (xt - sigma * prediction) / signal, prediction
@@ -69,9 +69,9 @@ def snr(config: DiffusionConfig, timesteps: jax.Array) -> jax.Array:
 
 
 def min_snr_weight(config: DiffusionConfig, timesteps: jax.Array, gamma: float) -> jax.Array:
-    """Loss weights [B] of Hang et al.
+    """Loss weights [B] of Hang et al. 2023: min(SNR, gamma) / SNR.
 
-    2023: min(SNR, gamma) / SNR, for velocity over SNR + 1 (as the official code: min(SNR + 1, gamma)).
+    For velocity over SNR + 1, as in the official code: min(SNR + 1, gamma) / (SNR + 1).
     """
     ratio = snr(config, timesteps)
     if config.prediction == "v_prediction":

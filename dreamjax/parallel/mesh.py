@@ -5,6 +5,8 @@ are split). Rows of a batch are spread over data x fsdp.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +21,13 @@ from dreamjax.parallel import device_layout
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 
-# How the TPU compiler is to treat a sharded program. The trainer passes these itself; `python -m dreamjax.compile
-# --print_flags` gives them as LIBTPU_INIT_ARGS for whatever else is compiled.
+# Options of the TPU compiler for sharded programs. The trainer passes these itself; `python -m dreamjax.compile
+# --print_flags` prints them as LIBTPU_INIT_ARGS for other programs.
 TPU_OPTIONS = {
     # By default a product with a gathered weight becomes a loop over its parts; for a decoder layer that more than
     # halves the speed.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-    # Weights of the next product travel while this one is computed.
+    # Weights of the next product are gathered while this one is computed.
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
@@ -34,7 +36,7 @@ TPU_OPTIONS = {
 }
 
 
-def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices; raises ConfigError where the axes do not multiply to their number.
 
     TPU slices are joined by the data axis: over the network between them only gradients travel, once a step.
@@ -63,26 +65,20 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def _placed(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
-    """Devices that no slow network parts, in the shape `sizes`.
-
-    On a TPU by their places on the torus, else as they are numbered.
-    """
+    """Devices within one fast network in the shape `sizes`: by torus coordinates on a TPU, else by number."""
     chips = device_layout.slice_of(devices) if devices[0].platform == "tpu" else None
     return mesh_utils.create_device_mesh(sizes, devices) if chips is None else device_layout.lay_out(chips, sizes)
 
 
 def planned_mesh(config: MeshConfig) -> Mesh | AbstractMesh:
-    """The mesh of a run that is only described.
-
-    Over the devices at hand where they fit, else one of the sizes alone.
-    """
+    """The mesh of a dry run: over the present devices where they fit, else an AbstractMesh."""
     sizes = (config.data, config.fsdp, config.tensor)
     if -1 in sizes or math.prod(sizes) == len(jax.devices()):
         return make_mesh(config)
     return AbstractMesh(sizes, AXES)
 
 
-def check_divides(config: RunConfig, mesh: Mesh):
+def check_divides(config: RunConfig, mesh: Mesh) -> None:
     """ConfigError where the groups of a batch do not spread evenly over microbatches and devices."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.groups % (config.accumulate * shards):
@@ -93,14 +89,14 @@ def check_divides(config: RunConfig, mesh: Mesh):
     chunks = config.accumulate * config.loss.image_chunks * shards
     if config.groups * config.data.target_slots % chunks:
         raise ConfigError(
-            f"config.loss.image_chunks: {config.groups * config.data.target_slots} dreamed slots are "
-            "not a multiple of "
+            f"config.loss.image_chunks: {config.groups * config.data.target_slots} target image slots "
+            "are not a multiple of "
             f"accumulate x image_chunks x data x fsdp = {chunks}"
         )
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Holds the leading axis to (data, fsdp), or the array whole on every device where that does not divide it.
+    """Holds the leading axis to (data, fsdp), or replicates the array where that does not divide it.
 
     Needed on the residual stream after splicing, after every layer and before every readout: without it XLA computes
     wrong gradients through the dream-query readout on some meshes. Outside a mesh it does nothing.
@@ -113,9 +109,6 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def constrain_whole(x: jax.Array) -> jax.Array:
-    """Holds an array whole on every device.
-
-    Its parts are gathered here, once, and not wherever it is used. Outside a mesh it does nothing.
-    """
+    """Replicates an array: it is gathered here, once, and not at each use. Outside a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())

@@ -1,4 +1,4 @@
-"""Which part of the mesh holds which parameter: a table from parameter paths to partition specs.
+"""Parameter shardings: a table from parameter paths to partition specs.
 
 Axes of the mesh: data (replicas, across slices), fsdp (parameters and rows are split), tensor (heads and hidden units
 are split).
@@ -12,14 +12,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # First match decides; a path that none matches is an error. Specs are aligned with the last axes, so the same rule
-# serves [in, out], [layers, in, out] and [height, width, in, out]; an axis that does not divide stays whole.
+# serves [in, out], [layers, in, out] and [height, width, in, out]; an axis that does not divide is not split.
 PARAMETER_RULES = (
     # The vocabulary (32,008 = 8 x 4001) divides by no large axis: embedding and head are split over D.
     (r"^llm/embed/embedding$", P(None, "fsdp")),
     (r"^llm/head/kernel$", P("fsdp", None)),
     (r"^llm/layers/(attention/[qkv]|mlp/(gate|up))/kernel$", P("fsdp", "tensor")),
-    # Split over the axis that is summed over, unlike below: a gradient split over its last axis would be reduced whole
-    # on every chip of a TPU.
+    # Split over the axis that is summed over, unlike below: a gradient split over its last axis would be reduced in
+    # full on every chip of a TPU.
     (r"^llm/layers/(attention/o|mlp/down)/kernel$", P(("tensor", "fsdp"), None)),
     (r"^llm/.*norm/scale$", P()),
     (r"^clip/layers/(attention/[qkv]|mlp/fc1)/kernel$", P("fsdp", "tensor")),
@@ -39,7 +39,7 @@ PARAMETER_RULES = (
 )
 
 
-def path_of(key_path) -> str:
+def path_of(key_path: tuple) -> str:
     """`llm/layers/mlp/up/kernel` for the key path of a leaf in nested dicts."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
@@ -63,26 +63,26 @@ def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str 
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
-def parameter_shardings(params, mesh: Mesh, whole: tuple[str, ...] = ()):
+def parameter_shardings(params: dict, mesh: Mesh, replicated: tuple[str, ...] = ()) -> dict:
     """The tree of NamedShardings for a tree of parameters (arrays or shapes) whose paths begin at the part's name.
 
-    Those whose path one of the patterns `whole` finds lie on every device.
+    Those whose path matches one of the patterns `replicated` are replicated.
     """
 
-    def sharding(key_path, leaf) -> NamedSharding:
+    def sharding(key_path: tuple, leaf: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
         path = path_of(key_path)
         spec = parameter_spec(path, leaf.shape, mesh)
-        return NamedSharding(mesh, P() if any(re.search(pattern, path) for pattern in whole) else spec)
+        return NamedSharding(mesh, P() if any(re.search(pattern, path) for pattern in replicated) else spec)
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def unsharded_share(params, mesh: Mesh) -> float:
-    """Share of the parameters' elements that every device of the fsdp and tensor axes holds whole."""
-    whole = total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+def unsharded_share(params: dict, mesh: Mesh) -> float:
+    """Share of the parameters' elements that are replicated over the fsdp and tensor axes."""
+    unsharded = total = 0
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size = math.prod(leaf.shape)
         total += size
-        held = NamedSharding(mesh, parameter_spec(path_of(path), leaf.shape, mesh)).shard_shape(leaf.shape)
-        whole += size if held == leaf.shape else 0
-    return whole / total if total else 0.0
+        local_shape = NamedSharding(mesh, parameter_spec(path_of(key_path), leaf.shape, mesh)).shard_shape(leaf.shape)
+        unsharded += size if local_shape == leaf.shape else 0
+    return unsharded / total if total else 0.0

@@ -152,7 +152,7 @@ def run(words: Words, stage: Stage) -> ml_collections.ConfigDict:
         init_from=words.init,
         # Replicated U-Net, VAE and CLIP take 2.3 GiB of each chip; sharded, they would be gathered for each image.
         mesh=c.MeshConfig(target.data, target.fsdp, 1),
-        whole=(ENCODERS,),
+        replicated=(ENCODERS,),
         total_steps=stage.steps,
         batch_size=target.rows * target.chips,
         checkpoint_every=200,

@@ -53,7 +53,7 @@ def test_a_unet_as_xla_counts_it(linear):
     ours = flops.unet_image(config, 8).forward
     xla = counted(UNet(config), (leaf(1, 16, 16, 4), leaf(1, dtype=jnp.int32), leaf(1, 8, 64)))
     assert ours < xla < 1.02 * ours
-    behind = flops.unet_behind_condition(config, 8)
+    behind = flops.unet_after_condition(config, 8)
     assert 0.5 * ours < behind.forward < ours
 
 

@@ -184,5 +184,5 @@ def test_checks_find_what_they_are_for():
     def find(text):
         return checks.run(hlo.parse(text), trainable | embedding, {}, set(), 4, 1)["gathers_in_layer_scans"]
 
-    assert "of weights that are in no layer" in find(sunk)[0]
+    assert "of weights outside the layers" in find(sunk)[0]
     assert not find(sunk.replace("constant(32)", "constant(4)"))  # a loop over parts of a batch may gather once a turn

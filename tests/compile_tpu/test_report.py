@@ -21,17 +21,17 @@ FACTS = {
 @pytest.mark.parametrize(
     "images, words",
     [
-        (9, "9 pictures on a chip in the time of 16: a multiple of 8 would leave nothing empty\n"),
-        (16, "16 pictures on a chip\n"),
-        (0, "0 pictures on a chip\n"),
+        (9, "9 images on a chip in the time of 16: a multiple of 8 would leave nothing empty\n"),
+        (16, "16 images on a chip\n"),
+        (0, "0 images on a chip\n"),
     ],
 )
 def test_images_that_leave_a_chip_idle_are_named(images, words):
     assert f"at once       {words}" in report.format_summary(
-        report.too_large(FACTS | {"pictures_at_once": images}, 40.0, 60.0)
+        report.too_large(FACTS | {"images_at_once": images}, 40.0, 60.0)
     )
 
 
 def test_a_step_that_does_not_fit():
-    words = report.format_summary(report.too_large(FACTS | {"pictures_at_once": 8}, 40.0, 60.0))
+    words = report.format_summary(report.too_large(FACTS | {"images_at_once": 8}, 40.0, 60.0))
     assert "40.00 of 32 GiB a chip (125.0%): DOES NOT FIT" in words and "a step takes" not in words

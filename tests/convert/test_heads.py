@@ -45,7 +45,7 @@ def tied_folder(folder: pathlib.Path, save=ONE_FILE, change=lambda tensors: tens
 @pytest.mark.parametrize("save", [ONE_FILE, SHARDS, save_bin], ids=["safetensors", "bin in shards", "bin"])
 def test_a_head_that_differs_stays_a_head(tmp_path, save):
     found = detect.read(tied_folder(tmp_path, save))
-    assert not found.settings["llm"].tie_embeddings and found.notes == (DIFFERS,)
+    assert not found.fields["llm"].tie_embeddings and found.notes == (DIFFERS,)
     head = found.leaves["llm/head/kernel"]
     np.testing.assert_array_equal(head.read((slice(None), slice(None))), llm.llama().lm_head.weight.detach().numpy().T)
 
@@ -56,7 +56,7 @@ def test_one_number_that_differs_is_enough(tmp_path):
         head[-1, -1] += 1e-6
         return {**tensors, "lm_head.weight": head}
 
-    assert not detect.read(tied_folder(tmp_path, change=change)).settings["llm"].tie_embeddings
+    assert not detect.read(tied_folder(tmp_path, change=change)).fields["llm"].tie_embeddings
 
 
 @pytest.mark.parametrize("save", [ONE_FILE, save_bin], ids=["safetensors", "bin"])
@@ -66,7 +66,7 @@ def test_the_same_matrix_twice_is_one(tmp_path, save):
             tmp_path, save, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
         )
     )
-    assert found.settings["llm"].tie_embeddings and "llm/head/kernel" not in found.leaves and found.notes == ()
+    assert found.fields["llm"].tie_embeddings and "llm/head/kernel" not in found.leaves and found.notes == ()
 
 
 def test_a_tied_matrix_under_the_heads_name_alone(tmp_path):
@@ -76,7 +76,7 @@ def test_a_tied_matrix_under_the_heads_name_alone(tmp_path):
 
     folder = tied_folder(tmp_path, change=change)
     found = detect.read(folder)
-    assert found.settings["llm"].tie_embeddings
+    assert found.fields["llm"].tie_embeddings
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     np.testing.assert_array_equal(
         found.leaves["llm/embed/embedding"].read((slice(None), slice(None))),
@@ -108,7 +108,7 @@ def test_an_official_release_likewise(tmp_path):
     found = detect.read(home)
     assert (
         found.format == "official"
-        and not found.settings["llm"].tie_embeddings
+        and not found.fields["llm"].tie_embeddings
         and found.notes == (DIFFERS,)
         and "llm/head/kernel" in found.leaves
     )
@@ -117,7 +117,7 @@ def test_an_official_release_likewise(tmp_path):
 def test_llama2c_says_it_by_its_length(tmp_path):
     """A shared classifier has no place in the file for another one."""
     (file,) = llm.llama2c(tmp_path, shared=True).sources
-    assert detect.read(file).settings["llm"].tie_embeddings
+    assert detect.read(file).fields["llm"].tie_embeddings
     head = llm.llama(kv_heads=2, eps=1e-5, tied=True).lm_head.weight.detach().numpy()
     file.write_bytes(file.read_bytes() + head.tobytes())
     with pytest.raises(ConfigError, match="is a file in no known layout"):
@@ -129,7 +129,7 @@ def test_verify_compares_with_what_transformers_loads(tmp_path, imported_as_tied
     """Whatever the import made of the head."""
     folder = tied_folder(tmp_path)
     found = detect.read(folder)
-    model = ModelConfig(llm=dataclasses.replace(found.settings["llm"], tie_embeddings=imported_as_tied))
+    model = ModelConfig(llm=dataclasses.replace(found.fields["llm"], tie_embeddings=imported_as_tied))
     tokens = np.arange(48).reshape(2, 24)
     expected, _ = torch_reference.llm_outputs("llm", model, found.raw_parts, {"tokens": tokens})
     with torch.no_grad():

@@ -84,7 +84,7 @@ def whole(leaf) -> np.ndarray:
 @pytest.mark.parametrize("new_rows", ["official", "mean"])
 def test_three_folders_make_a_dreamllm(folders, new_rows, shapes_tokenizer):
     plan = importer.make_plan([str(folders / name) for name in ("llm", "clip", "sd")], new_rows=new_rows)
-    old, new = plan.sources[0].settings["llm"].vocab_size, shapes_tokenizer.size
+    old, new = plan.sources[0].fields["llm"].vocab_size, shapes_tokenizer.size
     assert plan.model.llm.vocab_size == new == old + 8 and plan.tokenizer == shapes_tokenizer
     assert (
         plan.model.diffusion.prediction == "v_prediction"
