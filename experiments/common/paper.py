@@ -21,7 +21,7 @@ import dataclasses
 import ml_collections
 
 from dreamjax import config as c
-from dreamjax.compile_tpu.topology import PICTURE_TILE
+from dreamjax.compile_tpu.topology import IMAGE_TILE
 from dreamjax.config import arguments
 
 
@@ -58,7 +58,7 @@ TARGETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A choice of losses, the view of the data that goes with it (SourceConfig.mode), and what trains beside the LLM."""
+    """A choice of losses, the view of the data for it (SourceConfig.mode), and what trains beside the LLM."""
 
     comprehends: bool
     creates: bool
@@ -110,13 +110,13 @@ class Stage:
 
 def slots(per_row: int, rows: int) -> int:
     """Image slots of a group of rows, rounded up to tiles of a TPU."""
-    return -(-per_row * rows // PICTURE_TILE) * PICTURE_TILE
+    return -(-per_row * rows // IMAGE_TILE) * IMAGE_TILE
 
 
 def image_chunks(images: int, most: int) -> int:
     """The smallest number of equal chunks, each of full tiles and at most `most` images, that `images` split into."""
     return next(
-        (n for n in range(1, images // PICTURE_TILE + 1) if images % (n * PICTURE_TILE) == 0 and images <= n * most),
+        (n for n in range(1, images // IMAGE_TILE + 1) if images % (n * IMAGE_TILE) == 0 and images <= n * most),
         1,
     )
 

@@ -90,7 +90,7 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path):
         return tensors
 
     with pytest.raises(
-        ConfigError, match="llama: has no lm_head.weight, and config.json does not say tie_word_embeddings: true"
+        ConfigError, match="llama: has no lm_head.weight, and config.json does not set tie_word_embeddings: true"
     ):
         detect.read(tied_folder(tmp_path, change=change, tied=False))
 
