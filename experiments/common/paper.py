@@ -124,6 +124,7 @@ def image_chunks(images: int, most: int) -> int:
 def run(words: Words, stage: Stage) -> ml_collections.ConfigDict:
     """A stage on the machine that an experiment's argument names, with the losses of its mode."""
     target, mode, model = words.target, MODES[words.mode], c.dreamllm_7b()
+    assert model.llm is not None
     input_slots = slots(stage.inputs * mode.comprehends, target.rows)
     target_slots = slots(stage.targets * mode.creates, target.rows)
     trainable, frozen = ((LLM,), ()) if stage.train_llm else ((), (LLM,))
