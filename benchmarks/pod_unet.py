@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from dreamjax import config as c
 from dreamjax.compile_tpu import program, report, topology
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS, make_mesh
 from dreamjax.training import checkpoint
 
@@ -31,13 +32,13 @@ PICTURES = 16  # a chip
 
 def lowered(attention: str, mesh) -> jax.stages.Lowered:
     """The mean squared prediction and its gradient by the condition, of PICTURES a chip; the U-Net whole on each."""
-    model = c.dreamllm_7b()
-    model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, attention=attention))
-    parts, count, side = dreamllm.build(model), PICTURES * mesh.size, model.unet.sample_size
+    config = c.dreamllm_7b()
+    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, attention=attention))
+    count, side = PICTURES * mesh.size, config.unet.sample_size
 
-    def run(params, latents, timesteps, context):
+    def run(model, latents, timesteps, context):
         def error(context):
-            return jnp.mean(jnp.square(dreamllm.denoise(parts, params, latents, timesteps, context)))
+            return jnp.mean(jnp.square(dreamllm.denoise(model, latents, timesteps, context)))
 
         return jax.value_and_grad(error)(context)
 
@@ -47,13 +48,13 @@ def lowered(attention: str, mesh) -> jax.stages.Lowered:
     def whole(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
 
-    params = {"unet": jax.tree.map(whole, checkpoint.parameter_shapes(model)["unet"])}
+    model = Model(config, {"unet": jax.tree.map(whole, checkpoint.parameter_shapes(config)["unet"])})
     latents, context = (
-        by_rows(jnp.float32, side, side, model.unet.in_channels),
-        by_rows(jnp.bfloat16, model.dream_queries, model.unet.context_width),
+        by_rows(jnp.float32, side, side, config.unet.in_channels),
+        by_rows(jnp.bfloat16, config.dream_queries, config.unet.context_width),
     )
     with jax.set_mesh(mesh):
-        return jax.jit(run, compiler_options=TPU_OPTIONS).lower(params, latents, by_rows(jnp.int32), context)
+        return jax.jit(run, compiler_options=TPU_OPTIONS).lower(model, latents, by_rows(jnp.int32), context)
 
 
 def measured(attention: str, slice_: topology.Topology, mesh, cache: epath.Path) -> dict:

@@ -25,6 +25,7 @@ from flax.traverse_util import unflatten_dict
 from dreamjax import config as c
 from dreamjax.diffusion import samplers
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import decode, denoise
 from dreamjax.sampling.decode import WRITING, Settings, Special, State
@@ -86,8 +87,7 @@ def decoding(runs: int, batch: int) -> dict:
             pad_token_id=0,
         )
     ).eval()
-    parts = dreamllm.build(c.ModelConfig(llm=LLM))
-    params = {"llm": llama_params(theirs.state_dict())}
+    model = Model(c.ModelConfig(llm=LLM), {"llm": llama_params(theirs.state_dict())})
     prompt = np.random.default_rng(0).integers(3, LLM.vocab_size, (batch, PROMPT)).astype(np.int32)
 
     def limit(value):
@@ -106,7 +106,7 @@ def decoding(runs: int, batch: int) -> dict:
     )
 
     @jax.jit
-    def write(params, prompt):
+    def write(model, prompt):
         zeros = jnp.zeros(batch, jnp.int32)
         keys = jax.vmap(jax.random.key)(jnp.zeros(batch, jnp.uint32))
         logits, present = jnp.zeros((batch, LLM.vocab_size)), jnp.zeros((batch, LLM.vocab_size), bool)
@@ -123,8 +123,8 @@ def decoding(runs: int, batch: int) -> dict:
             keys,
             zeros == 0,
         )
-        state, _ = decode.extend(parts, params, state, dreamllm.embed(parts, params, prompt), limit(PROMPT))
-        return decode.write(parts, params, state, settings, Special(-1, -1, 1), NEW).tokens
+        state, _ = decode.extend(model, state, dreamllm.embed(model, prompt), limit(PROMPT))
+        return decode.write(model, state, settings, Special(-1, -1, 1), NEW).tokens
 
     ids = torch.tensor(prompt).long()
     options = {"attention_mask": torch.ones_like(ids), "min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False}
@@ -132,10 +132,10 @@ def decoding(runs: int, batch: int) -> dict:
     def generate():
         return theirs.generate(ids, **options)[:, PROMPT:].numpy()
 
-    np.testing.assert_array_equal(write(params, prompt), generate())
+    np.testing.assert_array_equal(write(model, prompt), generate())
     write.clear_cache()
     return compare(
-        lambda: jax.block_until_ready(write(params, prompt)), generate, batch * NEW, "tokens_per_second", runs
+        lambda: jax.block_until_ready(write(model, prompt)), generate, batch * NEW, "tokens_per_second", runs
     )
 
 
@@ -206,10 +206,8 @@ def drawing(runs: int, batch: int) -> dict:
         vae, None, None, unet.eval(), scheduler, None, None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    parts = dreamllm.build(
-        c.ModelConfig(unet=UNET, vae=VAE, llm=c.LlamaConfig(width=256, heads=4, kv_heads=4), dream_queries=QUERIES)
-    )
-    params = {"unet": diffusers_params(unet.state_dict()), "vae": diffusers_params(vae.state_dict())}
+    config = c.ModelConfig(unet=UNET, vae=VAE, llm=c.LlamaConfig(width=256, heads=4, kv_heads=4), dream_queries=QUERIES)
+    model = Model(config, {"unet": diffusers_params(unet.state_dict()), "vae": diffusers_params(vae.state_dict())})
 
     rng = np.random.default_rng(0)
     noise, keys = (
@@ -222,9 +220,9 @@ def drawing(runs: int, batch: int) -> dict:
 
     def ours():
         progress = denoise.denoise(
-            parts, params, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS)
+            model, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS)
         )
-        return np.asarray(denoise.decode(parts, params, progress.x).images)
+        return np.asarray(denoise.decode(model, progress.x).images)
 
     empty, conditional = torch.tensor(context)
     embeds = {"prompt_embeds": conditional, "negative_prompt_embeds": empty}

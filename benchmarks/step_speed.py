@@ -28,7 +28,6 @@ from dreamjax import config as c
 from dreamjax.compile_tpu import flops
 from dreamjax.compile_tpu.topology import CHIPS
 from dreamjax.document.batch import fake_batch
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import ROWS, make_mesh
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import init, shardings
@@ -87,14 +86,14 @@ def run_config(size: str, rows: int, chunks: int = 1, attention: str = "auto") -
 
 def measure(size: str, config: c.RunConfig, steps: int, peak: float | None) -> dict:
     """Compiles, warms up and times the step of one size."""
-    mesh, parts, batch = make_mesh(config.mesh), dreamllm.build(config.model), fake_batch(config)
-    shapes = jax.eval_shape(lambda: init(config, parts))
+    mesh, batch = make_mesh(config.mesh), fake_batch(config)
+    shapes = jax.eval_shape(lambda: init(config))
     where, by_row = shardings(*shapes, mesh), NamedSharding(mesh, ROWS)
     with jax.set_mesh(mesh):
-        state, frozen = jax.jit(lambda: init(config, parts), out_shardings=where)()
+        state, frozen = jax.jit(lambda: init(config), out_shardings=where)()
         on_devices = jax.device_put(batch, by_row)
         began = time.monotonic()
-        step = jit_train_step(config, parts, IDS, where, mesh).lower(state, frozen, on_devices).compile()
+        step = jit_train_step(config, IDS, where, mesh).lower(state, frozen, on_devices).compile()
         compiled = time.monotonic() - began
 
         held = [state, None]  # the step takes the state's memory for the next one

@@ -16,11 +16,12 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
+from dreamjax.config import ModelConfig
 from dreamjax.config.validation import MAX_SEED, require, require_number, require_seed
 from dreamjax.document import Document, Image, Text, clip_tokenizer
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.param_sharding import parameter_shardings
 from dreamjax.sampling import attention_maps, denoise, finite, interleave, likelihood, rerank, stream, text_to_image
 from dreamjax.sampling.options import MANY, Options
@@ -34,11 +35,20 @@ class DreamLLM:
     Every method takes the fields of `sampling.options.Options` as keywords.
     """
 
-    parts: dreamllm.Parts
-    params: dict
+    model: Model
     tokenizer: Tokenizer
     template: str = "plain"
     clip_tokenizer: str | None = None  # folder of the tokenizer of CLIP's text tower, for ranking
+
+    @property
+    def config(self) -> ModelConfig:
+        """The settings of the model, part by part."""
+        return self.model.config
+
+    @property
+    def params(self) -> dict:
+        """The parameters, one nested dict with an entry per part."""
+        return self.model.params
 
     @classmethod
     def load(
@@ -55,13 +65,10 @@ class DreamLLM:
         folder = checkpoint.open_folder(folder)
         if not model_folder.is_ours(folder):
             foreign = cls._from_foreign(folder)
-            return (
-                foreign
-                if mesh is None
-                else dataclasses.replace(
-                    foreign, params=jax.device_put(foreign.params, parameter_shardings(foreign.params, mesh))
-                )
-            )
+            if mesh is None:
+                return foreign
+            params = jax.device_put(foreign.params, parameter_shardings(foreign.params, mesh))
+            return dataclasses.replace(foreign, model=Model(foreign.config, params))
         card = model_folder.read_card(folder)
         if card.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
@@ -73,7 +80,7 @@ class DreamLLM:
             )
         shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(card.model), mesh)
         params = checkpoint.load_params(folder, which, shardings, verify)
-        return cls(dreamllm.build(card.model), params, tokenizer, card.template, _ranking_tokenizer(folder))
+        return cls(Model(card.model, params), tokenizer, card.template, _ranking_tokenizer(folder))
 
     @classmethod
     def _from_foreign(cls, folder: os.PathLike) -> "DreamLLM":
@@ -82,7 +89,7 @@ class DreamLLM:
         plan = importer.make_plan([os.fspath(folder)])
         if plan.model.llm is None:
             raise ConfigError(f"{folder}: holds no LLM, which generating goes through")
-        return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves), plan.tokenizer, plan.template)
+        return cls(Model(plan.model, assemble.materialise(plan.leaves)), plan.tokenizer, plan.template)
 
     def generate(self, content, seed: int = 0, **options) -> Document:
         """What the model writes and draws after `content` (a Document, a text, a picture or a list of texts and
@@ -117,10 +124,8 @@ class DreamLLM:
         made: list[Document] = []
         for start in range(0, len(prompts), batch_size or max(len(prompts), 1)):
             now = slice(start, start + (batch_size or len(prompts)))
-            made += interleave.generate(
-                self.parts, self.params, self.tokenizer, prompts[now], seeds[now], chosen, watch, batch_size
-            )
-        finite.require_documents(made, self.parts, self.params)
+            made += interleave.generate(self.model, self.tokenizer, prompts[now], seeds[now], chosen, watch, batch_size)
+        finite.require_documents(made, self.model)
         return made
 
     def stream(
@@ -138,8 +143,7 @@ class DreamLLM:
             require_number("preview_every", preview_every, 0, MANY),
         )
         events = stream.stream(
-            self.parts,
-            self.params,
+            self.model,
             self.tokenizer,
             as_prompt(content),
             seed,
@@ -173,7 +177,7 @@ class DreamLLM:
             require_number("candidates", candidates, 1, MANY),
         )
         score = score or rerank.clip_scorer(
-            self.parts, self.params, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer)
+            self.model, self.clip_tokenizer and clip_tokenizer.load(self.clip_tokenizer)
         )
         drawn = self.decode(self.text_to_latents(content, max(candidates, num_images), seed, **how))
         return rerank.marked(rerank.rank(drawn, [prompt.text for prompt in prompts_of(content)], score), num_images)
@@ -230,10 +234,7 @@ class DreamLLM:
             )
 
         def shown(latents):
-            return [
-                PIL.Image.fromarray(image)
-                for image in np.asarray(denoise.decode(self.parts, self.params, latents).images)
-            ]
+            return [PIL.Image.fromarray(image) for image in np.asarray(denoise.decode(self.model, latents).images)]
 
         watch = (lambda moment: preview(moment.step, shown(moment.progress.estimate))) if preview else None
         drawn = []
@@ -246,8 +247,7 @@ class DreamLLM:
             )
             drawn.append(
                 text_to_image.draw_after(
-                    self.parts,
-                    self.params,
+                    self.model,
                     self.tokenizer,
                     prompts[now],
                     seeds,
@@ -259,7 +259,7 @@ class DreamLLM:
                 )
             )
         drawn = np.concatenate(drawn)
-        finite.require_rows(drawn, "picture", self.parts, self.params, drawn)
+        finite.require_rows(drawn, "picture", self.model, drawn)
         return drawn
 
     def attention_maps(self, content, seed: int = 0, **options) -> attention_maps.Watched:
@@ -268,16 +268,14 @@ class DreamLLM:
         `.maps`, `.save(FOLDER)`.
         """
         seed, chosen = require_seed("seed", seed), self.options(options)
-        if self.parts.unet is not None:
-            denoise.check(self.parts.config, chosen, 1)
+        if self.config.unet is not None:
+            denoise.check(self.config, chosen, 1)
         negatives = [] if chosen.negative is None else [chosen.negative]
-        hidden, empty = text_to_image.conditions(
-            self.parts, self.params, self.tokenizer, [as_prompt(content)], negatives, chosen
-        )
+        hidden, empty = text_to_image.conditions(self.model, self.tokenizer, [as_prompt(content)], negatives, chosen)
         latents, maps = attention_maps.attention_maps(
-            self.parts, self.params, hidden, empty, text_to_image.image_keys([seed]), chosen
+            self.model, hidden, empty, text_to_image.image_keys([seed]), chosen
         )
-        finite.require_rows(np.asarray(latents), "picture", self.parts, self.params)
+        finite.require_rows(np.asarray(latents), "picture", self.model)
         return attention_maps.Watched(self.decode(latents)[0], {side: values[0] for side, values in maps.items()})
 
     def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
@@ -287,10 +285,10 @@ class DreamLLM:
         """
         drawn, sound, batch_size = [], [], require_number("batch_size", batch_size, 1, MANY)
         for start in range(0, len(latents), batch_size):
-            decoded = denoise.decode(self.parts, self.params, jnp.asarray(latents[start : start + batch_size]))
+            decoded = denoise.decode(self.model, jnp.asarray(latents[start : start + batch_size]))
             drawn += map(PIL.Image.fromarray, np.asarray(decoded.images))
             sound += np.asarray(decoded.finite).tolist()
-        finite.require_flags(sound, "picture", self.parts, self.params, drawn)
+        finite.require_flags(sound, "picture", self.model, drawn)
         return drawn
 
     def log_probabilities(
@@ -306,9 +304,9 @@ class DreamLLM:
         pairs, found = [(as_prompt(content), continuation) for content, continuation in pairs], []
         for start in range(0, len(pairs), batch_size):
             found += likelihood.log_probabilities(
-                self.parts, self.params, self.tokenizer, pairs[start : start + batch_size], template or self.template
+                self.model, self.tokenizer, pairs[start : start + batch_size], template or self.template
             )
-        finite.require_rows(found, "pair", self.parts, self.params, found)
+        finite.require_rows(found, "pair", self.model, found)
         return found
 
     def answer(self, images, question: str, seed: int = 0, **options) -> str:
@@ -353,7 +351,7 @@ def _checked(events: Iterator[stream.Event], model: DreamLLM) -> Iterator[stream
     for event in events:
         yield event
         if isinstance(event, stream.Finished):
-            finite.require_documents([event.document], model.parts, model.params)
+            finite.require_documents([event.document], model.model)
 
 
 def prompts_of(content) -> list[Document]:

@@ -21,7 +21,6 @@ from dreamjax.compile_tpu import program, report, sampling, topology
 from dreamjax.config import RunConfig
 from dreamjax.config.validation import from_dict
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import TPU_OPTIONS, check_divides, make_mesh
 from dreamjax.training import report as training_report
 from dreamjax.training import state as training_state
@@ -58,15 +57,14 @@ def main() -> int:
     check_divides(config, mesh)
     cache = epath.Path(os.path.expanduser(CACHE.value)) if CACHE.value else None
 
-    parts = dreamllm.build(config.model)
-    state, frozen = shapes = jax.eval_shape(lambda: training_state.init(config, parts))
+    state, frozen = shapes = jax.eval_shape(lambda: training_state.init(config))
     shardings = training_state.shardings(state, frozen, mesh, config.replicated)
     summary = training_report.summary(config, mesh, state, frozen, shardings) | {"trained_parts": list(state.trainable)}
     facts = report.basics(config, slice_, summary)
     began = time.monotonic()
     target = report.Target(slice_, mesh)
     try:
-        compiled = program.compile_cached(program.lower_train_step(config, parts, shapes, shardings, mesh), cache)
+        compiled = program.compile_cached(program.lower_train_step(config, shapes, shardings, mesh), cache)
         trees = (state.trainable, frozen)
         result = report.of_step(config, target, compiled, facts, summary["bytes_per_device"], trees)
         if SAMPLING.value:

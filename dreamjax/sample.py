@@ -123,13 +123,13 @@ def main() -> int:
     model = DreamLLM.load(MODEL.value, WHICH.value, verify=cli.VERIFY.value)
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
-    if model.parts.unet is not None:
-        denoise.check(model.parts.config, options, 1)  # sizes and steps that cannot be, before a word is written
+    if model.config.unet is not None:
+        denoise.check(model.config, options, 1)  # sizes and steps that cannot be, before a word is written
     began = time.monotonic()
     with memory.exhausted_is_said():
         facts = use(model, prompts, options, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
-    finite.require_none(facts["not_finite"], model.parts, model.params)
+    finite.require_none(facts["not_finite"], model.model)
     return 0
 
 
@@ -185,7 +185,7 @@ def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options,
             parts += look_up(line.removeprefix("/image ").strip())
             continue
         said = Document((*parts, Text(line, role="user")))
-        events = stream.stream(model.parts, model.params, model.tokenizer, said, prompts[0][1] + turns, options)
+        events = stream.stream(model.model, model.tokenizer, said, prompts[0][1] + turns, options)
         for event in stream.save_while(events, said, out / "story.html"):
             match event:
                 case stream.TextPiece(text=piece):

@@ -26,8 +26,7 @@ def write_one(model: DreamLLM, prompts: list[tuple[Document, int]], options: Opt
     out.mkdir(parents=True, exist_ok=True)
     with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
         events = stream.stream(
-            model.parts,
-            model.params,
+            model.model,
             model.tokenizer,
             prompt,
             seed,
@@ -48,9 +47,7 @@ def write_again(
     """One document in a batch of `size` rows, in whose shapes it was written before."""
     prompt, seed = prompts[0]
     with progress.bar(None, "document", "writing", bar_format="{desc} {elapsed} {postfix}") as bar:
-        made = interleave.generate(
-            model.parts, model.params, model.tokenizer, [prompt], [seed], options, meter(bar), size
-        )[0]
+        made = interleave.generate(model.model, model.tokenizer, [prompt], [seed], options, meter(bar), size)[0]
     return files_of(out, output_folder.write(out, prompt, made, seed, options, size))
 
 
@@ -79,9 +76,7 @@ def write_many(
         for start in range(0, len(missing), size):
             now = missing[start : start + size]
             documents, seeds = zip(*(prompts[number] for number in now), strict=True)
-            made = interleave.generate(
-                model.parts, model.params, model.tokenizer, documents, seeds, options, meter(bar), size
-            )
+            made = interleave.generate(model.model, model.tokenizer, documents, seeds, options, meter(bar), size)
             for number, document in zip(now, made, strict=True):
                 prompt, seed = prompts[number]
                 records[number] = output_folder.write(folders[number], prompt, document, seed, options, size)
@@ -99,10 +94,10 @@ def check_prompts(model: DreamLLM, asked: dict[int, Document], options: Options)
     """Raises ConfigError, with the document's number, where a prompt does not fit the model, before anything is
     written.
     """
-    context = context_of(model.parts, options)
+    context = context_of(model.model, options)
     for number, prompt in asked.items():
         try:
-            check_row(model.parts, prompt_row(model.parts, model.tokenizer, prompt, options.template), context)
+            check_row(model.model, prompt_row(model.model, model.tokenizer, prompt, options.template), context)
         except ConfigError as error:
             raise ConfigError(f"--prompts: document {number}: {error}") from None
 

@@ -26,7 +26,7 @@ from dreamjax.document import Document, Text, render_html
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.filesystem import atomic, lock
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel import multihost
 from dreamjax.parallel.mesh import ROWS, check_divides, make_mesh, planned_mesh
 from dreamjax.sampling import interleave
@@ -70,8 +70,7 @@ def main() -> int:
         raise ConfigError("--config: is missing, for example --config=experiments/quickstart.py")
     config = from_dict(RunConfig, CONFIG.value)
     mesh = planned_mesh(config.mesh) if DRY_RUN.value else make_mesh(config.mesh)
-    parts = dreamllm.build(config.model)
-    shapes = jax.eval_shape(lambda: init(config, parts))
+    shapes = jax.eval_shape(lambda: init(config))
     where = shardings(*shapes, mesh, config.replicated)
     facts = report.summary(config, mesh, *shapes, where)
     multihost.print_on_host0(report.format_summary(facts))
@@ -90,13 +89,12 @@ def main() -> int:
     with (
         lock.held(workdir, "--workdir") if multihost.is_first() else contextlib.nullcontext(lambda: None) as check_lock
     ):
-        return train(config, mesh, parts, shapes, where, workdir, check_lock)
+        return train(config, mesh, shapes, where, workdir, check_lock)
 
 
 def train(
     config: RunConfig,
     mesh: Mesh,
-    parts: dreamllm.Parts,
     shapes: tuple[State, dict],
     where: tuple[State, dict],
     workdir: epath.Path,
@@ -127,7 +125,7 @@ def train(
     with jax.set_mesh(mesh):
         # -- State: restored, handed over or fresh
         manager = checkpoint.open_manager(workdir, config.checkpoints_kept)
-        state, frozen, meta = begin(config, parts, workdir, manager, shapes, where, cli.VERIFY.value)
+        state, frozen, meta = begin(config, workdir, manager, shapes, where, cli.VERIFY.value)
         meta = with_data(meta, loader.fingerprint, config, workdir)
         meta, longer = with_steps(meta, config, int(state.step))
         if longer:
@@ -145,9 +143,7 @@ def train(
         # -- Compile
         ids = SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
         began = time.monotonic()
-        step = (
-            jit_train_step(config, parts, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
-        )
+        step = jit_train_step(config, ids, where, mesh).lower(state, frozen, put(loader.load(start, own))).compile()
         multihost.print_on_host0(
             f"compiled      in {time.monotonic() - began:.1f} s; a step needs "
             f"{report.temporary_bytes(step) / 2**20:,.1f} MiB besides its arguments"
@@ -155,7 +151,6 @@ def train(
         multihost.wait_for_all("compiled")
         heldout = make_heldout(
             config,
-            parts,
             ids,
             {
                 name: lambda one=one: map(put, one)
@@ -179,7 +174,7 @@ def train(
             if is_due(config.eval_every, done, last):
                 watch.heldout = heldout(state, frozen)
             if is_due(config.sample_every, done, last):
-                write_samples(config, parts, tokenizer, state, frozen, workdir / "samples" / f"step_{done:07d}.html")
+                write_samples(config, tokenizer, state, frozen, workdir / "samples" / f"step_{done:07d}.html")
             if is_due(config.checkpoint_every, done, last):
                 loss = watch.heldout.get("eval_loss")
                 watch.settle()
@@ -223,14 +218,13 @@ def heldout_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[in
     }
 
 
-def write_samples(
-    config: RunConfig, parts: dreamllm.Parts, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path
-):
+def write_samples(config: RunConfig, tokenizer: Tokenizer, state: State, frozen: dict, path: epath.Path):
     """Writes what the model makes of the configured prompts, as one page."""
     params = optimizer.merge(state.trainable if state.average is None else state.average, frozen)
+    model = Model(config.model, params)
     prompts = [Document((Text(prompt),)) for prompt in config.sample_prompts]
     options = interleave.Options(max_tokens=config.sample_tokens, max_images=4, template=config.data.template)
-    written = interleave.generate(parts, params, tokenizer, prompts, range(len(prompts)), options)
+    written = interleave.generate(model, tokenizer, prompts, range(len(prompts)), options)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = [
         Document(prompt.parts + made.parts, notes=made.notes) for prompt, made in zip(prompts, written, strict=True)

@@ -12,7 +12,7 @@ from dreamjax.api import DreamLLM, prompts_of
 from dreamjax.config.model import ClipTextConfig
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import rerank
 from dreamjax.training import model_folder
 
@@ -25,7 +25,7 @@ def model(shapes_tokenizer) -> DreamLLM:
     llm = dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
     config = dataclasses.replace(LATENT, llm=llm)
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
-    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+    return DreamLLM(Model(config, params), shapes_tokenizer)
 
 
 def test_a_tokenizer_of_more_ids_than_rows_is_another_models(shapes_tokenizer, tmp_path):
@@ -44,7 +44,7 @@ def test_one_prompt_or_several():
         len(prompts_of(content))
         for content in ("a", ["a"], ["a", "b"], ["a", image], [["a", image], "b"], [Document.of("a")] * 3, [])
     ] == [1, 1, 2, 1, 2, 3, 1]
-    assert prompts_of(["a", image])[0].parts[1].inputs
+    assert prompts_of(["a", image])[0].parts[1].is_input
 
 
 def test_images_of_several_prompts_at_once_and_one_by_one(model):
@@ -180,11 +180,10 @@ def test_rank_keeps_the_images_that_clip_finds_to_fit(model, monkeypatch):
         projection_width=8,
         vision_width=LATENT.clip.width,
     )
-    config = dataclasses.replace(model.parts.config, clip_text=tower)
+    config = dataclasses.replace(model.config, clip_text=tower)
     seeing = dataclasses.replace(
         model,
-        parts=dreamllm.build(config),
-        params=model.params | {"clip_text": parameters(config)["clip_text"]},
+        model=Model(config, model.params | {"clip_text": parameters(config)["clip_text"]}),
         clip_tokenizer="here",
     )
 
@@ -200,7 +199,7 @@ def test_rank_keeps_the_images_that_clip_finds_to_fit(model, monkeypatch):
     prompts = ["a red circle", "a blue cross that jumps"]
     drawn = model.text_to_image(prompts, 3, seed=4, **FAST)
     best = seeing.text_to_image(prompts, 1, seed=4, rank=True, candidates=3, **FAST)
-    score = rerank.clip_scorer(seeing.parts, seeing.params, words)
+    score = rerank.clip_scorer(seeing.model, words)
     for number, image in enumerate(best):
         alone = [float(score([candidate], [prompts[number]])[0]) for candidate in drawn[3 * number : 3 * number + 3]]
         np.testing.assert_allclose(sorted(alone, reverse=True), image.info["scores"], rtol=1e-4)

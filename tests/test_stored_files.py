@@ -19,7 +19,6 @@ from dreamjax.data.pipeline.loader import Loader
 from dreamjax.data.registry import open_source
 from dreamjax.document import Image, Text
 from dreamjax.document.tokenizer import Tokenizer
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.sampling import output_folder
 from dreamjax.training import checkpoint
@@ -66,10 +65,10 @@ def test_a_run_goes_on(stored):
     folder = epath.Path(stored / "run")
     config = checkpoint.read_config(folder)
     prepare_workdir(folder, config)
-    parts, mesh = dreamllm.build(config.model), make_mesh(config.mesh, jax.devices()[:1])
-    shapes = jax.eval_shape(lambda: init(config, parts))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: init(config))
     manager = checkpoint.open_manager(folder, config.checkpoints_kept)
-    state, _, meta = begin(config, parts, folder, manager, shapes, shardings(*shapes, mesh))
+    state, _, meta = begin(config, folder, manager, shapes, shardings(*shapes, mesh))
     loader = Loader(config, config.data.train, Tokenizer.load(folder / "tokenizer"), folder / "lengths")
     assert int(state.step) == 3
     assert meta["data"] == loader.fingerprint

@@ -19,7 +19,6 @@ from dreamjax.config import RunConfig
 from dreamjax.document.batch import empty_batch, shape_of
 from dreamjax.errors import gist
 from dreamjax.filesystem import atomic
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
@@ -54,13 +53,13 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
 
 
 def lower_train_step(
-    config: RunConfig, parts: dreamllm.Parts, shapes: tuple[State, dict], shardings: tuple[State, dict], mesh: Mesh
+    config: RunConfig, shapes: tuple[State, dict], shardings: tuple[State, dict], mesh: Mesh
 ) -> jax.stages.Lowered:
     """The step of `dreamjax.train`, lowered for a mesh from the shapes and shardings of (state, frozen)."""
     rows = NamedSharding(mesh, ROWS)
     batch = empty_batch(shape_of(config, encoded=bool(config.data.train[0].encoded)))
     with jax.set_mesh(mesh):
-        return jit_train_step(config, parts, IDS, shardings, mesh).lower(
+        return jit_train_step(config, IDS, shardings, mesh).lower(
             *with_shardings(shapes, shardings), with_shardings(batch, jax.tree.map(lambda _: rows, batch))
         )
 

@@ -11,6 +11,7 @@ from dreamjax.config import RunConfig
 from dreamjax.config.validation import require_present
 from dreamjax.diffusion import samplers
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS
 from dreamjax.parallel.param_sharding import parameter_shardings
@@ -24,11 +25,10 @@ def reports(config: RunConfig, target: report.Target, cache: epath.Path | None) 
 
     `write` samples one token for every document, `denoise` runs all steps of an image.
     """
-    parts = dreamllm.build(config.model)
-    params = jax.eval_shape(lambda: cast(dreamllm.init(parts, jax.random.key(0)), config.model.dtype))
+    params = jax.eval_shape(lambda: cast(dreamllm.init(config.model, jax.random.key(0)), config.model.dtype))
     mesh = target.mesh
     shardings = parameter_shardings(params, mesh, config.replicated)
-    params = program.with_shardings(params, shardings)
+    model = Model(config.model, program.with_shardings(params, shardings))
     documents = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def rows(tree, axis=0):
@@ -48,24 +48,24 @@ def reports(config: RunConfig, target: report.Target, cache: epath.Path | None) 
         settings = jax.eval_shape(lambda: _settings(config, documents))
         special = decode.Special(2, program.IDS.dream_start, config.model.dream_queries + 4)
 
-        def write(params, state, settings):
-            return decode.write(parts, params, state, settings, special, 1)
+        def write(model, state, settings):
+            return decode.write(model, state, settings, special, 1)
 
-        lowered["write"] = jax.jit(write, donate_argnums=1, compiler_options=TPU_OPTIONS).lower(params, state, settings)
-        if parts.unet:
+        lowered["write"] = jax.jit(write, donate_argnums=1, compiler_options=TPU_OPTIONS).lower(model, state, settings)
+        if config.model.unet:
             options = Options()
             noise = jax.ShapeDtypeStruct((documents, *denoise.latent_shape(config.model, options)), jnp.float32)
             context = jax.ShapeDtypeStruct(
-                (2, documents, config.model.dream_queries, parts.unet.config.context_width),
+                (2, documents, config.model.dream_queries, model.unet.config.context_width),
                 jnp.dtype(config.model.dtype),
             )
 
-            def denoise_step(params, context, progress, keys, drawing):
-                return denoise.denoise(parts, params, context, progress, drawing, keys, None, 0, options.num_steps)
+            def denoise_step(model, context, progress, keys, drawing):
+                return denoise.denoise(model, context, progress, drawing, keys, None, 0, options.num_steps)
 
             progress, keys = jax.eval_shape(samplers.begin, noise), jax.eval_shape(lambda: _keys(documents))
             drawing = denoise.drawing(config.model, options)
-            used = {name: params[name] for name in params if name == "unet"}
+            used = Model(config.model, {"unet": model.params["unet"]})
             jitted = jax.jit(denoise_step, donate_argnums=2, compiler_options=TPU_OPTIONS)
             lowered["denoise"] = jitted.lower(used, rows(context, 1), rows(progress), rows(keys), drawing)
     results = {}

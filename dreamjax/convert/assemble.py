@@ -192,7 +192,7 @@ def _initial_leaves(model: ModelConfig, paths: list[str], seed: int) -> dict[str
         return {}
 
     def init_missing() -> dict:
-        tree = dreamllm.init(dreamllm.build(model), jax.random.key(seed))
+        tree = dreamllm.init(model, jax.random.key(seed))
         return {path: leaf for path, leaf in checkpoint.flatten(tree).items() if path in paths}
 
     arrays = jax.device_get(jax.jit(init_missing)())  # what is not returned is not computed

@@ -26,7 +26,7 @@ from dreamjax.convert import detect, exporter, finite, torch_reference
 from dreamjax.convert.assemble import RawPart, materialise
 from dreamjax.convert.tensors import require_torch
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 
 TOLERANCE = 1e-4  # on the relative error in float32
 TIMES, MORE = 3, 1e-3  # bfloat16 tolerance: TIMES x torch's own error in bfloat16 + MORE
@@ -165,38 +165,34 @@ def _inputs(
 @functools.lru_cache(maxsize=32)
 def _jitted(part: str, model: ModelConfig, dtype: str) -> Callable[[dict, dict], dict[str, jax.Array]]:
     """The compiled function from (parameters, inputs) to outputs in float32, for compute dtype `dtype`."""
-    parts = dreamllm.build(dataclasses.replace(model, dtype=dtype))
+    config = dataclasses.replace(model, dtype=dtype)
 
     def run(params: dict, inputs: dict) -> dict[str, jax.Array]:
-        module, variables = getattr(parts, part), {"params": params[part]}
+        apply = functools.partial(Model(config, params).apply, part)
         match part:
             case "llm":
-                embeds = module.apply(variables, inputs["tokens"], method="embed")
-                hidden, _ = module.apply(
-                    variables, embeds, jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
-                )
-                return {"hidden": hidden, "logits": module.apply(variables, hidden, method="logits")}
+                embeds = apply(inputs["tokens"], method="embed")
+                hidden, _ = apply(embeds, jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2]))
+                return {"hidden": hidden, "logits": apply(hidden, method="logits")}
             case "clip":
                 return {
-                    "hidden": module.apply(variables, inputs["pixels"]),
-                    "pooled": module.apply(variables, inputs["pixels"], method="pooled"),
+                    "hidden": apply(inputs["pixels"]),
+                    "pooled": apply(inputs["pixels"], method="pooled"),
                 }
             case "text_encoder":
                 return {
-                    "hidden": module.apply(variables, inputs["tokens"]),
-                    "pooled": module.apply(variables, inputs["tokens"], method="pooled"),
+                    "hidden": apply(inputs["tokens"]),
+                    "pooled": apply(inputs["tokens"], method="pooled"),
                 }
             case "clip_text":
-                outputs = {"text": module.apply(variables, inputs["tokens"], method="embed_text")}
-                if parts.clip:
-                    pooled = parts.clip.apply({"params": params["clip"]}, inputs["pixels"], method="pooled")
-                    outputs["scores"] = module.apply(variables, inputs["tokens"], pooled, method="scores")
+                outputs = {"text": apply(inputs["tokens"], method="embed_text")}
+                if config.clip:
+                    pooled = Model(config, params).apply("clip", inputs["pixels"], method="pooled")
+                    outputs["scores"] = apply(inputs["tokens"], pooled, method="scores")
                 return outputs
             case "unet":
-                return {
-                    "prediction": module.apply(variables, inputs["latents"], inputs["timesteps"], inputs["context"])
-                }
-        mean, logvar = module.apply(variables, inputs["images"], method="encode")
-        return {"mean": mean, "logvar": logvar, "decoded": module.apply(variables, inputs["latents"], method="decode")}
+                return {"prediction": apply(inputs["latents"], inputs["timesteps"], inputs["context"])}
+        mean, logvar = apply(inputs["images"], method="encode")
+        return {"mean": mean, "logvar": logvar, "decoded": apply(inputs["latents"], method="decode")}
 
     return jax.jit(lambda params, inputs: jax.tree.map(lambda value: value.astype(jnp.float32), run(params, inputs)))

@@ -5,7 +5,6 @@ last, right before the question. The features are of the model's own encoder: th
 the post norm.
 """
 
-import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +17,7 @@ from dreamjax.document import Image, image_io
 from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation.questions import Question
 from dreamjax.models import clip
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.progress import bar
 
 METHODS = ("random", "rices")
@@ -81,23 +80,23 @@ def image_features(
     model: DreamLLM, images: Mapping[str | bytes, Image], batch_size: int = 32
 ) -> dict[str | bytes, np.ndarray]:
     """{name: unit feature [d] float32} of all pictures."""
-    if model.parts.clip is None:
+    if model.config.clip is None:
         raise ConfigError("--examples: rices needs a model with a picture encoder")
-    size, names, found = model.parts.config.clip.image_size, list(images), {}
+    size, names, found = model.config.clip.image_size, list(images), {}
     with bar(len(names), "picture", "features") as progress:
         for start in range(0, len(names), batch_size):
             now = names[start : start + batch_size]
             pixels = np.zeros((batch_size, size, size, 3), np.uint8)
             for i, name in enumerate(now):
                 pixels[i] = image_io.for_encoder(images[name].pil(), size)
-            found |= dict(zip(now, np.asarray(unit_features(model.parts, model.params, pixels)), strict=False))
+            found |= dict(zip(now, np.asarray(unit_features(model.model, pixels)), strict=False))
             progress.update(len(now))
     return found
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def unit_features(parts: Parts, params: dict, images: jax.Array) -> jax.Array:
+@jax.jit
+def unit_features(model: Model, images: jax.Array) -> jax.Array:
     """uint8 pictures [B, h, w, 3] -> the encoder's class token after its last norm, of length 1, [B, d] float32."""
-    pixels = clip.normalise(images, parts.config.clip, parts.clip.dtype)
-    features = parts.clip.apply({"params": params["clip"]}, pixels, method="pooled").astype(jnp.float32)
+    pixels = clip.normalise(images, model.clip.config, model.dtype)
+    features = model.apply("clip", pixels, method="pooled").astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

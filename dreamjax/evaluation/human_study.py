@@ -112,7 +112,7 @@ def run(model: DreamLLM, data: epath.Path, out: epath.Path, how, settings: dict)
         features.towers(model, how.measures.clip),
     )
     made = write(model, asked, out, settings | {"task": "study", "data": str(data), "seed": how.seed}, how.batch_size)
-    side = model.parts.config.decoder_size
+    side = model.config.decoder_size
     key = make_kit(asked, made, out, how.seed, min(side, SIDE))
     metrics, noted = measure(made, [one.real for one in asked], extractor, towers)
     score = Score(metrics, {"documents": len(asked), "topics": len({one.topic for one in asked})}, (*warnings, *noted))

@@ -129,10 +129,10 @@ def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, sett
 
 def _fitting(model: DreamLLM, asked: GenerationPrompts) -> tuple[GenerationPrompts, list[str]]:
     """The wishes with prompts that the context holds, and a warning where some were shortened."""
-    room = model.parts.config.llm.max_positions - model.parts.config.dream_queries - 2
+    room = model.config.llm.max_positions - model.config.dream_queries - 2
 
     def fits(prompt):
-        return prompt_tokens(model.parts, model.tokenizer, prompt, model.template) <= room
+        return prompt_tokens(model.model, model.tokenizer, prompt, model.template) <= room
 
     done = [image_generation.shortened(generation_prompt, fits) for generation_prompt in asked.generation_prompts]
     count = sum(shortened for _, shortened in done)
@@ -156,9 +156,7 @@ def _painter(model: DreamLLM, manner: GenerationSettings) -> ImageGenerator:
 
     def paint(generation_prompts: Sequence[GenerationPrompt], seeds: Sequence[int]) -> list[PIL.Image.Image]:
         prompts = [generation_prompt.prompt for generation_prompt in generation_prompts]
-        return model.decode(
-            text_to_image.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options)
-        )
+        return model.decode(text_to_image.draw_after(model.model, model.tokenizer, prompts, seeds, options))
 
     return paint
 

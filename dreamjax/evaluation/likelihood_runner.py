@@ -80,9 +80,9 @@ def _sums(model: DreamLLM, rankings: Sequence[Ranking], befores: Sequence[str], 
             (Document((Text(before + ranking.contexts[0]),)), ranking.endings)
             for ranking, before in zip(rankings, befores, strict=True)
         ]
-        found = alternatives(model.parts, model.params, model.tokenizer, pairs, size, model.template)
+        found = alternatives(model.model, model.tokenizer, pairs, size, model.template)
         if found is not None:
-            require_rows(found, "question", model.parts, model.params)
+            require_rows(found, "question", model.model)
             return [shares.tolist() for shares in found]
     scored = []
     for ranking, before in zip(rankings, befores, strict=True):
@@ -101,13 +101,13 @@ def _log_probabilities(model: DreamLLM, pairs: list, size: int) -> list[np.ndarr
 
 def _fitting(model: DreamLLM, ranking: Ranking) -> tuple[tuple[str, ...], int]:
     """The last examples that fit the context with the question, and how many were left out."""
-    context = model.parts.config.llm.max_positions
+    context = model.config.llm.max_positions
     for missing in range(len(ranking.examples) + 1):
         kept = ranking.examples[missing:]
         before = ranking.heading + "".join(kept)
         texts = {before + words + ending for words, ending in zip(ranking.contexts, ranking.endings, strict=True)}
         longest = max(
-            prompt_tokens(model.parts, model.tokenizer, Document((Text(text),)), model.template) for text in texts
+            prompt_tokens(model.model, model.tokenizer, Document((Text(text),)), model.template) for text in texts
         )
         if longest <= context:
             return kept, missing

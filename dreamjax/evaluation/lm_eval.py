@@ -49,7 +49,7 @@ class DreamJAX(TemplateLM):
             raise ConfigError(f"batch_size: {batch_size!r} is no number from 1 on")
         self.model = model if isinstance(model, DreamLLM) else DreamLLM.load(model, which)
         self.batch_size = int(batch_size)
-        self.context = self.model.parts.config.llm.max_positions
+        self.context = self.model.config.llm.max_positions
 
     @property
     def eot_token_id(self) -> int:
@@ -80,8 +80,7 @@ class DreamJAX(TemplateLM):
         with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
             for now in batched(order, self.batch_size):
                 made = likelihood.likelihoods(
-                    self.model.parts,
-                    self.model.params,
+                    self.model.model,
                     [Document(())] * len(now),
                     [rows[i] for i in now],
                     self.batch_size,
@@ -93,7 +92,7 @@ class DreamJAX(TemplateLM):
                         bool(scored.likeliest.all()),
                     )
                 progress.update(len(now))
-        finite.require_rows(shares, "request", self.model.parts, self.model.params)
+        finite.require_rows(shares, "request", self.model.model)
         return found
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:

@@ -123,11 +123,11 @@ def _fitting(model: DreamLLM, job: Job, question: Question) -> tuple[list[Questi
     And how many were.
     """
     examples = list(job.examples(question))
-    wanted, context = len(examples), model.parts.config.llm.max_positions
+    wanted, context = len(examples), model.config.llm.max_positions
     room = min(ROOM, model.options(dict(job.profile.decoding)).max_tokens)
     while True:
         prompt = job.prompt(question, job.profile, examples)
-        needed = prompt_tokens(model.parts, model.tokenizer, prompt, _template(model, job.profile)["template"])
+        needed = prompt_tokens(model.model, model.tokenizer, prompt, _template(model, job.profile)["template"])
         if not examples or needed + room <= context:
             break
         examples.pop(0)

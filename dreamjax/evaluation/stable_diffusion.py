@@ -1,7 +1,6 @@
 """Stable Diffusion by itself: its own text encoder in the place of the LLM, as the baseline of what DreamLLM draws."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -15,8 +14,7 @@ from dreamjax.convert import assemble, importer
 from dreamjax.diffusion import samplers
 from dreamjax.document import clip_tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.param_sharding import parameter_shardings
 from dreamjax.sampling import denoise, finite, text_to_image
 from dreamjax.sampling.options import Options
@@ -29,8 +27,7 @@ PARTS = ("unet", "vae", "text_encoder")
 class StableDiffusion:
     """U-Net, VAE and text encoder with its tokenizer."""
 
-    parts: Parts
-    params: dict
+    model: Model
     tokenizer: object
 
     @classmethod
@@ -46,16 +43,14 @@ class StableDiffusion:
                 "diffusers writes them"
             )
         shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(plan.model), mesh)
-        return cls(dreamllm.build(plan.model), assemble.materialise(plan.leaves, shardings), clip_tokenizer.load(where))
+        return cls(Model(plan.model, assemble.materialise(plan.leaves, shardings)), clip_tokenizer.load(where))
 
     def draw(self, texts: Sequence[str], seeds: Sequence[int], options: Options) -> list[PIL.Image.Image]:
         """A picture for each text. The unconditional context is that of the empty text."""
-        config = self.parts.config
+        config = self.model.config
 
         def read(words):
-            return _read(
-                self.parts, self.params, clip_tokenizer.encode(self.tokenizer, words, config.text_encoder.positions)
-            )
+            return _read(self.model, clip_tokenizer.encode(self.tokenizer, words, config.text_encoder.positions))
 
         context = read(texts)[None]
         if options.guidance_scale > 1:
@@ -63,15 +58,13 @@ class StableDiffusion:
         keys = text_to_image.image_keys(seeds)
         progress = samplers.begin(denoise.first_noise(keys, denoise.latent_shape(config, options)))
         steps = np.int32(0), np.int32(options.num_steps)
-        progress = denoise.denoise(
-            self.parts, self.params, context, progress, denoise.drawing(config, options), keys, None, *steps
-        )
-        drawn = denoise.decode(self.parts, self.params, progress.x)
-        finite.require_flags(np.asarray(drawn.finite), "picture", self.parts, self.params)
+        progress = denoise.denoise(self.model, context, progress, denoise.drawing(config, options), keys, None, *steps)
+        drawn = denoise.decode(self.model, progress.x)
+        finite.require_flags(np.asarray(drawn.finite), "picture", self.model)
         return [PIL.Image.fromarray(image) for image in np.asarray(drawn.images)]
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _read(parts: Parts, params: dict, tokens: jax.Array) -> jax.Array:
+@jax.jit
+def _read(model: Model, tokens: jax.Array) -> jax.Array:
     """Tokens [B, L] -> the U-Net's context [B, L, E]."""
-    return parts.text_encoder.apply({"params": params["text_encoder"]}, tokens)
+    return model.apply("text_encoder", tokens)

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from dreamjax.diffusion import samplers
 from dreamjax.document import image_io
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise
 from dreamjax.sampling.options import Options
 
@@ -62,7 +62,7 @@ def mean_of(maps: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
 
 
 def attention_maps(
-    parts: Parts, params: dict, hidden: Array, empty: Array | None, keys: Array, options: Options
+    model: Model, hidden: Array, empty: Array | None, keys: Array, options: Options
 ) -> tuple[Array, dict[tuple[int, int], np.ndarray]]:
     """Draws pictures for hidden states [B, Q, D] and watches: (latents [B, h, w, C], {(h, w): maps [B, Q, h, w]
     float32}).
@@ -70,39 +70,37 @@ def attention_maps(
     At every position a map says which share of the attention the query has, so that the maps of all queries sum to 1.
     Layers of the same side are averaged.
     """
-    shape, plan = denoise.latent_shape(parts.config, options), denoise.drawing(parts.config, options)
+    shape, plan = denoise.latent_shape(model.config, options), denoise.drawing(model.config, options)
     progress = samplers.begin(denoise.first_noise(keys, shape))
-    context = denoise.contexts(parts, params, hidden, empty if options.guidance_scale > 1 else None)
+    context = denoise.contexts(model, hidden, empty if options.guidance_scale > 1 else None)
     total: dict = {}
     for step in range(options.num_steps):
-        maps = _maps_at(parts, params, context[-1], progress.x, plan.plan.timestep[step])
+        maps = _maps_at(model, context[-1], progress.x, plan.plan.timestep[step])
         total = {name: total.get(name, 0) + np.asarray(value) for name, value in maps.items()}
-        progress = denoise.denoise(
-            parts, params, context, progress, plan, keys, None, np.int32(step), np.int32(step + 1)
-        )
+        progress = denoise.denoise(model, context, progress, plan, keys, None, np.int32(step), np.int32(step + 1))
     by_side: dict = {}
     for name, value in total.items():
-        by_side.setdefault(_side(parts, shape, name), []).append(value / options.num_steps)
+        by_side.setdefault(_side(model, shape, name), []).append(value / options.num_steps)
     averaged = {side: np.mean(values, axis=0) for side, values in by_side.items()}
     return progress.x, {side: maps.transpose(0, 2, 1).reshape(len(maps), -1, *side) for side, maps in averaged.items()}
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _maps_at(parts: Parts, params: dict, context: Array, x: Array, timestep: Array) -> Mapping[str, Array]:
+@jax.jit
+def _maps_at(model: Model, context: Array, x: Array, timestep: Array) -> Mapping[str, Array]:
     """{name of a cross-attention layer: [B, positions, Q] weights, averaged over heads} at one timestep."""
     timesteps = jnp.full(len(x), timestep)
 
     def is_query(module, method):
         return method == "__call__" and module.name == "to_q" and module.path[-2] == "attn2"
 
-    variables = {"params": params["unet"]}
-    _, kept = parts.unet.apply(variables, x, timesteps, context, capture_intermediates=is_query)
+    variables = {"params": model.params["unet"]}
+    _, kept = model.unet.apply(variables, x, timesteps, context, capture_intermediates=is_query)
     found = {}
     for path, (queries,) in flatten_dict(kept["intermediates"]).items():
         layer = path[:-2]  # .../attn2, then to_q and __call__
-        weights = functools.reduce(lambda tree, key: tree[key], layer, params["unet"])
+        weights = functools.reduce(lambda tree, key: tree[key], layer, model.params["unet"])
         keys = context.astype(queries.dtype) @ weights["to_k"]["kernel"].astype(queries.dtype)
-        found["/".join(layer)] = _weights(queries, keys, parts.config.unet.heads[_level(parts, layer[0])])
+        found["/".join(layer)] = _weights(queries, keys, model.config.unet.heads[_level(model, layer[0])])
     return found
 
 
@@ -116,18 +114,18 @@ def _weights(queries: Array, keys: Array, heads: int) -> Array:
     return jax.nn.softmax(scores / math.sqrt(queries.shape[-1] // heads), axis=-1).mean(axis=1)
 
 
-def _level(parts: Parts, block: str) -> int:
+def _level(model: Model, block: str) -> int:
     """The level of a block by its name."""
-    last = len(parts.config.unet.block_channels) - 1
+    last = len(model.config.unet.block_channels) - 1
     number = re.search(r"\d+$", block)
     if number is None:
         return last
     return int(number[0]) if block.startswith("down") else last - int(number[0])
 
 
-def _side(parts: Parts, shape: tuple[int, int, int], layer: str) -> tuple[int, int]:
+def _side(model: Model, shape: tuple[int, int, int], layer: str) -> tuple[int, int]:
     """[h, w] of the feature maps of a layer: halved, rounded up, from level to level."""
-    halvings = 2 ** _level(parts, layer.split("/")[0])
+    halvings = 2 ** _level(model, layer.split("/")[0])
     return -(-shape[0] // halvings), -(-shape[1] // halvings)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import decode
 from dreamjax.sampling.decode import CONTEXT_LIMIT, ENDED, NOT_FINITE, TOKEN_LIMIT, WRITING, Settings, Special, State
 
@@ -32,18 +32,16 @@ class Beams(NamedTuple):
     broken: Array  # [B] int32: the token, counted from 1, for which the logits of a beam were not finite; 0: none
 
 
-def write(
-    parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: float
-) -> State:
+def write(model: Model, state: State, settings: Settings, special: Special, beams: int, length_penalty: float) -> State:
     """The state with the best continuation of each document written.
 
     None is WRITING any more, and the cache is that of before.
     """
-    return _search(parts, params, state, settings, special, beams, jnp.float32(length_penalty))
+    return _search(model, state, settings, special, beams, jnp.float32(length_penalty))
 
 
 def _search_loop(
-    parts: Parts, params: dict, state: State, settings: Settings, special: Special, beams: int, length_penalty: Array
+    model: Model, state: State, settings: Settings, special: Special, beams: int, length_penalty: Array
 ) -> State:
     count, width = state.tokens.shape
     limits = jnp.minimum(settings.max_tokens, settings.context - state.length)
@@ -62,7 +60,7 @@ def _search_loop(
     )
 
     def step(found):
-        return _step(parts, params, found, settings, special, limits, length_penalty)
+        return _step(model, found, settings, special, limits, length_penalty)
 
     found = jax.lax.while_loop(lambda found: jnp.any(found.hopeful), step, found)
     broken = found.broken > 0  # the document has what a beam had written by then
@@ -76,11 +74,11 @@ def _search_loop(
     )
 
 
-_search = jax.jit(_search_loop, static_argnames=("parts", "special", "beams"))
+_search = jax.jit(_search_loop, static_argnames=("special", "beams"))
 
 
 def _step(
-    parts: Parts, params: dict, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array
+    model: Model, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array
 ) -> Beams:
     """One more token.
 
@@ -120,7 +118,7 @@ def _step(
     def keep(x):
         return jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
 
-    state = _go_on(parts, params, state, keep(parents), keep(tokens), keep(written))
+    state = _go_on(model, state, keep(parents), keep(tokens), keep(written))
     worst = jnp.where(jnp.all(done_lengths > 0, axis=1), all_scores[:, -1], NEVER)
     sound = jnp.all(found.state.finite.reshape(count, beams), axis=1)
     broken = jnp.where(found.hopeful & ~sound & (found.broken == 0), found.step + 1, found.broken)
@@ -128,7 +126,7 @@ def _step(
     return Beams(state, running, done, all_scores, done_lengths, hopeful, found.step + 1, broken)
 
 
-def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Array, written: Array) -> State:
+def _go_on(model: Model, state: State, parents: Array, tokens: Array, written: Array) -> State:
     """The beams [B, K] that go on, in the order of their scores, with their new tokens in the cache."""
     count, beams = parents.shape
     rows = (jnp.arange(count)[:, None] * beams + parents).reshape(-1)
@@ -139,6 +137,4 @@ def _go_on(parts: Parts, params: dict, state: State, parents: Array, tokens: Arr
         present=state.present[rows].at[jnp.arange(len(rows)), chosen].set(True),
         tokens=written.reshape(len(rows), -1),
     )
-    return decode.extend(
-        parts, params, state, dreamllm.embed(parts, params, chosen)[:, None], jnp.ones_like(state.length)
-    )[0]
+    return decode.extend(model, state, dreamllm.embed(model, chosen)[:, None], jnp.ones_like(state.length))[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 
 Array = jax.Array
 
@@ -56,7 +56,7 @@ class Special(NamedTuple):
     image_room: int
 
 
-def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Array) -> tuple[State, Array]:
+def extend(model: Model, state: State, embeds: Array, counts: Array) -> tuple[State, Array]:
     """Appends the first counts[b] of embeds [B, n, D] to each document.
 
     The new state and the hidden states [B, n, D].
@@ -64,9 +64,9 @@ def extend(parts: Parts, params: dict, state: State, embeds: Array, counts: Arra
     slots = state.cache["k"].shape[2]
     steps = jnp.arange(embeds.shape[1])
     positions = jnp.where(steps < counts[:, None], state.length[:, None] + steps, slots)  # out of range: not written
-    hidden, cache = parts.llm.apply({"params": params["llm"]}, embeds, positions, cache=state.cache)
+    hidden, cache = model.apply("llm", embeds, positions, cache=state.cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = parts.llm.apply({"params": params["llm"]}, last, method="logits")
+    logits = model.apply("llm", last, method="logits")
     finite = state.finite & ((counts == 0) | jnp.all(jnp.isfinite(logits), axis=-1))
     logits = jnp.where((counts > 0)[:, None], logits, state.logits)
     return state._replace(cache=cache, length=state.length + counts, logits=logits, finite=finite), hidden
@@ -120,7 +120,7 @@ def _cut(logits: Array, settings: Settings) -> Array:
 # Writing
 
 
-def write(parts: Parts, params: dict, state: State, settings: Settings, special: Special, steps: Array | int) -> State:
+def write(model: Model, state: State, settings: Settings, special: Special, steps: Array | int) -> State:
     """Writes until no document is WRITING, or `steps` tokens.
 
     Each has ended, met a limit, or stands at a <dream_start> and waits for its picture.
@@ -134,9 +134,9 @@ def write(parts: Parts, params: dict, state: State, settings: Settings, special:
         state, step = carry
         state = _record(state, _next_token(state, settings, special), settings, special)
         embeds = dreamllm.embed(
-            parts, params, jnp.take_along_axis(state.tokens, jnp.maximum(state.written - 1, 0)[:, None], axis=1)
+            model, jnp.take_along_axis(state.tokens, jnp.maximum(state.written - 1, 0)[:, None], axis=1)
         )
-        return extend(parts, params, state, embeds, (state.status == WRITING).astype(jnp.int32))[0], step + 1
+        return extend(model, state, embeds, (state.status == WRITING).astype(jnp.int32))[0], step + 1
 
     spent = (state.status == WRITING) & (state.written >= settings.max_tokens)  # the last token was a <dream_start>
     state = state._replace(status=jnp.where(spent, TOKEN_LIMIT, state.status))

@@ -14,7 +14,7 @@ from dreamjax.diffusion import samplers
 from dreamjax.diffusion.samplers import Plan, Progress
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import memory
 from dreamjax.sampling.options import Options
 
@@ -97,21 +97,20 @@ def first_noise(keys: Array, shape: tuple[int, int, int]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def contexts(parts: Parts, params: dict, hidden: Array, empty: Array | None) -> Array:
+@jax.jit
+def contexts(model: Model, hidden: Array, empty: Array | None) -> Array:
     """What the U-Net reads, [k, B, Q, E], of hidden states [B, Q, D].
 
     `empty` [B, Q, D] or [Q, D], where there is guidance, comes first.
     """
     both = hidden[None] if empty is None else jnp.stack([jnp.broadcast_to(empty, hidden.shape), hidden])
-    context = dreamllm.condition(parts, params, both.reshape(-1, *hidden.shape[1:]))
+    context = dreamllm.condition(model, both.reshape(-1, *hidden.shape[1:]))
     return context.reshape(*both.shape[:3], -1)
 
 
-@functools.partial(jax.jit, static_argnames="parts")
+@jax.jit
 def denoise(
-    parts: Parts,
-    params: dict,
+    model: Model,
     context: Array,
     progress: Progress,
     drawing: Drawing,
@@ -131,7 +130,7 @@ def denoise(
         def repeat(y):
             return jnp.concatenate([y] * copies)
 
-        predictions = jnp.split(dreamllm.denoise(parts, params, repeat(x), repeat(timesteps), flat), copies)
+        predictions = jnp.split(dreamllm.denoise(model, repeat(x), repeat(timesteps), flat), copies)
         return predictions[0] if copies == 1 else samplers.guided(*predictions, drawing.guidance, drawing.rescale)
 
     def noise(step: Array) -> Array:
@@ -140,7 +139,7 @@ def denoise(
         return first_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, step), progress.x.shape[1:])
 
     return samplers.advance(
-        parts.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=parts.vae is None
+        model.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=model.config.vae is None
     )
 
 
@@ -154,16 +153,15 @@ class Decoded(NamedTuple):
     finite: Array
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def decode(parts: Parts, params: dict, latents: Array) -> Decoded:
+@jax.jit
+def decode(model: Model, latents: Array) -> Decoded:
     """The pictures that latents [B, h, w, C] stand for."""
-    pixels = dreamllm.decode_pixels(parts, params, latents)
+    pixels = dreamllm.decode_pixels(model, latents)
     return Decoded(dreamllm.to_uint8(pixels), jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3)))
 
 
 def moments(
-    parts: Parts,
-    params: dict,
+    model: Model,
     hidden: Array,
     empty: Array | None,
     keys: Array,
@@ -178,14 +176,14 @@ def moments(
     `empty` [Q, D] or [B, Q, D] is what guidance leads away from. Each picture's noise comes from its own key [B], or
     from `noise` [B, h, w, C] and, for each step, `fresh` [steps, B, h, w, C].
     """
-    plan, shape, steps = drawing(parts.config, options), latent_shape(parts.config, options), options.num_steps
+    plan, shape, steps = drawing(model.config, options), latent_shape(model.config, options), options.num_steps
     if noise is not None and noise.shape != (len(hidden), *shape):
         raise ConfigError(f"latents: have the shape {tuple(noise.shape)}, must have {(len(hidden), *shape)}")
     if fresh is not None and fresh.shape != (steps, len(hidden), *shape):
         raise ConfigError(f"step_noise: has the shape {tuple(fresh.shape)}, must have {(steps, len(hidden), *shape)}")
     progress = samplers.begin(first_noise(keys, shape) if noise is None else jnp.asarray(noise, jnp.float32))
-    context = contexts(parts, params, hidden, empty if options.guidance_scale > 1 else None)
+    context = contexts(model, hidden, empty if options.guidance_scale > 1 else None)
     for start in range(0, steps, every or steps):
         stop = min(start + (every or steps), steps)
-        progress = denoise(parts, params, context, progress, plan, keys, fresh, np.int32(start), np.int32(stop))
+        progress = denoise(model, context, progress, plan, keys, fresh, np.int32(start), np.int32(stop))
         yield Moment(stop, steps, progress)

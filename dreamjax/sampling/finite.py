@@ -14,7 +14,7 @@ import numpy as np
 
 from dreamjax.document import Document
 from dreamjax.errors import RunStopped
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.param_sharding import path_of
 
 NOTE = "not finite: "  # what the note of such a document begins with
@@ -41,30 +41,30 @@ def broken(notes: Sequence[Sequence[str]]) -> list[int]:
     return [number for number, of_document in enumerate(notes) if any(note.startswith(NOTE) for note in of_document)]
 
 
-def require_documents(documents: Sequence[Document], parts: Parts, params: dict):
+def require_documents(documents: Sequence[Document], model: Model):
     """Raises NotFinite, naming the documents, where one has such a note."""
     numbers = broken([document.notes for document in documents])
     if numbers:
         what = next(note for note in documents[numbers[0]].notes if note.startswith(NOTE))
-        raise NotFinite(f"{_which('document', numbers, len(documents))}{what}; {cause(parts, params)}", documents)
+        raise NotFinite(f"{_which('document', numbers, len(documents))}{what}; {cause(model)}", documents)
 
 
-def require_none(numbers: Sequence[int], parts: Parts, params: dict):
+def require_none(numbers: Sequence[int], model: Model):
     """Raises NotFinite where there are any: the numbers of documents, counted from 0, that have such a note."""
     if numbers:
-        raise NotFinite(f"documents {list(numbers)}: numbers were {NOTE}{cause(parts, params)}")
+        raise NotFinite(f"documents {list(numbers)}: numbers were {NOTE}{cause(model)}")
 
 
-def require_rows(rows: Sequence[np.ndarray], what: str, parts: Parts, params: dict, made: Any = None):
+def require_rows(rows: Sequence[np.ndarray], what: str, model: Model, made: Any = None):
     """Raises NotFinite, naming the rows, where one has a number that is not finite; `what` a row is."""
-    require_flags([bool(np.isfinite(row).all()) for row in rows], what, parts, params, made)
+    require_flags([bool(np.isfinite(row).all()) for row in rows], what, model, made)
 
 
-def require_flags(finite: Sequence[bool], what: str, parts: Parts, params: dict, made: Any = None):
+def require_flags(finite: Sequence[bool], what: str, model: Model, made: Any = None):
     """`require_rows` where it is known of each row whether it is finite."""
     numbers = [number for number, sound in enumerate(finite) if not sound]
     if numbers:
-        raise NotFinite(f"{_which(what, numbers, len(finite))}{NOTE}{cause(parts, params)}", made)
+        raise NotFinite(f"{_which(what, numbers, len(finite))}{NOTE}{cause(model)}", made)
 
 
 def _which(what: str, numbers: Sequence[int], count: int) -> str:
@@ -75,12 +75,12 @@ def _which(what: str, numbers: Sequence[int], count: int) -> str:
     return f"{what} {shown} of {count} (from 0): "
 
 
-def cause(parts: Parts, params: dict) -> str:
+def cause(model: Model) -> str:
     """Where the weights are not finite, or that they are."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
             return (
                 f"the weights hold NaN or infinities, first in {path_of(path)}: use another checkpoint, or "
                 "import them anew"
             )
-    return f"the weights are finite: numbers leave the range of {parts.config.dtype}, or what was given is not finite"
+    return f"the weights are finite: numbers leave the range of {model.config.dtype}, or what was given is not finite"

@@ -23,7 +23,7 @@ from dreamjax.document.tokenize import Slots
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import beam, decode, denoise, finite, memory
 from dreamjax.sampling.decode import (
     CONTEXT_LIMIT,
@@ -45,7 +45,7 @@ CHECK_EVERY = 16  # tokens between two looks for a stop string
 ENDLESS = 2**30
 
 
-_write = jax.jit(decode.write, static_argnames=("parts", "special"))
+_write = jax.jit(decode.write, static_argnames="special")
 
 
 @jax.jit
@@ -54,12 +54,12 @@ def _image_keys(state: State) -> jax.Array:
     return denoise.image_keys(state.keys, state.images)
 
 
-@functools.partial(jax.jit, static_argnames=("parts", "frame"))
-def _look(parts: Parts, params: dict, state: State, images, frame: tuple[int, int]) -> State:
+@functools.partial(jax.jit, static_argnames="frame")
+def _look(model: Model, state: State, images, frame: tuple[int, int]) -> State:
     """Feeds the pictures of the waiting documents back: <im_start>, patches, <im_end>; then they write on."""
-    embeds = framed(parts, params, frame, dreamllm.see(parts, params, images))
+    embeds = framed(model, frame, dreamllm.see(model, images))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
-    return _write_on(decode.extend(parts, params, state, embeds, counts)[0])
+    return _write_on(decode.extend(model, state, embeds, counts)[0])
 
 
 @jax.jit
@@ -81,8 +81,7 @@ def _write_on(state: State) -> State:
 class Task:
     """What stays the same while a batch of documents is written."""
 
-    parts: Parts
-    params: dict
+    model: Model
     tokenizer: Tokenizer
     prompts: Sequence[Document]
     options: Options
@@ -120,8 +119,7 @@ Event = Wrote | Drawing | Drawn | Finished
 
 
 def generate(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
     seeds: Sequence[int],
@@ -134,7 +132,7 @@ def generate(
     `watch` is called with each Event, after every few tokens and denoising steps. `size` rows are computed (0: the
     power of two that holds the prompts).
     """
-    task, state = begin(parts, params, tokenizer, prompts, seeds, options, size)
+    task, state = begin(model, tokenizer, prompts, seeds, options, size)
     pace = {"tokens": CHECK_EVERY, "steps": 5} if watch else {}
     for event in run(task, state, **pace):
         if watch:
@@ -143,8 +141,7 @@ def generate(
 
 
 def begin(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
     seeds: Sequence[int],
@@ -152,22 +149,22 @@ def begin(
     size: int = 0,
 ) -> tuple[Task, State]:
     """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
-    if parts.unet is None and options.min_images:
+    if model.config.unet is None and options.min_images:
         raise ConfigError(f"min_images: {options.min_images}, and this model has no picture decoder")
     if len(seeds) != len(prompts):
         raise ConfigError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts")
     seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
     count = size or bucket(len(prompts), 1)
-    if parts.unet is not None and options.max_images:
-        denoise.check(parts.config, options, count)
-    context, room = context_of(parts, options), image_room(parts)
-    rows = [prompt_row(parts, tokenizer, prompt, options.template) for prompt in prompts]
+    if model.config.unet is not None and options.max_images:
+        denoise.check(model.config, options, count)
+    context, room = context_of(model, options), image_room(model)
+    rows = [prompt_row(model, tokenizer, prompt, options.template) for prompt in prompts]
     for row in rows:
-        check_row(parts, row, context)
+        check_row(model, row, context)
     wanted = max(len(row.tokens) for row in rows) + options.max_tokens + options.max_images * room
-    memory.require_room_for_documents(parts.config, count, min(wanted, context))
+    memory.require_room_for_documents(model.config, count, min(wanted, context))
     width = bucket(max(min(options.max_tokens, context), 1), 64)
-    state = prefill(parts, params, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
+    state = prefill(model, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
 
     def limit(value):
         return np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
@@ -180,11 +177,11 @@ def begin(
         limit(options.max_tokens),
         limit(options.max_images),
         limit(options.min_images),
-        banned(parts, tokenizer, options.unmasked),
+        banned(model, tokenizer, options.unmasked),
         np.int32(context),
     )
     special = Special(tokenizer.eos, tokenizer.dream_start, room)
-    return Task(parts, params, tokenizer, prompts, options, settings, special), state
+    return Task(model, tokenizer, prompts, options, settings, special), state
 
 
 def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[Event]:
@@ -194,12 +191,10 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
     """
     options, images = task.options, [[] for _ in task.prompts]
     if options.beams > 1:
-        state = beam.write(
-            task.parts, task.params, state, task.settings, task.special, options.beams, options.length_penalty
-        )
+        state = beam.write(task.model, state, task.settings, task.special, options.beams, options.length_penalty)
     pace = np.int32(tokens or (CHECK_EVERY if options.stop else ENDLESS))
     while True:
-        state = _write(task.parts, task.params, state, task.settings, task.special, pace)
+        state = _write(task.model, state, task.settings, task.special, pace)
         status = np.asarray(state.status)
         if options.stop:
             status = np.where(_stopped(task, state), STOPPED, status)
@@ -210,11 +205,11 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
         waiting = np.flatnonzero(status == DREAMING)
         if not len(waiting):
             break
-        state, hidden = dream(task.parts, task.params, state, dream_frame(task.tokenizer))
-        empty = empty_condition(task.parts, task.params, task.tokenizer, options)
-        for moment in denoise.moments(task.parts, task.params, hidden, empty, _image_keys(state), options, every=steps):
+        state, hidden = dream(task.model, state, dream_frame(task.tokenizer))
+        empty = empty_condition(task.model, task.tokenizer, options)
+        for moment in denoise.moments(task.model, hidden, empty, _image_keys(state), options, every=steps):
             yield Drawing(waiting, moment)
-        drawn, sound = map(np.asarray, denoise.decode(task.parts, task.params, moment.progress.x))
+        drawn, sound = map(np.asarray, denoise.decode(task.model, moment.progress.x))
         if not sound[waiting].all():
             state = _without(state, sound)
             waiting = waiting[sound[waiting]]
@@ -227,18 +222,18 @@ def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[E
     yield Finished([document(task, state, b, images[b]) for b in range(len(task.prompts))])
 
 
-def image_room(parts: Parts) -> int:
+def image_room(model: Model) -> int:
     """Cache slots that one drawn picture takes: the queries and the patches with the tokens around them."""
-    slots = Slots.of(parts.config)
-    return slots.queries + 2 + (slots.patches + 2 if parts.clip else 0)
+    slots = Slots.of(model.config)
+    return slots.queries + 2 + (slots.patches + 2 if model.config.clip else 0)
 
 
 def look_at(task: Task, state: State, drawn: np.ndarray) -> State:
     """Shows the waiting documents their pictures, where the model can see."""
-    if task.parts.clip is None:
+    if task.model.config.clip is None:
         return _write_on(state)
-    resized = np.stack([image_io.for_encoder(image, task.parts.config.clip.image_size) for image in drawn])
-    return _look(task.parts, task.params, state, resized, (task.tokenizer.im_start, task.tokenizer.im_end))
+    resized = np.stack([image_io.for_encoder(image, task.model.config.clip.image_size) for image in drawn])
+    return _look(task.model, state, resized, (task.tokenizer.im_start, task.tokenizer.im_end))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """How likely given continuations are: log-probabilities of their tokens, batched, for ranking answers."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from dreamjax.document.tokenize import TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling.prompts import answering, batches, bucket, check_row, prompt_row
 
 CHUNK = 16  # positions whose logits exist at one time; it divides every bucket of lengths
@@ -29,7 +28,7 @@ class Likelihood(NamedTuple):
 
 
 def log_probabilities(
-    parts: Parts, params: dict, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, str]], template: str = "plain"
+    model: Model, tokenizer: Tokenizer, pairs: Sequence[tuple[Document, str]], template: str = "plain"
 ) -> list[np.ndarray]:
     """The log-probability of each token of each continuation after its prompt, float32 [tokens]; the sum is the
     continuation's.
@@ -40,15 +39,15 @@ def log_probabilities(
     context.
     """
     whole, rows = zip(
-        *(_scored(parts, tokenizer, prompt, continuation, template) for prompt, continuation in pairs), strict=True
+        *(_scored(model, tokenizer, prompt, continuation, template) for prompt, continuation in pairs), strict=True
     )
     for row in rows:
-        check_row(parts, row, parts.config.llm.max_positions, room=0)
-    return [found.log_probabilities for found in likelihoods(parts, params, whole, rows, bucket(len(pairs), 1))]
+        check_row(model, row, model.config.llm.max_positions, room=0)
+    return [found.log_probabilities for found in likelihoods(model, whole, rows, bucket(len(pairs), 1))]
 
 
 def likelihoods(
-    parts: Parts, params: dict, documents: Sequence[Document], rows: Sequence[TokenSequence], size: int
+    model: Model, documents: Sequence[Document], rows: Sequence[TokenSequence], size: int
 ) -> list[Likelihood]:
     """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which
     must hold them all.
@@ -56,8 +55,8 @@ def likelihoods(
     `documents` hold the pictures that rows have; rows are checked where they are made.
     """
     found: list = [None] * len(rows)
-    for batch in batches(parts, documents, rows, size):
-        shares, likeliest = map(np.asarray, _shares(parts, params, batch))
+    for batch in batches(model, documents, rows, size):
+        shares, likeliest = map(np.asarray, _shares(model, batch))
         for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
             loss_mask = batch.loss_mask[b, 0]
             found[b] = Likelihood(shares[b][loss_mask], likeliest[b][loss_mask])
@@ -65,8 +64,7 @@ def likelihoods(
 
 
 def alternatives(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     pairs: Sequence[tuple[Document, Sequence[str]]],
     size: int,
@@ -80,7 +78,7 @@ def alternatives(
     """
     documents, rows, wanted = [], [], []
     for prompt, continuations in pairs:
-        ways = [_scored(parts, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
+        ways = [_scored(model, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
         if any(
             int(way.loss_mask.sum()) != 1
             or not way.loss_mask[-1]
@@ -88,7 +86,7 @@ def alternatives(
             for way in ways
         ):
             return None
-        check_row(parts, ways[0], parts.config.llm.max_positions, room=0)
+        check_row(model, ways[0], model.config.llm.max_positions, room=0)
         documents.append(prompt)
         rows.append(dataclasses.replace(ways[0], tokens=ways[0].tokens[:-1], loss_mask=ways[0].loss_mask[:-1]))
         wanted.append([int(way.tokens[-1]) for way in ways])
@@ -97,24 +95,24 @@ def alternatives(
     for b, (row, tokens) in enumerate(zip(rows, wanted, strict=True)):
         ids[b, : len(tokens)], ends[b] = tokens, len(row.tokens) - 1
     found: list = [None] * len(rows)
-    for batch in batches(parts, documents, rows, size):
-        shares = np.asarray(_next_shares(parts, params, batch, ends, ids))
+    for batch in batches(model, documents, rows, size):
+        shares = np.asarray(_next_shares(model, batch, ends, ids))
         for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
             found[b] = shares[b, : len(wanted[b])]
     return found
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _next_shares(parts: Parts, params: dict, batch: Batch, ends: jax.Array, tokens: jax.Array) -> jax.Array:
+@jax.jit
+def _next_shares(model: Model, batch: Batch, ends: jax.Array, tokens: jax.Array) -> jax.Array:
     """[B, n] float32: the log-probability of each of `tokens` [B, n] right after position `ends` [B]."""
-    hidden = dreamllm.hidden_states(parts, params, batch)
+    hidden = dreamllm.hidden_states(model, batch)
     last = jnp.take_along_axis(hidden, jnp.minimum(ends, hidden.shape[1] - 1)[:, None, None], axis=1)
-    logits = parts.llm.apply({"params": params["llm"]}, last, method="logits")[:, 0]
+    logits = model.apply("llm", last, method="logits")[:, 0]
     return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
 
 
 def _scored(
-    parts: Parts, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
+    model: Model, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
 ) -> tuple[Document, TokenSequence]:
     """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
     if not isinstance(continuation, str) or not continuation:
@@ -131,9 +129,9 @@ def _scored(
         dataclasses.replace(part, supervised=False) if isinstance(part, Text) else part for part in before
     )
     whole = Document((*unsupervised, Text(moved + continuation, role=role)))
-    row = prompt_row(parts, tokenizer, whole, template)
+    row = prompt_row(model, tokenizer, whole, template)
     if runs_on:
-        own = np.arange(len(row.tokens)) >= len(prompt_row(parts, tokenizer, Document(unsupervised), template).tokens)
+        own = np.arange(len(row.tokens)) >= len(prompt_row(model, tokenizer, Document(unsupervised), template).tokens)
         row = dataclasses.replace(row, loss_mask=own)
     if not row.loss_mask.any():
         said = "has no token of its own: it only changes the last word of the prompt; begin it where a word begins"
@@ -141,13 +139,13 @@ def _scored(
     return whole, row
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _shares(parts: Parts, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _shares(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """[B, L] float32 and bool.
 
     The log-probability of each token given those before it, and whether it is the likeliest; 0 and no for the first.
     """
-    hidden = dreamllm.hidden_states(parts, params, batch)
+    hidden = dreamllm.hidden_states(model, batch)
     tokens = batch.tokens[:, 0]
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
 
@@ -156,7 +154,7 @@ def _shares(parts: Parts, params: dict, batch: Batch) -> tuple[jax.Array, jax.Ar
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, wanted = chunk
-        logits = parts.llm.apply({"params": params["llm"]}, states, method="logits")
+        logits = model.apply("llm", states, method="logits")
         shares = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), wanted[..., None], axis=-1)[..., 0]
         return shares, jnp.argmax(logits, axis=-1) == wanted
 

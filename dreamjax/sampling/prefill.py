@@ -13,7 +13,7 @@ from dreamjax.document.tokenize import TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import decode
 from dreamjax.sampling.decode import DREAMING, WRITING, State
@@ -25,8 +25,7 @@ from dreamjax.sampling.prompts import answering, batches, bucket, check_row, pro
 
 
 def prefill(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
     rows: Sequence[TokenSequence],
@@ -42,18 +41,18 @@ def prefill(
     """
     size = size or bucket(len(prompts), 1)
     keys = jax.vmap(jax.random.key)(np.array([*seeds, *[0] * (size - len(prompts))], np.uint32))
-    state = _fresh(parts, keys, slots=bucket(slots, 128), width=width)
-    for batch in batches(parts, prompts, rows, size):
-        state = _prefill(parts, params, state, batch, tokenizer.dream_start)
+    state = _fresh(model, keys, slots=bucket(slots, 128), width=width)
+    for batch in batches(model, prompts, rows, size):
+        state = _prefill(model, state, batch, tokenizer.dream_start)
     return state
 
 
-@functools.partial(jax.jit, static_argnames=("parts", "slots", "width"))
-def _fresh(parts: Parts, keys, slots: int, width: int) -> State:
+@functools.partial(jax.jit, static_argnames=("slots", "width"))
+def _fresh(model: Model, keys, slots: int, width: int) -> State:
     """The state of documents without a token."""
-    count, vocabulary = len(keys), parts.config.llm.vocab_size
+    count, vocabulary = len(keys), model.config.llm.vocab_size
     zeros = jnp.zeros(count, jnp.int32)
-    cache = init_cache(parts.config.llm, count, slots, parts.llm.dtype)
+    cache = init_cache(model.config.llm, count, slots, model.dtype)
     present = jnp.zeros((count, vocabulary), bool)
     tokens = jnp.zeros((count, width), jnp.int32)
     return State(
@@ -61,32 +60,32 @@ def _fresh(parts: Parts, keys, slots: int, width: int) -> State:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("parts", "dream_start"))
-def _prefill(parts: Parts, params: dict, state: State, batch: Batch, dream_start: int) -> State:
+@functools.partial(jax.jit, static_argnames="dream_start")
+def _prefill(model: Model, state: State, batch: Batch, dream_start: int) -> State:
     """Puts prompts, one a group, into the cache of the documents that they belong to: tokens, pictures and queries."""
     tokens, segments = batch.tokens[:, 0], batch.segments[:, 0]
-    embeds = dreamllm.embed_batch(parts, params, batch)
-    state, _ = decode.extend(parts, params, state, embeds, jnp.sum(segments > 0, axis=-1))
+    embeds = dreamllm.embed_batch(model, batch)
+    state, _ = decode.extend(model, state, embeds, jnp.sum(segments > 0, axis=-1))
     there = jnp.where((segments > 0) & (tokens != dream_start), tokens, state.present.shape[1])
     present = state.present.at[jnp.arange(len(tokens))[:, None], there].set(True, mode="drop")
     return state._replace(present=present)
 
 
-def context_of(parts: Parts, options: Options) -> int:
+def context_of(model: Model, options: Options) -> int:
     """Positions that a document with its prompt may take."""
-    if options.context > parts.config.llm.max_positions:
-        raise ConfigError(f"context: {options.context} is above the model's {parts.config.llm.max_positions} positions")
-    return options.context or parts.config.llm.max_positions
+    if options.context > model.config.llm.max_positions:
+        raise ConfigError(f"context: {options.context} is above the model's {model.config.llm.max_positions} positions")
+    return options.context or model.config.llm.max_positions
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Conditions
 
 
-def framed(parts: Parts, params: dict, frame: tuple[int, int], features: jax.Array) -> jax.Array:
+def framed(model: Model, frame: tuple[int, int], features: jax.Array) -> jax.Array:
     """[B, n, D] features between the embeddings of two tokens."""
     before, after = (
-        jnp.broadcast_to(dreamllm.embed(parts, params, jnp.int32(token)), (features.shape[0], 1, features.shape[2]))
+        jnp.broadcast_to(dreamllm.embed(model, jnp.int32(token)), (features.shape[0], 1, features.shape[2]))
         for token in frame
     )
     return jnp.concatenate([before, features, after], axis=1)
@@ -97,37 +96,37 @@ def dream_frame(tokenizer: Tokenizer) -> tuple[int, int]:
     return tokenizer.dream_start, tokenizer.dream_end
 
 
-@functools.partial(jax.jit, static_argnames=("parts", "frame"))
-def dream(parts: Parts, params: dict, state: State, frame: tuple[int, int]) -> tuple[State, jax.Array]:
+@functools.partial(jax.jit, static_argnames="frame")
+def dream(model: Model, state: State, frame: tuple[int, int]) -> tuple[State, jax.Array]:
     """Runs <dream_start>, the queries and <dream_end> over the cache of the waiting documents.
 
     Hidden states at the queries [B, Q, D].
     """
-    embeds = framed(parts, params, frame, dreamllm.queries(parts, params, len(state.length)))
+    embeds = framed(model, frame, dreamllm.queries(model, len(state.length)))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
-    state, hidden = decode.extend(parts, params, state, embeds, counts)
+    state, hidden = decode.extend(model, state, embeds, counts)
     return state, hidden[:, 1:-1]
 
 
 def condition_after(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int = 0
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[Document], template: str, size: int = 0
 ) -> jax.Array:
     """The hidden states [size, Q, D] at dream queries put right after each prompt.
 
     Rows beyond the prompts mean nothing.
     """
-    rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in prompts]
-    needed, longest = parts.config.dream_queries + 2, parts.config.llm.max_positions
+    rows = [prompt_row(model, tokenizer, prompt, template) for prompt in prompts]
+    needed, longest = model.config.dream_queries + 2, model.config.llm.max_positions
     for row in rows:
-        check_row(parts, row, longest, needed)
+        check_row(model, row, longest, needed)
     slots = max(len(row.tokens) for row in rows) + needed
-    state = prefill(parts, params, tokenizer, prompts, rows, [0] * len(prompts), slots, size=size)
+    state = prefill(model, tokenizer, prompts, rows, [0] * len(prompts), slots, size=size)
     state = state._replace(status=jnp.full_like(state.status, DREAMING))
-    return dream(parts, params, state, dream_frame(tokenizer))[1]
+    return dream(model, state, dream_frame(tokenizer))[1]
 
 
 def condition_after_padding(
-    parts: Parts, params: dict, tokenizer: Tokenizer, prompts: Sequence[Document], template: str
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[Document], template: str
 ) -> jax.Array:
     """`condition_after` as the official code has it, [B, Q, D]: prompts padded on the right to the longest, padding
     counted in the positions.
@@ -135,17 +134,17 @@ def condition_after_padding(
     So the queries of a shorter prompt stand farther from it, and what it becomes depends on the longest one.
     """
     asked = [Document((*prompt.parts, Image(b"", is_input=False, role=answering(prompt)))) for prompt in prompts]
-    rows = [prompt_row(parts, tokenizer, prompt, template) for prompt in asked]
+    rows = [prompt_row(model, tokenizer, prompt, template) for prompt in asked]
     for row in rows:
-        check_row(parts, row, parts.config.llm.max_positions, room=0)
+        check_row(model, row, model.config.llm.max_positions, room=0)
     longest = max(len(row.tokens) for row in rows)
     found = [None] * len(prompts)
-    for batch in batches(parts, asked, rows, len(prompts)):
+    for batch in batches(model, asked, rows, len(prompts)):
         batch, mine = (
-            _with_gap(batch, longest, parts.config.dream_queries),
+            _with_gap(batch, longest, model.config.dream_queries),
             np.flatnonzero(batch.segments.any(axis=(1, 2))),
         )
-        hidden = _padded_condition(parts, params, batch)
+        hidden = _padded_condition(model, batch)
         for b in mine:
             found[b] = hidden[b]
     return jnp.stack(found)
@@ -160,18 +159,18 @@ def _with_gap(batch: Batch, longest: int, count: int) -> Batch:
     )
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _padded_condition(parts: Parts, params: dict, batch: Batch) -> jax.Array:
-    hidden = dreamllm.hidden_states(parts, params, batch)
+@jax.jit
+def _padded_condition(model: Model, batch: Batch) -> jax.Array:
+    hidden = dreamllm.hidden_states(model, batch)
     last = jnp.maximum(jnp.sum(batch.target_valid, axis=-1) - 1, 0)
-    read = dreamllm.read_out(parts, hidden, batch).reshape(*batch.target_valid.shape, parts.config.dream_queries, -1)
+    read = dreamllm.read_out(model, hidden, batch).reshape(*batch.target_valid.shape, model.config.dream_queries, -1)
     return read[jnp.arange(len(last)), last]
 
 
-unconditional = jax.jit(dreamllm.unconditional, static_argnames=("parts", "bos", "dream_start"))
+unconditional = jax.jit(dreamllm.unconditional, static_argnames=("bos", "dream_start"))
 
 
-def empty_condition(parts: Parts, params: dict, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
+def empty_condition(model: Model, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
     """What guidance leads away from, [Q, D].
 
     The hidden states after the negative prompt, or those without any context; None without guidance.
@@ -179,5 +178,5 @@ def empty_condition(parts: Parts, params: dict, tokenizer: Tokenizer, options: O
     if options.guidance_scale == 1:
         return None
     if options.negative is None:
-        return unconditional(parts, params, tokenizer.bos, tokenizer.dream_start)
-    return condition_after(parts, params, tokenizer, [options.negative], options.template)[0]
+        return unconditional(model, tokenizer.bos, tokenizer.dream_start)
+    return condition_after(model, tokenizer, [options.negative], options.template)[0]

@@ -9,7 +9,7 @@ from dreamjax.document.batch import Batch, Shape, empty_batch, place
 from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 
 SHORTEST = 16  # tokens of the smallest bucket; it divides the others
 
@@ -24,17 +24,17 @@ def answering(prompt: Document) -> str | None:
     return "assistant" if any(part.role for part in prompt.parts) else None
 
 
-def prompt_row(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> TokenSequence:
+def prompt_row(model: Model, tokenizer: Tokenizer, prompt: Document, template: str) -> TokenSequence:
     """The tokens of a prompt, its end open."""
-    return tokenize_document(prompt, tokenizer, Slots.of(parts.config), template, prompt=True)
+    return tokenize_document(prompt, tokenizer, Slots.of(model.config), template, prompt=True)
 
 
-def prompt_tokens(parts: Parts, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
+def prompt_tokens(model: Model, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
     """Positions that a prompt takes of the context."""
-    return len(prompt_row(parts, tokenizer, prompt, template).tokens)
+    return len(prompt_row(model, tokenizer, prompt, template).tokens)
 
 
-def check_row(parts: Parts, row: TokenSequence, context: int, room: int = 1):
+def check_row(model: Model, row: TokenSequence, context: int, room: int = 1):
     """Raises ConfigError where a prompt leaves less than `room` of `context` positions, or has a picture that the
     model cannot see.
     """
@@ -42,11 +42,11 @@ def check_row(parts: Parts, row: TokenSequence, context: int, room: int = 1):
         raise ConfigError(
             f"prompt: takes {len(row.tokens)} tokens, with {room} to come that is more than the context of {context}"
         )
-    if parts.config.clip is None and row.inputs:
+    if model.config.clip is None and row.inputs:
         raise ConfigError("prompt: has a picture, and this model has no picture encoder")
 
 
-def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[TokenSequence], size: int) -> Iterator[Batch]:
+def batches(model: Model, prompts: Sequence[Document], rows: Sequence[TokenSequence], size: int) -> Iterator[Batch]:
     """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are
     empty.
 
@@ -56,7 +56,7 @@ def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[TokenSeque
     keys = [
         (bucket(len(row.tokens), SHORTEST), bucket(len(row.inputs), 1), bucket(len(row.targets), 1)) for row in rows
     ]
-    encoder_size = parts.config.clip.image_size if parts.config.clip else 1
+    encoder_size = model.config.clip.image_size if model.config.clip else 1
     for length, inputs, targets in sorted(set(keys)):
         batch = empty_batch(Shape(size, 1, length, inputs, targets, encoder_size, 1))
         for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
@@ -66,17 +66,17 @@ def batches(parts: Parts, prompts: Sequence[Document], rows: Sequence[TokenSeque
         yield batch
 
 
-def banned(parts: Parts, tokenizer: Tokenizer, unmasked: bool = False) -> np.ndarray:
+def banned(model: Model, tokenizer: Tokenizer, unmasked: bool = False) -> np.ndarray:
     """[V] bool: ids that are never written: control tokens other than </s> and <dream_start>, and rows that no token
     has.
 
     `unmasked` leaves the control tokens free.
     """
-    mask = np.zeros(parts.config.llm.vocab_size, bool)
+    mask = np.zeros(model.config.llm.vocab_size, bool)
     mask[tokenizer.size :] = True
     if not unmasked:
         mask[list(tokenizer.special_ids | {tokenizer.bos, tokenizer.unk})] = True
         mask[tokenizer.eos] = False
     if tokenizer.dream_start < len(mask):
-        mask[tokenizer.dream_start] = parts.unet is None
+        mask[tokenizer.dream_start] = model.config.unet is None
     return mask

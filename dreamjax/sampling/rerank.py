@@ -3,7 +3,6 @@
 CLIP's text and picture towers say how well each fits its text (the paper draws eight).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import PIL.Image
 from dreamjax.document import clip_tokenizer, image_io
 from dreamjax.errors import ConfigError
 from dreamjax.models.clip import normalise
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling.finite import NOTE, NotFinite
 
 BATCH = 8  # pictures that are scored at once
@@ -58,32 +57,30 @@ def marked(ranked: Sequence[Ranked], keep: int) -> list[PIL.Image.Image]:
     return best
 
 
-def clip_scorer(parts: Parts, params: dict, tokenizer) -> Scorer:
+def clip_scorer(model: Model, tokenizer) -> Scorer:
     """CLIP's own score, the cosine of picture and text times its learned scale.
 
     `tokenizer` is that of the text tower (clip_tokenizer.load).
     """
-    if parts.clip is None or parts.clip_text is None or tokenizer is None:
+    if model.config.clip is None or model.config.clip_text is None or tokenizer is None:
         raise ConfigError(
             "rank: needs CLIP's picture encoder and its text tower with projections and tokenizer; this model lacks one"
         )
 
     def score(images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
-        pixels = np.stack([image_io.for_encoder(image, parts.config.clip.image_size) for image in images])
-        tokens = clip_tokenizer.encode(tokenizer, texts, parts.config.clip_text.positions)
+        pixels = np.stack([image_io.for_encoder(image, model.config.clip.image_size) for image in images])
+        tokens = clip_tokenizer.encode(tokenizer, texts, model.config.clip_text.positions)
         found = []
         for start in range(0, len(pixels), BATCH):
             now = np.arange(start, start + BATCH).clip(max=len(pixels) - 1)  # the last batch is filled up
-            found.append(np.asarray(_fit(parts, params, pixels[now], tokens[now]))[: len(pixels) - start])
+            found.append(np.asarray(_fit(model, pixels[now], tokens[now]))[: len(pixels) - start])
         return np.concatenate(found)
 
     return score
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _fit(parts: Parts, params: dict, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
+@jax.jit
+def _fit(model: Model, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
     """uint8 pictures [B, h, w, 3] and tokens [B, L] -> how well they fit, pair by pair, [B] float32."""
-    pooled = parts.clip.apply(
-        {"params": params["clip"]}, normalise(pixels, parts.config.clip, parts.clip.dtype), method="pooled"
-    )
-    return parts.clip_text.apply({"params": params["clip_text"]}, tokens, pooled, method="scores").diagonal()
+    pooled = model.apply("clip", normalise(pixels, model.clip.config, model.dtype), method="pooled")
+    return model.apply("clip_text", tokens, pooled, method="scores").diagonal()

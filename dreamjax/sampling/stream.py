@@ -10,7 +10,7 @@ import PIL.Image
 
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.tokenizer import Tokenizer
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise, interleave
 from dreamjax.sampling.decode import DREAMING, WRITING, State
 from dreamjax.sampling.interleave import Task
@@ -56,8 +56,7 @@ Event = TextPiece | ImageStarted | Preview | ImageDone | Finished
 
 
 def stream(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: Document,
     seed: int,
@@ -71,7 +70,7 @@ def stream(
     Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). `watch` is
     called with the events of `interleave.run`.
     """
-    task, state = interleave.begin(parts, params, tokenizer, [prompt], [seed], options)
+    task, state = interleave.begin(model, tokenizer, [prompt], [seed], options)
     images: list[np.ndarray] = []
     shown: dict[int, int] = {}  # characters told of each of the document's parts
     for event in interleave.run(task, state, tokens=every, steps=preview_every):
@@ -83,7 +82,7 @@ def stream(
                 if int(state.status[0]) == DREAMING:
                     yield ImageStarted(len(images))
             case interleave.Drawing(moment=moment) if moment.step < moment.steps:
-                guess = denoise.decode(parts, params, moment.progress.estimate).images
+                guess = denoise.decode(model, moment.progress.estimate).images
                 yield Preview(len(images), moment.step, moment.steps, PIL.Image.fromarray(np.asarray(guess)[0]))
             case interleave.Drawn(images=drawn):
                 images.append(drawn[0])

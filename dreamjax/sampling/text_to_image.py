@@ -10,7 +10,7 @@ from dreamjax.config.validation import require_seed
 from dreamjax.document import Document
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise
 from dreamjax.sampling.denoise import Moment
 from dreamjax.sampling.options import Options
@@ -19,8 +19,7 @@ from dreamjax.sampling.prompts import bucket
 
 
 def conditions(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
     negatives: Sequence[Document],
@@ -30,7 +29,7 @@ def conditions(
 
     `negatives` are one per prompt, or none; the second is None without guidance.
     """
-    if parts.unet is None:
+    if model.config.unet is None:
         raise ConfigError("this model has no picture decoder")
     if negatives and len(negatives) != len(prompts):
         raise ConfigError(f"negative: {len(negatives)} negative prompts for {len(prompts)} prompts")
@@ -38,19 +37,18 @@ def conditions(
     after = condition_after_padding if options.padding == "right" else condition_after
 
     def read(documents):
-        return _filled(after(parts, params, tokenizer, documents, options.template)[: len(documents)], size)
+        return _filled(after(model, tokenizer, documents, options.template)[: len(documents)], size)
 
     if options.guidance_scale == 1:
         return read(prompts), None
     if negatives:
         return read(prompts), read(negatives)
     hidden = read(prompts)
-    return hidden, jnp.broadcast_to(unconditional(parts, params, tokenizer.bos, tokenizer.dream_start), hidden.shape)
+    return hidden, jnp.broadcast_to(unconditional(model, tokenizer.bos, tokenizer.dream_start), hidden.shape)
 
 
 def draw_after(
-    parts: Parts,
-    params: dict,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Document],
     seeds: Sequence[int],
@@ -68,16 +66,16 @@ def draw_after(
     `watch` is called after every `every` steps with a Moment.
     """
     seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
-    if parts.unet is not None:
-        denoise.check(parts.config, options, bucket(len(prompts), 1))
-    hidden, empty = conditions(parts, params, tokenizer, prompts, negatives, options)
+    if model.config.unet is not None:
+        denoise.check(model.config, options, bucket(len(prompts), 1))
+    hidden, empty = conditions(model, tokenizer, prompts, negatives, options)
     size = len(hidden)
     keys = image_keys([*seeds, *[0] * (size - len(prompts))])
     noise = None if latents is None else _filled(np.asarray(latents, np.float32), size)
     fresh = (
         None if step_noise is None else jnp.stack([_filled(step, size) for step in np.asarray(step_noise, np.float32)])
     )
-    for moment in denoise.moments(parts, params, hidden, empty, keys, options, noise, fresh, every if watch else 0):
+    for moment in denoise.moments(model, hidden, empty, keys, options, noise, fresh, every if watch else 0):
         if watch and moment.step < moment.steps:
             watch(moment._replace(progress=jax.tree.map(lambda x: x[: len(prompts)], moment.progress)))
     return moment.progress.x[: len(prompts)]

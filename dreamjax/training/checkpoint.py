@@ -324,7 +324,7 @@ def read_config(folder: epath.Path) -> RunConfig:
 
 def parameter_shapes(model: ModelConfig) -> dict:
     """The tree of a model's parameters as float32 shapes."""
-    return jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
+    return jax.eval_shape(lambda: dreamllm.init(model, jax.random.key(0)))
 
 
 def load_params(folder: epath.Path, which: str = "last", shardings=None, verify: bool = True) -> dict:

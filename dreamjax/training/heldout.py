@@ -6,21 +6,20 @@ import jax
 import numpy as np
 
 from dreamjax.config import RunConfig
-from dreamjax.models.dreamllm import Parts
 from dreamjax.training.losses import SpecialIds
 from dreamjax.training.state import State
 from dreamjax.training.step import make_eval_step
 
 
 def make_heldout(
-    config: RunConfig, parts: Parts, ids: SpecialIds, batches: Mapping[str, Callable[[], Iterable]]
+    config: RunConfig, ids: SpecialIds, batches: Mapping[str, Callable[[], Iterable]]
 ) -> Callable[[State, dict], dict]:
     """`measure(state, frozen) -> {name: loss}`; `batches[source]()` yields the device batches of a held-back source.
 
     Names are eval_SOURCE_lm_loss, eval_SOURCE_image_loss, eval_SOURCE_image_loss_tK for quarter K of the timesteps, and
     eval_loss: the run's weighted loss, mean over sources. Averaged weights are measured where the run keeps them.
     """
-    step = jax.jit(make_eval_step(config, parts, ids))
+    step = jax.jit(make_eval_step(config, ids))
 
     def measure(state: State, frozen: dict) -> dict:
         weights = state.trainable if state.average is None else state.average

@@ -12,7 +12,6 @@ from dreamjax.config import RunConfig
 from dreamjax.config.validation import to_dict
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
 from dreamjax.training import checkpoint, checksums, optimizer, weight_transfer
 from dreamjax.training.state import State, init
 
@@ -118,7 +117,6 @@ def with_steps(meta: dict, config: RunConfig, done: int) -> tuple[dict, dict]:
 
 def begin(
     config: RunConfig,
-    parts: dreamllm.Parts,
     workdir: epath.Path,
     manager: ocp.CheckpointManager,
     shapes,
@@ -140,7 +138,7 @@ def begin(
         state, meta = checkpoint.restore(manager, state_target, verify)
         frozen = _read_frozen(workdir / "frozen", frozen_target, meta["frozen"], verify) if frozen_target else {}
         return state, frozen, meta
-    state, frozen = jax.jit(lambda: init(config, parts), out_shardings=shardings)()
+    state, frozen = jax.jit(lambda: init(config), out_shardings=shardings)()
     meta = {"frozen": None, "origins": [], "fresh": list(checkpoint.flatten(optimizer.merge(state.trainable, frozen)))}
     if config.init_from:
         tokenizer = Tokenizer.load(workdir / "tokenizer") if (workdir / "tokenizer").exists() else None

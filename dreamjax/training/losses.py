@@ -4,16 +4,17 @@ Sums are divided by counts of the GLOBAL batch, taken before any microbatch runs
 or on how the batch is cut.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dreamjax.config import DiffusionConfig, LossConfig
+from dreamjax.config import DiffusionConfig, LossConfig, ModelConfig
 from dreamjax.diffusion import schedules
 from dreamjax.document.batch import Batch
 from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def count(batch: Batch) -> Counts:
 # Tokens (paper eq. 1)
 
 
-def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, loss_mask: Array, chunk: int) -> Array:
+def cross_entropy_sum(model: Model, hidden: Array, tokens: Array, loss_mask: Array, chunk: int) -> Array:
     """Sum over learned tokens of -log p(token | what is before), float32.
 
     hidden [B, L, D], tokens and learned [B, L]; hidden state i predicts token i + 1. Logits exist for `chunk` positions
@@ -53,12 +54,12 @@ def cross_entropy_sum(parts: Parts, params: dict, hidden: Array, tokens: Array, 
     def to_chunks(x):
         return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-    readout = dreamllm.with_replicated_head(parts, params)
+    model = dreamllm.with_replicated_head(model)
 
     @jax.checkpoint
     def add_chunk(total, inputs):
         hidden, targets, weights = inputs
-        logits = parts.llm.apply({"params": readout}, hidden, method="logits")
+        logits = model.apply("llm", hidden, method="logits")
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - picked
         return total + jnp.sum(jnp.where(weights, losses, 0.0)), None
@@ -81,9 +82,9 @@ class Draws(NamedTuple):
     drop: Array | None = None  # [B] bool: train on the unconditional condition
 
 
-def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
+def draw(config: ModelConfig, loss: LossConfig, key: Array, numbers: Array) -> Draws:
     """Draws for the pictures with the given [B] uint32 numbers; each depends on the key and its own number alone."""
-    unet, diffusion = parts.config.unet, parts.config.diffusion
+    unet, diffusion = config.unet, config.diffusion
     shape = (unet.sample_size, unet.sample_size, unet.in_channels)
 
     def one(number):
@@ -91,7 +92,7 @@ def draw(parts: Parts, loss: LossConfig, key: Array, numbers: Array) -> Draws:
         return Draws(
             timesteps=_draw_timestep(loss, diffusion.timesteps, t),
             noise=jax.random.normal(noise, shape),
-            posterior=jax.random.normal(posterior, shape) if parts.vae else None,
+            posterior=jax.random.normal(posterior, shape) if config.vae else None,
             offset=jax.random.normal(offset, (1, 1, shape[-1])) if loss.noise_offset else None,
             perturbation=jax.random.normal(perturbation, shape) if loss.input_perturbation else None,
             drop=jax.random.bernoulli(drop, loss.condition_dropout) if loss.condition_dropout else None,
@@ -112,8 +113,7 @@ def _draw_timestep(loss: LossConfig, count: int, key: Array) -> Array:
 
 
 def image_errors(
-    parts: Parts,
-    params: dict,
+    model: Model,
     loss: LossConfig,
     images: Array,
     hidden: Array,
@@ -127,18 +127,18 @@ def image_errors(
     says so. The gradient reaches the condition through the U-Net. `frozen` says that nothing asks for gradients of
     U-Net and VAE.
     """
-    context = dreamllm.condition(parts, params, dropped(hidden, unconditional, draws))
+    context = dreamllm.condition(model, dropped(hidden, unconditional, draws))
     if loss.image_chunks > 1:
-        return _errors_in_chunks(parts, params, loss, images, context, draws, frozen)
-    return _errors(parts, loss, params, images, context, draws)
+        return _errors_in_chunks(model, loss, images, context, draws, frozen)
+    return _errors(model, loss, images, context, draws)
 
 
-def _errors(parts: Parts, loss: LossConfig, params: dict, images: Array, context: Array, draws: Draws) -> Array:
+def _errors(model: Model, loss: LossConfig, images: Array, context: Array, draws: Draws) -> Array:
     """`picture_errors` given the U-Net's context [B, Q, E]."""
-    latents = dreamllm.encode_latents(parts, params, images, draws.posterior)
-    noisy, target = corrupt(parts.config.diffusion, loss, latents, draws)
-    prediction = dreamllm.denoise(parts, params, noisy, draws.timesteps, context)
-    return weighted_errors(parts.config.diffusion, loss, prediction, target, draws)
+    latents = dreamllm.encode_latents(model, images, draws.posterior)
+    noisy, target = corrupt(model.config.diffusion, loss, latents, draws)
+    prediction = dreamllm.denoise(model, noisy, draws.timesteps, context)
+    return weighted_errors(model.config.diffusion, loss, prediction, target, draws)
 
 
 def to_strided_chunks(x: Array, hands: int) -> Array:
@@ -149,7 +149,7 @@ def to_strided_chunks(x: Array, hands: int) -> Array:
 
 
 def _errors_in_chunks(
-    parts: Parts, params: dict, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool
+    model: Model, loss: LossConfig, images: Array, context: Array, draws: Draws, frozen: bool
 ) -> Array:
     """`_errors` of `loss.image_chunks` chunks one after the other, so that the U-Net's and the VAE's activations
     exist for one at a time.
@@ -157,7 +157,9 @@ def _errors_in_chunks(
     A picture's error depends on its own context alone. So where U-Net and VAE are frozen, a chunk's gradient is taken
     right behind its error, and the backward pass only scales it: nothing is computed twice. Otherwise it is recomputed.
     """
-    decoder = {name: params[name] for name in ("unet", "vae") if name in params}
+    decoder = dataclasses.replace(
+        model, params={name: model.params[name] for name in ("unet", "vae") if name in model.params}
+    )
 
     def dealt(tree):
         return jax.tree.map(lambda x: to_strided_chunks(x, loss.image_chunks), tree)
@@ -169,17 +171,17 @@ def _errors_in_chunks(
         return jax.tree.map(dreamllm.constrain_rows, tree)
 
     def one(decoder, images, context, draws):
-        return _errors(parts, loss, decoder, images, context, draws)
+        return _errors(decoder, loss, images, context, draws)
 
     if not frozen:
         step = jax.checkpoint(lambda chunk: one(decoder, *spread(chunk)))
         return together(jax.lax.map(step, dealt((images, context, draws))))
 
     @jax.custom_vjp
-    def errors(context: Array, decoder: dict, images: Array, draws: Draws) -> Array:
+    def errors(context: Array, decoder: Model, images: Array, draws: Draws) -> Array:
         return together(jax.lax.map(lambda chunk: one(decoder, *spread(chunk)), dealt((images, context, draws))))
 
-    def forward(context: Array, decoder: dict, images: Array, draws: Draws) -> tuple[Array, Array]:
+    def forward(context: Array, decoder: Model, images: Array, draws: Draws) -> tuple[Array, Array]:
         def step(chunk):
             images, context, draws = spread(chunk)
             error, pull = jax.vjp(lambda context: one(decoder, images, context, draws), context)
@@ -234,8 +236,7 @@ class SpecialIds(NamedTuple):
 
 
 def loss_sums(
-    parts: Parts,
-    params: dict,
+    model: Model,
     loss: LossConfig,
     ids: SpecialIds,
     batch: Batch,
@@ -247,7 +248,7 @@ def loss_sums(
 
     `frozen` says that U-Net and VAE are.
     """
-    hidden = dreamllm.hidden_states(parts, params, batch)
+    hidden = dreamllm.hidden_states(model, batch)
 
     def flat(x):
         return x.reshape(hidden.shape[:2])
@@ -255,19 +256,18 @@ def loss_sums(
     tokens = jnp.float32(0)
     if loss.lm_weight:
         tokens = cross_entropy_sum(
-            parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), min(loss.ce_chunk, hidden.shape[1])
+            model, hidden, flat(batch.tokens), flat(batch.loss_mask), min(loss.ce_chunk, hidden.shape[1])
         )
     images = jnp.float32(0)
     if loss.image_weight and batch.target_start.shape[1]:
-        draws = key if isinstance(key, Draws) else draw(parts, loss, key, batch.target_draw.reshape(-1))
-        errors = batch_image_errors(parts, params, loss, ids, batch, hidden, draws, frozen)
+        draws = key if isinstance(key, Draws) else draw(model.config, loss, key, batch.target_draw.reshape(-1))
+        errors = batch_image_errors(model, loss, ids, batch, hidden, draws, frozen)
         images = jnp.sum(jnp.where(batch.target_valid.reshape(-1), errors, 0.0))
     return tokens, images
 
 
 def batch_image_errors(
-    parts: Parts,
-    params: dict,
+    model: Model,
     loss: LossConfig,
     ids: SpecialIds,
     batch: Batch,
@@ -280,8 +280,8 @@ def batch_image_errors(
     empty = None
     if draws.drop is not None:
         instead = ids.im_patch if loss.unconditional == "official" else None
-        empty = dreamllm.unconditional(parts, params, ids.bos, ids.dream_start, instead)
-    return image_errors(parts, params, loss, images, dreamllm.read_out(parts, hidden, batch), empty, draws, frozen)
+        empty = dreamllm.unconditional(model, ids.bos, ids.dream_start, instead)
+    return image_errors(model, loss, images, dreamllm.read_out(model, hidden, batch), empty, draws, frozen)
 
 
 def constrain_slots(images: Array) -> Array:

@@ -31,12 +31,12 @@ def fresh_state(config: OptimConfig, total_steps: int, trainable: dict) -> State
     return State(jnp.int32(0), trainable, optimizer.optimiser(config, total_steps).init(trainable), average)
 
 
-def init(config: RunConfig, parts: dreamllm.Parts) -> tuple[State, dict]:
+def init(config: RunConfig) -> tuple[State, dict]:
     """(state, frozen parameters in the compute dtype) from the run's seed.
 
     Traceable, so shapes come from `jax.eval_shape`.
     """
-    trainable, frozen = optimizer.split(config.optim, dreamllm.init(parts, jax.random.key(config.seed)))
+    trainable, frozen = optimizer.split(config.optim, dreamllm.init(config.model, jax.random.key(config.seed)))
     return fresh_state(config.optim, config.total_steps, trainable), cast(frozen, config.model.dtype)
 
 

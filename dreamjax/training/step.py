@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from dreamjax.config import LossConfig, RunConfig
 from dreamjax.document.batch import Batch
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import ROWS, TPU_OPTIONS
 from dreamjax.training import losses, optimizer
 from dreamjax.training.losses import SpecialIds
@@ -25,7 +26,6 @@ TIMESTEP_BINS = 4  # quarters of the schedule that held-back losses are reported
 
 def gradients(
     config: RunConfig,
-    parts: dreamllm.Parts,
     ids: SpecialIds,
     trainable: dict,
     frozen: dict,
@@ -43,8 +43,8 @@ def gradients(
     decoder_is_frozen = not {"unet", "vae"} & set(trainable)
 
     def loss(trainable, batch):
-        params = optimizer.merge(trainable, frozen)
-        tokens, images = losses.loss_sums(parts, params, config.loss, ids, batch, key, decoder_is_frozen)
+        model = Model(config.model, optimizer.merge(trainable, frozen))
+        tokens, images = losses.loss_sums(model, config.loss, ids, batch, key, decoder_is_frozen)
         lm, image = tokens / counts.tokens, images / counts.images
         lm_weight, image_weight = config.loss.weights
         return lm_weight * lm + image_weight * image, (lm, image)
@@ -65,7 +65,7 @@ def gradients(
     return jax.lax.scan(add, zeros, jax.tree.map(to_strided_chunks, batch))[0]
 
 
-def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
+def make_train_step(config: RunConfig, ids: SpecialIds) -> Callable:
     """`train_step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     A step whose loss or gradient is not finite changes nothing but the step count; its metrics say so.
@@ -75,7 +75,7 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
 
     def train_step(state: State, frozen: dict, batch: Batch) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (loss, lm, image), grads = gradients(config, parts, ids, state.trainable, frozen, batch, key)
+        (loss, lm, image), grads = gradients(config, ids, state.trainable, frozen, batch, key)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, moments = optimiser.update(grads, state.optimiser, state.trainable)
@@ -99,7 +99,7 @@ def make_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -
     return train_step
 
 
-def jit_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, where: tuple[State, dict], mesh: Mesh):
+def jit_train_step(config: RunConfig, ids: SpecialIds, where: tuple[State, dict], mesh: Mesh):
     """The program of `make_train_step` for a mesh, whose devices need not be at hand; `where` as `state.shardings`
     gives it.
 
@@ -108,7 +108,7 @@ def jit_train_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds, wh
     rows = NamedSharding(mesh, ROWS)
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
-        make_train_step(config, parts, ids),
+        make_train_step(config, ids),
         donate_argnums=0,
         in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
         out_shardings=(where[0], NamedSharding(mesh, P())),
@@ -122,7 +122,7 @@ def average(decay: float, step: Array, old: dict, new: dict) -> dict:
     return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), old, new)
 
 
-def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) -> Callable:
+def make_eval_step(config: RunConfig, ids: SpecialIds) -> Callable:
     """`eval_step(trainable, frozen, batch, index) -> sums` of one held-back batch, with draws that depend on `index`
     alone.
 
@@ -132,28 +132,26 @@ def make_eval_step(config: RunConfig, parts: dreamllm.Parts, ids: SpecialIds) ->
     timesteps = config.model.diffusion.timesteps
 
     def eval_step(trainable: dict, frozen: dict, batch: Batch, index: Array) -> dict:
-        params = optimizer.merge(trainable, frozen)
-        hidden = dreamllm.hidden_states(parts, params, batch)
+        model = Model(config.model, optimizer.merge(trainable, frozen))
+        hidden = dreamllm.hidden_states(model, batch)
 
         def flat(x):
             return x.reshape(hidden.shape[:2])
 
         chunk = min(config.loss.ce_chunk, hidden.shape[1])
         sums = {
-            "lm_loss": losses.cross_entropy_sum(
-                parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk
-            ),
+            "lm_loss": losses.cross_entropy_sum(model, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk),
             "tokens": jnp.sum(batch.loss_mask[..., 1:], dtype=jnp.float32),
         }
         if slots := batch.target_start.size:
             plain = LossConfig()  # held-back losses do not depend on the run's options
             key = jax.random.fold_in(jax.random.key(0), index)
-            draws = losses.draw(parts, plain, key, jnp.arange(slots))
+            draws = losses.draw(config.model, plain, key, jnp.arange(slots))
             shares = jax.random.permutation(
                 key, slots
             )  # the last slots of a group are often empty: they must not be the latest timesteps
             draws = draws._replace(timesteps=(2 * shares + 1) * timesteps // (2 * slots))
-            errors = losses.batch_image_errors(parts, params, plain, ids, batch, hidden, draws)
+            errors = losses.batch_image_errors(model, plain, ids, batch, hidden, draws)
             valid = batch.target_valid.reshape(-1).astype(jnp.float32)
             bins = jax.nn.one_hot(draws.timesteps * TIMESTEP_BINS // timesteps, TIMESTEP_BINS)
             sums |= {"image_loss": (errors * valid) @ bins, "pictures": valid @ bins}

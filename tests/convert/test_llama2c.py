@@ -128,7 +128,7 @@ def test_stories260k_writes_what_its_authors_program_writes(tmp_path):
     folder = epath.Path(tmp_path) / "model"
     importer.write(importer.make_plan([str(DATA / "stories260K.bin")], str(DATA / "tok512.bin")), folder)
     model = DreamLLM.load(folder)
-    assert not model.tokenizer.added and model.parts.config.llm.vocab_size == 512
+    assert not model.tokenizer.added and model.config.llm.vocab_size == 512
     assert model.generate("", temperature=0.0, max_tokens=200).text == expected
 
 

@@ -16,7 +16,7 @@ from dreamjax.data.registry import open_source
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.training import losses
 from dreamjax.training.initialize import check_encoders, encoders_of
 
@@ -67,8 +67,9 @@ def made(stories, tmp_path_factory):
 
 def test_losses_are_those_of_the_images(stories, made):
     images, folder, params, tokenizer = made
-    parts, ids = dreamllm.build(MODEL), losses.SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
-    loss = jax.jit(lambda batch: losses.loss_sums(parts, params, LossConfig(), ids, batch, jax.random.key(0)))
+    model = Model(MODEL, params)
+    ids = losses.SpecialIds(tokenizer.bos, tokenizer.dream_start, tokenizer.im_patch)
+    loss = jax.jit(lambda batch: losses.loss_sums(model, LossConfig(), ids, batch, jax.random.key(0)))
     config = run_config(stories, folder)
     loader = Loader(config, config.data.train, tokenizer)
     for number, one in enumerate(images):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from evaluation import layouts
-from small_model import LATENT, parameters
+from small_model import LATENT, parameters, with_params
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
@@ -22,7 +22,7 @@ from dreamjax.evaluation.benchmarks import captions, image_generation
 from dreamjax.evaluation.prompts import PROFILES, Profile
 from dreamjax.evaluation.questions import ImageFolder, Question, of_mme, of_scienceqa, of_vqa
 from dreamjax.evaluation.tasks import RUNNABLE, How
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
 
@@ -38,7 +38,7 @@ def model(shapes_tokenizer) -> DreamLLM:
     llm = dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=512)
     config = dataclasses.replace(LATENT, llm=llm, unet=None, vae=None)
     params = parameters(config)
-    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+    return DreamLLM(Model(config, params), shapes_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,7 @@ def test_every_benchmark_goes_on_and_predicts_the_same_on_eight_devices(model, d
     assert path.read_bytes() == whole
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        spread = dataclasses.replace(
-            model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh))
-        )
+        spread = with_params(model, jax.device_put(model.params, parameter_shardings(model.params, mesh)))
         run(spread, name, data, tmp_path / "eight", batch_size=8)
     for mine, theirs in zip(
         layouts.rows_of(path), layouts.rows_of(tmp_path / "eight" / name / "predictions.jsonl"), strict=True
@@ -274,8 +272,9 @@ class Speaker:
     template = "plain"
 
     def __init__(self, model, say):
-        self.parts, self.tokenizer, self.options, self.say, self.heard = (
-            model.parts,
+        self.model, self.config, self.tokenizer, self.options, self.say, self.heard = (
+            model.model,
+            model.config,
             model.tokenizer,
             model.options,
             say,

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from etils import epath
 from evaluation import layouts
-from small_model import LATENT, parameters
+from small_model import LATENT, parameters, with_params
 
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
@@ -28,7 +28,7 @@ from dreamjax.evaluation.image_runner import Measures
 from dreamjax.evaluation.metrics import features
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
 from dreamjax.evaluation.tasks import How
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
 from dreamjax.sampling import denoise, text_to_image
@@ -61,7 +61,7 @@ def model(shapes_tokenizer, tmp_path_factory) -> DreamLLM:
         clip_text=dataclasses.replace(text, projection_width=8, vision_width=LATENT.clip.width),
     )
     folder = clip_vocabulary(tmp_path_factory.mktemp("clip"))
-    return DreamLLM(dreamllm.build(config), parameters(config), shapes_tokenizer, clip_tokenizer=str(folder))
+    return DreamLLM(Model(config, parameters(config)), shapes_tokenizer, clip_tokenizer=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +228,7 @@ def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, d
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        spread = dataclasses.replace(
-            model, params=jax.device_put(model.params, parameter_shardings(model.params, mesh))
-        )
+        spread = with_params(model, jax.device_put(model.params, parameter_shardings(model.params, mesh)))
         run(spread, name, data, tmp_path / "eight")
     eight = drawn_pixels(tmp_path / "eight" / name / "pictures")
     assert eight.keys() == pixels.keys() and all(np.abs(eight[key] - pixels[key]).max() <= 1 for key in pixels)
@@ -282,7 +280,7 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     shapes_tokenizer.save(home / "tokenizer")
     for name in ("text_encoder", "clip_text"):
         clip_vocabulary(tmp_path / "home" / "tokenizer" / name)
-    model_folder.write_card(home, model_folder.ModelCard(model.parts.config, "plain"))
+    model_folder.write_card(home, model_folder.ModelCard(model.config, "plain"))
     exporter.export(home, "huggingface", tmp_path / "out")
     sd = tmp_path / "out" / "sd"
 
@@ -290,7 +288,7 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     options = Options(sampler="ddim", num_steps=3, guidance_scale=2.5)
     texts, seeds = ["a cat", "the sea", "", "low"], [5, 6, 7, 8]
     made = ours.draw(texts, seeds, options)
-    noise = denoise.first_noise(text_to_image.image_keys(seeds), denoise.latent_shape(ours.parts.config, options))
+    noise = denoise.first_noise(text_to_image.image_keys(seeds), denoise.latent_shape(ours.model.config, options))
     schedule = diffusers.DDIMScheduler.from_pretrained(
         sd / "scheduler", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
     )

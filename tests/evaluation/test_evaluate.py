@@ -15,7 +15,7 @@ from small_model import LATENT, parameters
 
 from dreamjax import cli, evaluate
 from dreamjax.api import DreamLLM
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 
 FLAGS = ("model", "task", "data", "out", "count", "profile", "shots", "examples", "mesh", "batch_size")
 
@@ -29,7 +29,7 @@ def command(capsys, monkeypatch, shapes_tokenizer, tmp_path):
         unet=None,
         vae=None,
     )
-    model = DreamLLM(dreamllm.build(config), parameters(config), shapes_tokenizer)
+    model = DreamLLM(Model(config, parameters(config)), shapes_tokenizer)
     monkeypatch.setattr(DreamLLM, "load", lambda *arguments: model)
 
     def run(*arguments):

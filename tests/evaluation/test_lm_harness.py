@@ -11,7 +11,7 @@ from small_model import LATENT, parameters
 
 from dreamjax.api import DreamLLM
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 
 pytest.importorskip("lm_eval", reason="needs lm-eval")
 
@@ -26,7 +26,7 @@ def harness(shapes_tokenizer):
         unet=None,
         vae=None,
     )
-    return DreamJAX(DreamLLM(dreamllm.build(config), parameters(config), shapes_tokenizer), batch_size=4)
+    return DreamJAX(DreamLLM(Model(config, parameters(config)), shapes_tokenizer), batch_size=4)
 
 
 class Request:
@@ -35,9 +35,9 @@ class Request:
 
 
 @functools.cache
-def compiled(parts):
-    def run(params, tokens):
-        apply = functools.partial(parts.llm.apply, {"params": params})
+def compiled():
+    def run(model, tokens):
+        apply = functools.partial(model.apply, "llm")
         hidden, _ = apply(apply(tokens, method="embed"), jnp.arange(tokens.shape[1])[None])
         return jax.nn.log_softmax(apply(hidden, method="logits"))
 
@@ -47,7 +47,7 @@ def compiled(parts):
 def log_probabilities(harness, tokens: list[int]) -> np.ndarray:
     """[n, V]: of the token after each of the given ones."""
     padded = jnp.array([[*tokens, *[0] * (harness.context - len(tokens))]])
-    return np.asarray(compiled(harness.model.parts)(harness.model.params["llm"], padded))[0, : len(tokens)]
+    return np.asarray(compiled()(harness.model.model, padded))[0, : len(tokens)]
 
 
 def test_continuations(harness):

@@ -24,7 +24,7 @@ from dreamjax.evaluation import human_study, tasks
 from dreamjax.evaluation.image_runner import Measures
 from dreamjax.evaluation.metrics import features
 from dreamjax.evaluation.tasks import How
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 
 
 @pytest.fixture()
@@ -37,7 +37,7 @@ def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
         PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
     )
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
-    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+    return DreamLLM(Model(config, params), shapes_tokenizer)
 
 
 def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):

@@ -16,14 +16,15 @@ from dreamjax.document.batch import Batch, Shape, empty_batch, place
 from dreamjax.document.tokenize import TokenSequence
 from dreamjax.models import dreamllm
 from dreamjax.models.clip import normalise
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import ROWS, constrain_rows, make_mesh
 
-PARTS = dreamllm.build(LATENT)
 PARAMS = parameters(LATENT)
+MODEL = Model(LATENT, PARAMS)
 QUERIES, PATCHES, WIDTH = LATENT.dream_queries, LATENT.clip.patches, LATENT.llm.width
 
-hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(PARTS, PARAMS, batch))
-see = jax.jit(lambda images: dreamllm.see(PARTS, PARAMS, images))
+hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(MODEL, batch))
+see = jax.jit(lambda images: dreamllm.see(MODEL, images))
 
 
 def document(
@@ -42,9 +43,9 @@ def document(
 
 
 DOCUMENTS = (
-    document(16, is_input=(6, 11), is_target=(2,), seed=1),
-    document(9, is_input=(), is_target=(3,), seed=2),
-    document(14, is_input=(8,), is_target=(4,), seed=3),
+    document(16, inputs=(6, 11), targets=(2,), seed=1),
+    document(9, inputs=(), targets=(3,), seed=2),
+    document(14, inputs=(8,), targets=(4,), seed=3),
 )
 
 
@@ -121,7 +122,7 @@ def test_read_out_takes_the_positions_of_the_queries():
     )
     flat = hidden.reshape(2, 20, WIDTH)
     expected = [flat[g, at : at + QUERIES] for g in range(2) for at in batch.target_start[g]]
-    np.testing.assert_array_equal(dreamllm.read_out(PARTS, hidden, batch), np.stack(expected))
+    np.testing.assert_array_equal(dreamllm.read_out(MODEL, hidden, batch), np.stack(expected))
 
 
 def test_the_llm_reads_tokens_patches_and_queries():
@@ -136,14 +137,14 @@ def test_the_llm_reads_tokens_patches_and_queries():
             flat[at : at + PATCHES] = see(image[None])[0]
         for at in batch.target_start[g][batch.target_valid[g]]:
             flat[at : at + QUERIES] = PARAMS["dream_queries"]
-    read = jax.jit(lambda batch: dreamllm.embed_batch(PARTS, PARAMS, batch))(batch)
+    read = jax.jit(lambda batch: dreamllm.embed_batch(MODEL, batch))(batch)
     assert relative_error(read, expected.reshape(4, 25, WIDTH)) < 1e-6
     assert batch.input_valid.sum() == batch.target_valid.sum() == 3
 
 
 def test_an_image_becomes_its_patches_projected():
     images = np.stack([DOCUMENTS[0][1][0], DOCUMENTS[2][1][0]])
-    states = PARTS.clip.apply({"params": PARAMS["clip"]}, normalise(images, LATENT.clip))  # the selected state
+    states = MODEL.apply("clip", normalise(images, LATENT.clip))  # the selected state
     projector = PARAMS["visual_projector"]["linear"]
     expected = states[:, 1:] @ projector["kernel"] + projector["bias"]
     assert expected.shape == (2, PATCHES, WIDTH) and relative_error(see(images), expected) < 1e-6
@@ -174,10 +175,10 @@ def test_the_unconditional_condition_is_a_row_without_context():
     tokens = np.array([IDS.bos, IDS.dream_start, *[5] * QUERIES, 63], np.int32)
     row = TokenSequence(tokens, np.zeros(len(tokens), bool), (), ((2, 0),), False)
     batch = batch_of([(row, [], [None])])
-    expected = dreamllm.read_out(PARTS, hidden_states(batch), batch)[0]
-    empty = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start)
+    expected = dreamllm.read_out(MODEL, hidden_states(batch), batch)[0]
+    empty = dreamllm.unconditional(MODEL, IDS.bos, IDS.dream_start)
     assert empty.shape == (QUERIES, WIDTH) and relative_error(empty, expected) < 5e-6
-    assert relative_error(dreamllm.unconditional(PARTS, PARAMS, IDS.bos, 5), expected) > 1e-2
+    assert relative_error(dreamllm.unconditional(MODEL, IDS.bos, 5), expected) > 1e-2
 
 
 def test_the_official_unconditional_condition_is_a_row_without_queries():
@@ -185,30 +186,30 @@ def test_the_official_unconditional_condition_is_a_row_without_queries():
     row = TokenSequence(tokens, np.zeros(len(tokens), bool), (), (), False)
     batch = batch_of([(row, [], [])])
     expected = hidden_states(batch)[0, 2 : 2 + QUERIES]
-    official = dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start, IDS.im_patch)
+    official = dreamllm.unconditional(MODEL, IDS.bos, IDS.dream_start, IDS.im_patch)
     assert relative_error(official, expected) < 5e-6
-    assert relative_error(dreamllm.unconditional(PARTS, PARAMS, IDS.bos, IDS.dream_start), expected) > 1e-2
+    assert relative_error(dreamllm.unconditional(MODEL, IDS.bos, IDS.dream_start), expected) > 1e-2
 
 
 def test_images_to_latents_and_back():
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
-    pixel = dreamllm.build(PIXEL)
-    units = dreamllm.encode_latents(pixel, {}, images, None)
+    pixel = Model(PIXEL, {})
+    units = dreamllm.encode_latents(pixel, images, None)
     assert float(units.min()) >= -1 and float(units.max()) <= 1
-    np.testing.assert_array_equal(dreamllm.decode_latents(pixel, {}, units), images)
-    mean, logvar, decoded = PARTS.vae.apply({"params": PARAMS["vae"]}, units)
-    latents = dreamllm.encode_latents(PARTS, PARAMS, images, None)
+    np.testing.assert_array_equal(dreamllm.decode_latents(pixel, units), images)
+    mean, logvar, decoded = MODEL.apply("vae", units)
+    latents = dreamllm.encode_latents(MODEL, images, None)
     np.testing.assert_allclose(latents, 0.18215 * mean, rtol=1e-5)
     noise = np.random.default_rng(1).normal(size=mean.shape).astype(np.float32)
-    drawn = dreamllm.encode_latents(PARTS, PARAMS, images, noise)
+    drawn = dreamllm.encode_latents(MODEL, images, noise)
     np.testing.assert_allclose(drawn, 0.18215 * (mean + np.exp(logvar / 2) * noise), rtol=1e-4, atol=1e-5)
     expected = np.clip((decoded + 1) * 127.5, 0, 255)
-    assert np.max(np.abs(dreamllm.decode_latents(PARTS, PARAMS, latents) - expected)) < 0.501
+    assert np.max(np.abs(dreamllm.decode_latents(MODEL, latents) - expected)) < 0.501
 
 
 def test_a_part_that_the_config_lacks_has_no_parameters():
     config = dreamllm_7b()
-    llm_alone = dreamllm.build(type(config)(llm=config.llm))
+    llm_alone = type(config)(llm=config.llm)
     assert set(jax.eval_shape(lambda: dreamllm.init(llm_alone, jax.random.key(0)))) == {"llm"}
 
 
@@ -231,4 +232,4 @@ def test_counts_at_the_real_sizes(part, count, real_shapes):
 
 @pytest.fixture(scope="module")
 def real_shapes():
-    return jax.eval_shape(lambda: dreamllm.init(dreamllm.build(dreamllm_7b()), jax.random.key(0)))
+    return jax.eval_shape(lambda: dreamllm.init(dreamllm_7b(), jax.random.key(0)))

@@ -40,7 +40,7 @@ ON_MESHES = pytest.mark.parametrize("config", MESHES, ids=lambda config: f"{conf
 @functools.cache
 def parameters(model: str) -> dict:
     """Shapes of all parameters, as nested dicts."""
-    return jax.eval_shape(lambda: dreamllm.init(dreamllm.build(MODELS[model]()), jax.random.key(0)))
+    return jax.eval_shape(lambda: dreamllm.init(MODELS[model](), jax.random.key(0)))
 
 
 def by_path(model: str) -> dict:

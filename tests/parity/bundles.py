@@ -20,8 +20,7 @@ from dreamjax.convert.formats import official
 from dreamjax.document.batch import Batch, Shape, empty_batch
 from dreamjax.document.tokenize import Slots
 from dreamjax.document.tokenizer import Tokenizer
-from dreamjax.models import dreamllm
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models.dreamllm import Model
 from dreamjax.training.losses import SpecialIds
 
 # Largest relative error: norm of the difference over norm of what was recorded.
@@ -69,13 +68,12 @@ class Bundle:
 
     path: pathlib.Path
     settings: dict  # config.json of the release
-    parts: Parts
-    params: dict
+    model: Model
     tokenizer: Tokenizer
 
     @property
     def slots(self) -> Slots:
-        return Slots.of(self.parts.config)
+        return Slots.of(self.model.config)
 
     @property
     def ids(self) -> SpecialIds:
@@ -151,10 +149,8 @@ def limit_of(name: str, recorded) -> float:
 def open_bundle(path: pathlib.Path) -> Bundle:
     """Opens a bundle once in a session."""
     release = official.load(path / "ckpt")
-    parts = dreamllm.build(dataclasses.replace(release.model, dtype="float32"))
-    return Bundle(
-        path, json.loads((path / "ckpt" / "config.json").read_text()), parts, release.params, release.tokenizer
-    )
+    model = Model(dataclasses.replace(release.model, dtype="float32"), release.params)
+    return Bundle(path, json.loads((path / "ckpt" / "config.json").read_text()), model, release.tokenizer)
 
 
 def error_of(name: str, ours, recorded) -> float:
@@ -193,7 +189,7 @@ def channels_first(array) -> np.ndarray:
 
 def encoder_images(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
     """The uint8 pictures [n, h, w, 3] that recorded CLIP pixels [n, 3, h, w] were made of."""
-    clip = bundle.parts.config.clip
+    clip = bundle.model.config.clip
     return _whole((channels_last(pixels) * np.array(clip.image_std) + np.array(clip.image_mean)) * 255)
 
 
@@ -225,7 +221,7 @@ def recorded_shape(bundle: Bundle) -> Shape:
     def most(token):
         return max(int((batch["input_ids"] == token).sum(axis=1).max()) for batch in batches)
 
-    config = bundle.parts.config
+    config = bundle.model.config
     rows, length = (max(batch["input_ids"].shape[axis] for batch in batches) for axis in (0, 1))
     return Shape(
         rows,

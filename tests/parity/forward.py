@@ -19,23 +19,23 @@ def forward(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
     Our arrays by their recorded names, and the language loss} for every forward_*.npz; all rows of the batch, pads
     included. One program serves all.
     """
-    parts, params, llm = bundle.parts, bundle.params, bundle.parts.config.llm
-    first = Llama(dataclasses.replace(llm, layers=1), parts.llm.dtype)
-    first_params = params["llm"] | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["llm"]["layers"])}
+    model, weights = bundle.model, bundle.model.params["llm"]
+    first = Llama(dataclasses.replace(model.llm.config, layers=1), model.dtype)
+    first_params = weights | {"layers": jax.tree.map(lambda leaf: leaf[:1], weights["layers"])}
 
     @jax.jit
     def run(batch):
         def flat(x):
             return x.reshape(-1, x.shape[-1])
 
-        embeds = dreamllm.embed_batch(parts, params, batch)
+        embeds = dreamllm.embed_batch(model, batch)
         layer1, _ = first.apply(
             {"params": first_params}, embeds, flat(batch.positions), flat(batch.segments), method="residual"
         )
-        hidden = dreamllm.hidden_states(parts, params, batch)
-        logits = parts.llm.apply({"params": params["llm"]}, hidden, method="logits")
+        hidden = dreamllm.hidden_states(model, batch)
+        logits = model.apply("llm", hidden, method="logits")
         lm_loss = (
-            losses.cross_entropy_sum(parts, params, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk=32)
+            losses.cross_entropy_sum(model, hidden, flat(batch.tokens), flat(batch.loss_mask), chunk=32)
             / losses.count(batch).tokens
         )
         return {

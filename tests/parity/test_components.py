@@ -16,22 +16,20 @@ from dreamjax.models import dreamllm
 def ours(bundle) -> dict[str, np.ndarray]:
     """All component outputs of a bundle by their recorded names."""
     opened = open_bundle(bundle)
-    parts, params, given = opened.parts, opened.params, opened.arrays("components")
-
-    def apply(part, *inputs, **more):
-        return getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
+    model, given = opened.model, opened.arrays("components")
+    apply = model.apply
 
     @jax.jit
     def run(pixels, sample, timesteps, context, images, z):
-        states = jnp.stack([apply("clip", pixels, index) for index in range(parts.config.clip.layers + 1)])
+        states = jnp.stack([apply("clip", pixels, index) for index in range(model.config.clip.layers + 1)])
         embeds = apply("visual_projector", apply("clip", pixels)[:, 1:])
-        out = dreamllm.denoise(parts, params, sample, timesteps, context)
+        out = dreamllm.denoise(model, sample, timesteps, context)
         return states, embeds, out, *apply("vae", images, method="encode"), apply("vae", z, method="decode")
 
     names = ("clip_pixel_values", "unet_sample", "unet_timesteps", "unet_context", "vae_images", "vae_z")
     inputs = {name: channels_last(given[name]) if given[name].ndim == 4 else given[name] for name in names}
     states, embeds, out, mean, logvar, decoded = run(*inputs.values())
-    diffusion = parts.config.diffusion
+    diffusion = model.config.diffusion
     x0, noise, t = channels_last(given["add_noise_x0"]), channels_last(given["add_noise_noise"]), given["add_noise_t"]
     velocity = dataclasses.replace(diffusion, prediction="v_prediction")
     steps = {

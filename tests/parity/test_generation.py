@@ -41,7 +41,7 @@ def batches_of(bundle: Bundle, runs: dict[str, dict], length: int) -> dict[str, 
         ids, mask = padded(prompts_of(run), tokenizer.pad, "right")
         count = int((ids == tokenizer.im_start).sum())
         images = {"images": bundle.arrays("generate")["pixel_values"][:count]} if count else {}
-        shape = Shape(len(ids), 1, length, most, 0, bundle.parts.config.clip.image_size, 1)
+        shape = Shape(len(ids), 1, length, most, 0, bundle.model.config.clip.image_size, 1)
         batches[name] = to_batch(bundle, shape, ids, mask, **images)
     return batches
 
@@ -80,8 +80,8 @@ def scores(bundle) -> dict[str, np.ndarray]:
 
     @jax.jit
     def run_all(batch):
-        hidden = dreamllm.hidden_states(opened.parts, opened.params, batch)
-        return opened.parts.llm.apply({"params": opened.params["llm"]}, hidden, method="logits")
+        hidden = dreamllm.hidden_states(opened.model, batch)
+        return opened.model.apply("llm", hidden, method="logits")
 
     logits = np.asarray(run_all(together(batches)))
     found, first = {}, 0

@@ -59,7 +59,7 @@ def official(name: str, grads: dict[str, np.ndarray]) -> np.ndarray:
 def run_config(bundle: Bundle, variant: Variant, length: int) -> RunConfig:
     data = DataConfig(train=(SourceConfig("shapes"),), length=length, input_slots=0, target_slots=0)
     return RunConfig(
-        model=bundle.parts.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss
+        model=bundle.model.config, data=data, optim=OptimConfig(TRAINABLE, (r"^(clip|unet|vae)/",)), loss=variant.loss
     )
 
 
@@ -80,11 +80,11 @@ def ours(bundle) -> dict[str, dict[str, np.ndarray]]:
     general = (options or [found[names[0]]])[0]
     batches = {name: forward_batch(opened, found[name].file) for name in names}
     config = run_config(opened, general, batches[names[0]].tokens.shape[-1])
-    trainable, frozen = optimizer.split(config.optim, opened.params)
+    trainable, frozen = optimizer.split(config.optim, opened.model.params)
 
     @jax.jit
     def run(trainable, batch, draws):
-        return step.gradients(config, opened.parts, opened.ids, trainable, frozen, batch, draws)[1]
+        return step.gradients(config, opened.ids, trainable, frozen, batch, draws)[1]
 
     grads = {}
     for name, batch in batches.items():
@@ -114,7 +114,7 @@ def as_torch(bundle: Bundle, grads: dict[str, np.ndarray]) -> dict[str, np.ndarr
     token.
     """
     padding = bundle.settings.get("pad_token_id")
-    if padding is not None and not bundle.parts.config.llm.tie_embeddings:
+    if padding is not None and not bundle.model.config.llm.tie_embeddings:
         grads["llm/embed/embedding"] = np.array(grads["llm/embed/embedding"])
         grads["llm/embed/embedding"][padding] = 0
     return grads

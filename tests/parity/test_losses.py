@@ -17,6 +17,7 @@ from parity.vmloss import BATCH, Variant, draws_of, variants
 from small_model import relative_error
 
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.training import losses
 
 
@@ -34,19 +35,19 @@ class ImageFolder:
 def image_arrays(bundle) -> dict[str, ImageFolder]:
     """{batch: its pictures}; batches without any are left out."""
     opened = open_bundle(bundle)
-    parts, params = opened.parts, opened.params
+    model = opened.model
 
     @jax.jit
     def encode(images, noise):
-        mean, logvar = parts.vae.apply({"params": params["vae"]}, dreamllm.to_unit(images), method="encode")
-        return mean, jnp.exp(0.5 * logvar), dreamllm.encode_latents(parts, params, images, noise)
+        mean, logvar = model.apply("vae", dreamllm.to_unit(images), method="encode")
+        return mean, jnp.exp(0.5 * logvar), dreamllm.encode_latents(model, images, noise)
 
     found = {}
     for file in {variant.file for variant in variants(opened)}:
         batch = forward_batch(opened, file)
         valid = np.flatnonzero(batch.target_valid)
         if len(valid):
-            hidden = dreamllm.read_out(parts, jnp.asarray(forward(opened)[file]["last_hidden"]), batch)
+            hidden = dreamllm.read_out(model, jnp.asarray(forward(opened)[file]["last_hidden"]), batch)
             posterior = draws_of(opened, variants(opened)[0].loss, len(valid)).posterior
             filled = np.zeros((batch.target_valid.size, *posterior.shape[1:]), np.float32)
             filled[valid] = posterior
@@ -59,11 +60,11 @@ def image_arrays(bundle) -> dict[str, ImageFolder]:
 def unconditional(bundle) -> dict[str, jax.Array]:
     """The unconditional hidden states [Q, D] in both forms, and what the LLM reads in the official one."""
     opened = open_bundle(bundle)
-    ids, (parts, params) = opened.ids, (opened.parts, opened.params)
+    ids = opened.ids
 
     @jax.jit
     def run():
-        given = (parts, params, ids.bos, ids.dream_start)
+        given = (opened.model, ids.bos, ids.dream_start)
         official = (*given, ids.im_patch)
         return {
             "queries": dreamllm.unconditional(*given),
@@ -88,7 +89,7 @@ def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
         draws = draws_of(opened, variant.loss, len(given.latents))
         noisy, target = losses.corrupt(variant.diffusion, variant.loss, given.latents, draws)
         hidden = losses.dropped(given.hidden, unconditional["official"], draws)
-        context = dreamllm.condition(opened.parts, opened.params, hidden)
+        context = dreamllm.condition(opened.model, hidden)
         steps[variant.name] = {
             "variant": variant,
             "draws": draws,
@@ -97,7 +98,7 @@ def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
             "context": context,
             "hidden": given.hidden,
         }
-    denoise = jax.jit(lambda *inputs: dreamllm.denoise(opened.parts, opened.params, *inputs))
+    denoise = jax.jit(lambda *inputs: dreamllm.denoise(opened.model, *inputs))
 
     def together(pick):
         return jnp.concatenate([pick(step) for step in steps.values()])
@@ -142,7 +143,7 @@ def with_what_follows(bundle: Bundle, read: jax.Array) -> jax.Array:
     """The official unconditional row goes on with <dream_end> </s>, which change nothing before them and which ours
     leaves out.
     """
-    after = dreamllm.embed(bundle.parts, bundle.params, jnp.array([[bundle.tokenizer.dream_end, bundle.tokenizer.eos]]))
+    after = dreamllm.embed(bundle.model, jnp.array([[bundle.tokenizer.dream_end, bundle.tokenizer.eos]]))
     return jnp.concatenate([read, after], axis=1)
 
 
@@ -173,13 +174,12 @@ def test_image_errors_are_these_steps(bundle, ours, image_arrays, unconditional)
     )
     batch = forward_batch(opened, variant.file)
     images = batch.target_images[batch.target_valid]
-    parts = opened.parts._replace(config=dataclasses.replace(opened.parts.config, diffusion=variant.diffusion))
+    config = dataclasses.replace(opened.model.config, diffusion=variant.diffusion)
+    model = Model(config, opened.model.params)
     draws = ours[variant.name]["draws"]
     hidden = jnp.asarray(image_arrays[variant.file].hidden)
     run = jax.jit(
-        lambda images, hidden, empty, draws: losses.image_errors(
-            parts, opened.params, variant.loss, images, hidden, empty, draws
-        )
+        lambda images, hidden, empty, draws: losses.image_errors(model, variant.loss, images, hidden, empty, draws)
     )
     assert relative_error(run(images, hidden, unconditional["official"], draws), ours[variant.name]["errors"]) < 1e-5
 

@@ -20,7 +20,7 @@ def test_images_and_collated_rows(bundle):
 
 def prepared(bundle: Bundle) -> dict[str, np.ndarray]:
     """Each recorded picture for the encoder, and for the decoder as it is and flipped."""
-    config, found = bundle.parts.config, {}
+    config, found = bundle.model.config, {}
     mean, std = np.array(config.clip.image_mean), np.array(config.clip.image_std)
     for name, source in bundle.arrays("preproc").items():
         number, _, kind = name.partition("/")

@@ -65,7 +65,7 @@ def ours(bundle) -> dict[str, np.ndarray]:
     flat = [(one, inputs) for ids, mask in rows.values() for one, inputs in zip(ids, mask, strict=False)]
     ids, _ = padded([one for one, _ in flat], opened.tokenizer.pad, "right")
     mask, _ = padded([inputs for _, inputs in flat], 0, "right")
-    config = opened.parts.config
+    config = opened.model.config
     batch = to_batch(
         opened,
         Shape(*ids.shape[:1], 1, ids.shape[1], 1, 1, config.clip.image_size, config.decoder_size),
@@ -78,8 +78,8 @@ def ours(bundle) -> dict[str, np.ndarray]:
 
     @jax.jit
     def run(batch):
-        hidden = dreamllm.hidden_states(opened.parts, opened.params, batch)
-        return dreamllm.embed_batch(opened.parts, opened.params, batch), dreamllm.read_out(opened.parts, hidden, batch)
+        hidden = dreamllm.hidden_states(opened.model, batch)
+        return dreamllm.embed_batch(opened.model, batch), dreamllm.read_out(opened.model, hidden, batch)
 
     embeds, conditions = jax.device_get(run(batch))
     first = 0

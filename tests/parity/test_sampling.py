@@ -13,7 +13,7 @@ from dreamjax.convert.formats import official
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import TEMPLATES
 from dreamjax.models import dreamllm
-from dreamjax.sampling import decode, interleave, text_to_image
+from dreamjax.sampling import decode, denoise, interleave, text_to_image
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_row
 
@@ -31,7 +31,7 @@ RUNS = {
 @pytest.fixture(scope="module")
 def model(bundle) -> DreamLLM:
     opened = open_bundle(bundle)
-    return DreamLLM(opened.parts, opened.params, opened.tokenizer)
+    return DreamLLM(opened.model, opened.tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
     recorded, settings = bundle.arrays("prompt"), bundle.record("prompt")
     rows = slice(asked["rows"])
     height, width = (
-        side * model.parts.config.vae.downsampling for side in recorded["init_latents"].shape[-2:]
+        side * model.config.vae.downsampling for side in recorded["init_latents"].shape[-2:]
     )  # the U-Net's own size, not the training's
     options = {
         "sampler": asked["sampler"],
@@ -83,8 +83,7 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
         return [Document.of(text) for text in texts or ()]
 
     text_to_image.draw_after(
-        model.parts,
-        model.params,
+        model.model,
         model.tokenizer,
         documents(prompts),
         [0] * len(prompts),
@@ -95,14 +94,12 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
         every=1,
     )
     found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
-    found["timesteps"] = text_to_image.denoise.drawing(model.parts.config, Options(**options)).plan.timestep[
-        : options["num_steps"]
-    ]
+    found["timesteps"] = denoise.drawing(model.config, Options(**options)).plan.timestep[: options["num_steps"]]
     if f"{run}/image_u8" in recorded:
         found["image_u8"] = np.stack([np.asarray(image) for image in model.decode(latents)])
         np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
-        scaled = jnp.asarray(latents) / model.parts.config.vae.scaling_factor
-        pixels = model.parts.vae.apply({"params": model.params["vae"]}, scaled, method="decode")
+        scaled = jnp.asarray(latents) / model.config.vae.scaling_factor
+        pixels = model.model.apply("vae", scaled, method="decode")
         found["image_np"] = np.clip(np.asarray(pixels) / 2 + 0.5, 0, 1)
     return found
 
@@ -128,9 +125,9 @@ def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
     calls = (new == bundle.tokenizer.dream_start).sum(axis=1).max()
     options = Options(max_tokens=new.shape[1], max_images=int(calls), unmasked=True, template=official.TEMPLATE)
     for number, prompt in enumerate(prompts):
-        row = prompt_row(model.parts, model.tokenizer, prompt, options.template)
+        row = prompt_row(model.model, model.tokenizer, prompt, options.template)
         np.testing.assert_array_equal(row.tokens, ids[number][mask[number] == 1], err_msg=f"{run}: prompt {number}")
-    task, state = interleave.begin(model.parts, model.params, model.tokenizer, prompts, [0] * len(prompts), options)
+    task, state = interleave.begin(model.model, model.tokenizer, prompts, [0] * len(prompts), options)
     written = as_tokens(task, state)
     count = np.asarray(written.written)[: len(prompts), None]
     made = np.where(
@@ -159,11 +156,11 @@ def prompt_of(words: str, images: Iterator[np.ndarray]) -> Document:
 
 def as_tokens(task: interleave.Task, state: decode.State) -> decode.State:
     """Writes to the end. The official generation draws nothing: <dream_start> is a token like others there."""
-    opening = dreamllm.embed(task.parts, task.params, np.full((len(state.length), 1), task.tokenizer.dream_start))
+    opening = dreamllm.embed(task.model, np.full((len(state.length), 1), task.tokenizer.dream_start))
     while True:
-        state = decode.write(task.parts, task.params, state, task.settings, task.special, interleave.ENDLESS)
+        state = decode.write(task.model, state, task.settings, task.special, interleave.ENDLESS)
         waiting = state.status == decode.DREAMING
         if not waiting.any():
             return state
-        state, _ = decode.extend(task.parts, task.params, state, opening, waiting.astype(np.int32))
+        state, _ = decode.extend(task.model, state, opening, waiting.astype(np.int32))
         state = state._replace(status=jnp.where(waiting, decode.WRITING, state.status))

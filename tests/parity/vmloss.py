@@ -56,7 +56,7 @@ def _loss(bundle: Bundle, changes: dict) -> LossConfig:
 
 def variants(bundle: Bundle) -> list[Variant]:
     """All variants of a bundle; a setting that is not known here is an error."""
-    found, own = [], bundle.parts.config.diffusion
+    found, own = [], bundle.model.config.diffusion
     for name, recorded in bundle.record("vmloss").items():
         settings = recorded["config"]
         assert set(settings) <= SETTINGS, f"{name}: settings that these tests do not know: {set(settings) - SETTINGS}"

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from small_model import LATENT, parameters
 
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.unet import UNet
 from dreamjax.sampling import attention_maps, denoise, text_to_image
 from dreamjax.sampling.options import Options
@@ -62,7 +62,7 @@ def test_weights_are_those_of_diffusers():
     names = {module: name for name, module in theirs.named_modules()}
     shapes = jax.eval_shape(UNet(UNET).init, jax.random.key(0), x, np.zeros(2, np.int32), context)["params"]
     params = {"unet": to_params(theirs.state_dict(), shapes)}
-    ours = attention_maps._maps_at(dreamllm.build(CONFIG), params, context, x, np.int32(500))
+    ours = attention_maps._maps_at(Model(CONFIG, params), context, x, np.int32(500))
     assert len(ours) == len(found) == 4  # one down, two up, one in the middle
     for module, weights in found.items():
         name = names[module].replace("down_blocks.", "down_blocks_").replace("up_blocks.", "up_blocks_")
@@ -75,19 +75,18 @@ def test_weights_are_those_of_diffusers():
 
 
 def test_maps_are_shares_by_side_and_the_image_is_the_one_that_is_drawn():
-    parts, params, options = (
-        dreamllm.build(CONFIG),
-        parameters(CONFIG),
+    model, options = (
+        Model(CONFIG, parameters(CONFIG)),
         Options(num_steps=2, guidance_scale=2.0, height=8, width=12),
     )
     hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
     keys = text_to_image.image_keys(np.arange(2, dtype=np.uint32))
-    latents, maps = attention_maps.attention_maps(parts, params, hidden, hidden[0], keys, options)
+    latents, maps = attention_maps.attention_maps(model, hidden, hidden[0], keys, options)
     assert {side: values.shape for side, values in maps.items()} == {(4, 6): (2, 3, 4, 6), (2, 3): (2, 3, 2, 3)}
     for values in maps.values():
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         assert values.std() > 1e-3
-    *_, moment = denoise.moments(parts, params, hidden, hidden[0], keys, options)
+    *_, moment = denoise.moments(model, hidden, hidden[0], keys, options)
     np.testing.assert_allclose(latents, moment.progress.x, atol=1e-5)
 
 

@@ -12,11 +12,12 @@ from small_model import LLM
 
 from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import beam, decode
 from dreamjax.sampling.decode import CONTEXT_LIMIT, ENDED, TOKEN_LIMIT, WRITING, Settings, Special, State
 
-PARTS, SLOTS, WIDTH, MOST = dreamllm.build(ModelConfig(llm=LLM)), 32, 16, 12
+CONFIG, SLOTS, WIDTH, MOST = ModelConfig(llm=LLM), 32, 16, 12
 EOS, DREAM_START, PAD = 2, 62, 0
 PROMPTS = np.random.default_rng(3).integers(3, 60, size=(4, 9)).astype(np.int32)
 LENGTHS = np.array([9, 6, 7, 3], np.int32)
@@ -48,7 +49,7 @@ def models():
     randomise(theirs, seed=4)
     with torch.no_grad():
         theirs.lm_head.weight *= 1.5
-    return theirs, {"llm": llama_params(theirs, PARTS.llm)["params"]}
+    return theirs, Model(CONFIG, {"llm": llama_params(theirs, Model(CONFIG, {}).llm)["params"]})
 
 
 def their_tokens(prompt: np.ndarray, **options) -> list[int]:
@@ -78,7 +79,7 @@ def settings_of(penalty=1.0, max_tokens=MOST, context=SLOTS) -> Settings:
 
 
 @jax.jit
-def start(params, prompts) -> State:
+def start(model, prompts) -> State:
     count, zeros = len(prompts), jnp.zeros(len(prompts), jnp.int32)
     keys = jax.vmap(jax.random.key)(jnp.arange(count, dtype=jnp.uint32))
     there = jnp.where(jnp.arange(prompts.shape[1]) < LENGTHS[:, None], prompts, LLM.vocab_size)
@@ -96,7 +97,7 @@ def start(params, prompts) -> State:
         keys,
         zeros == 0,
     )
-    return decode.extend(PARTS, params, state, dreamllm.embed(PARTS, params, prompts), LENGTHS)[0]
+    return decode.extend(model, state, dreamllm.embed(model, prompts), LENGTHS)[0]
 
 
 def written(state: State) -> list[list[int]]:
@@ -108,9 +109,14 @@ def written(state: State) -> list[list[int]]:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 def test_five_beams_are_those_of_transformers(penalty, length_penalty):
-    params = models()[1]
+    model = models()[1]
     state = beam.write(
-        PARTS, params, start(params, PROMPTS), settings_of(penalty), Special(EOS, DREAM_START, 1), 5, length_penalty
+        model,
+        start(model, PROMPTS),
+        settings_of(penalty),
+        Special(EOS, DREAM_START, 1),
+        5,
+        length_penalty,
     )
     for b, length in enumerate(LENGTHS):
         theirs = their_tokens(
@@ -122,26 +128,24 @@ def test_five_beams_are_those_of_transformers(penalty, length_penalty):
 
 def test_beams_end_at_different_lengths_and_differ_from_greedy_writing():
     """The comparison above would say little otherwise."""
-    params = models()[1]
-    state = beam.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 0.0)
+    model = models()[1]
+    state = beam.write(model, start(model, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 0.0)
     assert len({len(row) for row in written(state)}) > 1 and ENDED in state.status.tolist()
-    long = beam.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 3.0)
-    greedy = decode.write(PARTS, params, start(params, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 100)
+    long = beam.write(model, start(model, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 5, 3.0)
+    greedy = decode.write(model, start(model, PROMPTS), settings_of(), Special(EOS, DREAM_START, 1), 100)
     assert written(state) != written(long) and written(long) != written(greedy)
 
 
 def test_greedy_writing_with_a_repetition_penalty_is_that_of_transformers():
-    params = models()[1]
-    state = decode.write(PARTS, params, start(params, PROMPTS), settings_of(1.4), Special(EOS, DREAM_START, 1), 100)
+    model = models()[1]
+    state = decode.write(model, start(model, PROMPTS), settings_of(1.4), Special(EOS, DREAM_START, 1), 100)
     for b, length in enumerate(LENGTHS):
         assert written(state)[b] == their_tokens(PROMPTS[b, :length], repetition_penalty=1.4)
 
 
 def test_the_end_of_the_context_ends_beams():
-    params = models()[1]
-    state = beam.write(
-        PARTS, params, start(params, PROMPTS), settings_of(context=12), Special(EOS, DREAM_START, 1), 5, 3.0
-    )
+    model = models()[1]
+    state = beam.write(model, start(model, PROMPTS), settings_of(context=12), Special(EOS, DREAM_START, 1), 5, 3.0)
     for b, length in enumerate(LENGTHS):
         theirs = their_tokens(PROMPTS[b, :length], num_beams=5, length_penalty=3.0, max_new_tokens=12 - int(length))
         assert written(state)[b] == theirs and state.status[b] == (ENDED if theirs[-1] == EOS else CONTEXT_LIMIT)

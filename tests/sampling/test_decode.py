@@ -8,6 +8,7 @@ from small_model import LLM, boosted, parameters
 
 from dreamjax.config import ModelConfig
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import decode
 from dreamjax.sampling.decode import (
@@ -108,7 +109,7 @@ def test_each_document_draws_from_its_own_logits():
 # Writing
 
 MODEL = ModelConfig(llm=LLM)
-PARTS, SLOTS, WIDTH = dreamllm.build(MODEL), 24, 16
+SLOTS, WIDTH = 24, 16
 EOS, DREAM_START = 2, 62
 SPECIAL = Special(EOS, DREAM_START, image_room=6)
 PROMPTS = np.random.default_rng(0).integers(3, 60, size=(3, 8)).astype(np.int32)
@@ -164,11 +165,11 @@ def start(params) -> State:
         keys,
         zeros == 0,
     )
-    return decode.extend(PARTS, params, state, dreamllm.embed(PARTS, params, PROMPTS), LENGTHS)[0]
+    return decode.extend(Model(MODEL, params), state, dreamllm.embed(Model(MODEL, params), PROMPTS), LENGTHS)[0]
 
 
 write = jax.jit(
-    lambda params, state, settings, steps=1000: decode.write(PARTS, params, state, settings, SPECIAL, steps)
+    lambda params, state, settings, steps=1000: decode.write(Model(MODEL, params), state, settings, SPECIAL, steps)
 )
 
 
@@ -188,10 +189,10 @@ def test_cached_writing_is_greedy_decoding_without_a_cache(params):
 
     @jax.jit
     def best(tokens):
-        hidden, _ = PARTS.llm.apply(
-            {"params": params["llm"]}, dreamllm.embed(PARTS, params, tokens), jnp.arange(SLOTS + 1)[None]
+        hidden, _ = Model(MODEL, params).apply(
+            "llm", dreamllm.embed(Model(MODEL, params), tokens), jnp.arange(SLOTS + 1)[None]
         )
-        return jnp.argmax(PARTS.llm.apply({"params": params["llm"]}, hidden, method="logits"), axis=-1)
+        return jnp.argmax(Model(MODEL, params).apply("llm", hidden, method="logits"), axis=-1)
 
     for b, length in enumerate(LENGTHS):
         row = np.zeros((1, SLOTS + 1), np.int32)
@@ -219,7 +220,7 @@ def test_the_end_token_ends_one_document_and_not_the_others(params):
     free = write(params, start(params), settings_of())
     second = written(free)[1]
     as_end = Special(second[4], DREAM_START, 6)
-    state = jax.jit(lambda params, state, settings: decode.write(PARTS, params, state, settings, as_end, 1000))(
+    state = jax.jit(lambda params, state, settings: decode.write(Model(MODEL, params), state, settings, as_end, 1000))(
         params, start(params), settings_of()
     )
     first = second.index(second[4])

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from small_model import LATENT, boosted, parameters
+from small_model import LATENT, boosted, parameters, with_params
 
 from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import finite, output_folder, rerank, stream
 from dreamjax.sampling.finite import NotFinite
 from dreamjax.sampling.options import Options
@@ -45,8 +45,7 @@ def with_value(params: dict, path: str, value: float, at=...) -> dict:
 def model(config, shapes_tokenizer) -> DreamLLM:
     """A sound model that draws a picture at once and does not end."""
     return DreamLLM(
-        dreamllm.build(config),
-        boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 9.0}),
+        Model(config, boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 9.0})),
         shapes_tokenizer,
     )
 
@@ -55,9 +54,7 @@ def model(config, shapes_tokenizer) -> DreamLLM:
 def half(model) -> DreamLLM:
     """Of which one word is broken: prompts that have it, and no others, are not finite."""
     only_bad = set(model.tokenizer.encode(BAD)) - set(model.tokenizer.encode(GOOD))
-    return dataclasses.replace(
-        model, params=with_value(model.params, "llm/embed/embedding", np.nan, sorted(only_bad)[0])
-    )
+    return with_params(model, with_value(model.params, "llm/embed/embedding", np.nan, sorted(only_bad)[0]))
 
 
 def test_one_document_of_a_batch_ends_and_the_others_are_what_they_were(model, half, tmp_path):
@@ -91,11 +88,11 @@ def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half,
 
 
 def test_a_command_ends_with_the_numbers_of_the_documents(half):
-    finite.require_none([], half.parts, half.params)
+    finite.require_none([], half.model)
     with pytest.raises(
         NotFinite, match=r"^documents \[1\]: numbers were not finite: the weights hold NaN .*/embedding: use"
     ):
-        finite.require_none([1], half.parts, half.params)
+        finite.require_none([1], half.model)
 
 
 def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
@@ -112,7 +109,7 @@ def test_streams_end_with_the_error_behind_the_document(half, monkeypatch):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("path", ["unet/conv_out/kernel", "vae/decoder/conv_out/bias"])
 def test_no_image_is_black_by_nan(model, path, value):
-    broken = dataclasses.replace(model, params=with_value(model.params, path, value))
+    broken = with_params(model, with_value(model.params, path, value))
     with pytest.raises(
         NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/"
     ) as caught:
@@ -126,7 +123,7 @@ def test_a_token_in_the_middle(model, half):
     """The broken word is the model's own: what it wrote before stays, and beams do not hide it."""
     tokenizer = model.tokenizer
     word = sorted(set(tokenizer.encode(BAD)) - set(tokenizer.encode(GOOD)))[0]
-    writes = dataclasses.replace(half, params=with_value(half.params, "llm/head/kernel", 9.5, (0, word)))
+    writes = with_params(half, with_value(half.params, "llm/head/kernel", 9.5, (0, word)))
     for beams in (1, 2):
         with pytest.raises(NotFinite, match="not finite: the model's logits from token 2 on") as caught:
             writes.generate_batch([GOOD], batch_size=2, max_tokens=5, max_images=0, beams=beams)
@@ -142,8 +139,6 @@ def test_scores_of_nan_are_no_scores(half):
 
 
 def test_weights_that_are_finite_are_said_to_be(model):
-    assert finite.cause(model.parts, model.params).startswith(
-        "the weights are finite: numbers leave the range of float32"
-    )
+    assert finite.cause(model.model).startswith("the weights are finite: numbers leave the range of float32")
     with pytest.raises(NotFinite, match="^picture: not finite: the weights are finite"):
         model.decode(np.full((1, 4, 4, 8), np.nan, np.float32))

@@ -19,6 +19,7 @@ from dreamjax.document.image_io import for_encoder
 from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_document
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise, interleave, likelihood, prompts, stream, text_to_image
 from dreamjax.sampling.options import Options
 
@@ -49,22 +50,22 @@ OTHERS = (
 
 
 @dataclasses.dataclass
-class Model:
+class Writer:
     """A random model that writes and now and then draws, whatever its prompt."""
 
-    parts: dreamllm.Parts
-    params: dict
+    model: Model
     tokenizer: object
 
     def generate(self, prompts, seeds, options=OPTIONS) -> list[Document]:
-        return interleave.generate(self.parts, self.params, self.tokenizer, prompts, seeds, options)
+        return interleave.generate(self.model, self.tokenizer, prompts, seeds, options)
 
-    def with_boosts(self, **boosts: float) -> "Model":
+    def with_boosts(self, **boosts: float) -> "Writer":
         """The same model with other boosts of </s> (eos) and <dream_start> (dream)."""
         ids = {"eos": self.tokenizer.eos, "dream": self.tokenizer.dream_start}
-        return dataclasses.replace(
-            self, params=boosted(self.params, {ids[name]: boost for name, boost in boosts.items()})
-        )
+        return self.with_params(boosted(self.model.params, {ids[name]: boost for name, boost in boosts.items()}))
+
+    def with_params(self, params: dict) -> "Writer":
+        return dataclasses.replace(self, model=Model(self.model.config, params))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def model(shapes_tokenizer) -> Model:
     # Three rows more than there are tokens, as in a model whose embedding was padded.
     llm = dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size + 3, max_positions=CONTEXT)
     config = dataclasses.replace(PIXEL, llm=llm)
-    return Model(dreamllm.build(config), parameters(config), shapes_tokenizer).with_boosts(eos=-9.0, dream=1.3)
+    return Writer(Model(config, parameters(config)), shapes_tokenizer).with_boosts(eos=-9.0, dream=1.3)
 
 
 def drawn_in(document: Document) -> list[np.ndarray]:
@@ -86,9 +87,9 @@ def drawn_in(document: Document) -> list[np.ndarray]:
 class Uncached:
     """One document that is run from its beginning for every token."""
 
-    def __init__(self, model: Model, prompt: Document, seed: int):
+    def __init__(self, model: Writer, prompt: Document, seed: int):
         self.model, self.key = model, jax.random.key(seed)
-        row = tokenize_document(prompt, model.tokenizer, Slots.of(model.parts.config), prompt=True)
+        row = tokenize_document(prompt, model.tokenizer, Slots.of(model.model.config), prompt=True)
         self.tokens, self.inputs, self.targets = row.tokens.tolist(), list(row.inputs), list(row.targets)
         self.images = [for_encoder(prompt.parts[part].pil(), 8) for _, part in row.inputs]
         self.run = jax.jit(self._run)
@@ -96,30 +97,30 @@ class Uncached:
 
     def _run(self, batch):
         """(logits of the token after the last one, the hidden states at the last queries)."""
-        parts, params = self.model.parts, self.model.params
-        hidden = dreamllm.hidden_states(parts, params, batch)
+        model = self.model.model
+        hidden = dreamllm.hidden_states(model, batch)
         last = hidden[0, jnp.sum(batch.segments) - 1]
-        queries = dreamllm.read_out(parts, hidden, batch)[jnp.maximum(jnp.sum(batch.target_valid) - 1, 0)]
-        return parts.llm.apply({"params": params["llm"]}, last, method="logits"), queries
+        queries = dreamllm.read_out(model, hidden, batch)[jnp.maximum(jnp.sum(batch.target_valid) - 1, 0)]
+        return model.apply("llm", last, method="logits"), queries
 
     def _draw(self, queries, key):
-        parts, params, tokenizer = self.model.parts, self.model.params, self.model.tokenizer
-        empty = dreamllm.unconditional(parts, params, tokenizer.bos, tokenizer.dream_start)
+        model, tokenizer = self.model.model, self.model.tokenizer
+        empty = dreamllm.unconditional(model, tokenizer.bos, tokenizer.dream_start)
         noise = jax.random.normal(key, (1, 8, 8, 3))
-        contexts = [dreamllm.condition(parts, params, hidden[None]) for hidden in (empty, queries)]
-        plan = samplers.ddim(parts.config.diffusion, OPTIONS.num_steps, OPTIONS.spacing, pixels=True)
+        contexts = [dreamllm.condition(model, hidden[None]) for hidden in (empty, queries)]
+        plan = samplers.ddim(model.config.diffusion, OPTIONS.num_steps, OPTIONS.spacing, pixels=True)
 
         def predict(x, timesteps):
-            without, conditional = (dreamllm.denoise(parts, params, x, timesteps, context) for context in contexts)
+            without, conditional = (dreamllm.denoise(model, x, timesteps, context) for context in contexts)
             return without + OPTIONS.guidance_scale * (conditional - without)
 
         def still(_):
             return jnp.zeros_like(noise)
 
         drawn = samplers.advance(
-            parts.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True
+            model.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True
         )
-        return dreamllm.decode_latents(parts, params, drawn.x)[0]
+        return dreamllm.decode_latents(model, drawn.x)[0]
 
     def batch(self):
         batch = empty_batch(Shape(1, 1, CONTEXT, 4, 4, 8, 1))
@@ -137,7 +138,7 @@ class Uncached:
 
     def dream(self, number: int) -> np.ndarray:
         """Appends the queries and draws picture `number`, counted from 1."""
-        tokenizer, count = self.model.tokenizer, self.model.parts.config.dream_queries
+        tokenizer, count = self.model.tokenizer, self.model.model.config.dream_queries
         self.targets.append((len(self.tokens) + 1, 0))
         self.tokens += [tokenizer.dream_start, *[tokenizer.im_patch] * count, tokenizer.dream_end]
         return np.asarray(self.draw(self.run(self.batch())[1], jax.random.fold_in(self.key, 2**32 - number)))
@@ -149,7 +150,7 @@ class Uncached:
         self.images.append(for_encoder(image, 8))
         self.tokens += [
             tokenizer.im_start,
-            *[tokenizer.im_patch] * self.model.parts.config.clip.patches,
+            *[tokenizer.im_patch] * self.model.model.config.clip.patches,
             tokenizer.im_end,
         ]
 
@@ -260,7 +261,7 @@ def test_images_differ_within_a_document(model):
 
 def test_the_end_of_the_context_ends_a_document_with_a_note(model):
     quiet, long = model.with_boosts(eos=-50.0, dream=-50.0), Document((Text("Once a red circle jumps up. " * 17),))
-    length = prompts.prompt_tokens(model.parts, model.tokenizer, long, "plain")
+    length = prompts.prompt_tokens(model.model, model.tokenizer, long, "plain")
     assert CONTEXT - 20 < length < CONTEXT
     document = quiet.generate([long], [0])[0]
     assert document.notes == ("stopped at the end of the model's context",)
@@ -275,7 +276,9 @@ def test_a_prompt_longer_than_the_context_is_an_error(model):
 
 
 def test_an_image_needs_an_encoder(model):
-    blind = dataclasses.replace(model, parts=dreamllm.build(dataclasses.replace(model.parts.config, clip=None)))
+    blind = dataclasses.replace(
+        model, model=Model(dataclasses.replace(model.model.config, clip=None), model.model.params)
+    )
     with pytest.raises(ValueError, match="this model has no picture encoder"):
         blind.generate([PROMPTS[0]], [0])
 
@@ -307,10 +310,10 @@ def test_options_out_of_range_are_named(field, value):
 
 
 def test_banned_are_control_tokens_and_rows_without_a_token(model):
-    tokenizer, mask = model.tokenizer, prompts.banned(model.parts, model.tokenizer)
+    tokenizer, mask = model.tokenizer, prompts.banned(model.model, model.tokenizer)
     free = {tokenizer.eos, tokenizer.dream_start}
     assert set(np.flatnonzero(mask)) == (tokenizer.special_ids - free) | {tokenizer.size + i for i in range(3)}
-    dry = prompts.banned(dreamllm.build(dataclasses.replace(model.parts.config, unet=None)), tokenizer)
+    dry = prompts.banned(Model(dataclasses.replace(model.model.config, unet=None), {}), tokenizer)
     assert dry[tokenizer.dream_start] and not dry[tokenizer.eos]
 
 
@@ -319,8 +322,8 @@ def test_banned_are_control_tokens_and_rows_without_a_token(model):
 
 
 def draw(model, prompts, seeds, options=OPTIONS, **how):
-    latents = text_to_image.draw_after(model.parts, model.params, model.tokenizer, prompts, seeds, options, **how)
-    return np.asarray(denoise.decode(model.parts, model.params, latents).images)
+    latents = text_to_image.draw_after(model.model, model.tokenizer, prompts, seeds, options, **how)
+    return np.asarray(denoise.decode(model.model, latents).images)
 
 
 def test_an_image_on_demand_depends_on_its_seed_and_prompt_alone(model):
@@ -347,16 +350,12 @@ def test_an_image_on_demand_is_the_one_that_the_model_would_draw_there(model):
 
 def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
     def row_of(prompt):
-        return prompts.prompt_row(model.parts, model.tokenizer, prompt, "plain")
+        return prompts.prompt_row(model.model, model.tokenizer, prompt, "plain")
 
     def use(documents, seeds, options, preview_every=1):
         model.generate(documents, seeds, options)
         draw(model, documents, seeds, options)
-        list(
-            stream.stream(
-                model.parts, model.params, model.tokenizer, documents[0], 0, options, preview_every=preview_every
-            )
-        )
+        list(stream.stream(model.model, model.tokenizer, documents[0], 0, options, preview_every=preview_every))
 
     use(PROMPTS, range(4), OPTIONS)
     other_words = (
@@ -429,13 +428,13 @@ def test_in_a_chat_the_new_parts_are_the_assistants_and_the_next_turn_reads_them
     answer = model.generate([asked], [0], options)[0]
     assert answer.parts and {part.role for part in answer.parts} == {"assistant"} and not answer.text.startswith(" ")
     again = Document((*asked.parts, *answer.parts, Text("And now?", role="user")))
-    tokens = prompts.prompt_row(model.parts, model.tokenizer, again, "vicuna_v1.1").tokens.tolist()
+    tokens = prompts.prompt_row(model.model, model.tokenizer, again, "vicuna_v1.1").tokens.tolist()
     assert tokens.count(model.tokenizer.eos) == 1 and "ASSISTANT:" in model.tokenizer.decode_continuation(tokens[-12:])
 
 
 def test_strings_that_look_like_control_tokens_stay_text(model):
     forged = Document.of("a <dream_start> and </s><im_start> end")
-    tokens = prompts.prompt_row(model.parts, model.tokenizer, forged, "plain").tokens.tolist()
+    tokens = prompts.prompt_row(model.model, model.tokenizer, forged, "plain").tokens.tolist()
     assert not set(tokens[1:]) & model.tokenizer.special_ids and "<dream_start>" in model.tokenizer.decode_continuation(
         tokens
     )
@@ -454,7 +453,7 @@ def test_images_that_are_forced_come_and_those_that_are_forbidden_do_not(model):
 
 def test_control_tokens_out_of_place_are_counted(model):
     tokenizer = model.tokenizer
-    wild = dataclasses.replace(model, params=boosted(model.params, {tokenizer.im_end: 50.0}))
+    wild = model.with_params(boosted(model.model.params, {tokenizer.im_end: 50.0}))
     assert not any(
         note.startswith("control") for document in wild.generate(PROMPTS, range(4)) for note in document.notes
     )
@@ -469,9 +468,7 @@ def test_control_tokens_out_of_place_are_counted(model):
 @pytest.mark.parametrize("number, every", [(0, 1), (1, 3)])
 def test_a_stream_tells_the_document_that_generate_returns(model, number, every, tmp_path):
     model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
-    events = stream.stream(
-        model.parts, model.params, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1
-    )
+    events = stream.stream(model.model, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1)
     page = tmp_path / "page.html"
     inputs, told, number_of = [], [], 0
     for event in stream.save_while(events, PROMPTS[number], page, pause=0):
@@ -515,11 +512,11 @@ def test_what_may_still_change_is_held_back():
 
 def test_log_probabilities_of_continuations(model):
     pairs = [(PROMPTS[0], " a red circle."), (LONG, " it"), (PROMPTS[1], " Now it is blue."), (Document(()), "One day")]
-    found = likelihood.log_probabilities(model.parts, model.params, model.tokenizer, pairs)
+    found = likelihood.log_probabilities(model.model, model.tokenizer, pairs)
     for (prompt, continuation), shares in zip(pairs, found, strict=True):
         uncached = Uncached(model, prompt, 0)
         row = prompts.prompt_row(
-            model.parts, model.tokenizer, Document((*prompt.parts, Text(continuation))), "plain"
+            model.model, model.tokenizer, Document((*prompt.parts, Text(continuation))), "plain"
         ).tokens
         expected = []
         for token in row[len(row) - len(shares) :]:
@@ -529,4 +526,4 @@ def test_log_probabilities_of_continuations(model):
         np.testing.assert_allclose(shares, expected, atol=1e-4)
         assert continuation.strip() in model.tokenizer.decode_continuation(row[-len(shares) :])
     with pytest.raises(ConfigError, match="continuation: '' has no token"):
-        likelihood.log_probabilities(model.parts, model.params, model.tokenizer, [(PROMPTS[0], "")])
+        likelihood.log_probabilities(model.model, model.tokenizer, [(PROMPTS[0], "")])

@@ -14,10 +14,10 @@ from small_model import LATENT
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import likelihood
 
-PARTS = dreamllm.build(LATENT)
+MODEL = Model(LATENT, {})
 WORDS = ["Once", "a", "red", "circle", "jumps", "zebra", "blue", "sleeps", "42", "naïve", "日本"]
 
 
@@ -28,7 +28,7 @@ def tokenizer(request, shapes_tokenizer) -> Tokenizer:
 
 def scored(tokenizer, prompt, continuation: str) -> list[int]:
     row = likelihood._scored(
-        PARTS, tokenizer, prompt if isinstance(prompt, Document) else Document.of(prompt), continuation, "plain"
+        MODEL, tokenizer, prompt if isinstance(prompt, Document) else Document.of(prompt), continuation, "plain"
     )[1]
     return row.tokens[row.loss_mask].tolist()
 

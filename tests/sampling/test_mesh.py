@@ -9,7 +9,7 @@ from small_model import LATENT, boosted, parameters
 
 from dreamjax.config import MeshConfig
 from dreamjax.document import Document, Image, Text
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
 from dreamjax.sampling import interleave, text_to_image
@@ -25,16 +25,15 @@ PROMPTS = [
 @pytest.mark.parametrize("sizes", [(2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))
 def test_the_same_on_one_device_and_on_eight(shapes_tokenizer, sizes):
     llm = dataclasses.replace(LATENT.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
-    parts = dreamllm.build(dataclasses.replace(LATENT, llm=llm))
-    params = boosted(parameters(parts.config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
+    config = dataclasses.replace(LATENT, llm=llm)
+    params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 1.3})
 
     def use(params):
+        model = Model(config, params)
         documents = interleave.generate(
-            parts, params, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1)
+            model, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1)
         )
-        return documents, np.asarray(
-            text_to_image.draw_after(parts, params, shapes_tokenizer, PROMPTS, range(4), OPTIONS)
-        )
+        return documents, np.asarray(text_to_image.draw_after(model, shapes_tokenizer, PROMPTS, range(4), OPTIONS))
 
     documents, latents = use(params)
     mesh = make_mesh(MeshConfig(*sizes))

@@ -16,7 +16,7 @@ from dreamjax.config import ModelConfig
 from dreamjax.config.model import UNetConfig, VaeConfig
 from dreamjax.config.validation import require_seed
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise, interleave, memory, text_to_image
 from dreamjax.sampling.options import RANGES, Options
 
@@ -106,7 +106,7 @@ def test_an_option_is_finite_or_refused(name, value):
 
 @pytest.mark.parametrize("seed", NOT_SEEDS, ids=range(len(NOT_SEEDS)))
 def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
-    model = DreamLLM(dreamllm.build(PIXEL), {}, None)  # nothing is computed
+    model = DreamLLM(Model(PIXEL, {}), None)  # nothing is computed
     entries = [
         lambda: require_seed("seed", seed),
         lambda: model.generate("a", seed=seed),
@@ -115,8 +115,8 @@ def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
         lambda: model.text_to_image("a", seed=seed),
         lambda: model.text_to_latents("a", seed=seed),
         lambda: model.attention_maps("a", seed=seed),
-        lambda: interleave.begin(model.parts, {}, None, ["a"], [seed], Options()),
-        lambda: text_to_image.draw_after(model.parts, {}, None, ["a"], [seed], Options()),
+        lambda: interleave.begin(model.model, None, ["a"], [seed], Options()),
+        lambda: text_to_image.draw_after(model.model, None, ["a"], [seed], Options()),
         lambda: run_config(seed=seed),
     ]
     for entry in entries:
@@ -125,7 +125,7 @@ def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
 
 
 def test_seeds_that_count_up_stay_seeds():
-    model = DreamLLM(dreamllm.build(PIXEL), {}, None)
+    model = DreamLLM(Model(PIXEL, {}), None)
     with pytest.raises(ConfigError, match="seed: 4294967295 leaves no seeds for 2 pictures"):
         model.text_to_image("a", 2, seed=2**32 - 1)
     for last in (np.uint32(2**32 - 1), np.array(2**32 - 1, np.uint32)[()]):  # whose own sums wrap around
@@ -138,7 +138,7 @@ def test_seeds_that_count_up_stay_seeds():
 def test_more_steps_than_the_schedule_has():
     for entry in (
         lambda options: denoise.check(PIXEL, options, 1),
-        lambda options: interleave.begin(dreamllm.build(PIXEL), {}, None, ["a"], [0], options),
+        lambda options: interleave.begin(Model(PIXEL, {}), None, ["a"], [0], options),
     ):
         with pytest.raises(ConfigError, match="num_steps: 1001 is not between 1 and 1000"):
             entry(Options(num_steps=1001))

@@ -12,7 +12,7 @@ from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import attention_maps, output_folder
 from dreamjax.sampling.options import Options
 
@@ -34,7 +34,7 @@ def model(shapes_tokenizer) -> DreamLLM:
         PIXEL, llm=dataclasses.replace(PIXEL.llm, vocab_size=shapes_tokenizer.size, max_positions=128)
     )
     params = boosted(parameters(config), {shapes_tokenizer.eos: -9.0, shapes_tokenizer.dream_start: 3.0})
-    return DreamLLM(dreamllm.build(config), params, shapes_tokenizer)
+    return DreamLLM(Model(config, params), shapes_tokenizer)
 
 
 def files(folder) -> dict[str, bytes]:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamjax import config as c
+from dreamjax.api import DreamLLM
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.param_sharding import path_of
 from dreamjax.training import optimizer
 from dreamjax.training.losses import SpecialIds
@@ -86,8 +88,13 @@ def parameters(model: c.ModelConfig, seed: int = 0) -> dict:
             noise /= math.prod(leaf.shape[1:-1] if "/layers/" in name else leaf.shape[:-1]) ** 0.5
         return noise.astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: dreamllm.init(dreamllm.build(model), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: dreamllm.init(model, jax.random.key(0)))
     return jax.tree_util.tree_map_with_path(drawn, shapes)
+
+
+def with_params(model: DreamLLM, params: dict) -> DreamLLM:
+    """The same model with other parameters."""
+    return dataclasses.replace(model, model=Model(model.config, params))
 
 
 def boosted(params: dict, boosts: dict[int, float]) -> dict:

@@ -9,7 +9,6 @@ from etils import epath
 from small_model import CLIP, LLM, leaves
 
 from dreamjax.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig, SourceConfig
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.training import checkpoint
 from dreamjax.training.initialize import begin, prepare_workdir
@@ -33,11 +32,10 @@ class Run:
 
     def __post_init__(self):
         prepare_workdir(self.folder, self.config)
-        parts = dreamllm.build(self.config.model)
-        shapes = jax.eval_shape(lambda: init(self.config, parts))
+        shapes = jax.eval_shape(lambda: init(self.config))
         self.where = shardings(*shapes, self.mesh)
         self.manager = checkpoint.open_manager(self.folder, self.config.checkpoints_kept)
-        self.state, self.frozen, self.meta = begin(self.config, parts, self.folder, self.manager, shapes, self.where)
+        self.state, self.frozen, self.meta = begin(self.config, self.folder, self.manager, shapes, self.where)
 
     def save(self, step: int, loss: float | None = None):
         """Saves the state as that of another step, with values that tell its arrays apart."""

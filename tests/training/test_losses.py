@@ -14,9 +14,9 @@ from small_model import IDS, LATENT, PIXEL, leaves, parameters, relative_error, 
 from dreamjax.config import LossConfig
 from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.training import losses, optimizer, step
 
-PARTS = dreamllm.build(PIXEL)
 WIDTH, VOCABULARY, QUERIES = PIXEL.llm.width, PIXEL.llm.vocab_size, PIXEL.dream_queries
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def token_case(length: int = 13):
 
 
 def cross_entropy(llm: dict, hidden, tokens, supervised, chunk: int):
-    return losses.cross_entropy_sum(PARTS, {"llm": llm}, hidden, tokens, supervised, chunk)
+    return losses.cross_entropy_sum(Model(PIXEL, {"llm": llm}), hidden, tokens, supervised, chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 64])
@@ -93,58 +93,55 @@ def test_counts_are_of_targets_and_of_valid_images_and_at_least_1():
 ALL_ON = LossConfig(noise_offset=0.1, input_perturbation=0.2, snr_gamma=1.5, condition_dropout=0.5)
 
 
-def alphas(model) -> np.ndarray:
+def alphas(config) -> np.ndarray:
     """The schedule in float64, from its papers' formulas."""
-    if model.diffusion.beta_schedule == "scaled_linear":
+    if config.diffusion.beta_schedule == "scaled_linear":
         return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     curve = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.cumprod(1 - np.minimum(1 - curve[1:] / curve[:-1], 0.999))
 
 
 @pytest.mark.parametrize(
-    "model, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"]
+    "config, loss", [(LATENT, ALL_ON), (PIXEL, ALL_ON), (PIXEL, LossConfig())], ids=["latent", "pixel", "plain"]
 )
-def test_image_errors_by_hand(model, loss):
-    parts, params, rng = dreamllm.build(model), parameters(model), np.random.default_rng(0)
+def test_image_errors_by_hand(config, loss):
+    model, rng = Model(config, parameters(config)), np.random.default_rng(0)
     images = rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
     hidden, empty = (
         rng.normal(size=(6, QUERIES, WIDTH)).astype(np.float32),
         rng.normal(size=(QUERIES, WIDTH)).astype(np.float32),
     )
-    draws = losses.draw(parts, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
+    draws = losses.draw(config, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
     if loss.condition_dropout:
         assert 0 < draws.drop.sum() < 6
 
-    def apply(part, *inputs, **more):
-        return getattr(parts, part).apply({"params": params[part]}, *inputs, **more)
-
     @jax.jit
     def both(images, hidden, empty, draws):
-        ours = losses.image_errors(parts, params, loss, images, hidden, empty, draws)
+        ours = losses.image_errors(model, loss, images, hidden, empty, draws)
         x0 = images / 127.5 - 1
-        if parts.vae:
-            mean, logvar = apply("vae", x0, method="encode")
+        if config.vae:
+            mean, logvar = model.apply("vae", x0, method="encode")
             x0 = 0.18215 * (mean + jnp.exp(logvar / 2) * draws.posterior)
-        alpha = jnp.asarray(alphas(model), jnp.float32)[draws.timesteps][:, None, None, None]
+        alpha = jnp.asarray(alphas(config), jnp.float32)[draws.timesteps][:, None, None, None]
         noise, drop = draws.noise, jnp.zeros(6, bool) if draws.drop is None else draws.drop
         noise = noise if draws.offset is None else noise + 0.1 * draws.offset
         disturbed = noise if draws.perturbation is None else noise + 0.2 * draws.perturbation
-        context = jnp.where(drop[:, None, None], empty, hidden) @ params["condition_projector"]["linear"]["kernel"]
-        said = apply("unet", jnp.sqrt(alpha) * x0 + jnp.sqrt(1 - alpha) * disturbed, draws.timesteps, context)
-        wanted = noise if model is LATENT else jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * x0
+        projection = model.params["condition_projector"]["linear"]["kernel"]
+        context = jnp.where(drop[:, None, None], empty, hidden) @ projection
+        said = model.apply("unet", jnp.sqrt(alpha) * x0 + jnp.sqrt(1 - alpha) * disturbed, draws.timesteps, context)
+        wanted = noise if config is LATENT else jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * x0
         return ours, jnp.mean((said - wanted) ** 2, axis=(1, 2, 3))
 
     ours, expected = both(images, hidden, empty, draws)
     if loss.snr_gamma:
-        snr = (alphas(model) / (1 - alphas(model)))[draws.timesteps] + (model is PIXEL)
+        snr = (alphas(config) / (1 - alphas(config)))[draws.timesteps] + (config is PIXEL)
         assert (snr > 1.5).any() and (snr < 1.5).any()
         expected = expected * np.minimum(snr, 1.5) / snr
     np.testing.assert_allclose(ours, expected, rtol=2e-5)
 
 
 def test_a_draw_depends_on_the_key_and_its_own_number_alone():
-    parts = dreamllm.build(LATENT)
-    draw = jax.jit(lambda key, numbers: losses.draw(parts, ALL_ON, key, numbers))
+    draw = jax.jit(lambda key, numbers: losses.draw(LATENT, ALL_ON, key, numbers))
     together = draw(jax.random.key(1), jnp.array([7, 300_000, 7, 2], jnp.uint32))
     alone = draw(jax.random.key(1), jnp.array([300_000], jnp.uint32))
     for name, values in together._asdict().items():
@@ -159,13 +156,13 @@ def test_a_draw_depends_on_the_key_and_its_own_number_alone():
 
 
 def test_options_that_are_off_draw_nothing():
-    draws = losses.draw(PARTS, LossConfig(), jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    draws = losses.draw(PIXEL, LossConfig(), jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
     assert (draws.posterior, draws.offset, draws.perturbation, draws.drop) == (None,) * 4
 
 
 def test_draws_have_the_distributions_that_they_should():
     loss = LossConfig(condition_dropout=0.25)
-    draws = jax.jit(lambda: losses.draw(PARTS, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
+    draws = jax.jit(lambda: losses.draw(PIXEL, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
     assert draws.timesteps.min() < 5 and 994 < draws.timesteps.max() < 1000 and abs(draws.timesteps.mean() - 499.5) < 20
     assert abs(draws.drop.mean() - 0.25) < 0.03
     assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
@@ -174,7 +171,7 @@ def test_draws_have_the_distributions_that_they_should():
 def test_a_share_of_the_timesteps_can_be_drawn_late():
     late = LossConfig(late_timesteps=0.5)
     timesteps = jax.jit(
-        lambda: losses.draw(PARTS, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps
+        lambda: losses.draw(PIXEL, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps
     )()
     assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
     early = timesteps[timesteps < 875]
@@ -197,7 +194,7 @@ def gradients():
     config = run_config(frozen=("^unet/", "^clip/"), loss=LossConfig(condition_dropout=0.2))
     trainable, frozen = optimizer.split(config.optim, parameters(PIXEL))
     compiled = jax.jit(
-        lambda trainable, frozen, batch: step.gradients(config, PARTS, IDS, trainable, frozen, batch, jax.random.key(5))
+        lambda trainable, frozen, batch: step.gradients(config, IDS, trainable, frozen, batch, jax.random.key(5))
     )
     return lambda batch, queries=parameters(PIXEL)["dream_queries"]: compiled(
         trainable | {"dream_queries": queries}, frozen, batch
@@ -255,24 +252,23 @@ def test_dropped_images_learn_from_the_unconditional_row(form, instead):
     config = run_config(loss=LossConfig(condition_dropout=0.999, unconditional=form))
     batch = fake_batch(config)
     numbers = batch.target_draw.reshape(-1)
-    draws = losses.draw(PARTS, config.loss, jax.random.key(0), numbers)
+    draws = losses.draw(PIXEL, config.loss, jax.random.key(0), numbers)
     assert draws.drop.all()
-    params, inputs = parameters(PIXEL), {}
+    model, inputs = Model(PIXEL, parameters(PIXEL)), {}
 
-    def remember(parts, params, loss, images, hidden, unconditional, draws, frozen):
+    def remember(model, loss, images, hidden, unconditional, draws, frozen):
         inputs.update(hidden=hidden, unconditional=unconditional)
         return jnp.zeros(len(images))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "picture_errors", remember)
+        patch.setattr(losses, "image_errors", remember)
         hidden = jnp.ones((8, 32, WIDTH))
-        losses.batch_image_errors(PARTS, params, config.loss, IDS, batch, hidden, draws)
+        losses.batch_image_errors(model, config.loss, IDS, batch, hidden, draws)
         np.testing.assert_allclose(
-            inputs["unconditional"], dreamllm.unconditional(PARTS, params, IDS.bos, IDS.dream_start, instead), rtol=1e-6
+            inputs["unconditional"], dreamllm.unconditional(model, IDS.bos, IDS.dream_start, instead), rtol=1e-6
         )
         losses.batch_image_errors(
-            PARTS,
-            params,
+            model,
             dataclasses.replace(config.loss, condition_dropout=0.0),
             IDS,
             batch,
@@ -293,7 +289,7 @@ def test_images_in_chunks_are_images_at_once(frozen):
         loss = dataclasses.replace(config.loss, image_chunks=chunks)
 
         def total(some):
-            tokens, images = losses.loss_sums(PARTS, params | some, loss, IDS, batch, jax.random.key(0), frozen)
+            tokens, images = losses.loss_sums(Model(PIXEL, params | some), loss, IDS, batch, jax.random.key(0), frozen)
             return images + 0 * tokens
 
         return jax.jit(jax.value_and_grad(total))({name: params[name] for name in trained})

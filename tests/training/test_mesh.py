@@ -15,7 +15,6 @@ from small_model import IDS, LATENT, leaves, relative_error, run_config, start
 
 from dreamjax.config import DataConfig, LossConfig, MeshConfig, SourceConfig
 from dreamjax.document.batch import Batch, fake_batch
-from dreamjax.models import dreamllm
 from dreamjax.parallel.mesh import ROWS, make_mesh
 from dreamjax.parallel.param_sharding import unsharded_share
 from dreamjax.training import optimizer
@@ -62,7 +61,7 @@ def lowered(sizes: tuple[int, int, int]):
     where, rows = shardings(state, frozen, mesh), NamedSharding(mesh, ROWS)
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_train_step(CONFIG, dreamllm.build(CONFIG.model), IDS),
+            make_train_step(CONFIG, IDS),
             donate_argnums=0,
             in_shardings=(*where, Batch(*[rows] * len(Batch._fields))),
             out_shardings=(where[0], None),

@@ -14,19 +14,19 @@ from small_model import IDS, PIXEL, leaves, parameters, relative_error, run_conf
 from dreamjax.config import LossConfig
 from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.training import losses, optimizer
 from dreamjax.training.heldout import make_heldout
 from dreamjax.training.state import State, cast
 from dreamjax.training.step import gradients, make_eval_step, make_train_step
 
-PARTS = dreamllm.build(PIXEL)
 CONFIG = run_config(frozen=("^unet/", "^clip/"), optim_changes={"ema_decay": 0.9})
 BATCH = fake_batch(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(make_train_step(CONFIG, PARTS, IDS))
+    return jax.jit(make_train_step(CONFIG, IDS))
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,7 @@ def test_draws_differ_from_step_to_step(step, first):
 def gradients_of(config, batch=BATCH):
     trainable, frozen = optimizer.split(config.optim, parameters(PIXEL))
     frozen = cast(frozen, config.model.dtype)
-    parts = dreamllm.build(config.model)
-    return jax.jit(lambda *args: gradients(config, parts, IDS, *args, jax.random.key(1)))(trainable, frozen, batch)
+    return jax.jit(lambda *args: gradients(config, IDS, *args, jax.random.key(1)))(trainable, frozen, batch)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_gradients(whole):
 @pytest.fixture(scope="module")
 def eval_step():
     config = dataclasses.replace(CONFIG, loss=LossConfig(condition_dropout=0.5, noise_offset=1.0))
-    return jax.jit(make_eval_step(config, PARTS, IDS))
+    return jax.jit(make_eval_step(config, IDS))
 
 
 def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step):
@@ -155,18 +154,18 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     )  # 16 slots run evenly through 1000 timesteps, in any order
     quarters = np.eye(4)[timesteps // 250]
     np.testing.assert_array_equal(sums["pictures"], valid @ quarters)
-    draws = losses.draw(PARTS, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
+    draws = losses.draw(PIXEL, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
 
     @jax.jit
-    def reference(params, batch):
-        hidden = dreamllm.hidden_states(PARTS, params, batch)
-        tokens = losses.cross_entropy_sum(PARTS, params, hidden, batch.tokens[:, 0], batch.loss_mask[:, 0], 32)
+    def reference(model, batch):
+        hidden = dreamllm.hidden_states(model, batch)
+        tokens = losses.cross_entropy_sum(model, hidden, batch.tokens[:, 0], batch.loss_mask[:, 0], 32)
         images = batch.target_images.reshape(16, 8, 8, 3)
         return tokens, losses.image_errors(
-            PARTS, params, LossConfig(), images, dreamllm.read_out(PARTS, hidden, batch), None, draws
+            model, LossConfig(), images, dreamllm.read_out(model, hidden, batch), None, draws
         )
 
-    tokens, errors = reference(params, BATCH)
+    tokens, errors = reference(Model(PIXEL, params), BATCH)
     np.testing.assert_allclose(sums["lm_loss"], tokens, rtol=1e-5)
     np.testing.assert_allclose(sums["image_loss"], (errors * valid) @ quarters, rtol=1e-5)
 
@@ -189,7 +188,7 @@ def test_held_back_losses_are_means_over_all_batches_of_the_averaged_weights(mon
         }
 
     monkeypatch.setattr("dreamjax.training.heldout.make_eval_step", lambda *_: sums)
-    measure = make_heldout(CONFIG, PARTS, IDS, {"one": lambda: iter((0.0, 2.0)), "none": lambda: iter((4.0,))})
+    measure = make_heldout(CONFIG, IDS, {"one": lambda: iter((0.0, 2.0)), "none": lambda: iter((4.0,))})
     measured = measure(State(jnp.int32(0), {"w": 1.0}, None, average={"w": 30.0}), {"v": 0.5})
     # one: pictures are (0, 1, 2, 0) and (2, 4, 6, 2), their errors half their squares
     assert measured.pop("eval_one_lm_loss") == pytest.approx(30 * 2 / 20)

@@ -18,7 +18,6 @@ from dreamjax.data.pipeline.vocabulary import open_tokenizer
 from dreamjax.document.tokenizer import ADDED_TOKENS, Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
-from dreamjax.models import dreamllm
 from dreamjax.training import checkpoint, model_folder, weight_transfer
 from dreamjax.training.model_folder import LoadedFile, ModelCard, Origin
 from dreamjax.training.state import init
@@ -44,7 +43,7 @@ def taken(run, tmp_path_factory) -> Run:
 
 
 def test_a_pattern_moves_what_it_names(run, taken):
-    fresh = leaves(jax.jit(lambda: init(taken.config, dreamllm.build(CONFIG.model)))()[0].trainable)
+    fresh = leaves(jax.jit(lambda: init(taken.config))()[0].trainable)
     average = leaves(run.state.average)
     assert same_bytes(taken.state.average, taken.state.trainable) and int(taken.state.step) == 0
     for path, leaf in leaves(taken.state.trainable).items():

@@ -18,6 +18,7 @@ from dreamjax.document import Image, image_io
 from dreamjax.document.batch import encoded_of
 from dreamjax.errors import BadImage, BadRecord, ConfigError
 from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.training import checkpoint, model_folder
 from dreamjax.training.state import cast
 
@@ -37,25 +38,21 @@ def load_encoders(model: ModelConfig, path: str) -> dict:
     return cast(checkpoint.read_params(folder, wanted), model.dtype)
 
 
-def make_encode(model: ModelConfig, params: dict, size: int) -> Callable[[list[Pixels]], list[EncodedImage]]:
+def make_encode(config: ModelConfig, params: dict, size: int) -> Callable[[list[Pixels]], list[EncodedImage]]:
     """`encode(pixels) -> pictures` of at most `size` pictures at a time; compiled once."""
-    parts = dreamllm.build(model)
+    model = Model(config, params)
 
     @jax.jit
     def run(inputs: jax.Array, targets: jax.Array):
-        features = dreamllm.patch_features(parts, params, inputs) if parts.clip else None
-        both = (
-            [dreamllm.latent_moments(parts, params, side) for side in (targets, targets[:, :, ::-1])]
-            if parts.vae
-            else None
-        )
+        features = dreamllm.patch_features(model, inputs) if config.clip else None
+        both = [dreamllm.latent_moments(model, side) for side in (targets, targets[:, :, ::-1])] if config.vae else None
         return features, jnp.stack(both, axis=1) if both else None
 
     def encode(pixels: list[Pixels]) -> list[EncodedImage]:
         padded = pixels + [pixels[0]] * (size - len(pixels))
         features, moments = map(np.asarray, run(*(np.stack(side) for side in zip(*padded, strict=True))))
         return [
-            EncodedImage(features[i] if parts.clip else None, moments[i] if parts.vae else None)
+            EncodedImage(features[i] if config.clip else None, moments[i] if config.vae else None)
             for i in range(len(pixels))
         ]
 

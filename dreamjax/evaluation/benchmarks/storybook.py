@@ -6,7 +6,6 @@ story up to the picture, earlier pictures included. The difference is paired: sa
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from dreamjax.data.sources.storybook import Storybook
 from dreamjax.document import Document, Image, Text, image_io, render_html
 from dreamjax.evaluation.report import Shown
 from dreamjax.filesystem import atomic
-from dreamjax.models import dreamllm
+from dreamjax.models.dreamllm import Model
 from dreamjax.progress import bar
 from dreamjax.sampling import prefill
 from dreamjax.sampling.prompts import prompt_tokens
@@ -71,13 +70,13 @@ def evaluate(model: DreamLLM, data: epath.Path, out: epath.Path) -> tuple[dict, 
 def collect_pages(model: DreamLLM, stories: Storybook) -> list[Page]:
     """Every held-back page with text and a picture whose story up to there fits the model's context."""
     pages = []
-    room = model.parts.config.llm.max_positions - model.parts.config.dream_queries - 2
+    room = model.config.llm.max_positions - model.config.dream_queries - 2
     for number in range(len(stories)):
         parts = stories[number].parts
         for i in range(1, len(parts)):
             if isinstance(parts[i], Image) and isinstance(parts[i - 1], Text):
                 page = Page(number, Document((parts[i - 1],)), Document(parts[:i]), parts[i])
-                if prompt_tokens(model.parts, model.tokenizer, page.context, model.template) <= room:
+                if prompt_tokens(model.model, model.tokenizer, page.context, model.template) <= room:
                     pages.append(page)
     return pages
 
@@ -97,32 +96,26 @@ def page_losses(model: DreamLLM, prompts: Sequence[Document], pages: Sequence[Pa
     rows = []
     for start in range(0, len(pages), BATCH):
         chosen = slice(start, start + BATCH)
-        hidden = prefill.condition_after(
-            model.parts, model.params, model.tokenizer, prompts[chosen], model.template, BATCH
-        )
-        targets = [image_io.for_decoder(page.image.pil(), model.parts.config.decoder_size) for page in pages[chosen]]
+        hidden = prefill.condition_after(model.model, model.tokenizer, prompts[chosen], model.template, BATCH)
+        targets = [image_io.for_decoder(page.image.pil(), model.config.decoder_size) for page in pages[chosen]]
         padded = np.stack(targets + [targets[-1]] * (BATCH - len(targets)))
-        rows.append(
-            np.asarray(_errors(model.parts, model.params, padded, hidden, np.arange(start, start + BATCH)))[
-                : len(targets)
-            ]
-        )
+        rows.append(np.asarray(_errors(model.model, padded, hidden, np.arange(start, start + BATCH)))[: len(targets)])
         progress.update(len(targets))
     return np.concatenate(rows)
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _errors(parts: dreamllm.Parts, params: dict, images, hidden, numbers) -> jax.Array:
+@jax.jit
+def _errors(model: Model, images, hidden, numbers) -> jax.Array:
     """[B, TIMESTEPS] errors of pictures [B, H, W, 3] under hidden [B, Q, D].
 
     Timesteps lie in the middle of equal shares of the schedule.
     """
-    total = parts.config.diffusion.timesteps
+    total = model.config.diffusion.timesteps
 
     def at(k):
-        draws = losses.draw(parts, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
+        draws = losses.draw(model.config, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
         draws = draws._replace(timesteps=jnp.full(len(images), (2 * k + 1) * total // (2 * TIMESTEPS)))
-        return losses.image_errors(parts, params, LossConfig(), images, hidden, None, draws)
+        return losses.image_errors(model, LossConfig(), images, hidden, None, draws)
 
     return jax.lax.map(at, jnp.arange(TIMESTEPS)).T
 

@@ -49,10 +49,10 @@ def collect(model: DreamLLM, stories: Storybook, count: int | None = None) -> tu
 
     And how many do not fit.
     """
-    pages, left_out, room = [], 0, model.parts.config.llm.max_positions - WRITING["max_tokens"]
+    pages, left_out, room = [], 0, model.config.llm.max_positions - WRITING["max_tokens"]
 
     def fits(document):
-        return prompt_tokens(model.parts, model.tokenizer, document, model.template) <= room
+        return prompt_tokens(model.model, model.tokenizer, document, model.template) <= room
 
     for story in stories.stories:
         whole = [page for page in story.pages if all(page) and stories.may_show(page[1])]

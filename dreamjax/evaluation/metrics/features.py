@@ -23,8 +23,8 @@ from dreamjax.errors import ConfigError, SourceError, gist
 from dreamjax.evaluation import few_shot
 from dreamjax.evaluation.metrics import frechet
 from dreamjax.evaluation.questions import image_files
-from dreamjax.models import dreamllm, inception
-from dreamjax.models.dreamllm import Parts
+from dreamjax.models import inception
+from dreamjax.models.dreamllm import Model
 from dreamjax.progress import bar
 from dreamjax.sampling import rerank
 
@@ -44,16 +44,15 @@ class Extractor:
 class Towers:
     """CLIP's two towers with the text's tokenizer."""
 
-    parts: Parts
-    params: dict
+    model: Model
     tokenizer: object
 
     def scorer(self) -> rerank.Scorer:
-        return rerank.clip_scorer(self.parts, self.params, self.tokenizer)
+        return rerank.clip_scorer(self.model, self.tokenizer)
 
     def stop_consensus(self, images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
         """100 times the cosine of each picture and its text, [n]."""
-        return 100 * self.scorer()(images, texts) / np.exp(np.asarray(self.params["clip_text"]["logit_scale"]))
+        return 100 * self.scorer()(images, texts) / np.exp(np.asarray(self.model.params["clip_text"]["logit_scale"]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def extractor(features: str, weights: str, model: DreamLLM | None = None) -> Ext
     if features == "inception":
         return _inception(weights)
     if features == "clip":
-        if model is None or model.parts.clip is None:
+        if model is None or model.config.clip is None:
             raise ConfigError("--features: clip needs a model with a picture encoder")
         return Extractor("clip", lambda images: _filled(images, lambda now: _clip_features(model, now)))
     function = _function(features)
@@ -103,11 +102,9 @@ def _inception(weights: str) -> Extractor:
 
 
 def _clip_features(model: DreamLLM, images: Sequence[PIL.Image.Image]) -> np.ndarray:
-    size = model.parts.config.clip.image_size
+    size = model.config.clip.image_size
     return np.asarray(
-        few_shot.unit_features(
-            model.parts, model.params, np.stack([image_io.for_encoder(image, size) for image in images])
-        )
+        few_shot.unit_features(model.model, np.stack([image_io.for_encoder(image, size) for image in images]))
     )
 
 
@@ -241,7 +238,7 @@ def towers(model: DreamLLM | None, folder: str = "") -> Towers | None:
         where = plan.sources[0].clip_tokenizers.get("clip_text")
         if plan.model.clip is None or plan.model.clip_text is None or where is None:
             raise ConfigError(f"--clip: {folder} is not both towers of CLIP with vocab.json and merges.txt")
-        return Towers(dreamllm.build(plan.model), assemble.materialise(plan.leaves), clip_tokenizer.load(where))
-    if model is None or model.parts.clip is None or model.parts.clip_text is None or not model.clip_tokenizer:
+        return Towers(Model(plan.model, assemble.materialise(plan.leaves)), clip_tokenizer.load(where))
+    if model is None or model.config.clip is None or model.config.clip_text is None or not model.clip_tokenizer:
         return None
-    return Towers(model.parts, model.params, clip_tokenizer.load(model.clip_tokenizer))
+    return Towers(model.model, clip_tokenizer.load(model.clip_tokenizer))
