@@ -20,7 +20,7 @@ from dreamjax import cli
 from dreamjax.config import SourceConfig
 from dreamjax.data.prepare import writer
 from dreamjax.data.prepare.filters import Filters, read_words
-from dreamjax.data.registry import FORMATS, open_source
+from dreamjax.data.registry import FORMATS, formats, open_source
 from dreamjax.data.storage import files
 from dreamjax.document.templates import TEMPLATES
 from dreamjax.document.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Tokenizer (a file or folder) to count tokens with; their numbers are stored for packing."
 )
 TEMPLATE = flags.DEFINE_string("template", "plain", "Chat template of the token counts.")
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.")
 PER_FILE = flags.DEFINE_integer("per_file", 1000, "Records of the source per file.")
 MAX_BAD_SHARE = flags.DEFINE_float(
     "max_bad_share",
@@ -81,20 +81,18 @@ WORDS = flags.DEFINE_string("words", "", "File of words, one a line; documents t
 
 
 def main() -> int:
-    for flag in (SOURCE, OUT):
-        if not flag.value:
-            raise ConfigError(f"--{flag.name}: is missing")
-    form, _, path = SOURCE.value.partition(":")
-    if form not in FORMATS:
-        raise ConfigError(f"--source: {SOURCE.value!r} is not FORMAT:PATH with a format of {', '.join(FORMATS)}")
+    source_path, out = _given(SOURCE), _given(OUT)
+    form, _, path = source_path.partition(":")
+    if form not in formats():
+        raise ConfigError(f"--source: {SOURCE.value!r} is not FORMAT:PATH with a format of {', '.join(formats())}")
     if TEMPLATE.value not in TEMPLATES:
         raise ConfigError(f"--template: {TEMPLATE.value!r} is none of {', '.join(TEMPLATES)}")
     if not 0 <= MAX_BAD_SHARE.value <= 1:
         raise ConfigError(f"--max_bad_share: is a share between 0 and 1, is {MAX_BAD_SHARE.value}")
-    for flag in (WORKERS, PER_FILE):
-        if flag.value < 1:
-            raise ConfigError(f"--{flag.name}: must be at least 1, is {flag.value}")
-    writer.check_out(OUT.value, path)
+    for count in (WORKERS, PER_FILE):
+        if count.value < 1:
+            raise ConfigError(f"--{count.name}: must be at least 1, is {count.value}")
+    writer.check_out(out, path)
     filters = Filters(
         MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
         URLS.value, NON_ASCII.value, _words(),
@@ -123,13 +121,17 @@ def main() -> int:
             *(flag for flag in sys.argv[1:] if not flag.lstrip("-").startswith("overwrite")),
         ]
     )
-    job = writer.Job(
-        source, OUT.value, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value, command
-    )
+    job = writer.Job(source, out, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value, command)
     facts = writer.write(job, WORKERS.value, OVERWRITE.value)
     print(writer.format_summary(facts))
     print(json.dumps(facts))
     return 0
+
+
+def _given(flag: flags.FlagHolder[str | None]) -> str:
+    if not flag.value:
+        raise ConfigError(f"--{flag.name}: is missing")
+    return flag.value
 
 
 def _words() -> tuple[str, ...]:

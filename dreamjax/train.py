@@ -213,7 +213,7 @@ def heldout_loaders(config: RunConfig, tokenizer: Tokenizer, lengths: epath.Path
 def heldout_batches(config: RunConfig, loaders: dict[str, Loader], own: tuple[int, ...]) -> dict[str, list[Loaded]]:
     """{held-back source: this host's share of its batches}."""
     return {
-        name: [loader.load(k, own, endless=False) for k in range(config.eval_batches) if loader.has(k)]
+        name: [loader.load_first_epoch(k, own) for k in range(config.eval_batches) if loader.has(k)]
         for name, loader in loaders.items()
     }
 

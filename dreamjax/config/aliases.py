@@ -2,24 +2,27 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def renamed(**names: str) -> Callable[[type], type]:
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
     """A class decorator for dataclasses: {old name: new name}.
 
     The old names are taken by the constructor and can be read from instances; `from_dict` and readers of stored
     documents take them by `current_names`.
     """
 
-    def decorate(cls: type) -> type:
-        init = cls.__init__
+    def decorate(cls: type[T]) -> type[T]:
+        init: Callable[..., None] = vars(cls)["__init__"]
 
         @functools.wraps(init)
-        def with_old_names(self, *args, **values):
+        def with_old_names(self: T, *args: object, **values: object):
             init(self, *args, **current_names(cls, values))
 
-        cls.__init__ = with_old_names
-        cls.old_names = names
+        setattr(cls, "__init__", with_old_names)  # noqa: B010  an assignment is unsound to type checkers
+        setattr(cls, "old_names", names)  # noqa: B010  as is an attribute that type has not
         for old, new in names.items():
             setattr(cls, old, property(functools.partial(_read, new)))
         return cls
@@ -27,7 +30,7 @@ def renamed(**names: str) -> Callable[[type], type]:
     return decorate
 
 
-def _read(name: str, instance):
+def _read(name: str, instance: object) -> object:
     return getattr(instance, name)
 
 

@@ -45,7 +45,7 @@ def read(arg: str, choices: Mapping[str, Sequence[str]] | None = None, paths: Se
 
 
 def _meaning(word: str, choices: Mapping[str, Sequence[str]], paths: Sequence[str]) -> tuple[str, str]:
-    """What a word sets, and to which value."""
+    """(name, value) that a word sets."""
     for group, known in choices.items():
         if word in known:
             return group, word

@@ -291,7 +291,9 @@ class ModelConfig:
 
     @property
     def decoder_size(self) -> int:
-        """Side in pixels of the pictures that the model draws."""
+        """Side in pixels of the images that the model draws; ValueError without a U-Net."""
+        if self.unet is None:
+            raise ValueError("a model without a U-Net draws no images")
         return self.unet.sample_size * (self.vae.downsampling if self.vae else 1)
 
 

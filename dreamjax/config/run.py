@@ -29,7 +29,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where documents come from: a format of `data/sources`, a path where it needs one, and a split.
+    """A source of documents: a format of `data/sources`, a path where it needs one, and a split.
 
     Formats: shapes (the embedded generator), storybook, storybook_pages, webdataset (tar files), pairs, mmc4, obelics,
     llava, instruct (JSON with a folder of pictures), array_record (what `prepare` writes), tfds, parquet. Their files
@@ -55,7 +55,7 @@ class SourceConfig:
     # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every
     # step
     encoded: str = ""
-    mode: str = "joint"  # joint | comprehension_only | creation_only, see data/modes.py
+    mode: str = "joint"  # joint | comprehension_only | creation_only, see data/pipeline/task_view.py
     labels: str = "all"  # all | official: <dream_start> is not learned in conversations
     # of the documents, by their keys, that are the eval split; 0: all are of either (shapes and storybook have splits
     # of their own)
@@ -164,7 +164,7 @@ class LossConfig:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """What the language loss and the image loss are multiplied with."""
+        """Factors of the language loss and the image loss."""
         norm = {
             "none": 1.0,
             "l1": self.lm_weight + self.image_weight,

@@ -44,10 +44,10 @@ def require_number(key: str, value, low: float, high: float) -> int | float:
 
     NumPy's numbers count; True, None, a text and NaN do not.
     """
-    whole = isinstance(low, int)
-    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    shown = repr(value) if isinstance(value, (bool, str, float, type(None))) else f"of type {type(value).__name__}"
-    require(fits, key, f"must be a {'whole ' * whole}number, is {shown:.80}")
+    is_int = isinstance(low, int)
+    fits = isinstance(value, numbers.Integral if is_int else numbers.Real) and not isinstance(value, bool)
+    given = repr(value) if isinstance(value, (bool, str, float, type(None))) else f"of type {type(value).__name__}"
+    require(fits, key, f"must be a {'whole ' * is_int}number, is {given:.80}")
     written = (
         "a number beyond 10^18" if isinstance(value, int) and abs(value) > 10**18 else value
     )  # Python does not print the longest ones
@@ -56,7 +56,7 @@ def require_number(key: str, value, low: float, high: float) -> int | float:
         key,
         f"{written} is {f'below {low}' if value < low else f'above {high}' if value > high else 'no number'}",
     )
-    return int(value) if whole else float(value)
+    return int(value) if is_int else float(value)
 
 
 MAX_SEED = 2**32 - 1
@@ -67,7 +67,7 @@ def require_seed(key: str, value) -> int:
 
     Raises ConfigError unless it is a whole number from 0 to 2^32 - 1: keys are made of 32 bits.
     """
-    return require_number(key, value, 0, MAX_SEED)
+    return int(require_number(key, value, 0, MAX_SEED))
 
 
 def require_pattern(pattern: str, key: str):
@@ -104,7 +104,7 @@ def from_dict(cls, values: typing.Mapping, path: str = "config"):
 def _convert(hint, value, path: str):
     if typing.get_origin(hint) is types.UnionType:  # X | None
         return None if value is None else _convert(typing.get_args(hint)[0], value, path)
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value
         if not hasattr(value, "items"):
@@ -127,8 +127,10 @@ def to_dict(config) -> dict:
 
     Nested dicts and tuples, fit for JSON and for a ConfigDict (whose flags can override tuples, but not lists).
     """
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, tuple):
-        return tuple(to_dict(item) for item in config)
-    return config
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return tuple(_plain(item) for item in value) if isinstance(value, tuple) else value

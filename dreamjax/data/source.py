@@ -1,4 +1,4 @@
-"""What every format of documents gives: a random-access sequence of Documents.
+"""Source: a random-access sequence of Documents, which every format gives.
 
 A source is a frozen dataclass and a pure function of the index, so that any number of hosts, and a resumed run, see the
 same documents.
@@ -14,29 +14,29 @@ SPLITS = ("train", "eval")
 
 
 class Source(Protocol):
-    """What every format gives.
+    """Documents by index. It can be pickled, cheaply however many documents it has, and called from many threads."""
 
-    A source can be pickled, cheaply however many documents it has, and called from many threads.
-    """
+    @property
+    def skipped(self) -> tuple[BadRecord, ...]:
+        """Records that were left out when the source was opened; these have no index."""
 
-    skipped: tuple[BadRecord, ...]  # what was left out when the source was opened; these have no index
-    fingerprint: (
-        str  # another one whenever a document may be another: what is stored about documents is stored under it
-    )
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that affects the documents: the key of anything cached from them."""
 
     def __len__(self) -> int:
         """Documents of the split."""
 
     def __getitem__(self, index: int) -> Document:
-        """The document at 0 <= index < len(source), its pictures not yet opened.
+        """The document at 0 <= index < len(source), its images not yet opened.
 
         Raises BadRecord, the same one each time, where the record cannot be used, and IndexError outside.
         """
 
     def key(self, index: int) -> str:
-        """What decides the split of a document.
+        """The key that decides the split of a document: documents of one key lie in the same split.
 
-        Those of one key lie in the same split. Files that were moved keep their keys.
+        Files that were moved keep their keys.
         """
 
     def texts(self) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The one type of the whole house: a Document in, a Document out."""
+"""Documents of text and images, and their parts."""
 
 from dreamjax.document.document import KINDS, Document, html_article, render_html
 from dreamjax.document.parts import ROLES, Image, Part, Text

@@ -1,14 +1,14 @@
-"""Batch: what one training step eats. Every field is static in shape and leads with the group axis G.
+"""Batch: the input of one training step. Every field is static in shape and leads with the group axis G.
 
-A group is R rows of L tokens that share N slots for seen pictures and M slots for dreamed ones:
+A group is R rows of L tokens that share N slots for input images and M slots for target images:
 
     tokens    row 0  <s> a red cat . <dream_start> q q q q <dream_end> <im_start> p p p p <im_end> the end . </s> <s>
               ...
     segments         1   1 1   1   1      1        1 1 1 1      1          1      1 1 1 1     1     1   1  1  1    2
     positions        0   1 2   3   4      5        6 7 8 9     10         11     12 ..                             0
-    target_start                                  ^ 6 (row * L + 6)             ^ 12 is a input_start
+    target_start                                  ^ 6 (row * L + 6)             ^ 12 is an input_start
 
-Padding has segment 0 and is never learned; an empty slot is not valid, and its picture is black.
+Padding has segment 0 and is never in the loss; an empty slot is not valid, and its image is black.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,19 @@ from dreamjax.document.tokenize import TokenSequence
 
 
 class Encoded(NamedTuple):
-    """What stands in a batch in a picture's place where frozen encoders have been run before
+    """The shapes of what stands in a batch in an image's place where frozen encoders have been run before
     (dreamjax/precompute.py).
     """
 
-    features: tuple[int, ...]  # (P, CLIP width) of a seen one: the hidden states of its patches; () without CLIP
-    moments: tuple[
-        int, ...
-    ]  # (S, S, 2 channels) of a dreamed one: mean and log-variance of its latents; () without a VAE
+    features: tuple[int, ...]  # (P, CLIP width) of an input: the hidden states of its patches; () without CLIP
+    moments: tuple[int, ...]  # (S, S, 2 channels) of a target: mean, log-variance of its latents; () without a VAE
     dtype: str  # of features; moments are float32
 
 
 class Shape(NamedTuple):
     """The static sizes of a batch.
 
-    G groups of R rows of L tokens with N seen and M dreamed slots; picture sides in pixels.
+    G groups of R rows of L tokens with N input and M target slots; sides of images in pixels.
     """
 
     groups: int
@@ -50,7 +48,7 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A pytree of arrays; G groups, R rows, L tokens, N seen and M dreamed slots, pictures as uint8 RGB."""
+    """A pytree of arrays; G groups, R rows, L tokens, N input and M target slots, images as uint8 RGB."""
 
     tokens: np.ndarray  # [G, R, L] int32
     loss_mask: np.ndarray  # [G, R, L] bool: the token is a target of the cross-entropy, predicted from the one before
@@ -62,13 +60,13 @@ class Batch(NamedTuple):
     target_images: np.ndarray  # [G, M, H, W, 3] uint8, or what Encoded.moments says
     target_start: np.ndarray  # [G, M] int32: row * L + position of the first dream query
     target_valid: np.ndarray  # [G, M] bool
-    target_draw: np.ndarray  # [G, M] uint32: the picture's number in its epoch, by which its random draws are keyed
+    target_draw: np.ndarray  # [G, M] uint32: the image's number in its epoch, by which its random draws are keyed
 
 
 def shape_of(config: RunConfig, encoded: bool = False) -> Shape:
-    """The global batch of a run, with pictures or what encoders made of them.
+    """The global batch of a run, with images or what encoders made of them.
 
-    Picture sides are 1 where the model lacks the part.
+    Sides of images are 1 where the model lacks the part.
     """
     data, model = config.data, config.model
     return Shape(
@@ -84,9 +82,11 @@ def shape_of(config: RunConfig, encoded: bool = False) -> Shape:
 
 
 def encoded_of(model: ModelConfig) -> Encoded:
-    """What a model's encoders make of one picture."""
-    features = (model.clip.patches, model.clip.width) if model.clip else ()
-    moments = (model.unet.sample_size,) * 2 + (2 * model.vae.latent_channels,) if model.vae else ()
+    """The shapes of what a model's encoders make of one image."""
+    features: tuple[int, ...] = (model.clip.patches, model.clip.width) if model.clip else ()
+    moments: tuple[int, ...] = ()
+    if model.unet and model.vae:
+        moments = (model.unet.sample_size, model.unet.sample_size, 2 * model.vae.latent_channels)
     return Encoded(features, moments, model.dtype)
 
 
@@ -123,36 +123,34 @@ def empty_batch(shape: Shape) -> Batch:
 
 def place(
     batch: Batch,
-    group: int,
-    row_number: int,
-    row: TokenSequence,
+    location: tuple[int, int],
+    sequence: TokenSequence,
     inputs: Sequence[np.ndarray],
     targets: Sequence[np.ndarray | None],
     draw: int = 0,
 ):
-    """Writes a document behind what its row already holds and its pictures into the group's next free slots.
+    """Writes a document behind what the row at `location` (group, row) holds, and its images into the group's next
+    free slots.
 
-    seen and dreamed are pictures (or what was made of them) in the order of row.seen and row.dreamed; a dreamed one may
-    be None where only its queries matter (a prompt). The draws of its pictures are numbered from `draw`. The caller has
-    made sure that it fits.
+    `inputs` and `targets` are images, or what encoders made of them, in the order of those of the sequence; a target
+    may be None where only its queries matter (a prompt). The random draws of its target images are numbered from
+    `draw`. The caller has made sure that it fits.
     """
-    segments = batch.segments[group, row_number]
-    start, n = int(np.count_nonzero(segments)), len(row.tokens)
+    group, row = location
+    segments = batch.segments[group, row]
+    start, n = int(np.count_nonzero(segments)), len(sequence.tokens)
     span = slice(start, start + n)
-    batch.tokens[group, row_number, span] = row.tokens
-    batch.loss_mask[group, row_number, span] = row.loss_mask
-    batch.positions[group, row_number, span] = np.arange(n)
+    batch.tokens[group, row, span] = sequence.tokens
+    batch.loss_mask[group, row, span] = sequence.loss_mask
+    batch.positions[group, row, span] = np.arange(n)
     segments[span] = segments.max() + 1
-    offset = row_number * batch.tokens.shape[2] + start
+    offset = row * batch.tokens.shape[2] + start
     first = int(batch.input_valid[group].sum())
-    for slot, ((at, _), image) in enumerate(zip(row.inputs, inputs, strict=True), first):
-        batch.input_images[group, slot], batch.input_start[group, slot], batch.input_valid[group, slot] = (
-            image,
-            offset + at,
-            True,
-        )
+    for slot, ((at, _), pixels) in enumerate(zip(sequence.inputs, inputs, strict=True), first):
+        batch.input_images[group, slot] = pixels
+        batch.input_start[group, slot], batch.input_valid[group, slot] = offset + at, True
     first = int(batch.target_valid[group].sum())
-    for slot, ((at, _), image) in enumerate(zip(row.targets, targets, strict=True), first):
+    for slot, ((at, _), image) in enumerate(zip(sequence.targets, targets, strict=True), first):
         if image is not None:
             batch.target_images[group, slot] = image
         batch.target_start[group, slot], batch.target_valid[group, slot] = offset + at, True
@@ -160,7 +158,8 @@ def place(
 
 
 def fake_batch(config: RunConfig, seed: int = 0) -> Batch:
-    """A batch of the run's shapes with random content: one document a row, pictures spread evenly, some slots empty."""
+    """A batch of the run's shapes with random content: one document a row, images spread evenly, some slots empty."""
+    assert config.model.llm is not None  # as RunConfig requires
     rng = np.random.default_rng(seed)
     batch = empty_batch(shape_of(config))
     g, r, length = batch.tokens.shape
@@ -175,8 +174,8 @@ def fake_batch(config: RunConfig, seed: int = 0) -> Batch:
     per_row = length // block
     if max(config.data.input_slots, config.data.target_slots) > r * per_row:
         raise ValueError(
-            f"rows of {r} x {length} tokens cannot hold the {config.data.target_slots} dreamed and "
-            f"{config.data.input_slots} seen pictures of a group"
+            f"rows of {r} x {length} tokens cannot hold the {config.data.target_slots} target and "
+            f"{config.data.input_slots} input images of a group"
         )
     for start, valid, offset in (
         (batch.target_start, batch.target_valid, 1),

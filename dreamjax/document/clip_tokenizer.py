@@ -18,5 +18,5 @@ def load(folder: str | os.PathLike):
 
 def encode(tokenizer, texts: Sequence[str], length: int = 77) -> np.ndarray:
     """[B, length] int32: start, the text, cut where it is too long, end, and padding."""
-    found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
-    return np.asarray(found, np.int32)
+    ids = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
+    return np.asarray(ids, np.int32)

@@ -1,8 +1,8 @@
-"""The one type of the whole house: a document is a tuple of parts, each text or a picture.
+"""Document: a tuple of parts, each text or an image.
 
 Sources yield documents, training packs them into rows, `DreamLLM.generate` takes one and returns one, evaluation builds
-and reads them. Parts carry marks (what is learned, seen, dreamed) and, in conversations, the role of who speaks. Here
-are also a document's two faces: JSON for programs and a self-contained HTML page for people.
+and reads them. Parts carry marks (supervised, is_input, is_target) and, in conversations, the role of the speaker. A
+document is written as JSON for programs and as a self-contained HTML page for people.
 """
 
 import base64
@@ -25,11 +25,11 @@ from dreamjax.filesystem import atomic, containment
 KINDS = ("", "pair")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Document:
-    """Interleaved text and pictures, in reading order.
+    """Interleaved text and images, in reading order.
 
-    A "pair" is a picture and its caption, of which either can be learned from the other: training chooses. Of all other
+    A "pair" is an image and its caption, of which either can be learned from the other: training chooses. Of all other
     documents the marks of their parts say all.
     """
 
@@ -37,9 +37,8 @@ class Document:
     id: str = ""
     notes: tuple[str, ...] = ()  # what the sampler says about how it ended, such as "stopped: token limit"
     kind: str = ""  # one of KINDS
-    left_out: tuple[BadImage, ...] = dataclasses.field(
-        default=(), compare=False, repr=False
-    )  # pictures that its source could not give, and why
+    # images that its source could not give, and why
+    left_out: tuple[BadImage, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -52,6 +51,19 @@ class Document:
                     f"parts[{i}]: {describe(part)} is neither Text nor Image; Document.of takes plain "
                     "strings and pictures"
                 )
+
+    def __repr__(self) -> str:
+        """One short line, whatever the document holds: beginning of the text, with <image> for images."""
+        words = "".join(part.text if isinstance(part, Text) else " <image> " for part in self.parts)
+        facts = [repr(_shorten(words, 60)), f"{len(self.parts)} parts"]
+        facts += [
+            f"{name}={reprlib.repr(getattr(self, name))}" for name in ("id", "kind", "notes") if getattr(self, name)
+        ]
+        return f"Document({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """The document as notebooks show it."""
+        return html_article(self)
 
     @classmethod
     def of(cls, content) -> "Document":
@@ -163,16 +175,16 @@ class Document:
 
     def save_images(self, folder: str | os.PathLike) -> list:
         """Writes the pictures as image_0.png, image_1.png, ... and returns their paths in order."""
-        folder = _path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        path = _path(folder)
+        path.mkdir(parents=True, exist_ok=True)
         names = []
         for i, image in enumerate(self.images):
-            names.append(folder / f"image_{i}.png")
+            names.append(path / f"image_{i}.png")
             atomic.write_bytes(names[-1], image_io.to_png(image))
         return names
 
 
-def _as_part(item, where: str) -> Part:
+def _as_part(item, name: str) -> Part:
     if isinstance(item, Part):
         return item
     if isinstance(item, str):
@@ -180,30 +192,30 @@ def _as_part(item, where: str) -> Part:
     if is_image_source(item):
         return Image(item)
     raise TypeError(
-        f"{where}: {describe(item)} is neither text nor a picture (str, Text, Image, Pillow image, uint8 "
+        f"{name}: {describe(item)} is neither text nor a picture (str, Text, Image, Pillow image, uint8 "
         "array, bytes, pathlib.Path)"
     )
 
 
-def _part_from_json(part, where: str, root, allow_outside: bool) -> Part:
+def _part_from_json(part, name: str, root, allow_outside: bool) -> Part:
     kind = part.get("type") if isinstance(part, dict) else part
     content = part.get(kind) if kind in ("text", "image") and isinstance(part, dict) else None
     if not isinstance(content, str):
         raise ValueError(
-            f"{where}: {reprlib.repr(part)} is neither {{'type': 'text', 'text': ...}} nor {{'type': "
+            f"{name}: {reprlib.repr(part)} is neither {{'type': 'text', 'text': ...}} nor {{'type': "
             f"'image', 'image': ...}}"
         )
     part = current_names(Text if kind == "text" else Image, part)
-    marks = {name: part.get(name, True) for name in (("supervised",) if kind == "text" else ("is_input", "is_target"))}
-    for name, mark in marks.items():
+    marks = {key: part.get(key, True) for key in (("supervised",) if kind == "text" else ("is_input", "is_target"))}
+    for key, mark in marks.items():
         if not isinstance(mark, bool):
-            raise ValueError(f"{where}: {name}: {reprlib.repr(mark)} is neither true nor false")
+            raise ValueError(f"{name}: {key}: {reprlib.repr(mark)} is neither true nor false")
     try:
         if kind == "text":
             return Text(content, role=part.get("role"), **marks)
         return Image(_source_from_json(content, root, allow_outside), role=part.get("role"), **marks)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _source_from_json(name: str, root, allow_outside: bool) -> bytes | str:

@@ -7,7 +7,7 @@ import re
 
 import PIL.Image
 
-from dreamjax.document.parts import Image, Part, data_uri
+from dreamjax.document.parts import Image, Part, Text, data_uri
 
 _SMALL = 128  # pixels; a picture with a shorter side below it is shown enlarged, each pixel a crisp square
 _ENLARGED = 288
@@ -57,10 +57,10 @@ def _flow(parts: list[Part], numbers: collections.abc.Iterator[int]) -> str:
     visible = [part for part in parts if isinstance(part, Image) or part.text.strip()]
     for is_image, run in itertools.groupby(visible, key=lambda part: isinstance(part, Image)):
         if is_image:
-            figures = "".join(_figure(part.pil(), next(numbers), before) for part in run)
+            figures = "".join(_figure(part.pil(), next(numbers), before) for part in run if isinstance(part, Image))
             blocks.append(f'<div class="pictures">{figures}</div>')
         else:
-            before = "".join(part.text for part in run)
+            before = "".join(part.text for part in run if isinstance(part, Text))
             paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", before)]
             blocks += [f'<p dir="auto">{html.escape(paragraph)}</p>' for paragraph in paragraphs if paragraph]
     return "\n".join(blocks)

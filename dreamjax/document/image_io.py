@@ -116,7 +116,8 @@ def open_rgb(source: Source, draft: int = 0) -> PIL.Image.Image:
         _check_size(*source.size, name)
         if draft and source.format == "JPEG":
             scale = draft / min(source.size)
-            source.draft(None, tuple(math.ceil(side * scale) for side in source.size))
+            width, height = (math.ceil(side * scale) for side in source.size)
+            source.draft(None, (width, height))
         return _to_rgb(source, name)
 
 
@@ -177,17 +178,17 @@ def _open_encoded(data: bytes, name: str) -> PIL.Image.Image:
     except PIL.UnidentifiedImageError:
         what = next((kind for kind, at, begins in _SIGNATURES if data.startswith(begins, at)), None)
         known = ", ".join(FORMATS)
-        said = (
+        description = (
             f"is {what}, which is not read; the formats that are: {known}"
             if what
             else f"in no format that is read ({known}), or damaged at its beginning"
         )
-        raise BadImage(f"{name}: {said}", "image in no known format") from None
+        raise BadImage(f"{name}: {description}", "image in no known format") from None
 
 
 @contextlib.contextmanager
 def _bad_image(name: str):
-    """Whatever Pillow raises as a BadImage: on broken files its decoders raise almost anything."""
+    """Raises whatever Pillow raises as a BadImage: on broken files its decoders raise almost anything."""
     try:
         yield
     except BadImage:

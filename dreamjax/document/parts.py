@@ -31,7 +31,7 @@ class Text:
 
 
 @renamed(seen="is_input", dreamed="is_target")
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Image:
     """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or an
     image_io.EncodedFile.
@@ -49,6 +49,12 @@ class Image:
             raise TypeError(f"a picture is a Pillow image, an array, bytes or a path, not {type(self.source).__name__}")
         _check_role(self.role)
 
+    def __repr__(self) -> str:
+        """One short line, without pixels or bytes."""
+        marks = "".join(f", {name}=False" for name in ("is_input", "is_target") if not getattr(self, name))
+        role = f", role={self.role!r}" if self.role else ""
+        return f"Image({_source_summary(self.source)}{marks}{role})"
+
     def pil(self, draft: int = 0) -> PIL.Image.Image:
         """The picture as upright RGB on white (`image_io.open_rgb`, which explains `draft`); raises BadImage."""
         return image_io.open_rgb(self.source, draft)
@@ -60,6 +66,16 @@ Part = Text | Image
 def _check_role(role: str | None):
     if role is not None and role not in ROLES:
         raise ValueError(f"role: {role!r} is none of {', '.join(ROLES)}")
+
+
+def _source_summary(source: image_io.Source) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source):,d} bytes>"
+    if isinstance(source, np.ndarray):
+        return f"<{source.dtype} {list(source.shape)}>"
+    if isinstance(source, PIL.Image.Image):
+        return f"<{source.width} x {source.height} {source.mode}>"
+    return repr(str(source))
 
 
 def is_image_source(item) -> bool:

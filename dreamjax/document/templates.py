@@ -1,14 +1,11 @@
-"""Chat templates.
-
-What stands between the turns of a conversation, and a document as a stream of words, pictures and marks.
-"""
+"""Chat templates: a document as turns, each with the words and control tokens that a template puts around it."""
 
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from dreamjax.document import Document, Image, Text
+from dreamjax.document import Document, Image, Part, Text
 from dreamjax.errors import ConfigError
 
 
@@ -28,7 +25,7 @@ class Template:
     restart: bool = False  # every turn of the user after the first begins with <s>
 
     def join(self, before: str | None, after: str) -> str:
-        """What stands between a turn of the role `before` (None: nothing) and one of the role `after`."""
+        """The words between a turn of the role `before` (None: nothing) and one of the role `after`."""
         match before, after:
             case None, "system":
                 return self.before_system
@@ -66,68 +63,112 @@ TEMPLATES = {
 
 
 class Mark(enum.Enum):
-    """What a stream holds besides words and pictures."""
+    """A control token of a turn."""
 
     END = "</s>"
-    UNSUPERVISED_END = "</s>, not to be learned"
+    UNSUPERVISED_END = "</s> outside the loss"
     START = "<s>"
 
 
-def stream(document: Document, template: str, prompt: bool = False) -> Iterator[Text | tuple[Image, int] | Mark]:
-    """Texts, (picture, number of its part) and marks, in reading order, with the template's words put in where turns
-    begin.
+Item = Text | tuple[Image, int] | Mark  # an image with the number of its part
 
-    Texts that follow each other are one text. A text keeps its role; it is learned where it is marked so and no user or
-    system says it. `prompt` leaves the end open: the assistant's last turn may go on, and after a user's turn stands
-    what leads to the assistant's words. Raises ConfigError for an unknown template.
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """The parts of one role that follow each other, and what a template puts around them; `role` is None outside
+    conversations.
     """
-    if template not in TEMPLATES:
-        raise ConfigError(f"template: {template!r} is unknown; there are {', '.join(TEMPLATES)}")
-    numbered = [(number, part) for number, part in enumerate(document.parts)]
+
+    role: str | None
+    content: tuple[Text | tuple[Image, int], ...] = ()
+    prefix: tuple[Text | Mark, ...] = ()
+    suffix: tuple[Text | Mark, ...] = ()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Prefix, content and suffix, in reading order."""
+        return (*self.prefix, *self.content, *self.suffix)
+
+    @property
+    def ends_in_text(self) -> bool:
+        """Its last words run on in the next turn, with no </s> in between."""
+        return bool(self.content) and isinstance(self.content[-1], Text) and not self.suffix
+
+
+def turns(document: Document, template: str) -> list[Turn]:
+    """The turns of a document with the template's words around them; one turn where no part has a role.
+
+    A text keeps its role; it is supervised where it is marked so and no user or system says it. Raises ConfigError for
+    an unknown template.
+    """
+    rules = find_template(template)
+    numbered = list(enumerate(document.parts))
     if not any(part.role for part in document.parts):
-        yield from _content(numbered)
-        return
-    words = TEMPLATES[template]
-    turns = [(role, list(parts)) for role, parts in itertools.groupby(numbered, key=lambda item: item[1].role)]
-    if words.system and all(role != "system" for role, _ in turns):
-        turns.insert(0, ("system", [(-1, Text(words.system, role="system"))]))
-    before, adjoins = None, False  # the role of the turn before, and whether the stream ends in words
-    for place, (role, parts) in enumerate(turns):
-        content = list(_content(parts))
-        if words.restart and role == "user" and before == "assistant":
-            yield Mark.START
-        yield from _lead(words.join(before, role) if role else "", role, content, adjoins)
-        yield from content
-        adjoins = bool(content) and isinstance(content[-1], Text)
-        open_end = prompt and place + 1 == len(turns)
-        if role == "assistant" and not open_end:
-            supervised = any(text.supervised for text in content if isinstance(text, Text)) or not any(
-                isinstance(item, Text) for item in content
-            )
-            if words.end:
-                yield Text(words.end, supervised, role)
-            yield Mark.END if supervised else Mark.UNSUPERVISED_END
-            adjoins = False
-        before = role
-    if prompt and before == "user" and (lead := words.user_to_assistant.rstrip()):
-        yield Text(lead, False, "assistant")
+        return [Turn(None, _content(numbered))]
+    by_role = itertools.groupby(numbered, key=lambda item: item[1].role)
+    contents = [(role, _content(parts)) for role, parts in by_role]
+    if rules.system and all(role != "system" for role, _ in contents):
+        contents.insert(0, ("system", (Text(rules.system, supervised=False, role="system"),)))
+    framed: list[Turn] = []
+    for role, content in contents:
+        before = framed[-1] if framed else None
+        framed.append(Turn(role, content, _prefix(rules, before, role, content), _suffix(rules, role, content)))
+    return framed
 
 
-def _content(parts: list[tuple[int, Text | Image]]) -> Iterator[Text | tuple[Image, int]]:
+def open_turns(document: Document, template: str) -> list[Turn]:
+    """The turns of a prompt: the assistant's last turn may go on, and after a user's stands what leads to the
+    assistant's words.
+    """
+    closed = turns(document, template)
+    if not closed or closed[-1].role not in ("user", "assistant"):
+        return closed
+    if closed[-1].role == "assistant":
+        return [*closed[:-1], dataclasses.replace(closed[-1], suffix=())]
+    lead = find_template(template).user_to_assistant.rstrip()
+    return [*closed, Turn("assistant", prefix=(Text(lead, False, "assistant"),))] if lead else closed
+
+
+def find_template(name: str) -> Template:
+    """The template of that name; raises ConfigError."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"template: {name!r} is unknown; there are {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def _content(parts: Iterable[tuple[int, Part]]) -> tuple[Text | tuple[Image, int], ...]:
+    """Texts that are not empty and (image, number of its part); those of a user or the system are outside the loss."""
+    content: list[Text | tuple[Image, int]] = []
     for number, part in parts:
         if isinstance(part, Image):
-            yield part, number
+            content.append((part, number))
         elif part.text:
-            yield dataclasses.replace(part, supervised=part.supervised and part.role in (None, "assistant"))
+            supervised = part.supervised and part.role in (None, "assistant")
+            content.append(dataclasses.replace(part, supervised=supervised))
+    return tuple(content)
 
 
-def _lead(joint: str, role: str | None, content: list, adjoins: bool) -> Iterator[Text]:
-    """The words before a turn. Its last space is learned with the words or the picture that follow."""
-    if not joint and adjoins and content and isinstance(content[0], Text):
+def _prefix(rules: Template, before: Turn | None, role: str | None, content: tuple) -> tuple[Text | Mark, ...]:
+    """The words before a turn. Their last space is in the loss where the words or the image that follow are."""
+    first = content[0] if content and isinstance(content[0], Text) else None
+    joint = rules.join(before.role if before else None, role) if role else ""
+    if not joint and before and before.ends_in_text and first:
         joint = " "  # nothing else keeps the words of two turns apart
-    bare = joint.rstrip()
-    if bare:
-        yield Text(bare, False, role)
-    if space := joint[len(bare) :]:
-        supervised = content[0].supervised if content and isinstance(content[0], Text) else role == "assistant"
-        yield Text(space, supervised, role)
+    prefix: list[Text | Mark] = []
+    if rules.restart and role == "user" and before and before.role == "assistant":
+        prefix.append(Mark.START)
+    if words := joint.rstrip():
+        prefix.append(Text(words, False, role))
+    if space := joint[len(words) :]:
+        prefix.append(Text(space, first.supervised if first else role == "assistant", role))
+    return tuple(prefix)
+
+
+def _suffix(rules: Template, role: str | None, content: tuple) -> tuple[Text | Mark, ...]:
+    """The end of an assistant's turn, in the loss unless the turn has words and none of them is."""
+    if role != "assistant":
+        return ()
+    texts = [item for item in content if isinstance(item, Text)]
+    supervised = not texts or any(text.supervised for text in texts)
+    words = (Text(rules.end, supervised, role),) if rules.end else ()
+    return (*words, Mark.END if supervised else Mark.UNSUPERVISED_END)

@@ -2,7 +2,7 @@
 
 It reproduces the official code's slow LlamaTokenizer (transformers 4.35, `legacy` true and false); the LlamaTokenizer
 of transformers 5 gives other ids. Tokens are plain Python ints. Special tokens are <s>, </s>, <unk> of the
-sentencepiece model and the added ones after it, which mark pictures in a row (rows.py).
+sentencepiece model and the added ones after it, which mark images in a sequence (tokenize.py).
 """
 
 import collections.abc
@@ -85,14 +85,14 @@ class Tokenizer:
         A folder of a bare LLaMA or Vicuna gets ADDED_TOKENS behind what it has, or nothing where it is `text_only`.
         Raises FileNotFoundError without a tokenizer.model, ConfigError where a file makes no sense.
         """
-        folder = _path(folder)
-        if not (folder / MODEL_FILE).exists():
+        path = _path(folder)
+        if not (path / MODEL_FILE).exists():
             raise FileNotFoundError(f"{folder}: has no {MODEL_FILE} (a sentencepiece model)")
         try:
-            model = (folder / MODEL_FILE).read_bytes()
-            if (folder / SPECIAL_FILE).exists():
-                return cls.from_model(model, *_own_settings(_read_json(folder / SPECIAL_FILE)))
-            return cls.from_model(model, *_official_settings(folder, _processor(model), text_only))
+            model = (path / MODEL_FILE).read_bytes()
+            if (path / SPECIAL_FILE).exists():
+                return cls.from_model(model, *_own_settings(_read_json(path / SPECIAL_FILE)))
+            return cls.from_model(model, *_official_settings(path, _processor(model), text_only))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{folder}: {f'{SPECIAL_FILE} lacks {error}' if isinstance(error, KeyError) else error}"
@@ -100,13 +100,11 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike):
         """Writes tokenizer.model and special_tokens.json."""
-        folder = _path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        path = _path(folder)
+        path.mkdir(parents=True, exist_ok=True)
         special = {"legacy": self.legacy, "pad": self.pad_token, "added": dict(self.added)}
-        atomic.write_text(folder / SPECIAL_FILE, json.dumps(special, indent=2) + "\n")
-        atomic.write_bytes(
-            folder / MODEL_FILE, self.model
-        )  # last: without the other it would be read in another layout
+        atomic.write_text(path / SPECIAL_FILE, json.dumps(special, indent=2) + "\n")
+        atomic.write_bytes(path / MODEL_FILE, self.model)  # last: without the other it would be read in another layout
 
     def __reduce__(self):
         return Tokenizer, (
@@ -188,13 +186,13 @@ class Tokenizer:
         if not prepared:
             return [], []
         if self.legacy:
-            found = self._processor.encode(prepared, out_type="offset_mapping")
-            return list(found["ids"]), [start for start, _ in found["offsets"]]
+            encoded = self._processor.encode(prepared, out_type="offset_mapping")
+            return list(encoded["ids"]), [start for start, _ in encoded["offsets"]]
         run = prepared[1:] if continued else prepared
         behind = self._unk_piece if run.startswith((SPACE, " ")) else ""  # as in _encode_run
-        found = self._bare_processor.encode(behind + run, out_type="offset_mapping")
-        inserted, cut = len(behind) + (not continued), self._unk_length if behind else 0
-        return list(found["ids"][cut:]), [max(start - inserted, 0) for start, _ in found["offsets"][cut:]]
+        encoded = self._bare_processor.encode(behind + run, out_type="offset_mapping")
+        inserted, skip = len(behind) + (not continued), self._unk_length if behind else 0
+        return list(encoded["ids"][skip:]), [max(start - inserted, 0) for start, _ in encoded["offsets"][skip:]]
 
     def _prepare(self, text: str) -> str:
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # lone surrogates, which found text has and UTF-8 has not
@@ -274,7 +272,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _bare_processor(self) -> sentencepiece.SentencePieceProcessor:
-        """The same without the space before every text."""
+        """The processor without the space before every text."""
         return _processor(self.model + _NO_DUMMY_PREFIX)
 
     @functools.cached_property
@@ -330,16 +328,16 @@ def _official_settings(
         added, pad = {}, processor.id_to_piece(processor.unk_id())
     elif not set(ROW_TOKENS) <= set(added):  # a bare LLaMA
         added, pad = _complete(added, pieces, ADDED_TOKENS), PAD_TOKEN
-    elif pad not in added:  # its rows of embeddings are fixed: nothing may be appended
+    elif pad is None or pad not in added:  # its rows of embeddings are fixed: nothing may be appended
         pad = PAD_TOKEN if PAD_TOKEN in added else processor.id_to_piece(processor.unk_id())
     legacy = config.get("legacy")
     return added, legacy is None or bool(legacy), pad
 
 
-def _complete(added: dict[str, int], pieces: int, wanted: tuple[str, ...]) -> dict[str, int]:
+def _complete(added: dict[str, int], pieces: int, names: tuple[str, ...]) -> dict[str, int]:
     """`added` with the wanted tokens that it lacks behind the highest id."""
     first = max([pieces - 1, *added.values()]) + 1
-    missing = [name for name in wanted if name not in added]
+    missing = [name for name in names if name not in added]
     return {**added, **{name: first + i for i, name in enumerate(missing)}}
 
 

@@ -36,7 +36,7 @@ def inside(folder: str | os.PathLike, name: str) -> str:
 
 
 def _encodes(name: str) -> bool:
-    """Whether a file can have the name: text with a lone surrogate has no bytes."""
+    """True if a file can have the name: text with a lone surrogate has no bytes."""
     try:
         return bool(os.fsencode(name))
     except UnicodeEncodeError:

@@ -52,9 +52,9 @@ class Lock:
 
     def beat(self):
         """Shows that this process is alive, unless another has taken its place."""
-        now = _read(self.path)
-        if now and now.get("token") != self.holder["token"]:
-            self.lost_to = now
+        holder = _read(self.path)
+        if holder and holder.get("token") != self.holder["token"]:
+            self.lost_to = holder
             return
         self._write()
 
@@ -117,7 +117,7 @@ def take(folder: epath.Path, flag: str) -> Lock:
 
 
 def format_summary(holder: dict) -> str:
-    """Who holds a folder, for a person."""
+    """The holder of a folder, for a person."""
     return (
         f"process {holder.get('process', '?')} on {holder.get('host', 'another host')} since {holder.get('since', '?')}"
     )
@@ -153,11 +153,11 @@ def _wait_for_heartbeat(path: epath.Path, before: dict, flag: str):
     limit = time.monotonic() + SILENT
     while time.monotonic() < limit:
         time.sleep(min(1.0, SILENT / 10))
-        now = _read(path)
-        if now is None:
+        holder = _read(path)
+        if holder is None:
             return
-        if now != before:
-            raise ConfigError(_refusal(path, now, flag))
+        if holder != before:
+            raise ConfigError(_refusal(path, holder, flag))
 
 
 def _refusal(path: epath.Path, holder: dict, flag: str) -> str:
@@ -169,7 +169,7 @@ def _refusal(path: epath.Path, holder: dict, flag: str) -> str:
 
 
 def _read(path: epath.Path) -> dict | None:
-    """What a lock file says; None where nobody holds it, {} where it cannot be understood."""
+    """Reads a lock file; None where nobody holds it, {} where it cannot be understood."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dreamjax.document import Document, image_io
 from dreamjax.document.batch import Batch, Shape, empty_batch, place
-from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_document
+from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_prompt
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
 from dreamjax.models.dreamllm import Model
@@ -26,7 +26,7 @@ def answering(prompt: Document) -> str | None:
 
 def prompt_row(model: Model, tokenizer: Tokenizer, prompt: Document, template: str) -> TokenSequence:
     """The tokens of a prompt, its end open."""
-    return tokenize_document(prompt, tokenizer, Slots.of(model.config), template, prompt=True)
+    return tokenize_prompt(prompt, tokenizer, Slots.of(model.config), template)
 
 
 def prompt_tokens(model: Model, tokenizer: Tokenizer, prompt: Document, template: str) -> int:
@@ -62,7 +62,7 @@ def batches(model: Model, prompts: Sequence[Document], rows: Sequence[TokenSeque
         for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             if keys[b] == (length, inputs, targets):
                 images = [image_io.for_encoder(prompt.parts[part].pil(), encoder_size) for _, part in row.inputs]
-                place(batch, b, 0, row, images, [None] * len(row.targets))
+                place(batch, (b, 0), row, images, [None] * len(row.targets))
         yield batch
 
 

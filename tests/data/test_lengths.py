@@ -20,7 +20,7 @@ def measure(index):
     """A function of the index, in a module that a worker process can import."""
     if index % 100 == 7:
         return Measured(broken=BadRecord(f"here:{index}", "bad JSON"))
-    return Measured((index + 1, index % 3, 0), truncated=index % 10 == 0, apart=False)
+    return Measured((index + 1, index % 3, 0), truncated=index % 10 == 0, other_split=False)
 
 
 def expected(count):

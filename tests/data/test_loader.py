@@ -15,7 +15,8 @@ from dreamjax.config import SourceConfig
 from dreamjax.data.pipeline import loader as loader_module
 from dreamjax.data.pipeline import packing
 from dreamjax.data.pipeline import plan as plan_module
-from dreamjax.data.pipeline.loader import Loader, split_of
+from dreamjax.data.pipeline.loader import Loader
+from dreamjax.data.pipeline.reader import Reader, split_of
 from dreamjax.data.pipeline.task_view import MODES
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
@@ -48,7 +49,7 @@ class Listed:
 
 def first_epoch(loader):
     """Its batches, the last one perhaps partly empty."""
-    return [loader.load(number, endless=False) for number in itertools.takewhile(loader.has, itertools.count())]
+    return [loader.load_first_epoch(number) for number in itertools.takewhile(loader.has, itertools.count())]
 
 
 def epoch_groups(loader):
@@ -248,9 +249,9 @@ def test_held_back_batches_show_each_document_once_and_end_in_padding(make):
         and not batches[-1].batch.segments[-last:].any()
         and batches[-1].batch.segments[:-last].any(axis=(1, 2)).all()
     )
-    beyond = loader.load(len(batches), endless=False)
+    beyond = loader.load_first_epoch(len(batches))
     assert not any(field.any() for field in beyond.batch) and beyond.documents == ()
-    shares = [loader.load(len(batches) - 1, range(2 * host, 2 * host + 2), endless=False).batch for host in range(4)]
+    shares = [loader.load_first_epoch(len(batches) - 1, range(2 * host, 2 * host + 2)).batch for host in range(4)]
     assert_equal(batches[-1].batch, Batch(*(np.concatenate(fields) for fields in zip(*shares, strict=True))))
 
 
@@ -315,14 +316,14 @@ def test_what_is_cut_and_left_out_is_counted(make):
     lengths = loader.plan.lengths[0].entries
     assert (lengths[:, 0] > 0).tolist() == [True, True, False, False, True]
     assert 0 < lengths[0, 1] <= 6 and 0 < lengths[0, 2] <= 4 and lengths[1].tolist() == [128, 0, 0]
-    assert (loader.found.truncated, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == [
+    assert (loader.counts.truncated, loader.unnamed) == (2, 0) and [str(record) for record in loader.skipped] == [
         "stories.jsonl:3: bad JSON",
         "here:4: bad JSON",
     ]
     words = loader.format_summary()
     assert (
         "5 documents" in words
-        and "2 cut, 2 broken" in words
+        and "2 truncated, 2 broken" in words
         and f"{loader.plan.fill()['tokens']:.1%} of tokens" in words
     )
 
@@ -362,10 +363,8 @@ def test_pairs_show_either_side_by_a_coin(make, shapes_tokenizer):
 def test_lengths_are_found_once(make, tmp_path, monkeypatch):
     documents = numbered(20)
     before = make(documents, folder=epath.Path(tmp_path)).load(1)
-    measured, measure = [], loader_module.Reader.__call__
-    monkeypatch.setattr(
-        loader_module.Reader, "__call__", lambda self, index: measured.append(index) or measure(self, index)
-    )
+    measured, measure = [], Reader.measure
+    monkeypatch.setattr(Reader, "measure", lambda self, index: measured.append(index) or measure(self, index))
     again = make(documents, folder=epath.Path(tmp_path))
     assert_equal(before.batch, again.load(1).batch)
     assert not measured and sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]

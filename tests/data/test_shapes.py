@@ -118,7 +118,7 @@ def test_a_recall_changes_the_colour_and_nothing_else(documents, labels):
         before, after = labels[shown.source.tobytes()], labels[wanted.source.tobytes()]
         assert before[1:] == after[1:] and before[0] != after[0]
         assert request.text == f"The same again, in {after[0]}." and not any(shape in request.text for shape in SHAPES)
-        assert (shown.inputs, shown.targets, wanted.inputs, wanted.targets) == (True, False, True, True)
+        assert (shown.is_input, shown.is_target, wanted.is_input, wanted.is_target) == (True, False, True, True)
 
 
 def test_unseen_combinations_are_in_eval_only(documents, labels):

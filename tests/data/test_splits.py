@@ -73,7 +73,7 @@ def shown(one: SourceConfig, split: str, tokenizer) -> set[str]:
     config = RunConfig(model=tiny(), data=data, optim=OptimConfig(trainable=(".",)), batch_size=1)
     loader, number, ids = Loader(config, data.train, tokenizer), 0, []
     while loader.has(number):
-        ids += loader.load(number, endless=False).documents
+        ids += loader.load_first_epoch(number).documents
         number += 1
     assert len(ids) == len(set(ids)) == loader.documents
     return {os.path.basename(name) for name in ids}
@@ -133,7 +133,7 @@ def test_stories_that_share_images_have_one_key(tmp_path):
 
 
 def test_splits_that_cannot_be():
-    with pytest.raises(ConfigError, match="webdataset has no part that is held back; set eval_share"):
+    with pytest.raises(ConfigError, match="webdataset has no part that is held out; set eval_share"):
         open_source(SourceConfig("webdataset", "nowhere", "eval"))
     with pytest.raises(ConfigError, match="shapes has splits of its own"):
         open_source(SourceConfig("shapes", eval_share=0.1))

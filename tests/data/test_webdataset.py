@@ -292,7 +292,7 @@ def test_what_is_no_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(SourceError, match="a.tar: there is no record to read: .*a.tar: tar damaged"):
         open_tars(tmp_path)
-    with pytest.raises(ConfigError, match="webdataset has no part that is held back"):
+    with pytest.raises(ConfigError, match="webdataset has no part that is held out"):
         open_tars(tmp_path, split="eval")
 
 

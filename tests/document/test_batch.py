@@ -39,18 +39,17 @@ def run_config(model=None, groups=2, **data):
 
 def test_documents_one_behind_the_other():
     batch = empty_batch(SHAPE)
-    place(batch, 1, 0, row("172", "-++"), [], [])
-    place(batch, 1, 1, row("1599962", "-+----+", inputs=((2, 0),)), [grey(10, 2)], [])
+    place(batch, (1, 0), row("172", "-++"), [], [])
+    place(batch, (1, 1), row("1599962", "-+----+", inputs=((2, 0),)), [grey(10, 2)], [])
     place(
         batch,
-        1,
-        0,
+        (1, 0),
         row("1899892", "-+---++", inputs=((5, 4),), targets=((2, 1),)),
         [grey(20, 2)],
         [grey(30, 3)],
         draw=512,
     )
-    place(batch, 1, 1, row("192", "-++", targets=((1, 0),)), [], [None], draw=2**32)
+    place(batch, (1, 1), row("192", "-++", targets=((1, 0),)), [], [None], draw=2**32)
 
     assert digits(batch.tokens[1]) == ["1721899892", "1599962192"]
     assert digits(batch.loss_mask[1]) == ["0110100011", "0100001011"]
@@ -71,13 +70,13 @@ def test_documents_one_behind_the_other():
 
 def test_the_images_of_one_document_are_drawn_by_consecutive_numbers():
     batch = empty_batch(SHAPE)
-    place(batch, 0, 0, row("19892", "-+-++", targets=((1, 0), (3, 1))), [], [grey(1, 3), grey(2, 3)], draw=256)
+    place(batch, (0, 0), row("19892", "-+-++", targets=((1, 0), (3, 1))), [], [grey(1, 3), grey(2, 3)], draw=256)
     assert batch.target_draw[0].tolist() == [256, 257]
 
 
 def test_an_image_too_few_is_an_error():
     with pytest.raises(ValueError, match="zip"):
-        place(empty_batch(SHAPE), 0, 0, row("192", "-++", inputs=((1, 0),)), [], [])
+        place(empty_batch(SHAPE), (0, 0), row("192", "-++", inputs=((1, 0),)), [], [])
 
 
 def test_an_empty_batch_is_padding():
@@ -114,7 +113,7 @@ def test_a_batch_of_encoded_images():
     assert (batch.input_images.shape, batch.input_images.dtype.name) == ((2, 3, 5, 6), "bfloat16")
     assert (batch.target_images.shape, batch.target_images.dtype) == ((2, 4, 2, 2, 4), np.float32)
     row = TokenSequence(np.arange(9, dtype=np.int32), np.zeros(9, bool), ((1, 0),), ((7, 0),), False)
-    place(batch, 1, 0, row, [np.full((5, 6), 0.5)], [np.full((2, 2, 4), 0.25, np.float32)])
+    place(batch, (1, 0), row, [np.full((5, 6), 0.5)], [np.full((2, 2, 4), 0.25, np.float32)])
     assert (
         batch.input_images[1, 0].astype(np.float32).sum() == 15
         and batch.target_images[1, 0].sum() == 4
@@ -173,6 +172,6 @@ def test_fake_batches_at_the_papers_size_and_without_images():
 def test_a_fake_batch_that_cannot_hold_its_images():
     for length, rows in ((47, 1), (23, 8)):  # the second has room for two in all, but in no row
         with pytest.raises(
-            ValueError, match=f"rows of {rows} x {length} tokens cannot hold the 2 dreamed and 0 seen pictures"
+            ValueError, match=f"rows of {rows} x {length} tokens cannot hold the 2 target and 0 input images"
         ):
             fake_batch(run_config(length=length, rows_per_group=rows, input_slots=0, target_slots=2))

@@ -249,3 +249,15 @@ def test_a_document_without_one_of_its_images():
     assert Document((first, Text("goat."))).without(0).parts == (Text("goat."),)
     turns = Document((Text("A?", role="user"), Image(b"1", role="user"), Text("B.", role="assistant")))
     assert turns.without(1).parts == (turns.parts[0], turns.parts[2])
+
+
+def test_a_document_is_one_line_and_shown_in_notebooks():
+    image = Image(np.zeros((64, 64, 3), np.uint8), is_target=False)
+    document = Document((Text("Once a red goat jumps up. " * 99), image), id="goat")
+    assert (
+        repr(document) == "Document('Once a red goat jumps up. Once a red goat jumps up. Once a…', 2 parts, id='goat')"
+    )
+    assert repr(image) == "Image(<uint8 [64, 64, 3]>, is_target=False)"
+    assert repr(Image(b"x" * 5000, role="user")) == "Image(<5,000 bytes>, role='user')"
+    page = document._repr_html_()
+    assert page.startswith("<article>") and "Once a red goat" in page and "data:image/png" in page

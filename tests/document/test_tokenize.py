@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dreamjax.config import tiny
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import TEMPLATES
-from dreamjax.document.tokenize import Limits, Slots, tokenize_document
+from dreamjax.document.tokenize import Limits, Slots, tokenize_document, tokenize_prompt
 from dreamjax.document.tokenizer import ADDED_TOKENS, SPACE, Tokenizer
 from dreamjax.document.tokenizer_training import train_tokenizer
 from dreamjax.errors import ConfigError
@@ -32,6 +32,10 @@ def make_image(is_input=True, is_target=True, role=None):
 
 def row_of(*parts, **options):
     return tokenize_document(Document(parts), TOKENIZER, SLOTS, **options)
+
+
+def prompt_of(*parts, **options):
+    return tokenize_prompt(Document(parts), TOKENIZER, SLOTS, **options)
 
 
 def drawing(row) -> str:
@@ -120,7 +124,7 @@ def test_a_document_without_learned_text_teaches_no_token():
 
 def test_an_empty_document():
     assert drawing(row_of()) == "<s> </s>" and drawing(row_of(Text(""))) == "<s> +</s>"
-    assert row_of(prompt=True).tokens.tolist() == [TOKENIZER.bos]
+    assert prompt_of().tokens.tolist() == [TOKENIZER.bos]
 
 
 def test_special_strings_in_a_text_stay_text():
@@ -132,7 +136,7 @@ def test_special_strings_in_a_text_stay_text():
 
 
 def test_a_prompt_ends_open():
-    whole, prompt = row_of(Text("Here is"), make_image()), row_of(Text("Here is"), make_image(), prompt=True)
+    whole, prompt = row_of(Text("Here is"), make_image()), prompt_of(Text("Here is"), make_image())
     assert prompt.tokens.tolist() == whole.tokens[:-1].tolist()
     assert drawing(prompt) == f"<s> +' Here is' {DREAMED} {SEEN}"
 
@@ -155,7 +159,7 @@ def chat():
 def test_a_plain_chat():
     drawn = f"<s> {SEEN} -' What is it?' +' a red circle.' +</s> -' Here?' +' the end.' {DREAMED} {SEEN} +</s>"
     assert drawing(row_of(*chat())) == drawn
-    assert drawing(row_of(*chat(), prompt=True)) == drawn.removesuffix(" +</s>")  # the assistant's turn may go on
+    assert drawing(prompt_of(*chat())) == drawn.removesuffix(" +</s>")  # the assistant's turn may go on
 
 
 def test_a_vicuna_chat():
@@ -166,7 +170,7 @@ def test_a_vicuna_chat():
     )
     assert drawing(row_of(*chat(), template="vicuna_v1.1")) == drawn
     user, asked = Text("What is it?", supervised=False, role="user"), f'<s> -" {opening} USER: What is it? ASSISTANT:"'
-    assert drawing(row_of(user, template="vicuna_v1.1", prompt=True)) == asked
+    assert drawing(prompt_of(user, template="vicuna_v1.1")) == asked
 
 
 def test_vicuna_is_the_official_string():
@@ -206,7 +210,7 @@ def test_llama2_is_the_official_string():
     )
     assert row.tokens[1:].tolist() == TOKENIZER.encode(official, special=True)
     assert drawing(row).count("+' a red circle. ' +</s> <s> -' [INST] Here? [/INST]' +' the end. ' +</s>") == 1
-    assert drawing(row_of(user("Here?"), template="llama2", prompt=True)) == "<s> -' [INST] Here? [/INST]'"
+    assert drawing(prompt_of(user("Here?"), template="llama2")) == "<s> -' [INST] Here? [/INST]'"
 
 
 def test_official_labels_leave_a_conversations_dreams_unlearned():
@@ -226,10 +230,8 @@ def test_a_users_dream_is_never_learned():
 
 def test_a_system_turn_takes_the_place_of_the_templates_own():
     system, user = Text("the end.", supervised=False, role="system"), Text("Here?", supervised=False, role="user")
-    assert (
-        drawing(row_of(system, user, template="vicuna_v1.1", prompt=True)) == "<s> -' the end. USER: Here? ASSISTANT:'"
-    )
-    assert drawing(row_of(system, user, prompt=True)) == "<s> -' the end. Here?'"
+    assert drawing(prompt_of(system, user, template="vicuna_v1.1")) == "<s> -' the end. USER: Here? ASSISTANT:'"
+    assert drawing(prompt_of(system, user)) == "<s> -' the end. Here?'"
 
 
 def test_templates_leave_documents_without_roles_alone():
@@ -376,7 +378,10 @@ limits = st.none() | st.builds(Limits, st.integers(3, 60), st.integers(0, 3), st
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(st.lists(parts, max_size=7), st.sampled_from([*TEMPLATES]), limits, st.booleans())
 def test_any_document(parts, template, limits, prompt):
-    row = row_of(*parts, template=template, limits=limits, prompt=prompt)
+    if prompt:
+        row, limits = prompt_of(*parts, template=template), None
+    else:
+        row = row_of(*parts, template=template, limits=limits)
     assert row.tokens[0] == TOKENIZER.bos and not row.loss_mask[0]
     assert len(row.tokens) == len(row.loss_mask) and not row.loss_mask[row.tokens == TOKENIZER.bos].any()
     assert np.count_nonzero(row.tokens == TOKENIZER.bos) == 1 or template == "llama2"

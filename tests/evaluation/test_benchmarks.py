@@ -15,7 +15,7 @@ from small_model import LATENT, parameters, with_params
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
 from dreamjax.document import Document, Text
-from dreamjax.document.tokenize import Slots, tokenize_document
+from dreamjax.document.tokenize import Slots, tokenize_prompt
 from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import few_shot, likelihood_runner, report, tasks
 from dreamjax.evaluation.benchmarks import captions, image_generation
@@ -252,7 +252,7 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
         "The short answer '(one word)' is:",
     ]
     assert words[0].startswith(" A chat between a curious user")
-    row = tokenize_document(prompt, shapes_tokenizer, Slots(queries=3, patches=4), "vicuna_v1.1", prompt=True)
+    row = tokenize_prompt(prompt, shapes_tokenizer, Slots(queries=3, patches=4), "vicuna_v1.1")
     text = shapes_tokenizer.decode([token for token in row.tokens.tolist() if token != shapes_tokenizer.im_patch])
     assert "USER: Based on the image" in text and text.endswith("ASSISTANT: The short answer '(one word)' is:")
 

@@ -63,7 +63,7 @@ def batch_of(documents, rows: int = 1, length: int = 25, where: tuple[tuple[int,
         )
     )
     for i, one in enumerate(documents):
-        place(batch, *((i, 0) if where is None else where[i]), *one)
+        place(batch, (i, 0) if where is None else where[i], *one)
     return batch
 
 

@@ -19,12 +19,13 @@ Documents are as `data.modes.view` shows them; a picture's marks say which of it
 to the row's <im_start> and <dream_start> in reading order, as the official model deals them.
 """
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from dreamjax.document import Document, Image, Text
-from dreamjax.document.templates import TEMPLATES, Mark, stream
+from dreamjax.document.templates import TEMPLATES, Item, Mark, Turn, open_turns, turns
 from dreamjax.document.tokenize import Slots, TokenSequence
 from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.errors import ConfigError
@@ -105,7 +106,7 @@ def instruction(
     """
     _lead(template)
     asked = [part for part in document.parts if part.role != "assistant"]
-    prompt = _text(stream(Document(tuple(asked)), template, prompt=True))
+    prompt = _text(_items(open_turns(Document(tuple(asked)), template)))
     answer = [(number, part) for number, part in enumerate(document.parts) if part.role == "assistant"]
     return _chunks([tokenizer.bos, *tokenizer.encode(prompt, special=True)], answer, tokenizer, slots, limit, broken)
 
@@ -147,7 +148,7 @@ def conversation_string(document: Document, template: str = "vicuna_v1.1") -> st
     A user who ends it is followed by a space.
     """
     said = ""
-    for item in stream(document, template):
+    for item in _items(turns(document, template)):
         match item:
             case Text():
                 said += item.text
@@ -177,6 +178,10 @@ def _lead(template: str) -> str:
 
 def _images(document: Document) -> list[tuple[int, Image]]:
     return [(number, part) for number, part in enumerate(document.parts) if isinstance(part, Image)]
+
+
+def _items(document_turns: Sequence[Turn]) -> Iterator[Item]:
+    return itertools.chain.from_iterable(turn.items for turn in document_turns)
 
 
 def _text(parts) -> str:

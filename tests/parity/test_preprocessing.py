@@ -61,7 +61,7 @@ def collated(bundle: Bundle) -> dict[str, np.ndarray]:
         row = TokenSequence(
             ids, labels != IGNORED, *(tuple((0, part) for part in range(len(images))) for images in numbered), False
         )
-        place(batch, group, 0, row, *numbered)
+        place(batch, (group, 0), row, *numbered)
     tokens, real, supervised = (array[:, 0] for array in (batch.tokens, batch.segments > 0, batch.loss_mask))
     made = {
         "input_ids": np.where(real, tokens, tokenizer.pad),

@@ -16,7 +16,7 @@ from dreamjax.diffusion import samplers
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.batch import Shape, empty_batch, place
 from dreamjax.document.image_io import for_encoder
-from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_document
+from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_prompt
 from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Model
@@ -89,7 +89,7 @@ class Uncached:
 
     def __init__(self, model: Writer, prompt: Document, seed: int):
         self.model, self.key = model, jax.random.key(seed)
-        row = tokenize_document(prompt, model.tokenizer, Slots.of(model.model.config), prompt=True)
+        row = tokenize_prompt(prompt, model.tokenizer, Slots.of(model.model.config))
         self.tokens, self.inputs, self.targets = row.tokens.tolist(), list(row.inputs), list(row.targets)
         self.images = [for_encoder(prompt.parts[part].pil(), 8) for _, part in row.inputs]
         self.run = jax.jit(self._run)
@@ -126,7 +126,7 @@ class Uncached:
         batch = empty_batch(Shape(1, 1, CONTEXT, 4, 4, 8, 1))
         tokens = np.array(self.tokens, np.int32)
         row = TokenSequence(tokens, np.zeros(len(tokens), bool), tuple(self.inputs), tuple(self.targets), False)
-        place(batch, 0, 0, row, self.images, [None] * len(self.targets))
+        place(batch, (0, 0), row, self.images, [None] * len(self.targets))
         return batch
 
     def next_token(self) -> int:

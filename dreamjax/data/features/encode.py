@@ -1,6 +1,5 @@
-"""Pictures through the frozen encoders once, into the files of data/encoded.py.
-
-CLIP's features and the moments of the latents.
+"""Images through the frozen encoders once, into the files of data/features/stored.py: CLIP's features and the moments
+of the latents.
 """
 
 import concurrent.futures
@@ -28,18 +27,18 @@ Pixels = tuple[np.ndarray, np.ndarray]  # uint8, as the encoder and as the decod
 def load_encoders(model: ModelConfig, path: str) -> dict:
     """CLIP and VAE of a folder in the compute dtype; ConfigError where they are not those of `model`."""
     folder = checkpoint.open_folder(path)
-    theirs = model_folder.read_card(folder).model
+    stored = model_folder.read_card(folder).model
     for name in ("clip", "vae"):
-        if getattr(theirs, name) != getattr(model, name):
+        if getattr(stored, name) != getattr(model, name):
             raise ConfigError(f"--model: {path} has another model.{name} than the config")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {name: tree for name, tree in checkpoint.parameter_shapes(model).items() if name in ("clip", "vae")}
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-    return cast(checkpoint.read_params(folder, wanted), model.dtype)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    return cast(checkpoint.read_params(folder, abstract), model.dtype)
 
 
 def make_encode(config: ModelConfig, params: dict, size: int) -> Callable[[list[Pixels]], list[EncodedImage]]:
-    """`encode(pixels) -> pictures` of at most `size` pictures at a time; compiled once."""
+    """`encode(pixels) -> images` of at most `size` images at a time; compiled once."""
     model = Model(config, params)
 
     @jax.jit
@@ -60,7 +59,7 @@ def make_encode(config: ModelConfig, params: dict, size: int) -> Callable[[list[
 
 
 def write(source: Source, folder: str, model: ModelConfig, encode: Callable, size: int, encoders: str):
-    """Fills a folder with the encoded pictures of a source, `size` at a time."""
+    """Fills a folder with the encoded images of a source, `size` at a time."""
     card = card_of(source.fingerprint, encoded_of(model), encoders, len(source))
     with progress.bar(len(source), "document", folder) as bar, concurrent.futures.ThreadPoolExecutor(4) as pool:
 
@@ -78,15 +77,12 @@ def write(source: Source, folder: str, model: ModelConfig, encode: Callable, siz
 
 
 def pixels_of(source: Source, index: int, model: ModelConfig) -> list[Pixels | None]:
-    """The pictures of a document at the sizes of the encoders, None for one that does not open.
-
-    None of a broken record.
-    """
+    """The images of a document at the sizes of the encoders, None for one that does not open; [] of a broken record."""
     try:
         parts = [part for part in source[index].parts if isinstance(part, Image)]
     except BadRecord:
         return []
-    found: list[Pixels | None] = []
+    pixels: list[Pixels | None] = []
     for part in parts:
         try:
             opened = part.pil()
@@ -94,27 +90,27 @@ def pixels_of(source: Source, index: int, model: ModelConfig) -> list[Pixels | N
                 model.clip.image_size if model.clip else image_io.MIN_SIDE,
                 model.decoder_size if model.unet else image_io.MIN_SIDE,
             )
-            found.append((image_io.for_encoder(opened, sides[0]), image_io.for_decoder(opened, sides[1])))
+            pixels.append((image_io.for_encoder(opened, sides[0]), image_io.for_decoder(opened, sides[1])))
         except BadImage:
-            found.append(None)
-    return found
+            pixels.append(None)
+    return pixels
 
 
 def _encoded(
     documents: Iterator[list[Pixels | None]], encode: Callable, size: int
 ) -> Iterator[list[EncodedImage | None]]:
-    """The pictures of each document, encoded in batches that documents share."""
-    waiting: list[list] = []  # documents in order; pictures that are not encoded yet are Pixels
+    """The images of each document, encoded in batches that documents share."""
+    waiting: list[list] = []  # documents in order; images that are not encoded yet are Pixels
 
     def flush() -> Iterator[list[EncodedImage | None]]:
         flat = [pixels for images in waiting for pixels in images if pixels is not None]
-        made = iter([one for start in range(0, len(flat), size) for one in encode(flat[start : start + size])])
+        encoded = iter([image for start in range(0, len(flat), size) for image in encode(flat[start : start + size])])
         for images in waiting:
-            yield [None if pixels is None else next(made) for pixels in images]
+            yield [None if pixels is None else next(encoded) for pixels in images]
         waiting.clear()
 
     for images in documents:
         waiting.append(images)
-        if sum(len(one) for one in waiting) >= size:
+        if sum(len(image) for image in waiting) >= size:
             yield from flush()
     yield from flush()

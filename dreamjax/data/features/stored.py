@@ -1,9 +1,8 @@
-"""What frozen encoders made of a source's pictures, kept in ArrayRecord files: one record a document, in the source's
-order.
+"""Encoder outputs of a source's images, stored in ArrayRecord files: one record a document, in the source's order.
 
-A record is the byte 1, one byte for each picture of the document (0: it does not open), and for each that opens its
-CLIP features and twice its moments, of the picture and of its mirror image. encoded.json says what they are of; it is
-written last.
+A record is the byte 1, one byte for each image of the document (0: it does not open), and for each that opens its CLIP
+features and twice its moments, of the image and of its mirror image. encoded.json names the source and the encoders; it
+is written last.
 """
 
 import dataclasses
@@ -29,20 +28,20 @@ AGAIN = f"delete the damaged file and {CARD}, then python -m dreamjax.precompute
 
 
 class EncodedImage(NamedTuple):
-    """One picture as the encoders see it; a part is None where the model lacks the encoder."""
+    """One image as the encoders see it; a part is None where the model lacks the encoder."""
 
     features: np.ndarray | None  # [P, CLIP width]
-    moments: np.ndarray | None  # [2, S, S, 2 channels] float32: of the picture and of its mirror image
+    moments: np.ndarray | None  # [2, S, S, 2 channels] float32: of the image and of its mirror image
 
 
 def encode(images: Sequence[EncodedImage | None]) -> bytes:
-    """The record of a document's pictures, None for one that does not open."""
+    """The record of a document's images, None for one that does not open."""
     blobs = [part.tobytes() for image in images if image is not None for part in image if part is not None]
     return bytes([VERSION, *(image is not None for image in images)]) + b"".join(blobs)
 
 
 def decode(record: bytes, count: int, layout: Encoded) -> list[EncodedImage | None]:
-    """The inverse of `encode` for a document of `count` pictures. Raises ValueError."""
+    """The inverse of `encode` for a document of `count` images. Raises ValueError."""
     at, images = 1 + count, []
     if record[0] != VERSION:
         raise ValueError(f"is of version {record[0]}, not {VERSION}")
@@ -71,7 +70,7 @@ class EncodedImages:
     folder: str
 
     def images(self, index: int, count: int) -> list[EncodedImage | None]:
-        """Those of document `index`, which has `count`."""
+        """The images of document `index`, which has `count`."""
         try:
             return decode(self.records[index], count, self.layout)
         except (
@@ -83,14 +82,14 @@ class EncodedImages:
 
 
 def card_of(fingerprint: str, layout: Encoded, encoders: str, documents: int) -> dict:
-    """What a folder says it is of, fit for JSON."""
+    """The card of a folder, fit for JSON: source, encoders, number of documents and layout."""
     return json.loads(
         json.dumps({"source": fingerprint, "encoders": encoders, "documents": documents, "layout": layout._asdict()})
     )
 
 
 def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = "") -> EncodedImages:
-    """The folder's pictures; SourceError where they are not of this source and of encoders of these sizes.
+    """The folder's images; SourceError where they are not of this source and of encoders of these sizes.
 
     Those in a bucket are copied into the cache folder first.
     """
@@ -98,8 +97,8 @@ def open_encoded(folder: str, fingerprint: str, layout: Encoded, cache: str = ""
     if not files.exists(path):
         raise SourceError(f"{folder}: has no {CARD}; python -m dreamjax.precompute writes it")
     card = _read_card(path)
-    wanted = card_of(fingerprint, layout, card["encoders"], card["documents"])
-    if differs := [key for key in wanted if card[key] != wanted[key]]:
+    expected = card_of(fingerprint, layout, card["encoders"], card["documents"])
+    if differs := [key for key in expected if card[key] != expected[key]]:
         raise SourceError(
             f"{folder}: is of another {' and '.join(differs)} than this run's; write it anew with python "
             "-m dreamjax.precompute"
@@ -129,15 +128,15 @@ def _read_card(path: str) -> dict:
 def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator[Sequence[EncodedImage | None]]]):
     """Writes the files that are not there yet, each whole or absent, and then the card.
 
-    `documents` yields the pictures of a range of them.
+    `documents` yields the images of a range of them.
     """
     files.make_folder(folder)
-    whole, begun = files.join(folder, CARD), files.join(folder, f"{CARD}.begun")
-    if any(_read_card(path) != card for path in (whole, begun) if files.exists(path)):
+    finished, begun = files.join(folder, CARD), files.join(folder, f"{CARD}.begun")
+    if any(_read_card(path) != card for path in (finished, begun) if files.exists(path)):
         raise SourceError(
             f"{folder}: holds what was made of another source or by other encoders; delete it to write it anew"
         )
-    if files.exists(whole):
+    if files.exists(finished):
         return
     with files.atomic_file(begun) as file:
         file.write(json.dumps(card).encode())
@@ -150,7 +149,7 @@ def write_encoded(folder: str, card: dict, documents: Callable[[range], Iterator
             for images in documents(range(number * PER_FILE, min((number + 1) * PER_FILE, card["documents"]))):
                 writer.write(encode(images))
             writer.close()
-    with files.atomic_file(whole) as file:
+    with files.atomic_file(finished) as file:
         file.write(json.dumps(card).encode())
     files.remove(begun)
 

@@ -1,10 +1,10 @@
-"""How long every document of a source is as a row: found once by an index pass, kept in a file, and read where it is
-needed.
+"""Lengths of all documents of a source as sequences: measured once by an index pass, stored in a file, and read where
+they are needed.
 
-The file is an .npy of [n, 3] int32: tokens, seen and dreamed pictures of each document; 0 tokens where nothing of it
-can be trained on. A pair, whose side is drawn anew each time it is shown, has (tokens comprehended, PAIR, tokens
-created). Beside it lies a .json of what was cut and what is broken, with a checksum of the entries; it is written last.
-Files that a failed disk or another program has damaged are measured anew.
+The file is an .npy of [n, 3] int32: tokens, input and target images of each document; 0 tokens where nothing of it can
+be trained on. A pair, whose direction is sampled anew each time it is shown, has (tokens comprehended, PAIR, tokens
+created). Beside it lies a .json of SourceCounts, with a checksum of the entries; it is written last. Files that a
+failed disk or another program has damaged are measured anew.
 """
 
 import dataclasses
@@ -32,30 +32,31 @@ MANY = 50_000  # documents for which worker processes are worth their start
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One document: its entry, whether it lost something to a limit, is of another split, or cannot be read and why."""
+    """One document: its entry, and why it has none or lost something."""
 
     entry: tuple[int, int, int] = (0, 0, 0)
     truncated: bool = False
-    apart: bool = False
+    other_split: bool = False
     broken: BadRecord | None = None
     left_out: int = 0  # images that its source could not give
 
 
-@renamed(cut="truncated")
+@renamed(cut="truncated", apart="other_split")
 @dataclasses.dataclass(frozen=True)
 class SourceCounts:
-    """What an index pass says of all documents together."""
+    """Sums over the documents of a source, by an index pass."""
 
     tokens: int = 0
     truncated: int = 0
-    apart: int = 0
+    other_split: int = 0
     broken: int = 0
     named: tuple[BadRecord, ...] = ()  # the first NAMED of the broken
     left_out: int = 0
 
     def __add__(self, other: "SourceCounts") -> "SourceCounts":
-        sums = (getattr(self, name) + getattr(other, name) for name in ("tokens", "truncated", "apart", "broken"))
-        return SourceCounts(*sums, (self.named + other.named)[:NAMED], self.left_out + other.left_out)
+        names = ("tokens", "truncated", "other_split", "broken", "left_out")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return SourceCounts(**sums, named=(self.named + other.named)[:NAMED])
 
     def to_json(self) -> dict:
         """A dict fit for JSON."""
@@ -93,7 +94,7 @@ class Lengths:
 
 
 def shown(entries: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """[n, 3] entries as what a showing takes; of pairs the side that their [n] coins draw (data/modes.py)."""
+    """[n, 3] lengths of a showing from [n, 3] entries: of pairs the side that their [n] directions say."""
     comprehended = directions >= 0.5
     sides = np.stack([np.where(comprehended, entries[:, 0], entries[:, 2]), comprehended, ~comprehended], axis=1)
     return np.where(entries[:, 1:2] == PAIR, sides, entries).astype(np.int32)
@@ -111,7 +112,7 @@ def measure_all(
     stores them.
 
     `measure` is a pure function of the index; it must travel to worker processes, which many documents are given to.
-    What an interrupted pass has found stays on a local disk, and the next one goes on from there. `host` keeps hosts
+    What an interrupted pass has measured stays on a local disk, and the next one goes on from there. `host` keeps hosts
     apart that share the folder. Without a folder nothing is stored.
     """
     if folder is None:
@@ -123,46 +124,46 @@ def measure_all(
         except Exception as error:  # json and numpy have no error in common for what is damaged
             print(f"{folder / key}.*: damaged ({gist(error)}), measured anew", file=sys.stderr, flush=True)
     if local:
-        found = _measure_to_disk(measure, count, folder / f"{key}.{host}.npy.partial", workers)
+        counts = _measure_to_disk(measure, count, folder / f"{key}.{host}.npy.partial", workers)
         os.replace(folder / f"{key}.{host}.npy.partial", folder / f"{key}.npy")
         lengths = Lengths(os.fspath(folder / f"{key}.npy"))
     else:
-        lengths, found = _measure_in_memory(measure, count, workers)
+        lengths, counts = _measure_in_memory(measure, count, workers)
         file = io.BytesIO()
         np.save(file, lengths.entries)
         atomic.write_bytes(folder / f"{key}.npy", file.getvalue())
-    atomic.write_text(folder / f"{key}.json", json.dumps(found.to_json() | {"checksum": checksum(lengths.entries)}))
-    return lengths, found
+    atomic.write_text(folder / f"{key}.json", json.dumps(counts.to_json() | {"checksum": checksum(lengths.entries)}))
+    return lengths, counts
 
 
 def _read(folder: epath.Path, key: str, count: int, local: bool) -> tuple[Lengths, SourceCounts]:
-    """What `measure_all` has stored; ValueError, or what else reading raises, where it is damaged."""
+    """Reads lengths that `measure_all` has stored; raises ValueError, or another error, where they are damaged."""
     values = json.loads((folder / f"{key}.json").read_text())
     known = values.pop("checksum", None)  # files of earlier versions have none
-    found = SourceCounts.from_json(values)
+    counts = SourceCounts.from_json(values)
     entries = folder / f"{key}.npy"
     lengths = Lengths(os.fspath(entries) if local else np.lib.format.read_array(io.BytesIO(entries.read_bytes())))
     if (lengths.entries.shape, lengths.entries.dtype) != ((count, 3), np.int32):
         raise ValueError(f"holds {lengths.entries.dtype} of shape {lengths.entries.shape}, not int32 of {(count, 3)}")
     if known not in (None, checksum(lengths.entries)):
         raise ValueError("checksum differs")
-    return lengths, found
+    return lengths, counts
 
 
 def checksum(entries: np.ndarray) -> int:
     """CRC-32 of [n, 3] entries, read a part at a time."""
     value = 0
     for start in range(0, len(entries), 2**20):
-        value = zlib.crc32(np.ascontiguousarray(entries[start : start + 2**20]), value)
+        value = zlib.crc32(np.ascontiguousarray(entries[start : start + 2**20]).data, value)
     return value
 
 
 def _measure_in_memory(measure: Callable[[int], Measured], count: int, workers: int) -> tuple[Lengths, SourceCounts]:
-    entries, found = np.zeros((count, 3), np.int32), SourceCounts()
+    entries, counts = np.zeros((count, 3), np.int32), SourceCounts()
     for start, chunk, more in _measured(measure, 0, count, workers):
         entries[start : start + len(chunk)] = chunk
-        found += more
-    return Lengths(entries), found
+        counts += more
+    return Lengths(entries), counts
 
 
 def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath.Path, workers: int) -> SourceCounts:
@@ -171,15 +172,15 @@ def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath
     log = path.with_name(f"{path.name}.log")
     chunks = _interrupted(path, log, count)
     atomic.write_text(log, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
-    found, done = (
-        sum((SourceCounts.from_json(chunk["found"]) for chunk in chunks), SourceCounts()),
+    counts, done = (
+        sum((_counts_of(chunk) for chunk in chunks), SourceCounts()),
         chunks[-1]["done"] if chunks else 0,
     )
     if not count:  # which cannot be mapped
         with open(path, "wb") as file:
             np.save(file, np.zeros((0, 3), np.int32))
         log.unlink()
-        return found
+        return counts
     entries = np.lib.format.open_memmap(
         os.fspath(path), mode="r+" if chunks else "w+", dtype=np.int32, shape=(count, 3)
     )
@@ -187,13 +188,13 @@ def _measure_to_disk(measure: Callable[[int], Measured], count: int, path: epath
         for start, chunk, more in _measured(measure, done, count, workers):
             entries[start : start + len(chunk)] = chunk
             entries.flush()
-            found += more
+            counts += more
             file.write(
-                json.dumps({"done": start + len(chunk), "found": more.to_json(), "checksum": checksum(chunk)}) + "\n"
+                json.dumps({"done": start + len(chunk), "counts": more.to_json(), "checksum": checksum(chunk)}) + "\n"
             )
             file.flush()
     log.unlink()
-    return found
+    return counts
 
 
 def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
@@ -205,7 +206,7 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
         entries = Lengths(os.fspath(path)).entries
         for text in log.read_bytes().split(b"\n")[:-1]:
             chunk = json.loads(text)
-            SourceCounts.from_json(chunk["found"])
+            _counts_of(chunk)
             if (
                 entries.shape != (count, 3)
                 or chunk["done"] != min(done + CHUNK, count)
@@ -219,44 +220,51 @@ def _interrupted(path: epath.Path, log: epath.Path, count: int) -> list[dict]:
     return chunks
 
 
+def _counts_of(chunk: dict) -> SourceCounts:
+    return SourceCounts.from_json(chunk["counts" if "counts" in chunk else "found"])  # version 0.1 wrote the latter
+
+
 def _measured(
     measure: Callable[[int], Measured], done: int, count: int, workers: int
 ) -> Iterator[tuple[int, np.ndarray, SourceCounts]]:
-    """(first index, entries, what was found) of chunk after chunk, with a progress bar where it takes its time."""
+    """(first index, entries, counts) of chunk after chunk, with a progress bar where it takes its time."""
     starts = range(done, count, CHUNK)
     ranges = [range(start, min(start + CHUNK, count)) for start in starts]
     with progress.bar(count, "document", "lengths", done, delay=3) as bar:
         if workers and count - done >= MANY:
-            with processes.pool(workers, _keep, measure) as pool:
-                for chunk, (entries, found) in zip(ranges, pool.map(_measure_kept, ranges), strict=True):
+            with processes.pool(workers, _set_measure, measure) as pool:
+                for chunk, (entries, counts) in zip(ranges, pool.map(_measure_by_worker, ranges), strict=True):
                     bar.update(len(chunk))
-                    yield chunk.start, entries, found
+                    yield chunk.start, entries, counts
             return
         for chunk in ranges:
-            entries, found = _measure_chunk(measure, chunk)
+            entries, counts = _measure_chunk(measure, chunk)
             bar.update(len(chunk))
-            yield chunk.start, entries, found
+            yield chunk.start, entries, counts
 
 
 def _measure_chunk(measure: Callable[[int], Measured], chunk: range) -> tuple[np.ndarray, SourceCounts]:
-    measured = [measure(index) for index in chunk]
-    entries = np.array([one.entry for one in measured], np.int32)
-    broken = tuple(one.broken for one in measured if one.broken)
-    tokens, truncated, apart = (
-        int(entries[:, 0].sum()),
-        sum(one.truncated for one in measured),
-        sum(one.apart for one in measured),
+    documents = [measure(index) for index in chunk]
+    entries = np.array([document.entry for document in documents], np.int32)
+    broken = tuple(document.broken for document in documents if document.broken)
+    counts = SourceCounts(
+        tokens=int(entries[:, 0].sum()),
+        truncated=sum(document.truncated for document in documents),
+        other_split=sum(document.other_split for document in documents),
+        broken=len(broken),
+        named=broken[:NAMED],
+        left_out=sum(document.left_out for document in documents),
     )
-    return entries, SourceCounts(
-        tokens, truncated, apart, len(broken), broken[:NAMED], sum(one.left_out for one in measured)
-    )
+    return entries, counts
 
 
-def _keep(measure: Callable[[int], Measured]):
-    """In a worker process: what all its chunks are measured by."""
-    global _kept
-    _kept = measure
+_measure: Callable[[int], Measured]  # of a worker process
 
 
-def _measure_kept(chunk: range) -> tuple[np.ndarray, SourceCounts]:
-    return _measure_chunk(_kept, chunk)
+def _set_measure(measure: Callable[[int], Measured]):
+    global _measure
+    _measure = measure
+
+
+def _measure_by_worker(chunk: range) -> tuple[np.ndarray, SourceCounts]:
+    return _measure_chunk(_measure, chunk)

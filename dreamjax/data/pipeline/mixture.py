@@ -1,5 +1,4 @@
-"""Which documents an epoch shows, in which order: several sources by size or weight, each position a pure function of
-the seed.
+"""The order of an epoch's documents: several sources by size or weight, each position a pure function of the seed.
 
 An epoch shows sizes[i] documents of source i. A source whose size is its number of documents is shown once an epoch;
 others go on in the next epoch where they stopped in this one, in a new order each time round. Orders are seeded
@@ -17,9 +16,8 @@ from grain.experimental import index_shuffle
 from dreamjax.config import SourceConfig
 from dreamjax.errors import ConfigError
 
-FEW = (
-    2**17
-)  # things whose permutation is held as an array; grain's index_shuffle takes milliseconds a position for a handful
+# Things whose permutation is held as an array; grain's index_shuffle takes milliseconds a position for a handful.
+FEW = 2**17
 ROUNDS = 4  # of its Feistel network
 
 
@@ -28,8 +26,8 @@ class Showings(NamedTuple):
 
     source: np.ndarray  # int64, which source
     document: np.ndarray  # int64, its number within the source
-    repeat: np.ndarray  # int64, how often the source has been shown whole before
-    again: np.ndarray  # int64, how often within this epoch
+    repeat: np.ndarray  # int64, full passes over the source before this one
+    again: np.ndarray  # int64, of them within this epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +49,14 @@ class Mixture:
         source = np.searchsorted(ends, order, side="right")
         counts, sizes = (np.maximum(values, 1)[source] for values in (self.counts, self.sizes))
         repeat, document = np.divmod(epoch * sizes + order - (ends[source] - sizes), counts)
-        for which, round_ in {*zip(source[counts != sizes].tolist(), repeat[counts != sizes].tolist(), strict=True)}:
-            mine = (source == which) & (repeat == round_)
-            document[mine] = _permuted(document[mine], self.counts[which], self.seed, round_, which)
+        for number, round_ in {*zip(source[counts != sizes].tolist(), repeat[counts != sizes].tolist(), strict=True)}:
+            of_round = (source == number) & (repeat == round_)
+            document[of_round] = _permuted(document[of_round], self.counts[number], self.seed, round_, number)
         return Showings(source, document, repeat, repeat - epoch * sizes // counts)
 
 
 def _permuted(positions: np.ndarray, count: int, *key: int) -> np.ndarray:
-    """Where a permutation of `count` things, drawn by the key, puts the [n] positions."""
+    """The [n] places of positions after a permutation of `count` things, sampled by the key."""
     if count <= FEW:
         return _permutation(count, key)[positions].astype(np.int64)
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -1,7 +1,7 @@
-"""What training shows of a document: pictures seen, dreamed or both, and of a pair one side at a time.
+"""Documents as training shows them: images as inputs, targets or both, and of a pair one direction at a time.
 
-A pair is a Document of that kind: one picture and its caption, in any order, whatever their marks. To comprehend it,
-the picture is seen and then the caption learned; to create it, the caption is read and then the picture dreamed.
+A pair is a Document of that kind: one image and its caption, in any order, whatever their marks. To comprehend it, the
+image is the input and then the caption supervised; to create it, the caption is read and then the image is the target.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ import numpy as np
 from dreamjax.document import Document, Image, Text
 
 MODES = ("joint", "comprehension_only", "creation_only")
-SIDES = ("comprehension_only", "creation_only")  # of a pair; a coin of 0.5 or more shows the first
+SIDES = ("comprehension_only", "creation_only")  # of a pair; a direction of 0.5 or more shows the first
 
 
 def view(document: Document, mode: str, direction: float) -> Document:
-    """The document as the mode shows it; `coin` in [0, 1) decides the side of a pair in joint mode.
+    """The document as the mode shows it; `direction` in [0, 1) decides the side of a pair in joint mode.
 
-    Without a pair, joint leaves the marks as they are, comprehension_only dreams no picture, and creation_only shows
-    none to the encoder that it also dreams. Conversations are best left joint, as the official code does.
+    Without a pair, joint leaves the marks as they are, comprehension_only has no target, and creation_only no input
+    that is also a target. Conversations are best left joint, as the official code does.
     """
     if document.kind == "pair":
         return _side(document, mode if mode in SIDES else SIDES[direction < 0.5])
@@ -52,7 +52,7 @@ def directions(seed: int, showings: np.ndarray, indices: np.ndarray) -> np.ndarr
     """
     with np.errstate(over="ignore"):
         mixed = np.asarray(indices).astype(np.uint64)
-        for key in (np.asarray(showings).astype(np.uint64), np.uint64(seed % 2**64)):
+        for key in (np.asarray(showings).astype(np.uint64), np.array(seed % 2**64, np.uint64)):
             mixed = _mix(mixed ^ _mix(key + np.uint64(0x9E3779B97F4A7C15)))
     return (mixed >> np.uint64(11)) * 2.0**-53
 

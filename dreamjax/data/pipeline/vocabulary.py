@@ -24,6 +24,7 @@ def open_tokenizer(config: RunConfig, workdir: epath.Path) -> Tokenizer:
         tokenizer = Tokenizer.load(folder) if folder.exists() else _find_tokenizer(config)
     except ValueError as error:  # a file that is damaged, or no tokenizer
         raise ConfigError(str(error)) from None
+    assert config.model.llm is not None  # as RunConfig requires
     if tokenizer.size > config.model.llm.vocab_size:
         raise ConfigError(
             f"config.model.llm.vocab_size: {config.model.llm.vocab_size} is too small for the tokenizer's "

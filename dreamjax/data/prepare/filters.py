@@ -1,6 +1,6 @@
-"""Which documents and pictures are worth keeping: rules on pictures' sizes and on captions, applied once by `prepare`.
+"""Filters of documents and images: rules on images' sizes and on captions, applied once by `prepare`.
 
-A picture that fails leaves an interleaved document, whose text stays as it is; it takes with it a pair or a
+An image that fails leaves an interleaved document, whose text stays as it is; it takes with it a pair or a
 conversation, which mean nothing without it.
 """
 
@@ -10,7 +10,7 @@ import re
 from dreamjax.config.aliases import renamed
 from dreamjax.config.validation import require, require_positive
 from dreamjax.data.sources.records import BOM, Unusable
-from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.document import Document, Image, Part, Text, image_io
 from dreamjax.errors import BadImage
 
 # Why a record is left out that is not broken: the user's settings want others. A picture may be too small for these or
@@ -26,7 +26,7 @@ _WORD = re.compile(r"\w+")
 @renamed(min_pictures="min_images")
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What a picture and a caption must be. 0 switches a limit off; captions are those of pairs."""
+    """Limits for images and captions. 0 switches a limit off; captions are those of pairs."""
 
     min_side: int = 0  # pixels of a picture's shorter side
     max_aspect: float = 0.0  # longer side by shorter side
@@ -54,7 +54,8 @@ def keep(document: Document, filters: Filters) -> tuple[Document, list[BadImage]
     Raises Unusable where the document is not to be kept, BadImage where that is for a picture.
     """
     _check_text(document, filters)
-    parts, left_out = [], list(document.left_out)
+    parts: list[Part] = []
+    left_out = list(document.left_out)
     needed = document.kind == "pair" or any(part.role for part in document.parts)
     for part in document.parts:
         if isinstance(part, Text):
@@ -74,9 +75,9 @@ def keep(document: Document, filters: Filters) -> tuple[Document, list[BadImage]
     return dataclasses.replace(document, parts=tuple(_joined(parts))), left_out
 
 
-def _joined(parts: list) -> list:
+def _joined(parts: list[Part]) -> list[Part]:
     """Texts that a picture parted, and part no longer, as one."""
-    joined = []
+    joined: list[Part] = []
     for part in parts:
         if (
             joined
@@ -93,9 +94,9 @@ def _joined(parts: list) -> list:
 
 def _check_text(document: Document, filters: Filters):
     if filters.words:
-        found = set(_WORD.findall(document.text.lower())).intersection(filters.words)
-        if found:
-            raise Unusable("unwanted word", sorted(found)[0])
+        unwanted = set(_WORD.findall(document.text.lower())).intersection(filters.words)
+        if unwanted:
+            raise Unusable("unwanted word", sorted(unwanted)[0])
     if document.kind != "pair":
         return
     caption = document.text

@@ -55,7 +55,7 @@ def check_out(out: str, source: str):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to write. `per_file` records of the source go to one file, in order."""
+    """The source and the settings of a prepared set. `per_file` records of the source go to one file, in order."""
 
     source: Source
     out: str
@@ -147,11 +147,11 @@ class Dropped:
 
     @property
     def broken(self) -> int:
-        """How many are left out for more than the user's wishes."""
+        """Number of records left out for more than the user's wishes."""
         return sum(count for reason, count in self.reasons.items() if reason not in WANTED_OTHERWISE)
 
     def format_summary(self) -> str:
-        """How many for which reason, and the first of them."""
+        """Counts by reason, and the first records."""
         counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
         return f"{counts}; the first: {'; '.join(map(str, self.first))}"
 
@@ -163,8 +163,8 @@ def _clear(folder: str):
         raise ConfigError(
             f"--overwrite: {folder} holds ArrayRecord files that are not of this command; give another folder"
         )
-    ours = [name for name in names if _OUR_NAME.fullmatch(name) or name == LENGTHS]
-    for name in (DROPPED, *ours, SETTINGS):  # without the first it counts as unfinished
+    written = [name for name in names if _OUR_NAME.fullmatch(name) or name == LENGTHS]
+    for name in (DROPPED, *written, SETTINGS):  # without the first it counts as unfinished
         files.remove(files.join(folder, name))
 
 
@@ -238,7 +238,7 @@ def _written(job: Job, missing: list[int], workers: int) -> Iterator[int]:
         pool.shutdown(cancel_futures=True)
 
 
-_job: Job | None = None  # of a worker process
+_job: Job  # of a worker process
 
 
 def _start(job: Job):
@@ -257,7 +257,9 @@ def _work(number: int) -> int:
 
 def write_file(job: Job, number: int):
     """Writes one file of documents, and behind it, as the sign that it is whole, its statistics."""
-    counts, dropped, left_out, lengths = collections.Counter(), [], collections.Counter(), []
+    counts: collections.Counter[str] = collections.Counter()
+    left_out: collections.Counter[str] = collections.Counter()
+    dropped, lengths = [], []
     with files.atomic_path(job.path(number) + SUFFIX) as temporary:
         writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
         try:
@@ -287,8 +289,9 @@ def _usable(job: Job, index: int) -> tuple[Document, list[BadImage]]:
 def _counts(document: Document) -> collections.Counter:
     texts = [part.text for part in document.parts if isinstance(part, Text)]
     images = [part.source for part in document.parts if isinstance(part, Image)]
+    image_bytes = sum(len(source) for source in images if isinstance(source, bytes))  # all, since they were read in
     return collections.Counter(
-        documents=1, images=len(images), characters=sum(map(len, texts)), image_bytes=sum(map(len, images))
+        documents=1, images=len(images), characters=sum(map(len, texts)), image_bytes=image_bytes
     )
 
 
@@ -306,7 +309,10 @@ def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
 
 def _collect(job: Job) -> dict:
     """Adds up the files' statistics; writes the lengths of all documents and the list of what was dropped."""
-    counts, dropped, left_out, lengths = collections.Counter(), collections.Counter(), collections.Counter(), []
+    counts: collections.Counter[str] = collections.Counter()
+    dropped: collections.Counter[str] = collections.Counter()
+    left_out: collections.Counter[str] = collections.Counter()
+    lengths = []
     with files.atomic_file(files.join(job.out, DROPPED)) as log:
         for record in job.source.skipped:
             _log(log, dropped, record.name, record.reason, record.detail)

@@ -23,11 +23,12 @@ import numpy as np
 from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from dreamjax.config import SourceConfig
 from dreamjax.config.aliases import current_names
 from dreamjax.data.sources.records import Unusable, bad_record, optional, parse_json, require, texts_of
 from dreamjax.data.storage import files
 from dreamjax.data.storage.index import cache_folder
-from dreamjax.document import Document, Image, Text, image_io
+from dreamjax.document import Document, Image, Part, Text, image_io
 from dreamjax.errors import BadRecord, SourceError, Unreadable, gist
 
 VERSION = 1
@@ -70,7 +71,7 @@ def decode(record: bytes) -> Document:
 
 def _decode(record: bytes) -> Document:
     head, at = _head(record)
-    parts = []
+    parts: list[Part] = []
     for part in require(head, "parts", list, of=dict):
         part = current_names(Text if "text" in part else Image, part)
         role = optional(part, "role", str, None)
@@ -152,47 +153,49 @@ class ArrayRecords:
         if not files.exists(file):
             return None
         try:
-            found = np.load(io.BytesIO(files.read_bytes(file)))
-            if found.dtype != np.int32 or found.ndim != 2 or found.shape[1] != 3 or found.min(initial=0) < 0:
-                raise ValueError(f"{found.dtype} {list(found.shape)}, not int32 [n, 3] of counts")
+            stored = np.load(io.BytesIO(files.read_bytes(file)))
+            if stored.dtype != np.int32 or stored.ndim != 2 or stored.shape[1] != 3 or stored.min(initial=0) < 0:
+                raise ValueError(f"{stored.dtype} {list(stored.shape)}, not int32 [n, 3] of counts")
         except Exception as error:  # numpy's reader of headers raises almost anything
             print(f"{file}: is damaged ({gist(error)}); the lengths are measured anew", file=sys.stderr)
             return None
-        return found if len(found) == len(self) else None
+        return stored if len(stored) == len(self) else None
 
 
-def open_array_record(path: str, cache: str = "") -> ArrayRecords:
-    """The documents of the files that a path means. Files that cannot be opened are skipped; SourceError where none is
-    left.
+def open_array_record(config: SourceConfig, seed: int = 0) -> ArrayRecords:
+    """The documents of the files that the path means.
+
+    Files that cannot be opened are skipped; SourceError where none is left.
 
     ArrayRecord is read from disk alone: files in a bucket are copied into the cache folder first. Of many, mount the
     bucket.
     """
+    path = config.path
     try:
         paths = files.expand(path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
     if files.is_folder(path):
         _check_finished(path)
-    cache = cache_folder(cache) if files.is_remote(path) else ""
+    cache = cache_folder(config.cache) if files.is_remote(path) else ""
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         counted = list(pool.map(functools.partial(_count, cache=cache), paths))
     skipped = tuple(count for count in counted if isinstance(count, BadRecord))
-    whole = [
+    readable = [
         (path, *count)
         for path, count in zip(paths, counted, strict=True)
         if not isinstance(count, BadRecord) and count[1]
     ]
-    if not whole:
+    if not readable:
         raise SourceError(f"{path}: there is no document to read{f': {skipped[0]}' if skipped else ''}")
     file_versions = hashlib.sha256(
-        json.dumps([(path, files.file_version(path)) for path, _, _ in whole]).encode()
+        json.dumps([(path, files.file_version(path)) for path, _, _ in readable]).encode()
     ).hexdigest()[:32]
-    instructions = [_WholeFile(local, 0, count, count) for _, local, count in whole]  # counted already
-    ends = np.cumsum([count for _, _, count in whole])
+    instructions = [_WholeFile(local, 0, count, count) for _, local, count in readable]  # counted already
+    ends = np.cumsum([count for _, _, count in readable])
     return ArrayRecords(
         ArrayRecordDataSource(instructions),
-        tuple(path for path, _, _ in whole),
+        tuple(path for path, _, _ in readable),
         ends,
         f"array_record-{file_versions}",
         skipped,
@@ -205,19 +208,19 @@ def _check_finished(folder: str):
     What is there would be taken for everything.
     """
     names = files.names_in(folder)
-    of = [found for found in map(_OF.fullmatch, names) if found]
-    most = max((int(found[1]) for found in of), default=0)
+    of = [match for match in map(_OF.fullmatch, names) if match]
+    most = max((int(match[1]) for match in of), default=0)
     if (SETTINGS not in names or DROPPED in names) and len(of) >= most:
         return
     try:
         command = optional(parse_json(files.read_bytes(files.join(folder, SETTINGS))), "command", str, "")
     except (Unusable, OSError):
         command = ""
-    what = (
+    remedy = (
         f"run {command or 'python -m dreamjax.prepare with the same flags'} again, which goes on, or give "
         f"{files.join(folder, '*' + SUFFIX)} to read those alone"
     )
-    raise SourceError(f"{folder}: is an unfinished set of documents, {len(of)} of {most} files are there; {what}")
+    raise SourceError(f"{folder}: is an unfinished set of documents, {len(of)} of {most} files are there; {remedy}")
 
 
 class _WholeFile(NamedTuple):

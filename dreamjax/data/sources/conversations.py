@@ -40,7 +40,7 @@ def conversation(record: dict, find: Find, drop_first_answer: bool = False) -> D
 
 def image_names(record: dict) -> list[str]:
     """The names of a conversation's pictures, none where it is text alone. Raises Unusable."""
-    names = next((record[key] for key in ("image", "images") if record.get(key) is not None), [])
+    names: str | list = next((record[key] for key in ("image", "images") if record.get(key) is not None), [])
     return [names] if isinstance(names, str) else require({"image": names}, "image", list, of=str)
 
 
@@ -58,12 +58,12 @@ def _alternating(turns: list[tuple[str, str]], drop_first_answer: bool) -> list[
     return system + spoken
 
 
-def _turn(turn: dict, where: str) -> tuple[str, str]:
+def _turn(turn: dict, prefix: str) -> tuple[str, str]:
     speaker, words = ("from", "value") if "from" in turn or "value" in turn else ("role", "content")
-    role = require(turn, speaker, str, where)
+    role = require(turn, speaker, str, prefix)
     if role not in SPEAKERS:
-        raise Unusable("unknown speaker", f"{where}{speaker} is {role!r}, none of {', '.join(SPEAKERS)}")
-    return SPEAKERS[role], text_at(turn, words, where)
+        raise Unusable("unknown speaker", f"{prefix}{speaker} is {role!r}, none of {', '.join(SPEAKERS)}")
+    return SPEAKERS[role], text_at(turn, words, prefix)
 
 
 def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
@@ -71,10 +71,12 @@ def turn_parts(turns: list[tuple[str, str]], sources: list) -> list[Part]:
 
     Without pictures the words are left as they are.
     """
-    wanted = sum(len(_PLACEHOLDER.findall(words)) for _, words in turns)
-    if sources and wanted != len(sources):
-        raise Unusable("placeholders do not match", f"{wanted} of <image> and <dream> for {len(sources)} pictures")
-    parts, images = [], iter(sources)
+    placeholders = sum(len(_PLACEHOLDER.findall(words)) for _, words in turns)
+    if sources and placeholders != len(sources):
+        detail = f"{placeholders} of <image> and <dream> for {len(sources)} pictures"
+        raise Unusable("placeholders do not match", detail)
+    parts: list[Part] = []
+    images = iter(sources)
     for role, words in turns:
         for piece in _PLACEHOLDER.split(words) if sources else [words]:
             if sources and piece in ("<image>", "<dream>"):

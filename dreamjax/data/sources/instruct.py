@@ -5,21 +5,15 @@ Files are one JSON list or JSON lines; `dreamjax.data.sources.conversations` des
 folder.
 """
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.conversations import instruction
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_instruct(
-    path: str,
-    images: str = "",
-    min_similarity: float | None = None,
-    cache: Cache = Cache(),
-    allow_outside: bool = False,
-) -> JsonRecords:
+def open_instruct(config: SourceConfig, seed: int = 0) -> JsonRecords:
     """The documents of files of instructions. Raises SourceError."""
-    return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
+    return open_json(config, parse, min_similarity=config.min_similarity)
 
 
 def parse(record: dict, folder: Folder, min_similarity: float | None) -> Document:

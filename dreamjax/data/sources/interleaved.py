@@ -25,7 +25,8 @@ def place(texts: Sequence[str], images: Iterable[tuple[int, Image]]) -> tuple[Pa
     Sentences between two pictures become one text, stripped and joined by single spaces. Pictures of one sentence keep
     their order.
     """
-    parts, done = [], 0
+    parts: list[Part] = []
+    done = 0
     for index, image in sorted(images, key=lambda pair: pair[0]):
         if index >= done:
             parts += _joined(texts[done : index + 1])
@@ -48,27 +49,27 @@ def mmc4_document(record: dict, find: Find, min_similarity: float | None = None)
     texts = texts_at(record, "text_list")
     images, left_out = [], []
     for number, info in enumerate(require(record, "image_info", list, of=dict)):
-        where = f"image_info[{number}]."
-        index = require(info, "matched_text_index", int, where)
+        prefix = f"image_info[{number}]."
+        index = require(info, "matched_text_index", int, prefix)
         if not 0 <= index < len(texts):
-            raise Unusable("bad index", f"{where}matched_text_index is {index}, of {len(texts)} sentences")
+            raise Unusable("bad index", f"{prefix}matched_text_index is {index}, of {len(texts)} sentences")
         try:
-            if least > 0 and not is_similar(info, "matched_sim", least, where):
-                raise BadImage(f"{where}matched_sim is {info['matched_sim']}", "low similarity")
+            if least > 0 and not is_similar(info, "matched_sim", least, prefix):
+                raise BadImage(f"{prefix}matched_sim is {info['matched_sim']}", "low similarity")
             images.append(
-                (index, Image(_inline(info, where) or find(optional(info, "image_name", str, "", where), number)))
+                (index, Image(_inline(info, prefix) or find(optional(info, "image_name", str, "", prefix), number)))
             )
         except BadImage as error:
             left_out.append(error)
     return Document(place(texts, images), left_out=tuple(left_out))
 
 
-def _inline(info: dict, where: str) -> bytes | None:
+def _inline(info: dict, prefix: str) -> bytes | None:
     """A picture that lies in the JSON itself, as some converters of MMC4 put it there."""
     try:
-        return base64.b64decode(optional(info, "image_base64", str, "", where), validate=True) or None
+        return base64.b64decode(optional(info, "image_base64", str, "", prefix), validate=True) or None
     except ValueError as error:
-        raise Unusable("bad base64", f"{where}image_base64: {error}") from None
+        raise Unusable("bad base64", f"{prefix}image_base64: {error}") from None
 
 
 def obelics_document(record: dict, find: Find) -> Document:
@@ -76,7 +77,9 @@ def obelics_document(record: dict, find: Find) -> Document:
     texts, names = texts_at(record, "texts", of=str | None), require(record, "images", list, of=str | None)
     if len(texts) != len(names):
         raise Unusable("bad index", f"{len(texts)} texts for {len(names)} images")
-    parts, words, left_out = [], [], []
+    parts: list[Part] = []
+    words: list[str] = []
+    left_out = []
     for number, (text, name) in enumerate(zip(texts, names, strict=True)):
         if text is not None and name is not None:
             raise Unusable("bad index", f"texts[{number}] and images[{number}] are both there")

@@ -1,4 +1,4 @@
-"""Which of the published JSON layouts a record is in, for files that may hold any of them."""
+"""Records of any of the published JSON layouts, told apart by their keys."""
 
 from dreamjax.data.sources.conversations import conversation, instruction
 from dreamjax.data.sources.interleaved import Find, mmc4_document, obelics_document
@@ -9,7 +9,7 @@ COLUMNS = (*KEYS, "text", "image", "images", "image_info", "matched_text_index")
 
 
 def is_document(record: dict) -> bool:
-    """Whether a record is in one of the layouts."""
+    """True if a record is in one of the layouts."""
     return any(isinstance(record.get(key), (list, str)) for key in KEYS)
 
 

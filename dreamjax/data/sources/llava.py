@@ -5,18 +5,17 @@ Pretraining (558K) and instruction files (80K, 158K, 665K) have one layout. A co
 bad record: without it the answers cannot be known.
 """
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.conversations import conversation, image_names
 from dreamjax.data.sources.records import Folder, JsonRecords, Unusable, open_json
-from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_llava(
-    path: str, images: str = "", cache: Cache = Cache(), allow_outside: bool = False, drop_first_answer: bool = False
-) -> JsonRecords:
+def open_llava(config: SourceConfig, seed: int = 0) -> JsonRecords:
     """The conversations of files in LLaVA's layout. Raises SourceError."""
-    options = {"drop_first_answer": True} if drop_first_answer else {}
-    return open_json(path, parse, images, cache, image_of, allow_outside=allow_outside, **options)
+    if config.drop_first_answer:
+        return open_json(config, parse, image_of, drop_first_answer=True)
+    return open_json(config, parse, image_of)  # the option is part of what is cached under the fingerprint
 
 
 def parse(record: dict, folder: Folder, drop_first_answer: bool = False) -> Document:

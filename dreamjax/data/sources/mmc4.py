@@ -5,21 +5,15 @@ Pictures that are not there, or that are named by a URL, are left out, as are th
 their sentence.
 """
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.interleaved import mmc4_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_mmc4(
-    path: str,
-    images: str = "",
-    min_similarity: float | None = None,
-    cache: Cache = Cache(),
-    allow_outside: bool = False,
-) -> JsonRecords:
+def open_mmc4(config: SourceConfig, seed: int = 0) -> JsonRecords:
     """The documents of MMC4's files. Raises SourceError."""
-    return open_json(path, parse, images, cache, allow_outside=allow_outside, min_similarity=min_similarity)
+    return open_json(config, parse, min_similarity=config.min_similarity)
 
 
 def parse(record: dict, folder: Folder, min_similarity: float | None) -> Document:

@@ -5,15 +5,15 @@ pictures.
 downloaded to. Pictures that are not there, or whose address still stands in their place, are left out.
 """
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.interleaved import obelics_document
 from dreamjax.data.sources.records import Folder, JsonRecords, open_json
-from dreamjax.data.storage.unpack import Cache
 from dreamjax.document import Document
 
 
-def open_obelics(path: str, images: str = "", cache: Cache = Cache(), allow_outside: bool = False) -> JsonRecords:
+def open_obelics(config: SourceConfig, seed: int = 0) -> JsonRecords:
     """The documents of files in OBELICS's layout. Raises SourceError."""
-    return open_json(path, parse, images, cache, allow_outside=allow_outside)
+    return open_json(config, parse)
 
 
 def parse(record: dict, folder: Folder) -> Document:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.records import (
     CHUNK,
     Folder,
@@ -33,29 +34,26 @@ IMAGE_KEYS = ("image", "file_name")
 _GAP = re.compile(r"[ \t\r\n,:]*")  # between the values of an object or a list
 
 
-def open_pairs(
-    path: str,
-    images: str = "",
-    text_key: str = "",
-    image_key: str = "",
-    min_similarity: float | None = None,
-    cache: Cache = Cache(),
-    allow_outside: bool = False,
-) -> JsonRecords:
+def _skip_gap(text: str, at: int = 0) -> int:
+    """The next value's place."""
+    gap = _GAP.match(text, at)
+    return gap.end() if gap else at
+
+
+def open_pairs(config: SourceConfig, seed: int = 0) -> JsonRecords:
     """The pairs of JSON files.
 
-    Those of one picture have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError.
+    Those of one image have one key. `min_similarity` is asked of the records' `similarity`. Raises SourceError.
     """
-    options = {"text_key": text_key, "image_key": image_key, "min_similarity": min_similarity}
+    key_of = functools.partial(image_of, image_key=config.image_key)
     return open_json(
-        path,
+        config,
         parse,
-        images,
-        cache,
-        functools.partial(image_of, image_key=image_key),
+        key_of,
         scan_pairs,
-        allow_outside,
-        **options,
+        text_key=config.text_key,
+        image_key=config.image_key,
+        min_similarity=config.min_similarity,
     )
 
 
@@ -79,11 +77,11 @@ def image_of(record: dict, image_key: str = "") -> str:
     return require(record, _key(record, image_key, IMAGE_KEYS), str)
 
 
-def _key(record: dict, wanted: str, usual: tuple[str, ...]) -> str:
-    found = next((key for key in ((wanted,) if wanted else usual) if record.get(key) is not None), None)
-    if found is None:
-        raise Unusable("missing key", f"{wanted or ' or '.join(usual)}; there are {', '.join(record)}")
-    return found
+def _key(record: dict, chosen: str, usual: tuple[str, ...]) -> str:
+    key = next((key for key in ((chosen,) if chosen else usual) if record.get(key) is not None), None)
+    if key is None:
+        raise Unusable("missing key", f"{chosen or ' or '.join(usual)}; there are {', '.join(record)}")
+    return key
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,17 +118,17 @@ def scan_pairs(path: str, cache: Cache) -> Scan:
 
 
 def _is_coco(start: str) -> bool:
-    """Whether a file that starts so is one object, one of whose lists of COCO's comes before anything large."""
+    """True if a file that starts so is one object, one of whose lists of COCO's comes before anything large."""
     decode, at = (
         json.JSONDecoder(parse_int=str).raw_decode,
-        _GAP.match(start.removeprefix("\xef\xbb\xbf")).end() + 3 * start.startswith("\xef\xbb\xbf"),
+        _skip_gap(start.removeprefix("\xef\xbb\xbf")) + 3 * start.startswith("\xef\xbb\xbf"),
     )
     if start[at : at + 1] != "{":
         return False
     try:
         while True:
-            key, at = decode(start, _GAP.match(start, at + (start[at] == "{")).end())
-            at = _GAP.match(start, at).end()
+            key, at = decode(start, _skip_gap(start, at + (start[at] == "{")))
+            at = _skip_gap(start, at)
             if key in ("images", "annotations") and re.compile(r"\[\s*\{").match(start, at):
                 return True
             at = _item(decode, start, at)[1]
@@ -145,16 +143,17 @@ def _two_lists(text: str) -> tuple[dict[str, list[tuple[int, int, str | None, st
     decode = json.JSONDecoder(
         parse_int=str
     ).raw_decode  # of numbers only equality counts, and Python reads no more than 4,300 digits
-    lists, at = {"images": [], "annotations": []}, text.index("{") + 1
+    lists: dict[str, list[tuple[int, int, str | None, str | None]]] = {"images": [], "annotations": []}
+    at = text.index("{") + 1
     try:
-        while text[at := _GAP.match(text, at).end()] != "}":
+        while text[at := _skip_gap(text, at)] != "}":
             key, at = decode(text, at)
-            at = _GAP.match(text, at).end()
+            at = _skip_gap(text, at)
             if key not in lists or text[at] != "[":
                 at = _item(decode, text, at)[1]
                 continue
             at += 1
-            while text[at := _GAP.match(text, at).end()] != "]":
+            while text[at := _skip_gap(text, at)] != "]":
                 item, end = _item(decode, text, at)
                 lists[key].append((at, end - at, _id(item, "id"), _id(item, "image_id")))
                 at = end

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.json_documents import COLUMNS, document_of, is_document
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, is_similar, text_at, texts_of, with_id
 from dreamjax.data.storage import files
@@ -72,7 +73,7 @@ def _path_in(value) -> str | None:
 
 
 def _is_read_at_once(kind: pyarrow.DataType) -> bool:
-    """Whether a column holds so little that a record's pictures are looked at with its text, or lists, of which
+    """True for columns that hold so little that a record's images are looked at with its text, and for lists, of which
     nothing else is known.
     """
     types = pyarrow.types
@@ -90,17 +91,17 @@ def _is_read_at_once(kind: pyarrow.DataType) -> bool:
 
 def _column(file: str, file_version: str, group: int, column: str) -> pyarrow.ChunkedArray:
     """One column of a row group; Unreadable where the file is damaged or not what it was."""
-    found = _read_column(file, file_version, group, column)
-    if isinstance(found, Unreadable):
-        raise Unreadable(*found.args)
-    return found
+    cells = _read_column(file, file_version, group, column)
+    if isinstance(cells, Unreadable):
+        raise Unreadable(*cells.args)
+    return cells
 
 
 @functools.lru_cache(maxsize=CACHED)
 def _read_column(file: str, file_version: str, group: int, column: str) -> pyarrow.ChunkedArray | Unreadable:
-    """The same, with what is wrong as a value.
+    """As `_column`, with an error as a value.
 
-    It is kept too, else each row of a bad group would read all of it again.
+    It is cached too, else each row of a bad group would read all of it again.
     """
     try:
         if files.file_version(file) != file_version:
@@ -165,7 +166,7 @@ class Parquet:
 
     @property
     def fingerprint(self) -> str:
-        """Of the files and the settings."""
+        """A hash of the files and the settings."""
         facts = [
             [file[:3] for file in self.files],
             self.folder.path,
@@ -242,23 +243,23 @@ class Parquet:
         source = self._one_of(value(image), cell) if image in at_once else cell(-1)
         return Document((Image(source), Text(text)), kind="pair")
 
-    def _one_of(self, shown, cell) -> image_io.Source:
+    def _one_of(self, value, cell) -> image_io.Source:
         """The picture of a pair, from a column of paths or of lists."""
-        items = shown if isinstance(shown, list) else [shown]
+        items = value if isinstance(value, list) else [value]
         if len(items) > 1:
             raise Unusable("several images", f"{len(items)} for one text")
         if not items or items[0] is None:
             raise BadImage("no picture in the column", "image missing")
         path = _path_in(items[0])
-        return cell(0 if isinstance(shown, list) else -1) if path is None else self.folder.find(path)
+        return cell(0 if isinstance(value, list) else -1) if path is None else self.folder.find(path)
 
-    def _layout(self, record: dict, shown, cell) -> Document:
+    def _layout(self, record: dict, value, cell) -> Document:
         """A row in one of the JSON layouts.
 
         Pictures of a column are found by their number; the names only say which there are.
         """
-        several = isinstance(shown, list)
-        items = shown if several else [] if shown is None else [shown]
+        several = isinstance(value, list)
+        items = value if several else [] if value is None else [value]
         if items:
             names = [None if item is None else str(number) for number, item in enumerate(items)]
             record |= {"images": names} | ({"image": names[0]} if len(names) == 1 else {})
@@ -275,41 +276,41 @@ class Parquet:
 
 
 def _value(path: str, file_version: str, group: int, row: int, column: str):
-    """What stands in a row; raises Unusable and OSError."""
+    """The value of a column in a row; raises Unusable and OSError."""
     try:
         return _column(path, file_version, group, column)[row].as_py()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, times that Python has none for
         raise Unusable("bad value", f"{column}: {error}") from None
 
 
-def open_parquet(
-    path: str,
-    images: str = "",
-    text_key: str = "",
-    image_key: str = "",
-    min_similarity: float | None = None,
-    allow_outside: bool = False,
-    drop_first_answer: bool = False,
-) -> Parquet:
-    """The rows of the files that a path means.
+def open_parquet(config: SourceConfig, seed: int = 0) -> Parquet:
+    """The rows of the files that the path means.
 
     Files that cannot be read are skipped; SourceError where none is left.
     """
     try:
-        paths = files.expand(path, (SUFFIX,))
+        paths = files.expand(config.path, (SUFFIX,))
     except OSError as error:
         raise SourceError(str(error)) from None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         looked_at = list(pool.map(_look_at, paths))
-    skipped = tuple(found for found in looked_at if isinstance(found, BadRecord))
-    whole = [found for found in looked_at if not isinstance(found, BadRecord)]
-    groups = [(file, group) for file, found in enumerate(whole) for group in range(len(found[1]))]
-    ends = np.cumsum([rows for found in whole for rows in found[1]], dtype=np.int64)
+    skipped = tuple(file for file in looked_at if isinstance(file, BadRecord))
+    readable = [file for file in looked_at if not isinstance(file, BadRecord)]
+    groups = [(number, group) for number, (_, rows) in enumerate(readable) for group in range(len(rows))]
+    ends = np.cumsum([count for _, rows in readable for count in rows], dtype=np.int64)
     if not len(ends) or not ends[-1]:
-        raise SourceError(f"{path}: there is no row to read{f': {skipped[0]}' if skipped else ''}")
-    folder = Folder(images or os.path.dirname(paths[0]), allow_outside)
-    options = (text_key, image_key, min_similarity, drop_first_answer)
-    return Parquet(tuple(found[0] for found in whole), np.array(groups), ends, skipped, folder, *options)
+        raise SourceError(f"{config.path}: there is no row to read{f': {skipped[0]}' if skipped else ''}")
+    return Parquet(
+        tuple(file for file, _ in readable),
+        np.array(groups),
+        ends,
+        skipped,
+        Folder(config.images or os.path.dirname(paths[0]), config.allow_outside),
+        config.text_key,
+        config.image_key,
+        config.min_similarity,
+        config.drop_first_answer,
+    )
 
 
 def _look_at(path: str) -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[int]] | BadRecord:

@@ -1,4 +1,4 @@
-"""What the formats share: checked access to records of JSON, and records in JSON files by index.
+"""Shared by the formats: checked access to records of JSON, and records in JSON files by index.
 
 Files are JSON lines, or JSON of one list, plain or compressed (gzip, zip). They are scanned once for where each record
 lies (`dreamjax.data.storage.index`); a record is read and parsed when it is asked for.
@@ -10,8 +10,11 @@ import json
 import math
 import os
 import re
+import types
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.storage import files
 from dreamjax.data.storage.index import LONGEST, Index, Scan, open_index
 from dreamjax.data.storage.unpack import Cache, unpacked
@@ -24,11 +27,13 @@ CHUNK = 2**22  # bytes of JSON looked at together
 _STRUCTURE = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*(?P<close>"?)|[\[\]{},]', re.DOTALL
 )  # of JSON: strings, brackets and commas
+T = TypeVar("T")
+D = TypeVar("D")
 BOM = "\ufeff"  # which editors put before a text, and joining files into its middle
 
 
 class Unusable(Exception):
-    """What is wrong with a record: a fixed phrase to count by, and more of it."""
+    """A record cannot be used: a fixed phrase to count by, and more of it."""
 
 
 @contextlib.contextmanager
@@ -55,54 +60,55 @@ def with_id(document: Document, name: str) -> Document:
 # Values by key: whatever a record holds, these give what the caller asked for or raise Unusable
 
 
-def require(record: dict, key: str, kind: type, where: str = "", of=None):
+def require(record: dict, key: str, kind: type[T], prefix: str = "", of: type | types.UnionType | None = None) -> T:
     """The value of a key, of a type (an int will do for a float).
 
     A list's items may be held to a type as well. Raises Unusable.
     """
     if not isinstance(record, dict) or record.get(key) is None:
-        raise Unusable("missing key", f"{where}{key}")
-    value = record[key]
+        raise Unusable("missing key", f"{prefix}{key}")
+    value: Any = record[key]
     if kind is float and type(value) is int:
-        value = _as_float(value, f"{where}{key}")
+        value = _as_float(value, f"{prefix}{key}")
     if type(value) is not kind:
-        raise Unusable("wrong type", f"{where}{key} is {type(value).__name__}, not {kind.__name__}")
-    for number, item in enumerate(value if of else ()):
-        if not isinstance(item, of) or isinstance(item, bool):  # a bool is an int
+        raise Unusable("wrong type", f"{prefix}{key} is {type(value).__name__}, not {kind.__name__}")
+    items: list = record[key] if of is not None else []
+    for number, item in enumerate(items):
+        if not isinstance(item, of or object) or isinstance(item, bool):  # a bool is an int
             raise Unusable(
-                "wrong type", f"{where}{key}[{number}] is {type(item).__name__}, not {getattr(of, '__name__', of)}"
+                "wrong type", f"{prefix}{key}[{number}] is {type(item).__name__}, not {getattr(of, '__name__', of)}"
             )
     return value
 
 
-def _as_float(value: int, where: str) -> float:
+def _as_float(value: int, name: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise Unusable("wrong type", f"{where} is larger than any float") from None
+        raise Unusable("wrong type", f"{name} is larger than any float") from None
 
 
-def optional(record: dict, key: str, kind: type, default, where: str = ""):
-    """The same, or the default where the key is absent or null."""
-    return default if record.get(key) is None else require(record, key, kind, where)
+def optional(record: dict, key: str, kind: type[T], default: D, prefix: str = "") -> T | D:
+    """As `require`, or the default where the key is absent or null."""
+    return default if record.get(key) is None else require(record, key, kind, prefix)
 
 
-def text_at(record: dict, key: str, where: str = "") -> str:
+def text_at(record: dict, key: str, prefix: str = "") -> str:
     """A text, without byte order marks. Raises Unusable."""
-    return require(record, key, str, where).replace(BOM, "")
+    return require(record, key, str, prefix).replace(BOM, "")
 
 
-def texts_at(record: dict, key: str, of=str) -> list:
+def texts_at(record: dict, key: str, of: type | types.UnionType = str) -> list:
     """A list of texts, without byte order marks; of `str | None` some may be null. Raises Unusable."""
     return [text and text.replace(BOM, "") for text in require(record, key, list, of=of)]
 
 
-def is_similar(record: dict, key: str, least: float, where: str = "") -> bool:
-    """Whether a similarity is at least so large.
+def is_similar(record: dict, key: str, least: float, prefix: str = "") -> bool:
+    """True if a similarity is at least so large.
 
     One that is NaN or infinite is none. Raises Unusable where it is no number.
     """
-    value = require(record, key, float, where)
+    value = require(record, key, float, prefix)
     return math.isfinite(value) and value >= least
 
 
@@ -121,12 +127,12 @@ def parse_json(data: bytes) -> dict:
 
 
 def _object(pairs: list[tuple]) -> dict:
-    found = {}
+    values = {}
     for key, value in pairs:
-        if key in found:  # which of its values is meant nobody can tell
+        if key in values:  # which of its values is meant nobody can tell
             raise Unusable("repeated key", key)
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def read_text(data: bytes) -> str:
@@ -171,7 +177,7 @@ class Folder:
         return path
 
     def place(self, name: str) -> str:
-        """Where the picture would lie; raises BadImage as `find` does."""
+        """The path that the image would have; raises BadImage as `find` does."""
         if not name:
             raise BadImage("no file is named", "image missing")
         if "://" in name:
@@ -203,7 +209,7 @@ class JsonRecords:
 
     @property
     def fingerprint(self) -> str:
-        """Of the files and the settings; not of the pictures, of which only the names are known."""
+        """A hash of the files and the settings; not of the images, of which only the names are known."""
         outside = "-outside" * self.folder.allow_outside
         return f"{self.index.fingerprint}-{self.parse.__module__}-{self.folder.path}-{self.options}{outside}"
 
@@ -223,9 +229,9 @@ class JsonRecords:
         return self.index.key(index)
 
     def _record(self, index: int) -> dict:
-        record = {}
-        for member in self.index.members(index).values():  # nearly always one
-            record |= parse_json(member.read_bytes())
+        record: dict = {}
+        for byte_range in self.index.members(index).values():  # nearly always one
+            record |= parse_json(byte_range.read_bytes())
         return record
 
     def texts(self) -> Iterable[str]:
@@ -234,25 +240,27 @@ class JsonRecords:
 
 
 def open_json(
-    path: str,
+    config: SourceConfig,
     parse: Callable[..., Document],
-    folder: str = "",
-    cache: Cache = Cache(),
     key_of: Callable[[dict], str] | None = None,
     scan: Callable[[str, Cache], Scan] | None = None,
-    allow_outside: bool = False,
-    **options,
+    **options: str | float | bool | None,
 ) -> JsonRecords:
-    """The documents of all JSON files that a path means.
+    """The documents of all JSON files that the path means; `parse` gets the options.
 
-    Pictures lie in `folder`, or else beside the first file. Raises SourceError.
+    Images lie in the folder `images`, or else beside the first file. Raises SourceError.
     """
     try:
-        paths = files.expand(path, SUFFIXES)
+        paths = files.expand(config.path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
-    images = Folder(folder or os.path.dirname(paths[0]), allow_outside)
-    return JsonRecords(open_index(paths, scan or scan_json, cache), images, parse, options, key_of)
+    folder = Folder(config.images or os.path.dirname(paths[0]), config.allow_outside)
+    return JsonRecords(open_index(paths, scan or scan_json, cache_of(config)), folder, parse, options, key_of)
+
+
+def cache_of(config: SourceConfig) -> Cache:
+    """The cache folder of a source and its limits for compressed files."""
+    return Cache(config.cache, config.max_growth, config.max_unpacked)
 
 
 def scan_json(path: str, cache: Cache) -> Scan:
@@ -297,7 +305,7 @@ def _scan_list(file, scan: Scan, path: str):
                 scan.skipped.append((path, "more behind the list", f"at byte {before + at + 1:,d}: it is left out"))
             return
         try:
-            end = decode(window, at)[1]
+            end: int | None = decode(window, at)[1]
         except (ValueError, RecursionError):  # a part of a record, or one that reading it will say is bad
             end = value_end(window, at)
         if end is not None and (end < len(window) or not more):
@@ -313,10 +321,10 @@ def _scan_list(file, scan: Scan, path: str):
             )
             return
         elif len(window) - at > LONGEST:
-            where = (
+            detail = (
                 f"at byte {before + at:,d}: it has no end within {LONGEST:,d} bytes; the rest of the file is left out"
             )
-            scan.skipped.append((f"{path}:{len(scan.ends)}", "record too large", where))
+            scan.skipped.append((f"{path}:{len(scan.ends)}", "record too large", detail))
             return
         else:
             more_text = file.read(max(CHUNK, len(window) - at)).decode("latin-1")
@@ -324,9 +332,8 @@ def _scan_list(file, scan: Scan, path: str):
 
 
 def value_end(text: str, at: int) -> int | None:
-    """Where a value of a list ends that is no JSON, or more than Python reads, told by its brackets alone.
-
-    None where the text ends before.
+    """The end of a value of a list that is no JSON, or more than Python reads, by its brackets alone; None where the
+    text ends before.
     """
     depth = 0
     for token in _STRUCTURE.finditer(text, at):

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.source import SPLITS
 from dreamjax.document import Document, Image, Text
-from dreamjax.errors import SourceError
+from dreamjax.errors import BadRecord, SourceError
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
@@ -54,9 +55,8 @@ INKS = {
     "purple": (142, 60, 186),
 }
 OFFSETS = {"up": (0, -3), "down": (0, 3), "left": (-3, 0), "right": (3, 0), "middle": (0, 0)}
-JITTERS = tuple(
-    itertools.product((-1, 0, 1), repeat=2)
-)  # around the place's offset: places stay at least one pixel apart
+# Around the place's offset: places stay at least one pixel apart.
+JITTERS = tuple((x, y) for x in (-1, 0, 1) for y in (-1, 0, 1))
 RADII = (4.0, 3.5)  # half the width of a shape, by scale
 SUPERSAMPLING = (
     12  # samples per pixel along each axis; a multiple of 3, so that the arms of a cross end between samples
@@ -78,7 +78,7 @@ class Scene:
     scale: int = 0
 
     def sentence(self, opening: str) -> str:
-        """What a story says of the picture, such as "Once a red circle jumps up." for the opening "Once"."""
+        """A story's sentence of the image, such as "Once a red circle jumps up." for the opening "Once"."""
         return f"{opening} a {self.colour} {self.shape} {self.action}."
 
     def image(self) -> np.ndarray:
@@ -120,7 +120,7 @@ def render(
     colour: str, shape: str, place: str, jitter: tuple[int, int] = (0, 0), scale: int = 0, size: int = 16
 ) -> np.ndarray:
     """The picture of one shape, uint8 [size, size, 3]; the geometry grows with `size`."""
-    paper, ink = np.float32(PAPER), np.float32(INKS[colour])
+    paper, ink = np.asarray(PAPER, np.float32), np.asarray(INKS[colour], np.float32)
     return np.rint(paper + (ink - paper) * (_coverage(shape, place, jitter, scale, size) / np.float32(255))).astype(
         np.uint8
     )
@@ -147,7 +147,10 @@ class Shapes:
     seed: int = 0
     length: int = LENGTHS["train"]
 
-    skipped = ()
+    @property
+    def skipped(self) -> tuple[BadRecord, ...]:
+        """None: every document is generated."""
+        return ()
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -167,8 +170,8 @@ class Shapes:
         elif kind < STORY_SHARE + QUESTION_SHARE:
             parts = _conversation(_scene(rng, _choice(rng, combinations)), rng.permutation(tuple(QUESTIONS)).tolist())
         else:
-            shown, wanted = _recall_scenes(rng, _choice(rng, combinations), combinations)
-            parts = _recall(shown, wanted) + (Image(wanted.image()), Text(ENDING))
+            first, asked = _recall_scenes(rng, _choice(rng, combinations), combinations)
+            parts = _recall(first, asked) + (Image(asked.image()), Text(ENDING))
         return Document(parts, id=f"shapes-{self.split}-{self.seed}-{index}")
 
     @property
@@ -185,6 +188,11 @@ class Shapes:
         return corpus()
 
 
+def open_shapes(config: SourceConfig, seed: int = 0) -> Shapes:
+    """The generated documents of a split."""
+    return Shapes(config.split, seed, LENGTHS[config.split])
+
+
 def _choice(rng: np.random.Generator, items):
     return items[rng.integers(len(items))]
 
@@ -197,13 +205,13 @@ def _scene(rng: np.random.Generator, combination: tuple[str, str], place: str | 
 
 
 def _recall_scenes(
-    rng: np.random.Generator, wanted: tuple[str, str], combinations, place: str | None = None
+    rng: np.random.Generator, asked: tuple[str, str], combinations, place: str | None = None
 ) -> tuple[Scene, Scene]:
     """The scene shown first and the wanted one: the same shape at the same place, in another colour."""
-    colour, shape = wanted
+    colour, shape = asked
     others = [combination for combination in combinations if combination[1] == shape and combination[0] != colour]
-    shown = _scene(rng, _choice(rng, others), place)
-    return shown, dataclasses.replace(shown, colour=colour)
+    first = _scene(rng, _choice(rng, others), place)
+    return first, dataclasses.replace(first, colour=colour)
 
 
 def _story(rng: np.random.Generator, combinations) -> tuple:
@@ -228,8 +236,8 @@ def _again(colour: str) -> str:
     return f"The same again, in {colour}."
 
 
-def _recall(shown: Scene, wanted: Scene) -> tuple:
-    return Text(INTRODUCTION), Image(shown.image(), is_target=False), Text(_again(wanted.colour))
+def _recall(first: Scene, asked: Scene) -> tuple:
+    return Text(INTRODUCTION), Image(first.image(), is_target=False), Text(_again(asked.colour))
 
 
 @functools.cache
@@ -274,8 +282,8 @@ def recalls(n: int, seed: int = 0) -> list[tuple[Document, Scene]]:
     """
     prompts = []
     for rng, combination, place in _even_cases(n, seed, SEEN, "recall"):
-        shown, wanted = _recall_scenes(rng, combination, SEEN, place)
-        prompts.append((Document(_recall(shown, wanted)), wanted))
+        first, asked = _recall_scenes(rng, combination, SEEN, place)
+        prompts.append((Document(_recall(first, asked)), asked))
     return prompts
 
 

@@ -15,10 +15,11 @@ import pathlib
 import posixpath
 from collections.abc import Iterable, Sequence
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.source import SPLITS
 from dreamjax.data.sources.records import BOM, Folder, Unusable, bad_record, parse_json, with_id
 from dreamjax.data.storage import files
-from dreamjax.document import Document, Image, Text
+from dreamjax.document import Document, Image, Part, Text
 from dreamjax.errors import BadImage, BadRecord, SourceError
 
 EVAL_SHARE = 0.1  # of the stories, at most
@@ -68,7 +69,7 @@ class Storybook:
                 f"{len(stories)} that can be read "
                 "are few or share pictures; add stories, or leave this split out of the config"
             )
-        first = {one: min(group) for group in _connected(chosen) for one in group}
+        first = {story_id: min(group) for group in _connected(chosen) for story_id in group}
         object.__setattr__(self, "stories", chosen)
         object.__setattr__(self, "keys", tuple(first[story.id] for story in chosen))
         object.__setattr__(self, "skipped", skipped)
@@ -80,7 +81,8 @@ class Storybook:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has stories 0 to {len(self) - 1} in the split {self.split!r}, not {index}")
         story = self.stories[index]
-        parts, left_out = [Text(_heading(story.title))], []
+        parts: list[Part] = [Text(_heading(story.title))]
+        left_out = []
         for text, image in story.pages:
             if text:  # adjoining texts are read as one string
                 parts.append(Text(f" {text}" if isinstance(parts[-1], Text) else text))
@@ -92,20 +94,20 @@ class Storybook:
         return Document(tuple(parts), id=story.id, left_out=tuple(left_out))
 
     def may_show(self, image: str) -> bool:
-        """Whether a picture lies in the folder, or anywhere else that it may."""
+        """True if an image lies in the folder, or anywhere else that it may."""
         try:
             return bool(self.place(image))
         except BadImage:
             return False
 
     def place(self, image: str) -> str | pathlib.Path:
-        """Where a picture would lie. Raises BadImage for one that may not be read."""
+        """The path that an image would have. Raises BadImage for one that may not be read."""
         path = Folder(os.fspath(self.path), self.allow_outside).place(image)
         return path if files.is_remote(path) else pathlib.Path(path)
 
     @property
     def fingerprint(self) -> str:
-        """Of the stories of this split."""
+        """A hash of the stories of this split."""
         return hashlib.sha256(repr(self.stories).encode()).hexdigest() + "-outside" * self.allow_outside
 
     def key(self, index: int) -> str:
@@ -165,7 +167,7 @@ class StorybookPages:
 
     @property
     def fingerprint(self) -> str:
-        """Of the stories."""
+        """A hash of the stories."""
         return f"pages-{self.book.fingerprint}"
 
     def __len__(self) -> int:
@@ -179,12 +181,22 @@ class StorybookPages:
             return with_id(Document((Text(text), Image(self.book.place(image), is_input=False))), number)
 
     def key(self, index: int) -> str:
-        """That of the page's story."""
+        """The key of the page's story."""
         return self.keys[index]
 
     def texts(self) -> Iterable[str]:
         """As the stories'."""
         return self.book.texts()
+
+
+def open_storybook(config: SourceConfig, seed: int = 0) -> Storybook:
+    """The stories of a folder. Raises SourceError."""
+    return Storybook(config.path, config.split, config.allow_outside)
+
+
+def open_storybook_pages(config: SourceConfig, seed: int = 0) -> StorybookPages:
+    """The pages of a folder's stories. Raises SourceError."""
+    return StorybookPages(config.path, config.split, config.allow_outside)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -282,9 +294,9 @@ def assign_splits(stories: Sequence[Story]) -> list[str]:
 
 def _connected(stories: Sequence[Story]) -> list[set[str]]:
     """The ids of stories, in groups that share pictures transitively (union-find over stories and pictures)."""
-    parents = {}
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def root(node):
+    def root(node: tuple[str, str]) -> tuple[str, str]:
         parents.setdefault(node, node)
         while parents[node] != node:
             parents[node] = parents[parents[node]]
@@ -294,7 +306,7 @@ def _connected(stories: Sequence[Story]) -> list[set[str]]:
     for story in stories:
         for image in story.images:
             parents[root(("picture", image))] = root(("story", story.id))
-    groups = {}
+    groups: dict[tuple[str, str], set[str]] = {}
     for story in stories:
         groups.setdefault(root(("story", story.id)), set()).add(story.id)
     return list(groups.values())

@@ -46,7 +46,8 @@ class TarMember(typing.NamedTuple):
 def walk(file: typing.BinaryIO) -> Iterator[TarMember]:
     """The members in their order, without folders. Raises Damaged where the file cannot be read on."""
     size = file.seek(0, os.SEEK_END)
-    at, part, shared = 0, 0, {}
+    at, part = 0, 0
+    shared: dict[str, str] = {}
     while True:
         if any(_read(file, at, BLOCK, size, "the mark of its end")):
             at, member = _next_member(file, at, size, part, shared)
@@ -67,16 +68,16 @@ def walk(file: typing.BinaryIO) -> Iterator[TarMember]:
 
 
 class BehindTheEnd(Damaged):
-    """What follows a whole tar is none."""
+    """Bytes behind a whole tar that are no tar."""
 
 
 def resolve(member: TarMember, places: dict[tuple[int, str], TarMember | None]) -> TarMember | None:
     """The member whose bytes a link leads to, in its own tar; None where there is none. See `places_of`."""
-    found: TarMember | None = member
+    place: TarMember | None = member
     for _ in range(MAX_HOPS):
-        if found is None or not found.target:
-            return found
-        found = places.get((found.part, found.target))
+        if place is None or not place.target:
+            return place
+        place = places.get((place.part, place.target))
     return None
 
 
@@ -92,7 +93,7 @@ def places_of(members: list[TarMember]) -> dict[tuple[int, str], TarMember | Non
 def _next_member(
     file: typing.BinaryIO, at: int, size: int, part: int, shared: dict[str, str]
 ) -> tuple[int, TarMember | None]:
-    """Where the next header is, and the member whose headers begin at `at`, None where it is a folder.
+    """The place of the next header, and the member whose headers begin at `at`, None where it is a folder.
 
     Global headers go into `shared`.
     """
@@ -111,7 +112,7 @@ def _next_member(
     if len(name) > MAX_NAME:
         raise Damaged(f"a name of {len(name):,d} characters at byte {start:,d}")
     if info.type in _WITHOUT_DATA:
-        return at, None if info.type == tarfile.DIRTYPE else TarMember(name, part, **_no_file(info, name, fields))
+        return at, None if info.type == tarfile.DIRTYPE else _without_data(info, name, part, fields)
     length = _whole_number(fields["size"] if "size" in fields else info.size, start)
     member = TarMember(name, part, at, length, problem=_problem(info, fields))
     at += _blocks(length)
@@ -120,12 +121,12 @@ def _next_member(
     return at, None if info.type == tarfile.AREGTYPE and name.endswith("/") else member
 
 
-def _no_file(info: tarfile.TarInfo, name: str, fields: dict[str, str]) -> dict[str, str]:
+def _without_data(info: tarfile.TarInfo, name: str, part: int, fields: dict[str, str]) -> TarMember:
     if info.type not in _LINKS:
-        return {"problem": "a device or pipe"}
+        return TarMember(name, part, problem="a device or pipe")
     target = fields.get("linkpath") or info.linkname
     from_here = posixpath.dirname(name) if info.type == tarfile.SYMTYPE else ""
-    return {"target": posixpath.normpath(posixpath.join(from_here, target))}
+    return TarMember(name, part, target=posixpath.normpath(posixpath.join(from_here, target)))
 
 
 def _problem(info: tarfile.TarInfo, fields: dict[str, str]) -> str:
@@ -167,19 +168,19 @@ def _pax_fields(content: bytes, start: int) -> dict[str, str]:
     """
     fields, at = {}, 0
     while at < len(content) and content[at]:  # some writers fill up with zeros
-        found = _PAX_RECORD.match(content, at)
-        end = at + int(found[1]) if found else 0
-        if not found or not found.end() < end <= len(content) or content[end - 1] != ord("\n"):
+        record = _PAX_RECORD.match(content, at)
+        end = at + int(record[1]) if record else 0
+        if not record or not record.end() < end <= len(content) or content[end - 1] != ord("\n"):
             raise Damaged(f"no record at byte {at:,d} of the pax header at byte {start:,d}")
-        key = _text(found[2])
+        key = _text(record[2])
         if key in ("path", "linkpath", "size") or key.startswith("GNU.sparse."):
-            fields[key] = _text(content[found.end() : end - 1])
+            fields[key] = _text(content[record.end() : end - 1])
         at = end
     return fields
 
 
 def _behind_sparse_map(file: typing.BinaryIO, at: int, size: int) -> int:
-    """Where the data of a sparse member of GNU's old format begin: behind the blocks that go on with its map."""
+    """The place of the data of a sparse member of GNU's old format: behind the blocks that go on with its map."""
     more = _read(file, at - BLOCK, BLOCK, size, "a header")[482]
     while more:
         more = _read(file, at, BLOCK, size, "the rest of a sparse member's map")[504]

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.source import Source
 from dreamjax.data.sources.array_record import decode, encode, key_of
 from dreamjax.data.sources.records import BOM, Unusable, bad_record, texts_of
@@ -35,7 +36,10 @@ class Tfds:
     text_key: str = ""
     image_key: str = ""
 
-    skipped = ()
+    @property
+    def skipped(self) -> tuple[BadRecord, ...]:
+        """None: examples are looked at when they are asked for."""
+        return ()
 
     def __post_init__(self):
         if not 0 < len(self._examples):
@@ -59,7 +63,7 @@ class Tfds:
 
     @property
     def fingerprint(self) -> str:
-        """Of the dataset's description, which holds the sizes of its files, and the settings."""
+        """A hash of the dataset's description, which holds the sizes of its files, and the settings."""
         with open(os.path.join(self.path, "dataset_info.json"), "rb") as file:
             facts = json.dumps([self.part, self.text_key, self.image_key])
             return f"tfds-{hashlib.sha256(file.read() + facts.encode()).hexdigest()[:32]}"
@@ -102,7 +106,7 @@ def _document(example: dict, text_key: str, image_key: str) -> Document:
     if "document" in example:
         return decode(example["document"])
     value = next(
-        (found for key in ((text_key,) if text_key else TEXT_KEYS) if (found := _lookup(example, key)) is not None),
+        (feature for key in ((text_key,) if text_key else TEXT_KEYS) if (feature := _lookup(example, key)) is not None),
         None,
     )
     while isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
@@ -131,15 +135,15 @@ def _lookup(example, path: str):
     return example
 
 
-def open_tfds(path: str, text_key: str = "", image_key: str = "") -> Tfds:
+def open_tfds(config: SourceConfig, seed: int = 0) -> Tfds:
     """The examples of a split, see above. Raises SourceError."""
-    folder, part = os.path.split(path.rstrip("/"))
-    if os.path.exists(os.path.join(path, "dataset_info.json")):
-        return Tfds(path, "train", text_key, image_key)
+    folder, part = os.path.split(config.path.rstrip("/"))
+    if os.path.exists(os.path.join(config.path, "dataset_info.json")):
+        return Tfds(config.path, "train", config.text_key, config.image_key)
     if os.path.exists(os.path.join(folder, "dataset_info.json")):
-        return Tfds(folder, part, text_key, image_key)
+        return Tfds(folder, part, config.text_key, config.image_key)
     raise SourceError(
-        f"{path}: holds no dataset_info.json; give the folder of a built version, and behind it the split"
+        f"{config.path}: holds no dataset_info.json; give the folder of a built version, and behind it the split"
     )
 
 

@@ -17,10 +17,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 
+from dreamjax.config import SourceConfig
 from dreamjax.data.sources.json_documents import document_of, is_document
 from dreamjax.data.sources.records import (
     Unusable,
     bad_record,
+    cache_of,
     is_similar,
     parse_json,
     read_text,
@@ -58,7 +60,7 @@ class WebDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Of the tars and the settings."""
+        """A hash of the tars and the settings."""
         settings = (
             f"{self.text_key}-{self.image_key}-{self.min_similarity}{'-drop_first_answer' * self.drop_first_answer}"
         )
@@ -92,8 +94,9 @@ class WebDataset:
             raise Unusable("no text")
         if not images:
             return Document((Text(text),))
-        if self.min_similarity is not None and not is_similar(record or {}, "similarity", self.min_similarity):
-            raise Unusable("low similarity", str(record["similarity"]))
+        facts = record or {}
+        if self.min_similarity is not None and not is_similar(facts, "similarity", self.min_similarity):
+            raise Unusable("low similarity", str(facts["similarity"]))
         return Document((Image(self._image(images)), Text(text)), kind="pair")
 
     def _needs_json(self, members) -> bool:
@@ -162,10 +165,10 @@ def _finder(images: dict, record: dict) -> Callable[[str, int], image_io.Source]
     alone = next(iter(images.values())) if len(images) == len(names) == 1 else None
 
     def find(name: str, number: int):
-        found = images.get(_base(name)) if by_name else numbered.get(str(number), alone)
-        if found is None:
+        image = images.get(_base(name)) if by_name else numbered.get(str(number), alone)
+        if image is None:
             raise BadImage(f"{name or f'picture {number}'}: no member of the record", "image missing")
-        return found
+        return image
 
     return find
 
@@ -178,21 +181,20 @@ def _base(name: str) -> str:
 # Index
 
 
-def open_webdataset(
-    path: str,
-    text_key: str = "",
-    image_key: str = "",
-    min_similarity: float | None = None,
-    cache: Cache = Cache(),
-    drop_first_answer: bool = False,
-) -> WebDataset:
-    """The records of the tars that a path means. Raises SourceError where there is none."""
+def open_webdataset(config: SourceConfig, seed: int = 0) -> WebDataset:
+    """The records of the tars that the path means. Raises SourceError where there is none."""
     try:
-        paths = files.expand(path, SUFFIXES)
+        paths = files.expand(config.path, SUFFIXES)
     except OSError as error:
         raise SourceError(str(error)) from None
+    cache = cache_of(config)
     return WebDataset(
-        open_index(paths, scan_tar, cache, "tars"), text_key, image_key, min_similarity, drop_first_answer, cache
+        open_index(paths, scan_tar, cache, "tars"),
+        config.text_key,
+        config.image_key,
+        config.min_similarity,
+        config.drop_first_answer,
+        cache,
     )
 
 
@@ -210,9 +212,9 @@ def scan_tar(path: str, cache: Cache) -> Scan:
     ]
     if damage and not isinstance(damage, BehindTheEnd):
         name, _ = records.pop() if records else ("", [])
-        where = f" after {name}" if name else ""
+        after = f" after {name}" if name else ""
         scan.skipped.append(
-            (path, "tar damaged", f"{problem or damage}{where}; that record and what follows it are left out")
+            (path, "tar damaged", f"{problem or damage}{after}; that record and what follows it are left out")
         )
     elif problem or damage:  # behind a mark of the end: no record is cut
         scan.skipped.append((path, "data behind the end", problem or str(damage)))
@@ -234,10 +236,10 @@ def _read_members(file) -> tuple[list[TarMember], Damaged | None]:
 
 def _add(scan: Scan, path: str, name: str, group: list[TarMember], places: dict):
     """One record; as a whole it is left out where a member of it has no bytes, or comes twice."""
-    found: dict[str, TarMember] = {}
+    resolved: dict[str, TarMember] = {}
     for member in group:
         kind = _split(member.name)[1].lower()
-        reason, detail = "repeated member" if kind in found else "", kind
+        reason, detail = "repeated member" if kind in resolved else "", kind
         at = resolve(member, places)
         if at is None:
             reason, detail = (
@@ -246,11 +248,11 @@ def _add(scan: Scan, path: str, name: str, group: list[TarMember], places: dict)
             )
         elif at.problem:
             reason, detail = "member is no file", f"{kind} is {at.problem}"
-        if reason:
+        if reason or at is None:
             scan.skipped.append((f"{path}:{name}", reason, detail))
             return
-        found[kind] = at
-    scan.add(name, [(member.offset, member.size, kind) for kind, member in found.items()])
+        resolved[kind] = at
+    scan.add(name, [(member.offset, member.size, kind) for kind, member in resolved.items()])
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_remote(path: str) -> bool:
-    """Whether the path is a URL rather than a name on this machine."""
+    """True if the path is a URL rather than a name on this machine."""
     return "://" in path
 
 
@@ -49,10 +49,10 @@ def expand_braces(path: str) -> list[str]:
 
     Every combination, in order; numbers keep their leading zeros.
     """
-    found = _BRACES.search(path)
-    if not found:
+    braces = _BRACES.search(path)
+    if not braces:
         return [path]
-    inside = found[1]
+    inside = braces[1]
     if bounds := _RANGE.fullmatch(inside):
         first, last = int(bounds[1]), int(bounds[2])
         width = max(len(bounds[1]), len(bounds[2])) if bounds[1].startswith("0") or bounds[2].startswith("0") else 0
@@ -61,7 +61,7 @@ def expand_braces(path: str) -> list[str]:
         choices = inside.split(",")
     return list(
         itertools.chain.from_iterable(
-            expand_braces(path[: found.start()] + choice + path[found.end() :]) for choice in choices
+            expand_braces(path[: braces.start()] + choice + path[braces.end() :]) for choice in choices
         )
     )
 
@@ -75,7 +75,7 @@ def expand(path: str, suffixes: Sequence[str]) -> list[str]:
     """
     path = os.fspath(path)
     choices = [path] if not is_remote(path) and os.path.exists(path) else expand_braces(path)
-    files = list(itertools.chain.from_iterable(_matches(one, tuple(suffixes)) for one in choices))
+    files = list(itertools.chain.from_iterable(_matches(choice, tuple(suffixes)) for choice in choices))
     if not files:
         raise OSError(f"{path}: there is no such file, and no folder with files that end in {' or '.join(suffixes)}")
     return files
@@ -99,16 +99,16 @@ def _matches(path: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def file_version(path: str) -> str:
-    """What changes when the file does: its size and time on disk, its size and version in a bucket.
+    """A version that changes when the file does: its size and time on disk, its size and version in a bucket.
 
     Raises Unreadable where it is missing, or is a folder, a pipe or a device, which would be read for ever.
     """
     try:
         if not is_remote(path):
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
                 raise Unreadable(f"{path}: is a folder, a pipe or a device", "no regular file")
-            return _local_version(found)
+            return _local_version(status)
         info = _filesystem(path).info(path)
     except FileNotFoundError:
         raise Unreadable(f"{path}: no such file", "file missing") from None
@@ -119,12 +119,12 @@ def file_version(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file; in a bucket that is a request."""
+    """True if there is such a file; in a bucket that is a request."""
     return _filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
 def is_file(path: str) -> bool:
-    """Whether there is such a file, no folder, pipe or device; in a bucket that is a request."""
+    """True if there is such a file, no folder, pipe or device; in a bucket that is a request."""
     return _filesystem(path).isfile(path) if is_remote(path) else os.path.isfile(path)
 
 
@@ -141,9 +141,9 @@ def opened(path: str) -> Iterator[typing.BinaryIO]:
 
 def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
     """`size` bytes from `offset` on. Raises Unreadable where the file is missing, ends before, or no longer has the
-    stamp `expected`.
+    version `expected`.
 
-    In a bucket the stamp is not asked for again, since that would cost a request for each range.
+    In a bucket the version is not asked for again, since that would cost a request for each range.
     """
     if size == 0:
         return b""
@@ -177,7 +177,7 @@ def join(folder: str | os.PathLike, name: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
-    """All of a file. Raises OSError, Unreadable where it is missing."""
+    """The bytes of a file. Raises OSError, Unreadable where it is missing."""
     try:
         with opened(path) as file:
             return file.read()
@@ -186,7 +186,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is such a folder; in a bucket, whether names begin with it."""
+    """True if there is such a folder; in a bucket, if names begin with it."""
     return _filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
 
 

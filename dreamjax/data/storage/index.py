@@ -1,10 +1,10 @@
-"""Where the records of many files lie: found once, file by file in parallel, kept on disk, and mapped into memory.
+"""Index of the records of many files: built once, file by file in parallel, stored on disk, and mapped into memory.
 
-A record is one or several members, each a range of bytes in its file. What scanning one file found is kept under the
-file's stamp, so that an interrupted scan goes on where it was, and only files that changed are scanned again. All that
-together is one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through the
-page cache. It has checksums: what a failed disk or another program has damaged or deleted is said in one line, and made
-anew.
+A record is one or several members, each a range of bytes in its file. The result of scanning one file is stored under
+the file's version, so that an interrupted scan goes on where it was, and only files that changed are scanned again. All
+that together is one folder of plain arrays, 20 bytes a member and 16 and its name a record; processes share it through
+the page cache. It has checksums: what a failed disk or another program has damaged or deleted is named in one line, and
+made anew.
 """
 
 import concurrent.futures
@@ -37,7 +37,7 @@ PARALLEL = 64 * 2**20  # bytes of files from which on processes are worth their 
 
 @dataclasses.dataclass
 class Scan:
-    """What one file holds. Records are numbered from 0, in the order of the file."""
+    """The records of one file. Records are numbered from 0, in the order of the file."""
 
     offsets: list[int] = dataclasses.field(default_factory=list)  # of each member, in bytes
     sizes: list[int] = dataclasses.field(default_factory=list)
@@ -110,7 +110,7 @@ class Index:
         return self._name(index, self.place(index)[0])
 
     def key(self, index: int) -> str:
-        """The same without the folder, so that files which were moved keep their splits."""
+        """The name without the folder, so that files which were moved keep their splits."""
         return f"{os.path.basename(self.files[self.place(index)[0]]['name'])}:{self._own_name(index)}"
 
     def _name(self, index: int, file: int) -> str:
@@ -125,7 +125,7 @@ class Index:
         number = self.place(index)[0]
         file, name = self.files[number], self._name(index, number)
         start, stop = _span(self._member_ends, index)
-        found = {}
+        ranges = {}
         for offset, size, kind in zip(
             self._offsets[start:stop].tolist(),
             self._sizes[start:stop].tolist(),
@@ -133,8 +133,8 @@ class Index:
             strict=True,
         ):
             kind = self.kinds[kind]
-            found[kind] = ByteRange(file["stored"], offset, size, f"{name}.{kind}" if kind else name, file["stamp"])
-        return found
+            ranges[kind] = ByteRange(file["stored"], offset, size, f"{name}.{kind}" if kind else name, file["stamp"])
+        return ranges
 
 
 ARRAYS = {
@@ -157,13 +157,13 @@ def _map(path: str) -> np.ndarray:
 
 def _checksums(folder: str) -> dict[str, int]:
     """The checksum of each file of an index."""
-    found = {}
+    checksums = {}
     for name in ("index.json", *(f"{name}.npy" for name in ARRAYS)):
-        found[name] = 0
+        checksums[name] = 0
         with open(os.path.join(folder, name), "rb") as file:
             while block := file.read(2**22):
-                found[name] = zlib.crc32(block, found[name])
-    return found
+                checksums[name] = zlib.crc32(block, checksums[name])
+    return checksums
 
 
 def _span(ends: np.ndarray, index: int) -> tuple[int, int]:
@@ -236,12 +236,12 @@ def _kept(folder: str) -> Index | None:
     return None
 
 
-def cache_folder(wanted: str = "") -> str:
+def cache_folder(chosen: str = "") -> str:
     """A folder for what is made of the data, such as indexes.
 
     The one wanted, or else the user's cache; never, unless it is wanted, one among the data.
     """
-    folder = wanted or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dreamjax")
+    folder = chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dreamjax")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -275,7 +275,7 @@ def _scan_all(file_versions: dict[str, str], scan, cache: Cache, label: str) -> 
 
 
 def _is_whole(piece: str) -> bool:
-    """Whether what a scan found is there and can be read, with the file that it may have unpacked."""
+    """True if the result of a scan is there and can be read, with the file that it may have unpacked."""
     if not os.path.exists(piece):
         return False
     try:
@@ -295,31 +295,33 @@ def _is_whole(piece: str) -> bool:
 def _scan_one(item: tuple[str, str], scan, cache: Cache):
     path, piece = item
     try:
-        found = scan(path, cache)
+        scanned = scan(path, cache)
     except OSError as error:
-        found = Scan(skipped=[(path, getattr(error, "reason", "file cannot be read"), str(error))])
-    kinds = sorted(set(found.kinds))
+        scanned = Scan(skipped=[(path, getattr(error, "reason", "file cannot be read"), str(error))])
+    kinds = sorted(set(scanned.kinds))
     numbers = {kind: number for number, kind in enumerate(kinds)}
-    names = [name.encode("utf-8", "surrogateescape") for name in found.names]
-    stored = found.stored or path
-    facts = {"kinds": kinds, "skipped": found.skipped, "stored": stored, "stamp": files.file_version(stored)}
+    names = [name.encode("utf-8", "surrogateescape") for name in scanned.names]
+    stored = scanned.stored or path
+    facts = {"kinds": kinds, "skipped": scanned.skipped, "stored": stored, "stamp": files.file_version(stored)}
     arrays = {
-        "offsets": found.offsets,
-        "sizes": found.sizes,
-        "kinds": [numbers[kind] for kind in found.kinds],
-        "member_ends": found.ends,
+        "offsets": scanned.offsets,
+        "sizes": scanned.sizes,
+        "kinds": [numbers[kind] for kind in scanned.kinds],
+        "member_ends": scanned.ends,
         "name_ends": np.cumsum([len(name) for name in names]),
         "names": np.frombuffer(b"".join(names), np.uint8),
-        "file_ends": [len(found.ends)],
+        "file_ends": [len(scanned.ends)],
     }
     typed = {name: np.asarray(array, ARRAYS[name]) for name, array in arrays.items()}
     with files.atomic_file(piece) as file:
-        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **typed)
+        facts_array = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        np.savez(file, facts=facts_array, **typed)  # type: ignore[arg-type]  # the stub takes any ** for allow_pickle
 
 
 def _combine(file_versions: dict[str, str], pieces: list[str], skipped: list, folder: str):
     """Writes the arrays of all files behind each other; ends go on counting, kinds get common numbers."""
-    entries, kinds, sizes = [], {}, dict.fromkeys(ARRAYS, 0)
+    entries, sizes = [], dict.fromkeys(ARRAYS, 0)
+    kinds: dict[str, int] = {}
     for (path, file_version), piece in zip(file_versions.items(), pieces, strict=True):
         with np.load(piece) as scanned:
             facts = json.loads(scanned["facts"].tobytes())

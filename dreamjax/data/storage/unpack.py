@@ -1,7 +1,7 @@
 """Compressed files, unpacked once into the cache folder, since no record in their middle can be read otherwise.
 
-Beside the content lies a .json with its stamp and what was wrong with the file, if anything; it is written last, so
-that content without it, or of another stamp, is not whole and is made anew. A file that grows more than data do is
+Beside the content lies a .json with its version and what was wrong with the file, if anything; it is written last, so
+that content without it, or of another version, is not whole and is made anew. A file that grows more than data do is
 refused: 1.5 MB can unpack to 1.5 GiB, or to more than a disk holds.
 """
 
@@ -59,7 +59,7 @@ MEMBER = 2**30  # bytes at most of what is unpacked in memory
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Where what is made of the data is kept, and how far compressed files may grow there."""
+    """The folder of what is made of the data, and limits to what compressed files may grow to there."""
 
     folder: str = ""
     max_growth: float = (
@@ -99,43 +99,43 @@ def unpacked(path: str, cache: Cache) -> tuple[str, str]:
         return path, ""
     name = hashlib.sha256(os.fsencode(f"{path} {files.file_version(path)}")).hexdigest()[:32]
     target, facts = os.path.join(cache.folder, f"unpacked-{name}"), os.path.join(cache.folder, f"whole-{name}.json")
-    kept = _kept(target, facts)
-    if kept is None:
+    note = _kept(target, facts)
+    if note is None:
         problem = _unpack(path, opener, target, cache)
-        kept = {"stamp": files.file_version(target), "packed": _size(path), "problem": problem}
+        note = {"stamp": files.file_version(target), "packed": _size(path), "problem": problem}
         with files.atomic_file(facts) as file:
-            file.write(json.dumps(kept).encode())
-    cache.check(path, kept["packed"], os.path.getsize(target))
-    return target, kept["problem"]
+            file.write(json.dumps(note).encode())
+    cache.check(path, note["packed"], os.path.getsize(target))
+    return target, note["problem"]
 
 
 def unzip(data: bytes, name: str, cache: Cache, of: int = 1) -> bytes:
-    """What gzip has packed, in memory, one of `of` that are there together. Raises Unreadable."""
+    """The content of gzip-packed data, in memory, one of `of` that are there together. Raises Unreadable."""
     most = min(MEMBER, cache.limit(len(data), of))
     try:
         with gzip.open(io.BytesIO(data)) as file:
-            found = file.read(most + 1)
+            content = file.read(most + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise Unreadable(f"{name}: gzip: {error}", "file damaged") from None
-    cache.check(name, len(data), len(found), of)
-    if len(found) > MEMBER:
+    cache.check(name, len(data), len(content), of)
+    if len(content) > MEMBER:
         raise Unreadable(
             f"{name}: {len(data):,d} bytes unpack to more than {MEMBER:,d}, which is the most of a member",
             "unpacks to too much",
         )
-    return found
+    return content
 
 
 def _kept(target: str, facts: str) -> dict | None:
-    """What was written down of whole content; None where that is not there, or is not what was written."""
+    """The note on unpacked content; None where that is not there, or is not what was written."""
     try:
         with open(facts, "rb") as file:
-            kept = json.load(file)
+            note = json.load(file)
         return (
-            kept
-            if kept["stamp"] == files.file_version(target)
-            and isinstance(kept["problem"], str)
-            and isinstance(kept["packed"], int)
+            note
+            if note["stamp"] == files.file_version(target)
+            and isinstance(note["problem"], str)
+            and isinstance(note["packed"], int)
             else None
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
