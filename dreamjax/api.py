@@ -278,7 +278,7 @@ class DreamLLM:
         finite.require_rows(np.asarray(latents), "picture", self.model)
         return attention_maps.Watched(self.decode(latents)[0], {side: values[0] for side, values in maps.items()})
 
-    def decode(self, latents: np.ndarray, batch_size: int = 8) -> list[PIL.Image.Image]:
+    def decode(self, latents: np.ndarray | jax.Array, batch_size: int = 8) -> list[PIL.Image.Image]:
         """Latents [n, h, w, C] as pictures, `batch_size` at once.
 
         Raises NotFinite where a picture would be of NaN, which is black.

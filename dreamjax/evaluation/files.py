@@ -1,8 +1,8 @@
-"""Files of benchmarks and of predictions: text, JSON, and tables. What is wrong with one is a SourceError in one line.
+"""Files of benchmarks and of predictions: text, JSON, and tables. A damaged one is a SourceError in one line.
 
 A table is XLSX, TSV or CSV with a header. In XLSX every text is a cell of text, whatever it begins with, so that no
-program computes it; what XML cannot hold is written as _xHHHH_, which is Excel's own form, and read back. TSV and CSV
-know no types.
+program computes it; characters that XML lacks are written as _xHHHH_, which is Excel's own form, and read back. TSV
+and CSV know no types.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -36,25 +37,25 @@ def find_file(data: epath.PathLike, *patterns: str) -> epath.Path:
     if not data.is_dir():
         raise SourceError(f"{data}: no such file or folder")
     for pattern in patterns:
-        found = sorted(data.glob(pattern))
-        if len(found) > 1:
+        files = sorted(data.glob(pattern))
+        if len(files) > 1:
             raise SourceError(
-                f"{data}: holds {len(found)} files {pattern}: {', '.join(file.name for file in found[:3])}; name one"
+                f"{data}: holds {len(files)} files {pattern}: {', '.join(file.name for file in files[:3])}; name one"
             )
-        if found:
-            return found[0]
+        if files:
+            return files[0]
     raise SourceError(f"{data}: holds no file {' or '.join(patterns)}")
 
 
 @contextlib.contextmanager
-def expected_form(path: epath.PathLike, what: str) -> Iterator[None]:
-    """Turns what goes wrong with content of another form into a SourceError: `path` is no `what`."""
+def expected_form(path: epath.PathLike, form: str) -> Iterator[None]:
+    """Turns the errors of reading content of another form into a SourceError: `path` is no `form`."""
     try:
         yield
     except SourceError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RecursionError) as error:
-        raise SourceError(f"{path}: is no {what} ({type(error).__name__}: {shown_name(str(error), 300)})") from None
+        raise SourceError(f"{path}: is no {form} ({type(error).__name__}: {quote_name(str(error), 300)})") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ def expected_form(path: epath.PathLike, what: str) -> Iterator[None]:
 
 
 def read_text(path: epath.PathLike) -> str:
-    """A file's text, without a byte order mark, lines ended by a line feed; raises SourceError where there is none."""
+    """A file's text, without a byte order mark, lines ended by a line feed; raises SourceError without such a file."""
     return _decoded(path).replace("\r\n", "\n")
 
 
@@ -77,9 +78,9 @@ def _decoded(path: epath.PathLike) -> str:
 
 
 def lines_of(text: str, count: int | None = None) -> list[str]:
-    """A text's lines, empty ones too.
+    """A text's lines, empty ones too, of which the last line feed ends the last.
 
-    What the last line feed ends is the last. With a `count`, empty lines beyond it at the end are left out.
+    With a `count`, empty lines beyond it at the end are left out.
     """
     lines = text.removesuffix("\n").split("\n") if count is None else text.split("\n")
     while count is not None and len(lines) > count and not lines[-1]:
@@ -87,11 +88,10 @@ def lines_of(text: str, count: int | None = None) -> list[str]:
     return lines
 
 
-def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None) -> list | dict:
-    """What a JSON file holds, a list or an object; of a JSONL file, one object a line, the list of them. Raises
-    SourceError.
+def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None) -> Any:
+    """The list or object of a JSON file, or the list of a JSONL file's values, one a line. Raises SourceError.
 
-    `pairs` makes the objects of their keys and values, as json.loads has it.
+    `pairs` makes the objects of their keys and values, as object_pairs_hook of json.loads.
     """
     text = read_text(path)
     if epath.Path(path).suffix != ".jsonl":
@@ -101,12 +101,10 @@ def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None)
             pass
         else:
             if not isinstance(content, list | dict):
-                raise SourceError(f"{path}: holds {shown(content)}, needs a list or an object")
+                raise SourceError(f"{path}: holds {quote(content)}, needs a list or an object")
             return content
     rows = []
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # not splitlines, which also cuts at separators inside of strings
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: it also parts at separators inside strings
         if line.strip():
             try:
                 rows.append(_parse(line, path, f"line {number} ", pairs))
@@ -115,45 +113,45 @@ def read_json(path: epath.PathLike, pairs: Callable[[list], dict] | None = None)
     return rows
 
 
-def _parse(text: str, path: epath.PathLike, where: str, pairs: Callable[[list], dict] | None):
+def _parse(text: str, path: epath.PathLike, line: str, pairs: Callable[[list], dict] | None) -> Any:
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError:
         raise
     except RecursionError:
-        raise SourceError(f"{path}: {where}is nested too deep") from None
+        raise SourceError(f"{path}: {line}is nested too deep") from None
     except ValueError as error:  # of `pairs`, and a number of thousands of digits
-        raise SourceError(f"{path}: {where}cannot be read: {error}") from None
+        raise SourceError(f"{path}: {line}cannot be read: {error}") from None
 
 
 def without_repeats(pairs: list) -> dict:
     """An object of pairs.
 
-    Raises ValueError where a key stands there twice, of which json.loads drops the first in silence.
+    Raises ValueError for a key that stands there twice, of which json.loads drops the first in silence.
     """
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands there twice")
+        raise ValueError(f"the key {quote(next(key for key in keys if keys.count(key) > 1))} stands there twice")
     return values
 
 
-def shown(value, most: int = 80) -> str:
-    """A value as a message shows it: in one line, shown_name, not long."""
+def quote(value: object, most: int = 80) -> str:
+    """A value as messages show it: in one line of at most `most` characters."""
     try:
-        words = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits
         return f"a {type(value).__name__}"
-    return words if len(words) <= most else f"{words[: most - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def shown_name(text: str, most: int = 80) -> str:
-    """A name as a message has it: as it is, or `shown` where it is long or cannot be printed."""
-    return text if text.isprintable() and len(text) <= most else shown(text, most)
+def quote_name(text: str, most: int = 80) -> str:
+    """A name as messages show it: as it is, or by `quote` if it is long or cannot be printed."""
+    return text if text.isprintable() and len(text) <= most else quote(text, most)
 
 
-def whole_number(text: str) -> int | None:
-    """The number that digits alone write, None for another text and for more digits than an id has."""
+def parse_digits(text: str) -> int | None:
+    """The number of a text of digits; None for another text and for more digits than an id has."""
     return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
@@ -168,7 +166,7 @@ def read_table(path: epath.PathLike) -> list[dict]:
     names = [str(name) for name in header]
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
-        raise SourceError(f"{path}: two columns are named {shown(twice)}")
+        raise SourceError(f"{path}: two columns are named {quote(twice)}")
     for number, row in enumerate(rows, 2):
         if any(cell != "" for cell in row[len(names) :]):
             raise SourceError(f"{path}: row {number} has more cells than the header names")
@@ -194,15 +192,15 @@ def _xlsx_rows(path: epath.Path) -> list[list]:
             cells = list(sheet.iter_rows(values_only=True))
     except OSError:
         raise
-    except Exception as error:  # whatever the damaged part leads openpyxl, the archive or its XML to
-        raise SourceError(f"{path}: is no XLSX file ({type(error).__name__}: {shown(str(error))})") from None
+    except Exception as error:  # openpyxl lets through whatever a damaged archive or its XML raises
+        raise SourceError(f"{path}: is no XLSX file ({type(error).__name__}: {quote(str(error))})") from None
     return [
         ["" if cell is None else _unescaped(cell) if isinstance(cell, str) else cell for cell in row] for row in cells
     ]
 
 
 def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> tuple[str, ...]:
-    """Writes an XLSX or TSV file with a header; warnings of what could not be written as it is."""
+    """Writes an XLSX or TSV file with a header and returns warnings of text that is not written as it is."""
     path, rows = epath.Path(path), [header, *rows]
     if path.suffix == ".xlsx":
         return _write_xlsx(path, rows)
@@ -218,9 +216,8 @@ def write_table(path: epath.PathLike, header: Sequence[str], rows: Iterable[Sequ
 
 def _separated(row: Sequence) -> str:
     file = io.StringIO()
-    csv.writer(file, delimiter="\t", lineterminator="\r\n").writerow(
-        row
-    )  # with this end it quotes a carriage return too, at which a reader parts rows
+    # With this end of lines it quotes a carriage return too, at which a reader parts rows.
+    csv.writer(file, delimiter="\t", lineterminator="\r\n").writerow(row)
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -228,7 +225,7 @@ def _write_xlsx(path: epath.Path, rows: list[Sequence]) -> tuple[str, ...]:
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
 
-    book, cut = openpyxl.Workbook(write_only=True), []
+    book, truncated = openpyxl.Workbook(write_only=True), []
     sheet = book.create_sheet()
     for number, row in enumerate(rows, 1):
         cells = []
@@ -238,45 +235,46 @@ def _write_xlsx(path: epath.Path, rows: list[Sequence]) -> tuple[str, ...]:
                 value = WriteOnlyCell(sheet, written)
                 value.data_type = "s"  # else what begins with "=" is a formula, and "#N/A" an error
                 if not fits:
-                    cut.append(number)
+                    truncated.append(number)
             cells.append(value)
         sheet.append(cells)
     file = io.BytesIO()
     book.save(file)
     atomic.write_bytes(path, file.getvalue())
-    said = (
-        f"{path.name}: {len(cut)} cells are longer than the {LONGEST_CELL:,d} characters that Excel holds, "
-        "and are cut; the first is in row"
+    if not truncated:
+        return ()
+    return (
+        f"{path.name}: {len(truncated)} cells are longer than the {LONGEST_CELL:,d} characters that Excel holds, "
+        f"and are cut; the first is in row {truncated[0]}",
     )
-    return (f"{said} {cut[0]}",) if cut else ()
 
 
-# What XML 1.0 has no character for, a carriage return (which XML reads as a line feed), and what looks like an escape
-# itself. An underscore begins one also where it comes to stand before one.
+# Characters that XML 1.0 lacks, a carriage return (which XML reads as a line feed), and the underscore of text that
+# looks like an escape, or that comes to stand before one.
 _NO_XML = "[\0-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]"
 _UNWRITABLE = re.compile(f"{_NO_XML}|_(?=x[0-9A-Fa-f]{{4}}(?:_|{_NO_XML}))")
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
 
 
 def _escaped(text: str) -> tuple[str, bool]:
-    """A text as a cell holds it, at most LONGEST_CELL long, and whether it is whole."""
-    text = _UNWRITABLE.sub(lambda found: f"_x{ord(found[0]):04X}_", text)
+    """(a text as a cell holds it, at most LONGEST_CELL long; true if nothing is truncated)."""
+    text = _UNWRITABLE.sub(lambda match: f"_x{ord(match[0]):04X}_", text)
 
-    def units(piece):
+    def units(piece: str) -> int:
         return len(piece.encode("utf-16-le")) // 2
 
     if len(text) <= LONGEST_CELL and units(text) <= LONGEST_CELL:
         return text, True
-    kept, room = [], LONGEST_CELL
-    for piece in re.findall(
-        f"{_ESCAPE.pattern.replace('(', '(?:')}|.", text[: LONGEST_CELL + len("_x0000_")], re.DOTALL
-    ):  # no escape is cut through
+    # Piece by piece, so that no escape is cut through.
+    pieces = re.findall(f"{_ESCAPE.pattern.replace('(', '(?:')}|.", text[: LONGEST_CELL + len("_x0000_")], re.DOTALL)
+    fitting, room = [], LONGEST_CELL
+    for piece in pieces:
         room -= units(piece)
         if room < 0:
             break
-        kept.append(piece)
-    return "".join(kept), False
+        fitting.append(piece)
+    return "".join(fitting), False
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)

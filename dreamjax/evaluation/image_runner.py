@@ -1,12 +1,12 @@
-"""Draws a task's pictures, keeps the best of each wish's candidates, and measures them against real ones.
+"""Generates a task's images, chooses the best of each prompt's candidates, and measures them against real ones.
 
-    out/TASK/predictions.jsonl    a row a wish: question_id, prompt, text (the picture's file), seeds, scores of the
+    out/TASK/predictions.jsonl    a row a prompt: question_id, prompt, text (the image's file), seed, scores of the
                                   candidates
-    out/TASK/pictures/ID.png      the picture that was kept, 256 pixels
+    out/TASK/pictures/ID.png      the chosen image, 256 pixels
     out/TASK/baseline/...         the same of Stable Diffusion with its own text encoder
 
-A picture is written before its row, so a run that was interrupted draws again what has no row. Its noise comes from the
-seed and the wish's id alone: what is drawn beside it changes nothing.
+An image is written before its row, so an interrupted run generates again what has no row. Its noise comes from the
+seed and the prompt's id alone: the images beside it change nothing.
 """
 
 import dataclasses
@@ -20,19 +20,15 @@ from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, image_io
-from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import paper, runner
+from dreamjax.errors import SourceError
 from dreamjax.evaluation.benchmarks import image_generation
-from dreamjax.evaluation.benchmarks.image_generation import (
-    SIDE,
-    GenerationPrompt,
-    GenerationPrompts,
-    GenerationSettings,
-)
+from dreamjax.evaluation.benchmarks.image_generation import SIDE, GenerationPrompt, GenerationSettings
 from dreamjax.evaluation.metrics import features, frechet
 from dreamjax.evaluation.metrics.features import Extractor, Towers
 from dreamjax.evaluation.predictions import Score
-from dreamjax.evaluation.report import Result, Shown, sample
+from dreamjax.evaluation.report import Result, Sample, evenly_spread
+from dreamjax.evaluation.run_files import append_rows, batched, check_settings, read_rows
+from dreamjax.evaluation.settings import EvaluationSettings
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
 from dreamjax.filesystem import atomic
 from dreamjax.progress import bar
@@ -40,189 +36,154 @@ from dreamjax.sampling import text_to_image
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompts import prompt_tokens
 
-SHOWN = 12  # of a task
+SAMPLES = 12  # of a task, on the page
 
 ImageGenerator = Callable[[Sequence[GenerationPrompt], Sequence[int]], list[PIL.Image.Image]]
-"""Wishes and as many seeds -> a picture for each."""
+"""Prompts and as many seeds -> an image for each."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Measures:
-    """What is measured, and beside what."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationJob:
+    """Prompts, the settings of sampling, and the CLIP that ranks candidates (None for a single one)."""
 
-    features: str = "inception"  # features.py says which there are
-    inception: str = ""  # file of weights
-    reference: str = ""  # npz or folder; nothing: the task's own real pictures
-    baseline: str = ""  # folder of a Stable Diffusion to draw the same
-    clip: str = ""  # folder of the CLIP that ranks and measures; nothing: the model's own towers
-
-    def check(self):
-        """Raises what is wrong with it before anything is loaded or drawn."""
-        features.check(self.features, self.inception)
-        for name in ("reference", "baseline", "clip"):
-            path = getattr(self, name)
-            if path and not epath.Path(path).exists():
-                raise ConfigError(f"--{name}: {path}: no such file or folder")
+    prompts: Sequence[GenerationPrompt]
+    settings: GenerationSettings
+    towers: Towers | None = None
+    batch_size: int = 16
+    desc: str = ""
 
 
-def run(model: DreamLLM, task: str, data: epath.Path, out: epath.Path, how, settings: dict) -> Result:
-    """Draws what out/TASK lacks, measures, and says what to show; `how` is a benchmarks.How."""
-    measures, manner, out = how.measures, image_generation.manner_of(how.profile, task), out / task
-    asked = image_generation.TASKS[task](data, how.images, how.count, how.seed)
-    towers, extractor = (
-        features.towers(model, measures.clip),
-        features.extractor(measures.features, measures.inception, model),
-    )
-    warnings = list(asked.warnings)
-    if manner.candidates > 1 and towers is None:
-        warnings.append(
-            f"no CLIP text tower is there to rank {manner.candidates} candidates with: one picture is "
-            "drawn; --clip=DIR names a CLIP with both"
+def run(
+    model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, settings: EvaluationSettings, stored: dict
+) -> Result:
+    """Generates the images that `out` lacks, measures all, and chooses samples for the report."""
+    measures, generation = settings.measures, image_generation.settings_of(settings.profile, task)
+    prompts, warnings = image_generation.TASKS[task](data, settings.images, settings.count, settings.seed)
+    towers = features.towers(model, measures.clip)
+    extractor = features.extractor(measures.features, measures.inception, model)
+    if generation.candidates > 1 and towers is None:
+        warnings += (
+            f"no CLIP text tower is there to rank {generation.candidates} candidates with: one picture is "
+            "drawn; --clip=DIR names a CLIP with both",
         )
-        manner = dataclasses.replace(manner, candidates=1)
-    asked, note = _fitting(model, asked)
-    warnings += note
-    settings = settings | {
-        "task": task,
-        "data": str(data),
-        "profile": how.profile,
-        "seed": how.seed,
-        "candidates": manner.candidates,
+        generation = dataclasses.replace(generation, candidates=1)
+    prompts, shortened = _shorten(model, prompts)
+    stored |= {
+        "profile": settings.profile,
+        "seed": settings.seed,
+        "candidates": generation.candidates,
         "clip": measures.clip,
     }
-    folder = draw(
-        _painter(model, manner), asked.generation_prompts, manner, towers, out, settings, how.batch_size, task
-    )
-    real = _real(asked.generation_prompts, measures.reference, extractor)
-    score = measure(folder, asked.generation_prompts, real, extractor, towers)
-    drawn, beside = {"ours": folder}, {}
+    job = GenerationJob(prompts=prompts, settings=generation, towers=towers, batch_size=settings.batch_size, desc=task)
+    folders = {"ours": generate(_generator(model, generation), job, out, stored)}
+    real = _real(prompts, measures.reference, extractor)
+    score = measure(folders["ours"], prompts, real, extractor, towers)
+    baselines = {}
     if measures.baseline:
-        painter = _baseline_painter(measures.baseline, manner)
-        drawn["baseline"] = draw(
-            painter,
-            asked.generation_prompts,
-            manner,
-            towers,
-            out / "baseline",
-            settings | {"model": measures.baseline},
-            how.batch_size,
-            "baseline",
-        )
-        beside = {
-            "Stable Diffusion, measured": measure(
-                drawn["baseline"], asked.generation_prompts, real, extractor, towers
-            ).metrics
-        }
-    shown = [_shown(generation_prompt, drawn) for generation_prompt in sample(asked.generation_prompts, SHOWN)]
-    words = [
-        f"profile {how.profile}",
-        f"{manner.candidates} candidates ranked by CLIP" if manner.candidates > 1 else "one picture each",
-    ]
-    words += [
+        generator = _baseline_generator(measures.baseline, generation)
+        job = dataclasses.replace(job, desc="baseline")
+        folders["baseline"] = generate(generator, job, out / "baseline", stored | {"model": measures.baseline})
+        baseline = measure(folders["baseline"], prompts, real, extractor, towers)
+        baselines["Stable Diffusion, measured"] = baseline.metrics
+    setting = (
+        f"profile {settings.profile}",
+        f"{generation.candidates} candidates ranked by CLIP" if generation.candidates > 1 else "one picture each",
         f"features of {extractor.name}",
-        f"reference {measures.reference or 'the real pictures of the same wishes'}",
-    ]
-    score = dataclasses.replace(score, warnings=(*warnings, *score.warnings))
-    files = {"predictions": str(out / "predictions.jsonl"), "pictures": str(folder)}
-    return Result(task, score, paper.figures(task), files, shown, how=", ".join(words), measured=beside)
+        f"reference {measures.reference or 'the real pictures of the same prompts'}",
+    )
+    return Result(
+        task,
+        dataclasses.replace(score, warnings=(*warnings, *shortened, *score.warnings)),
+        paper=image_generation.PAPER.get(task, {}),
+        files={"predictions": str(out / "predictions.jsonl"), "pictures": str(folders["ours"])},
+        samples=[_sample(prompt, folders) for prompt in evenly_spread(prompts, SAMPLES)],
+        setting=", ".join(setting),
+        measured=baselines,
+    )
 
 
-def _fitting(model: DreamLLM, asked: GenerationPrompts) -> tuple[GenerationPrompts, list[str]]:
-    """The wishes with prompts that the context holds, and a warning where some were shortened."""
-    room = model.config.llm.max_positions - model.config.dream_queries - 2
+def _shorten(model: DreamLLM, prompts: Sequence[GenerationPrompt]) -> tuple[list[GenerationPrompt], tuple[str, ...]]:
+    """The prompts as far as the context holds them, and a warning of shortened ones."""
+    room = model.model.llm.config.max_positions - model.config.dream_queries - 2
 
-    def fits(prompt):
+    def fits(prompt: Document) -> bool:
         return prompt_tokens(model.model, model.tokenizer, prompt, model.template) <= room
 
-    done = [image_generation.shortened(generation_prompt, fits) for generation_prompt in asked.generation_prompts]
-    count = sum(shortened for _, shortened in done)
-    note = (
-        [
-            f"{count} of {len(done)} prompts are longer than the model's context and lost what is "
-            "farthest from the picture"
-        ]
-        if count
-        else []
+    shortened = [image_generation.shorten(prompt, fits) for prompt in prompts]
+    count = sum(is_shorter for _, is_shorter in shortened)
+    warnings = (
+        f"{count} of {len(shortened)} prompts are longer than the model's context and lost what is farthest from the "
+        "picture",
     )
-    return dataclasses.replace(asked, generation_prompts=[generation_prompt for generation_prompt, _ in done]), note
+    return [prompt for prompt, _ in shortened], warnings if count else ()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Drawing
+# Generation
 
 
-def _painter(model: DreamLLM, manner: GenerationSettings) -> ImageGenerator:
-    options = model.options(dict(manner.drawing))
+def _generator(model: DreamLLM, settings: GenerationSettings) -> ImageGenerator:
+    options = model.options(dict(settings.sampling))
 
-    def paint(generation_prompts: Sequence[GenerationPrompt], seeds: Sequence[int]) -> list[PIL.Image.Image]:
-        prompts = [generation_prompt.prompt for generation_prompt in generation_prompts]
-        return model.decode(text_to_image.draw_after(model.model, model.tokenizer, prompts, seeds, options))
+    def generate_images(prompts: Sequence[GenerationPrompt], seeds: Sequence[int]) -> list[PIL.Image.Image]:
+        documents = [prompt.prompt for prompt in prompts]
+        return model.decode(text_to_image.draw_after(model.model, model.tokenizer, documents, seeds, options))
 
-    return paint
+    return generate_images
 
 
-def _baseline_painter(folder: str, manner: GenerationSettings) -> ImageGenerator:
+def _baseline_generator(folder: str, settings: GenerationSettings) -> ImageGenerator:
     mesh = jax.sharding.get_mesh()
-    painter = StableDiffusion.load(folder, None if mesh.empty else mesh)
-    options = Options(**manner.drawing)
-    return lambda generation_prompts, seeds: painter.draw(
-        [generation_prompt.texts[0] for generation_prompt in generation_prompts], seeds, options
-    )
+    baseline = StableDiffusion.load(folder, None if mesh.empty else mesh)
+    options = Options(**settings.sampling)
+    return lambda prompts, seeds: baseline.draw([prompt.texts[0] for prompt in prompts], seeds, options)
 
 
-def seed_of(generation_prompt: GenerationPrompt, seed: int) -> int:
-    """What the noise of a wish's picture is drawn by, 32 bits."""
-    return zlib.crc32(f"{seed}/{generation_prompt.id}".encode())
+def seed_of(prompt: GenerationPrompt, seed: int) -> int:
+    """The seed of a prompt's noise, 32 bits."""
+    return zlib.crc32(f"{seed}/{prompt.id}".encode())
 
 
-def draw(
-    paint: ImageGenerator,
-    generation_prompts: Sequence[GenerationPrompt],
-    manner: GenerationSettings,
-    towers: Towers | None,
-    out: epath.Path,
-    settings: dict,
-    batch_size: int,
-    desc: str,
-) -> epath.Path:
-    """Draws every wish that has no row yet and keeps its best candidate; the folder of pictures."""
+def generate(generate_images: ImageGenerator, job: GenerationJob, out: epath.Path, stored: dict) -> epath.Path:
+    """Generates an image for every prompt that has no row yet, the best of its candidates; the folder of images."""
     path, folder = out / "predictions.jsonl", out / "pictures"
-    runner.check_settings(out, settings)
+    check_settings(out, stored)
     folder.mkdir(exist_ok=True)
-    done = {row["question_id"] for row in runner.resume(path, question_id=str)}
-    waiting = [generation_prompt for generation_prompt in generation_prompts if generation_prompt.id not in done]
-    seeds = [manner.seed + k for k in range(manner.candidates)]
-    size = max(1, batch_size // manner.candidates)
-    with bar(len(generation_prompts), "picture", desc, len(generation_prompts) - len(waiting)) as progress:
-        for batch in runner.batched(waiting, size):
-            filled = [*batch, *[batch[-1]] * (size - len(batch))]  # the same shapes whatever is left to do
-            pairs = [(generation_prompt, seed) for generation_prompt in filled for seed in seeds]
-            made = paint([generation_prompt for generation_prompt, _ in pairs], [seed_of(*pair) for pair in pairs])
-            for i, generation_prompt in enumerate(batch):
-                mine = made[i * len(seeds) : (i + 1) * len(seeds)]
-                scores = rank(mine, generation_prompt, manner, towers) if len(mine) > 1 else [0.0]
-                best = int(np.argmax(scores))
-                name = f"{generation_prompt.id}.png"
-                atomic.write_bytes(folder / name, image_io.to_png(image_io.for_decoder(mine[best], SIDE)))
-                row = {
-                    "question_id": generation_prompt.id,
-                    "prompt": generation_prompt.texts[0],
-                    "text": f"pictures/{name}",
-                    "seed": seeds[best],
-                }
-                runner.append(path, [row | ({"scores": [float(score) for score in scores]} if len(mine) > 1 else {})])
+    done = {row["question_id"] for row in read_rows(path, question_id=str)}
+    waiting = [prompt for prompt in job.prompts if prompt.id not in done]
+    count = job.settings.candidates
+    seeds = [job.settings.seed + k for k in range(count)]
+    size = max(1, job.batch_size // count)
+    with bar(len(job.prompts), "picture", job.desc, len(job.prompts) - len(waiting)) as progress:
+        for batch in batched(waiting, size):
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]  # the same shapes for a batch that is not full
+            pairs = [(prompt, seed) for prompt in filled for seed in seeds]
+            images = generate_images([prompt for prompt, _ in pairs], [seed_of(*pair) for pair in pairs])
+            for i, prompt in enumerate(batch):
+                append_rows(path, [_choose(images[i * count : (i + 1) * count], prompt, job, folder)])
             progress.update(len(batch))
     return folder
 
 
+def _choose(
+    candidates: Sequence[PIL.Image.Image], prompt: GenerationPrompt, job: GenerationJob, folder: epath.Path
+) -> dict:
+    """Writes the best candidate and returns the prompt's row."""
+    best, ranked = 0, {}
+    if len(candidates) > 1 and job.towers:
+        scores = rank(candidates, prompt, job.settings, job.towers)
+        best, ranked = int(np.argmax(scores)), {"scores": [float(score) for score in scores]}
+    name = f"{prompt.id}.png"
+    atomic.write_bytes(folder / name, image_io.to_png(image_io.for_decoder(candidates[best], SIDE)))
+    row = {"question_id": prompt.id, "prompt": prompt.texts[0], "text": f"pictures/{name}"}
+    return row | {"seed": job.settings.seed + best} | ranked
+
+
 def rank(
-    candidates: Sequence[PIL.Image.Image],
-    generation_prompt: GenerationPrompt,
-    manner: GenerationSettings,
-    towers: Towers,
+    candidates: Sequence[PIL.Image.Image], prompt: GenerationPrompt, settings: GenerationSettings, towers: Towers
 ) -> np.ndarray:
-    """How well each candidate fits the wish's text, or whichever of all its texts it fits best."""
-    texts = generation_prompt.texts if manner.all_texts else generation_prompt.texts[:1]
+    """Each candidate's fit to the prompt's text, or to whichever of all its texts it fits best, [candidates]."""
+    texts = prompt.texts if settings.all_texts else prompt.texts[:1]
     pairs = [(image, text) for image in candidates for text in texts]
     scores = towers.scorer()([image for image, _ in pairs], [text for _, text in pairs])
     return np.asarray(scores).reshape(len(candidates), len(texts)).max(1)
@@ -232,68 +193,52 @@ def rank(
 # Measuring
 
 
-def _real(
-    generation_prompts: Sequence[GenerationPrompt], reference: str, extractor: Extractor
-) -> frechet.Statistics | np.ndarray:
-    """The given reference, else the real pictures of the wishes, each once, at the size of the drawn ones."""
+def _real(prompts: Sequence[GenerationPrompt], reference: str, extractor: Extractor) -> frechet.Statistics | np.ndarray:
+    """The given reference, else the real images of the prompts, each once, at the size of the generated ones."""
     if reference:
         return features.reference(reference, extractor, SIDE)
-    real = list(
-        {
-            generation_prompt.real.source
-            if isinstance(generation_prompt.real.source, (str, bytes))
-            else str(generation_prompt.real.source): generation_prompt.real
-            for generation_prompt in generation_prompts
-        }.values()
-    )
-    return features.collect(
-        extractor, (features.square(image.pil(), SIDE) for image in real), len(real), "real pictures"
-    )
+    images = {}
+    for prompt in prompts:
+        source = prompt.real.source
+        images[source if isinstance(source, str | bytes) else str(source)] = prompt.real
+    squares = (features.square(image.pil(), SIDE) for image in images.values())
+    return features.collect(extractor, squares, len(images), "real pictures")
 
 
 def measure(
     folder: epath.Path,
-    generation_prompts: Sequence[GenerationPrompt],
+    prompts: Sequence[GenerationPrompt],
     real: frechet.Statistics | np.ndarray,
     extractor: Extractor,
     towers: Towers | None,
 ) -> Score:
-    """Distances of the wishes' pictures in a folder to the real ones, and `clip_score`, the mean of 100 cosines of
-    picture and caption.
+    """Distances of the images in a folder to the real ones, and `clip_score`, the mean of 100 cosines of image and
+    caption.
     """
-    missing = [
-        generation_prompt
-        for generation_prompt in generation_prompts
-        if not (folder / f"{generation_prompt.id}.png").exists()
-    ]
+    paths = [folder / f"{prompt.id}.png" for prompt in prompts]
+    missing = [path.name for path in paths if not path.exists()]
     if missing:
-        first = f"{missing[0].id}.png; use another --out, or delete {folder.parent}"
         raise SourceError(
-            f"{folder}: {len(missing)} of {len(generation_prompts)} pictures are missing, the first is {first}"
+            f"{folder}: {len(missing)} of {len(prompts)} pictures are missing, the first is {missing[0]}; use another "
+            f"--out, or delete {folder.parent}"
         )
-    opened = (image_io.open_rgb(folder / f"{generation_prompt.id}.png") for generation_prompt in generation_prompts)
-    drawn = features.collect(extractor, opened, len(generation_prompts), "drawn pictures")
-    metrics, warnings = features.compare(real, drawn, extractor.name)
+    opened = (image_io.open_rgb(path) for path in paths)
+    generated = features.collect(extractor, opened, len(paths), "drawn pictures")
+    metrics, warnings = features.compare(real, generated, extractor.name)
     if towers:
-        fits = []
-        for batch in runner.batched(generation_prompts, features.BATCH):
-            fits += list(
-                towers.stop_consensus(
-                    [image_io.open_rgb(folder / f"{generation_prompt.id}.png") for generation_prompt in batch],
-                    [generation_prompt.texts[0] for generation_prompt in batch],
-                )
-            )
-        metrics["clip_score"] = float(np.mean(fits))
-    counts = {"pictures": len(generation_prompts)} | (
-        {} if isinstance(real, frechet.Statistics) else {"real_pictures": len(real)}
-    )
+        cosines: list[float] = []
+        for batch in batched(list(zip(paths, prompts, strict=True)), features.BATCH):
+            images, texts = [image_io.open_rgb(path) for path, _ in batch], [prompt.texts[0] for _, prompt in batch]
+            cosines += list(towers.similarity(images, texts))
+        metrics["clip_score"] = float(np.mean(cosines))
+    counts = {"pictures": len(prompts)}
+    if not isinstance(real, frechet.Statistics):
+        counts["real_pictures"] = len(real)
     return Score(metrics, counts, warnings)
 
 
-def _shown(generation_prompt: GenerationPrompt, drawn: dict[str, epath.Path]) -> Shown:
-    """The prompt, what was drawn (the baseline's second), and the real picture last."""
-    shown = tuple(Image(folder / f"{generation_prompt.id}.png") for folder in drawn.values())
-    names = " | ".join([*drawn, "real"])
-    return Shown(
-        generation_prompt.id, Document(generation_prompt.prompt.parts), names, images=(*shown, generation_prompt.real)
-    )
+def _sample(prompt: GenerationPrompt, folders: dict[str, epath.Path]) -> Sample:
+    """The prompt, our image, the baseline's if there is one, and the real image last."""
+    generated = (Image(folder / f"{prompt.id}.png") for folder in folders.values())
+    names = " | ".join([*folders, "real"])
+    return Sample(prompt.id, Document(prompt.prompt.parts), names, images=(*generated, prompt.real))

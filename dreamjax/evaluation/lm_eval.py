@@ -11,6 +11,7 @@ Importing this file also registers the class as `dreamjax`: simple_evaluate("dre
 import collections
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
@@ -21,7 +22,7 @@ from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.document.tokenize import TokenSequence
 from dreamjax.errors import ConfigError
-from dreamjax.evaluation.runner import batched
+from dreamjax.evaluation.run_files import batched
 from dreamjax.progress import bar
 from dreamjax.sampling import finite, likelihood
 
@@ -49,7 +50,7 @@ class DreamJAX(TemplateLM):
             raise ConfigError(f"batch_size: {batch_size!r} is no number from 1 on")
         self.model = model if isinstance(model, DreamLLM) else DreamLLM.load(model, which)
         self.batch_size = int(batch_size)
-        self.context = self.model.config.llm.max_positions
+        self.context = self.model.model.llm.config.max_positions
 
     @property
     def eot_token_id(self) -> int:
@@ -65,7 +66,7 @@ class DreamJAX(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence, disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities, whether greedy decoding writes it) of each (_, context, continuation), the
+        """(sum of log-probabilities, true if greedy decoding writes it) of each (_, context, continuation), the
         latter two in tokens.
         """
         for number, (pair, _, continuation) in enumerate(requests):
@@ -75,25 +76,25 @@ class DreamJAX(TemplateLM):
             _row([*context, *continuation][-self.context :], len(continuation)) for _, context, continuation in requests
         ]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # those of a length side by side
-        found: list = [None] * len(rows)
-        shares: list = [None] * len(rows)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        log_probs: list[np.ndarray] = [np.zeros(0)] * len(rows)
         with bar(len(rows), "request", "loglikelihood", disable=disable_tqdm) as progress:
-            for now in batched(order, self.batch_size):
-                made = likelihood.likelihoods(
+            for batch in batched(order, self.batch_size):
+                scores = likelihood.likelihoods(
                     self.model.model,
-                    [Document(())] * len(now),
-                    [rows[i] for i in now],
+                    [Document(())] * len(batch),
+                    [rows[i] for i in batch],
                     self.batch_size,
                 )
-                for i, scored in zip(now, made, strict=True):
-                    shares[i] = scored.log_probabilities
-                    found[i] = (
-                        float(scored.log_probabilities.sum(dtype=np.float64)),
-                        bool(scored.likeliest.all()),
+                for i, score in zip(batch, scores, strict=True):
+                    log_probs[i] = score.log_probabilities
+                    results[i] = (
+                        float(score.log_probabilities.sum(dtype=np.float64)),
+                        bool(score.likeliest.all()),
                     )
-                progress.update(len(now))
-        finite.require_rows(shares, "request", self.model.model)
-        return found
+                progress.update(len(batch))
+        finite.require_rows(log_probs, "request", self.model.model)
+        return results
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the context that do not overlap but for one token."""
@@ -109,39 +110,39 @@ class DreamJAX(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to the first of its `until` strings."""
-        groups, found = collections.defaultdict(list), [""] * len(requests)
+        """The model's continuation of each context, up to the first of its `until` strings."""
+        groups, texts = collections.defaultdict(list), [""] * len(requests)
         for number, request in enumerate(requests):
             groups[repr(sorted(request.args[1].items()))].append(number)
         with bar(len(requests), "request", "generate_until", disable=disable_tqdm) as progress:
             for numbers in groups.values():
                 options = self._options(requests[numbers[0]].args[1])
-                for now in batched(numbers, self.batch_size):
-                    prompts = [self._fitting(requests[number].args[0], options["max_tokens"]) for number in now]
-                    made = self.model.generate_batch(
-                        prompts, list(now), batch_size=self.batch_size, max_images=0, **options
+                for batch in batched(numbers, self.batch_size):
+                    prompts = [self._fitting(requests[number].args[0], options["max_tokens"]) for number in batch]
+                    documents = self.model.generate_batch(
+                        prompts, list(batch), batch_size=self.batch_size, max_images=0, **options
                     )
-                    for number, document in zip(now, made, strict=True):
-                        found[number] = document.text
-                    progress.update(len(now))
-        return found
+                    for number, document in zip(batch, documents, strict=True):
+                        texts[number] = document.text
+                    progress.update(len(batch))
+        return texts
 
-    def _options(self, asked: dict) -> dict:
-        until = asked.get("until") or ()
+    def _options(self, request: dict[str, Any]) -> dict[str, Any]:
+        until = request.get("until") or ()
         options = {
-            "max_tokens": int(asked.get("max_gen_toks", asked.get("max_tokens", DEFAULT_TOKENS))),
+            "max_tokens": int(request.get("max_gen_toks", request.get("max_tokens", DEFAULT_TOKENS))),
             "stop": (until,) if isinstance(until, str) else tuple(until),
         }
-        if asked.get("do_sample", asked.get("temperature", 0) > 0):
+        if request.get("do_sample", request.get("temperature", 0) > 0):
             options |= {
-                "temperature": float(asked.get("temperature", 1.0)),
-                "top_p": float(asked.get("top_p", 1.0)),
-                "top_k": int(asked.get("top_k", 0)),
+                "temperature": float(request.get("temperature", 1.0)),
+                "top_p": float(request.get("top_p", 1.0)),
+                "top_k": int(request.get("top_k", 0)),
             }
         return options
 
     def _fitting(self, text: str, max_tokens: int) -> str:
-        """The end of a text that leaves room for what is written, or, of a small context, half of it."""
+        """The end of a text that leaves room for `max_tokens`, or half of a small context."""
         room = max(self.context - max_tokens, self.context // 2) - 1
         tokens = self.model.tokenizer.encode(text)
         return text if len(tokens) <= room else self.model.tokenizer.decode_continuation(tokens[-room:]).lstrip()

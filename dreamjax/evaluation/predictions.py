@@ -1,10 +1,10 @@
-"""Files of predictions, ours and other models': rows of (id, text) in the forms that benchmarks and their scorers use.
+"""Predictions and scores: files of predictions, ours and other models', and the match of predictions with questions.
 
     JSONL       a row a line: LLaVA's answer files (question_id, prompt, text), ours
     JSON        a list of rows (VQA servers, COCO captions), or an object {id: text}
     XLSX, TSV   a table with a header (MMBench)
 
-A prediction belongs to a question by (id, question): ids of pictures may stand for several questions, which the prompt
+A prediction belongs to a question by (id, question): ids of images may stand for several questions, which the prompt
 tells apart.
 """
 
@@ -12,36 +12,34 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.files import read_json, read_table, shown, shown_name, without_repeats
+from dreamjax.evaluation.files import quote, quote_name, read_json, read_table, without_repeats
 
 ID_KEYS = ("question_id", "questionId", "index", "image_id", "image", "id")
-TEXT_KEYS = (
-    "text",
-    "prediction",
-    "caption",
-    "answer",
-)  # before `answer`, which tables of MMBench use for the right one
+TEXT_KEYS = ("text", "prediction", "caption", "answer")  # `answer` last: tables of MMBench have the right one there
 PROMPT_KEYS = ("prompt", "question")
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """One prediction: whose, what, and where in the file it stands."""
+class Prediction:
+    """One prediction. `prompt` is the question as it was asked, as far as the file tells it."""
 
     id: str
     text: str
-    prompt: str  # the question as it was put, or as far as the file tells it; "" where it does not
+    prompt: str
     category: str
-    where: str
+    location: str  # file and row, for messages
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A task's figures and what they were counted on; `warnings` are lines for the user."""
+    """Metrics, the counts they are of, and warnings for the user, a line each."""
 
     metrics: dict[str, float]
     counts: dict[str, int]
@@ -50,17 +48,17 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The file for a benchmark's server or grader; `warnings` say what it lacks."""
+    """The file for a benchmark's server or grader, and warnings of what it lacks."""
 
     path: epath.Path
     warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Matched:
-    """Predictions by question; `counts` has the questions, predictions, missing and unmatched ones."""
+class Matched(Generic[Key]):
+    """Texts of predictions by question, and the counts of questions, predictions, missing and unmatched ones."""
 
-    texts: dict[Hashable, str]
+    texts: dict[Key, str]
     counts: dict[str, int]
     warnings: tuple[str, ...]
 
@@ -69,149 +67,131 @@ class Matched:
 # Reading
 
 
-def read_answers(path: epath.PathLike, numbered: bool = False) -> list[Answer]:
-    """All predictions of a file; where rows bear no id and `numbered` is set, the row's number from 1 is its id.
-
-    Raises SourceError where there is no such file, no row in it, or a row that is none.
-    """
-    return answers_of(read_rows(path), path, numbered)
+def read_predictions(path: epath.PathLike) -> list[Prediction]:
+    """All predictions of a file. Raises SourceError for no such file, a file without rows, and a row that is none."""
+    return parse_predictions(read_rows(path), path)
 
 
-def answers_of(rows: Iterable[tuple[str, dict]], path: epath.PathLike, numbered: bool = False) -> list[Answer]:
-    """`read_answers` of rows that were read from `path` already."""
-    answers = [
-        _answer(row, where, path, str(number) if numbered else None) for number, (where, row) in enumerate(rows, 1)
-    ]
-    if not answers:
+def parse_predictions(rows: Iterable[tuple[str, Any]], path: epath.PathLike) -> list[Prediction]:
+    """The predictions of rows (location, row) that were read from `path`."""
+    predictions = [_parse(row, f"{path}: {location}") for location, row in rows]
+    if not predictions:
         raise SourceError(f"{path}: holds no predictions")
-    return answers
+    return predictions
 
 
-def read_rows(path: epath.PathLike) -> Iterable[tuple[str, dict]]:
-    """(where it stands, row) for each row of a JSONL, JSON, XLSX, TSV or CSV file."""
+def read_rows(path: epath.PathLike) -> list[tuple[str, Any]]:
+    """(location, row) for each row of a JSONL, JSON, XLSX, TSV or CSV file; a row of JSON may be no object."""
     path = epath.Path(path)
     if path.suffix in (".xlsx", ".tsv", ".csv"):
         return [(f"row {number}", row) for number, row in enumerate(read_table(path), 2)]
     return rows_of(read_json(path, without_repeats))
 
 
-def rows_of(content: list | dict) -> list[tuple[str, dict]]:
-    """`read_rows` of what a JSON file holds."""
-    if (
-        isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content)
-    ):  # a file of one line
-        content = [content]
+def rows_of(content: list | dict) -> list[tuple[str, Any]]:
+    """`read_rows` of the content of a JSON file."""
+    if isinstance(content, dict) and set(ID_KEYS) & set(content) and set(TEXT_KEYS) & set(content):
+        content = [content]  # a JSONL file of one line
     if isinstance(content, dict):
         rows = ((key, value if isinstance(value, dict) else {"text": value}) for key, value in content.items())
-        return [(f"key {shown_name(key)}", {"question_id": key, **row}) for key, row in rows]
+        return [(f"key {quote_name(key)}", {"question_id": key, **row}) for key, row in rows]
     return [(f"row {number}", row) for number, row in enumerate(content, 1)]
 
 
-def _answer(row, where: str, path: epath.PathLike, number: str | None) -> Answer:
-    where = f"{path}: {where}"
+def _parse(row: Any, location: str) -> Prediction:
     if not isinstance(row, dict):
-        raise SourceError(f"{where} is no object with an id and a text")
-    key, text = _words(row, ID_KEYS, "id", where, number), _words(row, TEXT_KEYS, "text", where)
-    for name, keys, value in (("id", ID_KEYS, key), ("text", TEXT_KEYS, text)):
-        if value is None:
-            raise SourceError(f"{where} has no {name} (one of {', '.join(keys)})")
-    return Answer(
-        key,
-        text,
-        _words(row, PROMPT_KEYS, "prompt", where, ""),
-        _words(row, ("category",), "category", where, ""),
-        where,
-    )
+        raise SourceError(f"{location} is no object with an id and a text")
+    key, text = _field(row, ID_KEYS, "id", location), _field(row, TEXT_KEYS, "text", location)
+    if key is None:
+        raise SourceError(f"{location} has no id (one of {', '.join(ID_KEYS)})")
+    if text is None:
+        raise SourceError(f"{location} has no text (one of {', '.join(TEXT_KEYS)})")
+    prompt, category = _field(row, PROMPT_KEYS, "prompt", location), _field(row, ("category",), "category", location)
+    return Prediction(key, text, prompt or "", category or "", location)
 
 
-def _words(row: dict, keys: Sequence[str], what: str, where: str, otherwise: str | None = None) -> str | None:
-    """The first value under `keys` as text; raises SourceError where it is neither text nor a finite number."""
-    value = next((row[key] for key in keys if row.get(key) is not None), otherwise)
+def _field(row: dict, keys: Sequence[str], name: str, location: str) -> str | None:
+    """The first value under `keys` as text; raises SourceError for what is neither text nor a finite number."""
+    value = next((row[key] for key in keys if row.get(key) is not None), None)
     if value is None or isinstance(value, str):
         return value
-    if (
-        isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf
-    ):  # isfinite fails on longer ints
-        raise SourceError(f"{where}: {shown(value)} is no {what}")
-    return str(
-        int(value) if isinstance(value, float) and what == "id" and value.is_integer() else value
-    )  # tables know no whole numbers
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < math.inf:  # math.isfinite fails on integers of hundreds of digits
+        raise SourceError(f"{location}: {quote(value)} is no {name}")
+    # Tables have no integers.
+    return str(int(value) if isinstance(value, float) and name == "id" and value.is_integer() else value)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Whose answer it is
+# Matching
 
 
 def match(
-    answers: Sequence[Answer], find: Callable[[Answer], Sequence[Hashable]], questions: Sequence[Hashable], named: str
-) -> Matched:
-    """Predictions by question, where `find` says which question a prediction answers: none of these, or one.
+    predictions: Sequence[Prediction],
+    find: Callable[[Prediction], Sequence[Key]],
+    questions: Sequence[Key],
+    source: str,
+) -> Matched[Key]:
+    """Predictions by question. `find` gives the question that a prediction answers, or none; `source` names the data.
 
-    It may name several where the data ask the same of the same picture again; predictions take them in turn. A question
-    answered twice is an error, and so is a file of which nothing matches. What has no prediction, and what matches no
-    question, is counted and warned of: every figure is over all `questions`.
+    It may give several where the data ask the same of the same image again; predictions take them in turn. A question
+    answered twice is an error, and so is a file of which nothing matches. Questions without a prediction, and
+    predictions without a question, are counted and warned of: every figure is over all `questions`.
     """
-    found, unmatched = {}, []
-    for answer in answers:
-        keys = find(answer)
-        key = next((key for key in keys if key not in found), None)
+    matched: dict[Key, Prediction] = {}
+    unmatched = []
+    for prediction in predictions:
+        keys = find(prediction)
+        key = next((key for key in keys if key not in matched), None)
         if not keys:
-            unmatched.append(answer)
+            unmatched.append(prediction)
         elif key is None:
+            first = matched[keys[0]].location
             raise SourceError(
-                f"{answer.where}: answers {_named(keys[0])} a second time; the first is {found[keys[0]].where}"
+                f"{prediction.location}: answers {_describe(keys[0])} a second time; the first is {first}"
             )
         else:
-            found[key] = answer
-    if not found:
-        first = unmatched[0]
+            matched[key] = prediction
+    count = len(predictions)
+    if not matched:
         raise SourceError(
-            f"{first.where}: id {shown(first.id)} is of no question in {named}, and so are all "
-            f"{len(answers)} predictions"
+            f"{unmatched[0].location}: id {quote(unmatched[0].id)} is of no question in {source}, and so are all "
+            f"{count} predictions"
         )
-    missing = [key for key in questions if key not in found]
+    missing = [key for key in questions if key not in matched]
+    empty = [prediction for prediction in matched.values() if not prediction.text.strip()]
     warnings = []
     if missing:
         warnings.append(
-            f"{len(missing)} of {len(questions)} questions have no prediction and count as wrong; the "
-            f"first is {_named(missing[0])}"
+            f"{len(missing)} of {len(questions)} questions have no prediction and count as wrong; the first is "
+            f"{_describe(missing[0])}"
         )
     if unmatched:
         warnings.append(
-            f"{len(unmatched)} of {len(answers)} predictions are of no question in {named} and left out; "
-            f"the first is {unmatched[0].where}"
+            f"{len(unmatched)} of {count} predictions are of no question in {source} and left out; the first is "
+            f"{unmatched[0].location}"
         )
-    empty = [answer for answer in found.values() if not answer.text.strip()]
     if empty:
         warnings.append(
-            f"{len(empty)} of {len(answers)} predictions are empty texts, which are scored as they are; "
-            f"the first is {empty[0].where}"
+            f"{len(empty)} of {count} predictions are empty texts, which are scored as they are; the first is "
+            f"{empty[0].location}"
         )
-    counts = {
-        "questions": len(questions),
-        "predictions": len(answers),
-        "missing": len(missing),
-        "unmatched": len(unmatched),
-    }
-    return Matched({key: answer.text for key, answer in found.items()}, counts, tuple(warnings))
+    counts = dict(questions=len(questions), predictions=count, missing=len(missing), unmatched=len(unmatched))
+    return Matched({key: prediction.text for key, prediction in matched.items()}, counts, tuple(warnings))
 
 
-def by_id(answers: Sequence[Answer], questions: Sequence[str], named: str) -> Matched:
-    """`match` where ids are of questions."""
-    known = set(questions)
-    return match(answers, lambda answer: (answer.id,) if answer.id in known else (), questions, named)
+def match_ids(predictions: Sequence[Prediction], questions: Sequence[str], source: str) -> Matched[str]:
+    """`match` by the ids of questions alone."""
+    ids = set(questions)
+    return match(predictions, lambda prediction: (prediction.id,) if prediction.id in ids else (), questions, source)
 
 
-def first(values: Iterable, count: int | None, group: Callable[..., Hashable] = lambda value: "") -> list:
-    """The first `count` values of each group, in their order; all where `count` is None."""
-    if count is None:
-        return list(values)
-    taken, kept = collections.Counter(), []
-    for value in values:
-        taken[group(value)] += 1
-        if taken[group(value)] <= count:
-            kept.append(value)
-    return kept
+def _describe(key: Hashable) -> str:
+    return "question " + quote_name(" ".join(map(str, key)) if isinstance(key, tuple) else str(key))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Means
 
 
 def percent(values: Iterable[float]) -> float:
@@ -220,13 +200,9 @@ def percent(values: Iterable[float]) -> float:
     return 100.0 * math.fsum(values) / len(values) if values else float("nan")
 
 
-def percent_by(groups: Mapping[Hashable, float], group_of: Callable[[Hashable], str]) -> dict[str, float]:
+def percent_by(values: Mapping[Key, float], group_of: Callable[[Key], str]) -> dict[str, float]:
     """`percent` of the values of each group, in order of first appearance."""
-    found = collections.defaultdict(list)
-    for key, value in groups.items():
-        found[group_of(key)].append(value)
-    return {group: percent(values) for group, values in found.items()}
-
-
-def _named(key: Hashable) -> str:
-    return "question " + shown_name(" ".join(str(part) for part in key) if isinstance(key, tuple) else str(key))
+    groups = collections.defaultdict(list)
+    for key, value in values.items():
+        groups[group_of(key)].append(value)
+    return {group: percent(members) for group, members in groups.items()}

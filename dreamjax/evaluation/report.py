@@ -1,21 +1,22 @@
-"""One page of a run.
-
-For each task its figures beside the paper's, and a sample of questions with what the model said to them.
-"""
+"""report.html of a run: for each task its metrics beside the paper's, and a sample of questions with their answers."""
 
 import dataclasses
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import PIL.Image
 
 from dreamjax.document import Document, Image, Text, html_article
 from dreamjax.document.html import html_page
+from dreamjax.evaluation import metric_names
 from dreamjax.evaluation.predictions import Exported, Score
 
-SHOWN = 24  # questions of a task
-SIDE = 320  # pixels of a picture's longer side on the page
+T = TypeVar("T")
+
+SAMPLES = 24  # questions of a task
+SIDE = 320  # pixels of an image's longer side on the page
 PIXEL_ART = 64
 
 _TABLE = (
@@ -26,179 +27,155 @@ _CELL = "padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """One question on the page: the prompt as the model got it, its prediction, and what is right."""
+class Sample:
+    """One question on the page: the prompt as the model got it, its prediction, and the references."""
 
     id: str
     prompt: Document
     text: str
     raw: str = ""
     references: tuple[str, ...] = ()
-    images: tuple[Image, ...] = ()  # of a picture that was drawn: it, others beside it, the real one; `text` names them
-    goes_on: Document | None = None  # what was made where it is more than words; it stands right after the prompt
+    images: tuple[Image, ...] = ()  # the generated image, others beside it, the real one; `text` names them
+    continuation: Document | None = None  # a generated document, shown right after the prompt in place of `text`
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a task; `score` is None where it is scored elsewhere, `note` says why.
-
-    `measured` has the figures {model: {metric: figure}} of others that were measured beside it.
-    """
+    """The result of a task; `score` is None if it is scored elsewhere, and `note` says why."""
 
     task: str
-    score: Score | None
-    paper: Mapping[str, Mapping[str, float]]
-    files: Mapping[str, str]
-    shown: Sequence[Shown] = ()
+    score: Score | None = None
+    paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # {metric: {model: figure}}
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    samples: Sequence[Sample] = ()
     note: str = ""
-    how: str = ""  # profile, examples, count
-    measured: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    export: Callable[[], Exported] | None = (
-        None  # writes the file for the benchmark's server, once the figures are safe
-    )
+    setting: str = ""  # profile, examples, count
+    measured: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # {other model: {metric: ..}}
+    export: Callable[[], Exported] | None = None  # writes the file for the benchmark's server, once results are safe
 
 
-def sample(values: Sequence, count: int = SHOWN) -> list:
+def evenly_spread(values: Sequence[T], count: int = SAMPLES) -> list[T]:
     """`count` of the values, evenly spread, in order."""
     return [values[i * len(values) // count] for i in range(count)] if len(values) > count else list(values)
 
 
 def columns(result: Result) -> list[str]:
-    """Whose figures stand beside ours: what was measured here, and the models of the paper's figures."""
-    return [
-        *result.measured,
-        *dict.fromkeys(f"{model} (paper)" for by_model in result.paper.values() for model in by_model),
-    ]
+    """The models beside ours: those that were measured here, and those of the paper's figures."""
+    models = dict.fromkeys(f"{model} (paper)" for by_model in result.paper.values() for model in by_model)
+    return [*result.measured, *models]
 
 
 def rows(result: Result) -> list[tuple[str, float | None, list[float | None]]]:
-    """(metric, our figure, the others' by `columns`) of a task; metrics that the paper alone has come last."""
+    """(metric, our figure, the others' by `columns`) of a task; metrics of the paper alone come last."""
     ours = result.score.metrics if result.score else {}
 
-    def of_paper(name, model):
-        return result.paper.get(name, {}).get(model.removesuffix(" (paper)"))
+    def figure(model: str, metric: str) -> float | None:
+        if model in result.measured:
+            return result.measured[model].get(metric)
+        return result.paper.get(metric, {}).get(model.removesuffix(" (paper)"))
 
-    def theirs(name):
-        return [
-            result.measured[model].get(name) if model in result.measured else of_paper(name, model)
-            for model in columns(result)
-        ]
-
-    return [(name, ours.get(name), theirs(name)) for name in dict.fromkeys([*ours, *result.paper])]
+    metrics = dict.fromkeys([*ours, *result.paper])
+    return [(metric, ours.get(metric), [figure(model, metric) for model in columns(result)]) for metric in metrics]
 
 
 def format_summary(result: Result) -> str:
-    """A task's figures as a table for a person, the paper's beside them."""
-    lines = [f"{result.task} ({result.how})" if result.how else result.task]
+    """A task's metrics as a table of text, the paper's beside them."""
+    lines = [f"{result.task} ({result.setting})" if result.setting else result.task]
     models = columns(result)
     width = max([12, *map(len, models)])
     if models:
         lines.append(f"  {'':34s} {'ours':>{width}s} " + " ".join(f"{model:>{width}s}" for model in models))
-    for name, ours, theirs in rows(result):
-        lines.append(
-            f"  {name:34s} {_number(ours, width)} {' '.join(_number(value, width) for value in theirs)}".rstrip()
-        )
-    if result.score is None:
-        return "\n".join([*lines, f"  not scored: {result.note}"])
-    return "\n".join([*lines, f"  {format_counts(result.score.counts)}"])
+    for metric, ours, others in rows(result):
+        figures = " ".join(f"{'' if value is None else f'{value:.2f}':>{width}s}" for value in (ours, *others))
+        lines.append(f"  {metric:34s} {figures}".rstrip())
+    lines.append(f"  {format_counts(result.score.counts) if result.score else f'not scored: {result.note}'}")
+    return "\n".join(lines)
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """What figures are of, such as "of 6 questions, 6 predictions, 1 neither yes nor no".
-
-    What is none of is left out.
-    """
+    """Counts such as "of 6 questions, 6 predictions, 1 neither yes nor no", without those that are 0."""
     return "of " + ", ".join(f"{count:,d} {name.replace('_', ' ')}" for name, count in counts.items() if count)
 
 
-def _number(value: float | None, width: int) -> str:
-    return f"{'':{width}s}" if value is None else f"{value:{width}.2f}"
+# ----------------------------------------------------------------------------------------------------------------------
+# The page
 
 
-def render(title: str, results: Sequence[Result]) -> str:
-    """The page, self-contained."""
+def render(title: str, results: Sequence[Result], details: Sequence[str] = ()) -> str:
+    """The page, self-contained. `details` of the run, such as its model and date, stand below the title."""
     links = "".join(
         f'<li><a href="#{html.escape(result.task)}" style="color: inherit">{html.escape(result.task)}</a></li>'
         for result in results
     )
     contents = f"<ul>{links}</ul>" if len(results) > 1 else ""
-    return html_page(title, f"<h1>{html.escape(title)}</h1>\n{contents}\n" + "\n".join(map(_section, results)))
+    about = f'<p class="role">{html.escape(" · ".join(details))}</p>\n' if details else ""
+    return html_page(title, f"<h1>{html.escape(title)}</h1>\n{about}{contents}\n" + "\n".join(map(_section, results)))
 
 
 def _section(result: Result) -> str:
-    how = f'<p class="role">{html.escape(result.how)}</p>' if result.how else ""
-    notes = (
-        [format_counts(result.score.counts), *result.score.warnings] if result.score else [f"not scored: {result.note}"]
-    )
-    figures = _table(result) + (
-        f'<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else ""
-    )
-    articles = "\n".join(html_article(_document(shown), f"<h2>{html.escape(shown.id)}</h2>") for shown in result.shown)
-    examples = (
-        f"<details><summary>{len(result.shown)} questions and answers</summary>\n{articles}\n</details>"
-        if result.shown
-        else ""
-    )
+    setting = f'<p class="role">{html.escape(result.setting)}</p>' if result.setting else ""
+    score = result.score
+    notes = [format_counts(score.counts), *score.warnings] if score else [f"not scored: {result.note}"]
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    samples = ""
+    if result.samples:
+        articles = "\n".join(
+            html_article(_document(sample), f"<h2>{html.escape(sample.id)}</h2>") for sample in result.samples
+        )
+        summary = f"<summary>{len(result.samples)} questions and answers</summary>"
+        samples = f"<details>{summary}\n{articles}\n</details>"
     return (
         f'<section id="{html.escape(result.task)}">\n<h1>{html.escape(result.task)}</h1>\n'
-        f"{how}\n{figures}\n{examples}\n</section>"
+        f'{setting}\n{_table(result)}<ul class="notes">{items}</ul>\n{samples}\n</section>'
     )
 
 
 def _table(result: Result) -> str:
-    models = columns(result)
-
-    def cell(kind, text, side):
+    def cell(kind: str, text: str, side: str) -> str:
         return f'<{kind} style="{_CELL}{side}">{html.escape(text)}</{kind}>'
 
-    head = "".join(cell("th", name, "right") for name in ("ours", *models))
-
-    def number(value):
+    def number(value: float | None) -> str:
         return cell("td", "" if value is None else f"{value:.2f}", "right")
 
+    head = "".join(cell("th", model, "right") for model in ("unit", "ours", *columns(result)))
     body = "".join(
-        f"<tr>{cell('td', name, 'left')}{''.join(map(number, (ours, *theirs)))}</tr>"
-        for name, ours, theirs in rows(result)
+        f"<tr>{cell('td', metric_names.name_of(metric), 'left')}"
+        f"{cell('td', metric_names.unit_of(result.task, metric), 'right')}{''.join(map(number, (ours, *others)))}</tr>"
+        for metric, ours, others in rows(result)
     )
     return f'<table style="{_TABLE}"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _document(shown: Shown) -> Document:
-    """Prompt and prediction as one document.
-
-    A turn that the prompt opened for the model goes on in the model's own words.
-    """
-    parts = tuple(
-        dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part
-        for part in shown.prompt.parts
-    )
-    if shown.images:
+def _document(sample: Sample) -> Document:
+    """Prompt and prediction as one document. An answer that the prompt begins goes on in the model's own words."""
+    parts = _shrunk(sample.prompt.parts)
+    if sample.images:
         return Document(
-            parts + tuple(Image(_small(image)) for image in shown.images), notes=(f"pictures: {shown.text}",)
+            parts + tuple(Image(_jpeg(image)) for image in sample.images), notes=(f"pictures: {sample.text}",)
         )
-    references = ("reference: " + " | ".join(dict.fromkeys(shown.references)),) if shown.references else ()
-    if shown.goes_on:
-        made = tuple(
-            dataclasses.replace(part, source=_small(part)) if isinstance(part, Image) else part
-            for part in shown.goes_on.parts
-        )
-        return Document(parts + made, notes=(*shown.goes_on.notes, *references))
+    references = ("reference: " + " | ".join(dict.fromkeys(sample.references)),) if sample.references else ()
+    if sample.continuation:
+        continuation = sample.continuation
+        return Document(parts + _shrunk(continuation.parts), notes=(*continuation.notes, *references))
     role = "assistant" if any(part.role for part in parts) else None
-    words = shown.raw or shown.text
-    begun = bool(parts) and parts[-1].role == "assistant"
-    notes = [f"prediction: {shown.text}"] if shown.text != words.strip() or begun else []
-    notes += references
-    said = (Text((" " if begun else "") + words.strip() or "(nothing)", role=role),)
-    return Document(parts + said, notes=tuple(notes))
+    text = (sample.raw or sample.text).strip()
+    has_prefix = bool(parts) and parts[-1].role == "assistant"
+    notes = (f"prediction: {sample.text}",) if sample.text != text or has_prefix else ()
+    answer = Text((" " if has_prefix else "") + text or "(nothing)", role=role)
+    return Document((*parts, answer), notes=(*notes, *references))
 
 
-def _small(image: Image) -> bytes:
-    """A JPEG with the longer side at most SIDE, or a small picture as it is."""
-    opened = image.pil()
-    opened.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
+def _shrunk(parts: Sequence[Text | Image]) -> tuple[Text | Image, ...]:
+    return tuple(dataclasses.replace(part, source=_jpeg(part)) if isinstance(part, Image) else part for part in parts)
+
+
+def _jpeg(image: Image) -> bytes:
+    """A JPEG with the longer side at most SIDE, or a PNG of a tiny image, where JPEG's blocks would show."""
+    small = image.pil()
+    small.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if max(opened.size) < PIXEL_ART:  # a JPEG of so few pixels shows its own blocks
-        opened.save(file, "PNG")
+    if max(small.size) < PIXEL_ART:
+        small.save(file, "PNG")
     else:
-        opened.save(file, "JPEG", quality=85)
+        small.save(file, "JPEG", quality=85)
     return file.getvalue()

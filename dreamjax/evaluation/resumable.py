@@ -1,47 +1,61 @@
-"""What a model makes, written down as it comes: a run that was interrupted reads what is there and makes the rest."""
+"""Generated documents, stored as they come: an interrupted run reads those that are there and generates the rest."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
-from dreamjax.evaluation import runner
+from dreamjax.evaluation.run_files import append_rows, begin, read_document, read_rows
+
+# The marks of parts in the JSON of documents of version 0.1.0, whose rows are still found by their keys.
+_EARLIER_MARKS = {"supervised": "learned", "is_input": "seen", "is_target": "dreamed"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kept:
-    """Makes documents as its model does, a row each in a file; what has a row is read and not made again."""
+class ResumableModel:
+    """Generates documents as its model does, a row each in a file; those with a row are read."""
 
     model: DreamLLM
     path: epath.Path
     rows: dict[str, dict]  # key of prompt, seed and options: the document
 
-    def generate_batch(self, prompts: Sequence[Document], seeds: Sequence[int], **options) -> list[Document]:
-        """A document for each prompt. A batch of which one is missing is made whole, so that the end is the same."""
-        keys = [_key(*asked, options) for asked in zip(prompts, seeds, strict=True)]
+    def generate_batch(self, prompts: Sequence[Document], seeds: Sequence[int], **options: Any) -> list[Document]:
+        """A document for each prompt. A batch that lacks any is generated as a whole, so that the end is the same."""
+        keys = [_key(prompt, seed, options) for prompt, seed in zip(prompts, seeds, strict=True)]
         missing = [i for i, key in enumerate(keys) if key not in self.rows]
         if missing:
-            made = self.model.generate_batch(prompts, seeds, **options)
-            rows = [
-                {"key": keys[i], "prompt": prompts[i].text, "text": made[i].text, "document": made[i].to_json()}
+            documents = self.model.generate_batch(prompts, seeds, **options)
+            rows: list[dict[str, Any]] = [
+                {
+                    "key": keys[i],
+                    "prompt": prompts[i].text,
+                    "text": documents[i].text,
+                    "document": documents[i].to_json(),
+                }
                 for i in missing
             ]
-            runner.append(self.path, rows)
+            append_rows(self.path, rows)
             self.rows.update((row["key"], row["document"]) for row in rows)
-        return [runner.document_of(self.rows[key], self.path.parent, str(self.path)) for key in keys]
+        return [read_document(self.rows[key], self.path.parent, str(self.path)) for key in keys]
 
 
-def keep(model: DreamLLM, out: epath.Path, settings: dict) -> Kept:
-    """`model` with the file out/predictions.jsonl; what another model left there is put away."""
-    runner.begin(out, settings)
+def open_resumable(model: DreamLLM, out: epath.Path, settings: dict) -> ResumableModel:
+    """`model` with the file out/predictions.jsonl; another model's rows there are deleted."""
+    begin(out, settings)
     path = out / "predictions.jsonl"
-    return Kept(model, path, {row["key"]: row["document"] for row in runner.resume(path, key=str, document=dict)})
+    rows = {row["key"]: row["document"] for row in read_rows(path, key=str, document=dict)}
+    return ResumableModel(model, path, rows)
 
 
-def _key(prompt: Document, seed: int, options: dict) -> str:
-    asked = json.dumps([prompt.to_json(), int(seed), options], sort_keys=True, default=str)
-    return hashlib.sha256(asked.encode()).hexdigest()[:32]
+def _key(prompt: Document, seed: int, options: Mapping[str, Any]) -> str:
+    record = prompt.to_json()
+    record["parts"] = [
+        {_EARLIER_MARKS.get(name, name): value for name, value in part.items()} for part in record["parts"]
+    ]
+    request = json.dumps([record, int(seed), options], sort_keys=True, default=str)
+    return hashlib.sha256(request.encode()).hexdigest()[:32]

@@ -1,246 +1,132 @@
-"""Runs a model on a benchmark: questions to prompts, prompts in batches to predictions, each written down as it comes.
+"""Runs a model on a benchmark: questions to prompts, prompts in batches to predictions, each stored at once.
 
-    out/TASK/run.json             what the predictions are of; another model or profile needs another folder
+    out/TASK/run.json             model, task and options; another model or profile needs another folder
     out/TASK/predictions.jsonl    a row a question: question_id, prompt, text (as it is scored), raw, category
 
-A run that was interrupted goes on after its last whole row. A prediction depends on its question, the options and the
-size of the batch, never on the questions beside it, so the end is the same.
+An interrupted run goes on after its last complete row. A prediction depends on its question, the options and the size
+of the batch, never on the questions beside it, so the end is the same.
 """
 
 import dataclasses
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation.prompts import Profile
-from dreamjax.evaluation.questions import Question
-from dreamjax.filesystem import atomic
+from dreamjax.evaluation.prompts import PromptTemplate
+from dreamjax.evaluation.question import Question
+from dreamjax.evaluation.run_files import append_rows, batched, check_settings, read_rows
 from dreamjax.progress import bar
 from dreamjax.sampling.prompts import prompt_tokens
 
-ROOM = 32  # positions that examples leave for the answer, or all of a short one's
+ANSWER_ROOM = 32  # positions that examples leave for the answer, or all of a short one's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What to ask.
-
-    Questions, their pictures by name, how, and after which examples (those nearest to the question last).
-    """
+    """Questions, their images by name, the template around them, and the examples before each, the nearest last."""
 
     questions: Sequence[Question]
     images: Mapping[str | bytes, Image]
-    profile: Profile
+    template: PromptTemplate
     examples: Callable[[Question], Sequence[Question]] = lambda question: ()
 
-    def prompt(self, question: Question, profile: Profile, examples: Sequence[Question] = ()) -> Document:
-        def shown(asked):
-            return [self.images[name] for name in asked.images]
+    def prompt(self, question: Question, template: PromptTemplate, examples: Sequence[Question] = ()) -> Document:
+        def images_of(question: Question) -> list[Image]:
+            return [self.images[name] for name in question.images]
 
-        return profile.prompt(question, shown(question), [(example, shown(example)) for example in examples])
+        return template.document(question, images_of(question), [(shot, images_of(shot)) for shot in examples])
 
 
 def predict(
     model: DreamLLM, job: Job, out: epath.Path, settings: dict, batch_size: int = 16, desc: str = ""
 ) -> tuple[epath.Path, int]:
-    """Answers every question that has no row yet; the file of predictions, and how many examples were left out for want
-    of context.
+    """Answers every question that has no row yet; (file of predictions, examples that the context did not hold).
 
-    `settings` say whose the predictions are: a folder with others' raises ConfigError.
+    `settings` identify the predictions: a folder with those of other settings raises ConfigError.
     """
     path = out / "predictions.jsonl"
     check_settings(out, settings)
-    done = {tuple(map(str, row["key"])) for row in resume(path, key=list, text=str, raw=str)}
-    numbers = {question.key: number for number, question in enumerate(job.questions)}
-    if len(numbers) < len(job.questions):
+    done = {tuple(map(str, row["key"])) for row in read_rows(path, key=list, text=str, raw=str)}
+    seeds = {question.key: number for number, question in enumerate(job.questions)}
+    if len(seeds) < len(job.questions):
         raise SourceError("the same question with the same id stands in the data twice")
     waiting = [question for question in job.questions if question.key not in done]
     dropped = 0
     with bar(len(job.questions), "question", desc, len(job.questions) - len(waiting)) as progress:
         for batch in batched(waiting, batch_size):
-            chosen = [_fitting(model, job, question) for question in batch]
-            dropped += sum(missing for _, missing in chosen)
-            texts = _answers(
-                model,
-                job,
-                batch,
-                [examples for examples, _ in chosen],
-                [numbers[question.key] for question in batch],
-                batch_size,
-            )
-            append(path, [_row(question, *text) for question, text in zip(batch, texts, strict=True)])
+            examples = []
+            for question in batch:
+                fitting, left_out = _fitting_examples(model, job, question)
+                examples.append(fitting)
+                dropped += left_out
+            answers = _answer(model, job, batch, examples, [seeds[question.key] for question in batch], batch_size)
+            append_rows(path, [_row(question, *answer) for question, answer in zip(batch, answers, strict=True)])
             progress.update(len(batch))
     return path, dropped
 
 
-def _answers(
-    model: DreamLLM, job: Job, batch: Sequence[Question], examples: Sequence, seeds: Sequence[int], size: int
+def _answer(
+    model: DreamLLM,
+    job: Job,
+    batch: Sequence[Question],
+    examples: Sequence[Sequence[Question]],
+    seeds: Sequence[int],
+    batch_size: int,
 ) -> list[tuple[str, str]]:
-    """(prediction, the model's own words) for each question.
-
-    Whether it can be answered is asked first where the profile does.
-    """
-    profile, found = job.profile, {}
-    ways = [profile] * len(batch)
-    if profile.first:
-        said = _generate(model, profile.first, [job.prompt(question, profile.first) for question in batch], seeds, size)
-        no = [profile.says_no(text) for text in said]
-        if isinstance(profile.if_no, str):
-            found = {i: (profile.if_no, text) for i, text in enumerate(said) if no[i]}
-        else:
-            ways = [profile.if_no if refused else profile for refused in no]
-    for way in dict.fromkeys(map(id, ways)):
-        mine = [i for i in range(len(batch)) if id(ways[i]) == way and i not in found]
-        if mine:
-            prompts = [job.prompt(batch[i], ways[i], examples[i]) for i in mine]
-            said = _generate(model, ways[mine[0]], prompts, [seeds[i] for i in mine], size)
-            found |= {i: (ways[i].tidy(text), text) for i, text in zip(mine, said, strict=True)}
-    return [found[i] for i in range(len(batch))]
+    """(prediction, the model's own text) for each question, after the check of the template, if it has one."""
+    templates = [job.template] * len(batch)
+    answers: dict[int, tuple[str, str]] = {}
+    check = job.template.answerable
+    if check:
+        texts = _generate(model, check.prompt, [job.prompt(q, check.prompt) for q in batch], seeds, batch_size)
+        for i, text in enumerate(texts):
+            if not check.is_refusal(text):
+                continue
+            if isinstance(check.otherwise, PromptTemplate):
+                templates[i] = check.otherwise
+            else:
+                answers[i] = (check.otherwise, text)
+    for template in {id(template): template for template in templates}.values():
+        numbers = [i for i in range(len(batch)) if templates[i] is template and i not in answers]
+        if numbers:
+            prompts = [job.prompt(batch[i], template, examples[i]) for i in numbers]
+            texts = _generate(model, template, prompts, [seeds[i] for i in numbers], batch_size)
+            answers |= {i: (template.postprocess(text), text) for i, text in zip(numbers, texts, strict=True)}
+    return [answers[i] for i in range(len(batch))]
 
 
 def _generate(
-    model: DreamLLM, profile: Profile, prompts: Sequence[Document], seeds: Sequence[int], size: int
+    model: DreamLLM, template: PromptTemplate, prompts: Sequence[Document], seeds: Sequence[int], batch_size: int
 ) -> list[str]:
-    made = model.generate_batch(
-        prompts, seeds, batch_size=size, max_images=0, **_template(model, profile), **profile.decoding
+    options = {"template": template.chat_template or model.template, **template.decoding}
+    documents = model.generate_batch(prompts, seeds, batch_size=batch_size, max_images=0, **options)
+    return [document.text for document in documents]
+
+
+def _fitting_examples(model: DreamLLM, job: Job, question: Question) -> tuple[list[Question], int]:
+    """The last examples that fit the context with the question, and how many were left out."""
+    examples, context = list(job.examples(question)), model.model.llm.config.max_positions
+    room = min(ANSWER_ROOM, model.options(dict(job.template.decoding)).max_tokens)
+    chat_template = job.template.chat_template or model.template
+    for left_out in range(len(examples) + 1):
+        fitting = examples[left_out:]
+        prompt = job.prompt(question, job.template, fitting)
+        length = prompt_tokens(model.model, model.tokenizer, prompt, chat_template)
+        if length + room <= context:
+            return fitting, left_out
+    if length < context:  # a question alone may have less room for its answer
+        return fitting, left_out
+    raise ConfigError(
+        f"question {question.id}: its prompt takes {length} tokens, which leaves nothing of the model's context of "
+        f"{context}"
     )
-    return [document.text for document in made]
-
-
-def _template(model: DreamLLM, profile: Profile) -> dict:
-    return {"template": profile.template or model.template}
-
-
-def _fitting(model: DreamLLM, job: Job, question: Question) -> tuple[list[Question], int]:
-    """The examples that fit the context with the question, the first ones left out where they do not.
-
-    And how many were.
-    """
-    examples = list(job.examples(question))
-    wanted, context = len(examples), model.config.llm.max_positions
-    room = min(ROOM, model.options(dict(job.profile.decoding)).max_tokens)
-    while True:
-        prompt = job.prompt(question, job.profile, examples)
-        needed = prompt_tokens(model.model, model.tokenizer, prompt, _template(model, job.profile)["template"])
-        if not examples or needed + room <= context:
-            break
-        examples.pop(0)
-    if needed >= context:
-        raise ConfigError(
-            f"question {question.id}: its prompt takes {needed} tokens, which leaves nothing of the "
-            f"model's context of {context}"
-        )
-    return examples, wanted - len(examples)
 
 
 def _row(question: Question, text: str, raw: str) -> dict:
     row = {"question_id": question.id, "prompt": question.text, "text": text}
-    return (
-        row | ({"category": question.category} if question.category else {}) | {"raw": raw, "key": list(question.key)}
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def check_settings(out: epath.Path, settings: dict):
-    """Writes run.json, or raises ConfigError where another run's stands there."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, settings = out / "run.json", json.loads(json.dumps(settings))
-    if path.exists() and (out / "predictions.jsonl").exists():
-        before = _settings_of(path)
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            name = changed[0]
-            raise ConfigError(
-                f"--out: {out} holds predictions with {name} = {before.get(name)!r}, not "
-                f"{settings[name]!r}; use another folder"
-            )
-    atomic.write_text(path, json.dumps(settings, indent=1) + "\n")
-
-
-def _settings_of(path: epath.Path) -> dict:
-    try:
-        settings = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"--out: {path}, which says whose the predictions beside it are, is damaged; delete its "
-            "folder or use another one"
-        )
-    return settings
-
-
-def begin(out: epath.Path, settings: dict):
-    """`check_settings`, but what another run left there is put away; it costs little to make again."""
-    path, before = out / "predictions.jsonl", out / "run.json"
-    if path.exists() and (not before.exists() or _settings_of(before) != json.loads(json.dumps(settings))):
-        print(f"dreamjax.evaluate: {path} is of another model or other data, and is begun anew", file=sys.stderr)
-        path.unlink()
-    check_settings(out, settings)
-
-
-def resume(path: epath.Path, **fields: type) -> list[dict]:
-    """The rows of a file of predictions that was being written; half a line at its end is cut off. None where there is
-    no file.
-
-    Each row has the named `fields`, of these types; raises SourceError where one has not: the file is read as what
-    anybody wrote.
-    """
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        atomic.write_bytes(path, whole)
-    rows = []
-    for number, line in enumerate(whole.split(b"\n"), 1):
-        if line:
-            rows.append(_row_of(line, f"{path}: line {number}", fields))
-    return rows
-
-
-def _row_of(line: bytes, where: str, fields: dict[str, type]) -> dict:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise SourceError(f"{where} is not JSON; delete the file or use another folder") from None
-    wrong = next(
-        (name for name, kind in fields.items() if not isinstance(row, dict) or type(row.get(name)) is not kind), None
-    )
-    if wrong:
-        raise SourceError(f"{where} is no prediction of a run: has no {wrong}; delete the file or use another folder")
-    return row
-
-
-def document_of(record: dict, folder: epath.Path, where: str) -> Document:
-    """The document that a row holds, with its pictures in the row or in `folder`. Raises SourceError."""
-    try:
-        return Document.from_json(record, folder)
-    except (ValueError, TypeError) as error:
-        raise SourceError(
-            f"{where}: holds a document that cannot be read: {error}; delete the file or use another folder"
-        ) from None
-
-
-def append(path: epath.Path, rows: Sequence[dict]):
-    """Adds rows and forces them to the disk."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-        file.flush()
-        if "://" not in os.fspath(path):
-            os.fsync(file.fileno())
-
-
-def batched(values: Sequence, size: int) -> Iterator[Sequence]:
-    """Slices of `size`, the last one shorter."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+    if question.category:
+        row["category"] = question.category
+    return row | {"raw": raw, "key": list(question.key)}

@@ -1,4 +1,4 @@
-"""Stable Diffusion by itself: its own text encoder in the place of the LLM, as the baseline of what DreamLLM draws."""
+"""Stable Diffusion by itself: its own text encoder in the place of the LLM, as the baseline of DreamLLM's images."""
 
 import dataclasses
 import pathlib
@@ -36,17 +36,19 @@ class StableDiffusion:
         if not pathlib.Path(folder).is_dir():
             raise ConfigError(f"--baseline: {folder}: no such folder")
         plan = importer.make_plan([folder], parts=PARTS)
-        where = plan.sources[0].clip_tokenizers.get("text_encoder")
-        if plan.model.unet is None or plan.model.text_encoder is None or where is None:
+        location = plan.sources[0].clip_tokenizers.get("text_encoder")
+        if plan.model.unet is None or plan.model.text_encoder is None or location is None:
             raise ConfigError(
                 f"--baseline: {folder} needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/, as "
                 "diffusers writes them"
             )
-        shardings = mesh and parameter_shardings(checkpoint.parameter_shapes(plan.model), mesh)
-        return cls(Model(plan.model, assemble.materialise(plan.leaves, shardings)), clip_tokenizer.load(where))
+        shardings = None
+        if mesh is not None:
+            shardings = parameter_shardings(checkpoint.parameter_shapes(plan.model), mesh)
+        return cls(Model(plan.model, assemble.materialise(plan.leaves, shardings)), clip_tokenizer.load(location))
 
     def draw(self, texts: Sequence[str], seeds: Sequence[int], options: Options) -> list[PIL.Image.Image]:
-        """A picture for each text. The unconditional context is that of the empty text."""
+        """An image for each text. The unconditional context is that of the empty text."""
         config = self.model.config
 
         def read(words):
@@ -60,7 +62,7 @@ class StableDiffusion:
         steps = np.int32(0), np.int32(options.num_steps)
         progress = denoise.denoise(self.model, context, progress, denoise.drawing(config, options), keys, None, *steps)
         drawn = denoise.decode(self.model, progress.x)
-        finite.require_flags(np.asarray(drawn.finite), "picture", self.model)
+        finite.require_flags(np.asarray(drawn.finite).tolist(), "picture", self.model)
         return [PIL.Image.fromarray(image) for image in np.asarray(drawn.images)]
 
 

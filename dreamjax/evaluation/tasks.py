@@ -1,167 +1,156 @@
-"""A model on one benchmark from files to figures: questions, examples, predictions, score, what the page shows."""
+"""A model on one task from files to metrics: questions, examples, predictions, score, and samples for the report."""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import few_shot, human_study, image_runner, likelihood_runner, paper, runner
-from dreamjax.evaluation.benchmarks import image_generation, language
-from dreamjax.evaluation.benchmarks.registry import TASKS
-from dreamjax.evaluation.files import whole_number
-from dreamjax.evaluation.image_runner import Measures
-from dreamjax.evaluation.prompts import profile_of
-from dreamjax.evaluation.questions import ImageFolder
-from dreamjax.evaluation.report import Result, Shown, sample
+from dreamjax.evaluation import few_shot, human_study, image_runner, likelihood_runner, runner
+from dreamjax.evaluation.benchmark import Benchmark
+from dreamjax.evaluation.benchmarks import image_generation
+from dreamjax.evaluation.benchmarks.registry import BENCHMARKS
+from dreamjax.evaluation.files import parse_digits
+from dreamjax.evaluation.image_folder import ImageFolder
+from dreamjax.evaluation.question import Question
+from dreamjax.evaluation.ranking import Ranking
+from dreamjax.evaluation.report import Result, Sample, evenly_spread
+from dreamjax.evaluation.run_files import read_rows
+from dreamjax.evaluation.settings import EvaluationSettings
 
 RUNNABLE = (
-    *(name for name, task in TASKS.items() if task.questions or name in language.LOADERS),
+    *(name for name, benchmark in BENCHMARKS.items() if benchmark.questions or benchmark.rankings),
     *image_generation.TASKS,
     "study",
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """How to run a benchmark."""
-
-    profile: str = "clean"
-    shots: int = 0
-    examples: str = "random"  # few_shot.METHODS
-    shots_from: str = ""  # data of the examples; nothing: the task's own
-    images: str = ""  # folder of the pictures; nothing: the data's
-    count: int | None = None
-    seed: int = 0
-    batch_size: int = 16
-    measures: Measures = Measures()  # of drawn pictures
-
-    def __post_init__(self):
-        if self.examples not in few_shot.METHODS:
-            raise ConfigError(f"--examples: {self.examples!r} is none of {', '.join(few_shot.METHODS)}")
-
-
-def check(task: str, how: How):
-    """Raises ConfigError where a task cannot be run so; to be called before the model is loaded."""
+def check(task: str, settings: EvaluationSettings) -> None:
+    """Raises ConfigError if a task cannot be run so; to be called before the model is loaded."""
     if task not in RUNNABLE:
         raise ConfigError(f"--task: {task!r} is unknown; there are {', '.join(RUNNABLE)}")
-    if task in language.LOADERS:
-        if how.shots:
-            raise ConfigError(f"--shots: {task} has its own number of examples; leave it away")
-    elif task in (*image_generation.TASKS, "study"):
-        if how.shots:
-            raise ConfigError(f"--shots: {task} has no examples; leave it away")
+    benchmark = BENCHMARKS.get(task)
+    if benchmark and benchmark.questions:
+        benchmark.prompt(settings.profile)
+        return
+    if settings.shots:
+        own = "has its own number of examples" if benchmark else "has no examples"
+        raise ConfigError(f"--shots: {task} {own}; leave it away")
+    if not benchmark:
         if task != "study":
-            image_generation.manner_of(how.profile, task)
-        how.measures.check()
-    else:
-        profile_of(how.profile, task)
+            image_generation.settings_of(settings.profile, task)
+        settings.measures.check()
 
 
-def run(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
-    """Predictions (those that out/TASK lacks), their score, and what to show; `settings` say which model it is."""
-    if task in image_generation.TASKS:
-        return image_runner.run(model, task, data, out, how, settings)
-    if task == "study":
-        return human_study.run(model, data, out, how, settings)
-    return (_rank if task in language.LOADERS else _ask)(
-        model, task, data, out / task, how, settings | {"task": task, "data": str(data)}
+def run(
+    model: DreamLLM,
+    task: str,
+    data: epath.PathLike,
+    out: epath.Path,
+    settings: EvaluationSettings,
+    model_id: Mapping[str, object],
+) -> Result:
+    """Makes the predictions that out/TASK lacks and scores all; `model_id` says which model and checkpoint it is."""
+    benchmark = BENCHMARKS.get(task)
+    stored = {**model_id, "task": task, "data": str(data)}
+    if benchmark is None:
+        run_task = human_study.run if task == "study" else image_runner.run
+        return run_task(model, task, data, out / task, settings, stored)
+    if benchmark.rankings:
+        return _rank(model, benchmark, data, out, settings, stored)
+    return _ask(model, benchmark, data, out, settings, stored)
+
+
+def _ask(
+    model: DreamLLM,
+    benchmark: Benchmark,
+    data: epath.PathLike,
+    out: epath.Path,
+    settings: EvaluationSettings,
+    stored: dict,
+) -> Result:
+    assert benchmark.questions
+    template = benchmark.prompt(settings.profile)
+    questions = benchmark.questions(data, settings.count)
+    pool = benchmark.questions(settings.shots_from or data) if settings.shots else []
+    images = ImageFolder(settings.images or data).require(
+        name for question in (*questions, *pool) for name in question.images
     )
-
-
-def _ask(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
-    profile, table = profile_of(how.profile, task), TASKS[task]
-    questions = table.questions(data, how.count)
-    pool = (table.questions(how.shots_from) if how.shots_from else table.questions(data)) if how.shots else []
-    images = ImageFolder(how.images or data).require([*questions, *pool])
-    job = runner.Job(questions, images, profile)
-    if how.shots:
-        chosen = few_shot.at_random(pool, how.shots, how.seed)
-        if how.examples == "rices":
-            chosen = few_shot.by_images(pool, how.shots, few_shot.image_features(model, images))
-        job = dataclasses.replace(job, examples=chosen)
-    asked = {name: getattr(how, name) for name in ("profile", "shots", "examples", "shots_from", "seed")}
-    path, dropped = runner.predict(model, job, out, settings | asked, how.batch_size, task)
-    texts = {tuple(map(str, row["key"])): row for row in runner.resume(path)}
-    shown = []
-    for question in sample(questions):
-        row = texts[question.key]
-        shown.append(
-            Shown(
-                question.id,
-                job.prompt(question, profile, job.examples(question)),
-                row["text"],
-                row["raw"],
-                question.references,
-            )
-        )
-    words = [
-        f"profile {how.profile}",
-        f"{how.shots} examples in context ({how.examples})" if how.shots else "",
-        f"first {how.count}" if how.count else "",
-    ]
+    job = runner.Job(questions, images, template)
+    if settings.shots:
+        if settings.examples == "rices":
+            features = few_shot.image_features(model, images)
+            job = dataclasses.replace(job, examples=few_shot.by_images(pool, settings.shots, features))
+        else:
+            job = dataclasses.replace(job, examples=few_shot.at_random(pool, settings.shots, settings.seed))
+    stored |= {name: getattr(settings, name) for name in ("profile", "shots", "examples", "shots_from", "seed")}
+    path, dropped = runner.predict(model, job, out / benchmark.name, stored, settings.batch_size, benchmark.name)
+    rows = {tuple(map(str, row["key"])): row for row in read_rows(path)}
     result = Result(
-        task,
-        None,
-        paper.figures(task, how.shots),
-        {"predictions": str(path)},
-        shown,
-        how=", ".join(filter(None, words)),
+        benchmark.name,
+        paper=benchmark.published(settings.shots),
+        files={"predictions": str(path)},
+        samples=[_sample(job, question, rows[question.key]) for question in evenly_spread(questions)],
+        setting=settings.describe(),
     )
-    if table.export and how.count is None:
-        result = dataclasses.replace(result, export=functools.partial(table.export, path, data, out))
-    return _scored(result, table.score, path, data, how.count, dropped)
+    if benchmark.export and settings.count is None:
+        result = dataclasses.replace(result, export=functools.partial(benchmark.export, path, data, out))
+    return _scored(result, lambda: benchmark.score(path, data, settings.count), dropped)
 
 
-def _rank(model: DreamLLM, task: str, data: epath.PathLike, out: epath.Path, how: How, settings: dict) -> Result:
-    rankings = language.load(task, data, how.count)
-    path, dropped = likelihood_runner.predict(model, rankings, out, settings, how.batch_size, task)
-    rows = {row["question_id"]: row for row in runner.resume(path)}
-    shown = []
-    for ranking in sample(rankings):
-        said = rows[ranking.id]["text"]
-        chosen = whole_number(said)
-        context, ending = (
-            (ranking.contexts[0], said)
-            if chosen is None or chosen >= len(ranking.endings)
-            else (ranking.contexts[chosen], ranking.endings[chosen])
-        )
-        prompt = Document((Text(ranking.heading + "".join(ranking.examples) + context),))
-        shown.append(
-            Shown(
-                ranking.id,
-                prompt,
-                ending.strip(),
-                references=(f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})",),
-            )
-        )
+def _sample(job: runner.Job, question: Question, row: dict) -> Sample:
+    prompt = job.prompt(question, job.template, job.examples(question))
+    return Sample(question.id, prompt, row["text"], row["raw"], question.references)
+
+
+def _rank(
+    model: DreamLLM,
+    benchmark: Benchmark,
+    data: epath.PathLike,
+    out: epath.Path,
+    settings: EvaluationSettings,
+    stored: dict,
+) -> Result:
+    assert benchmark.rankings
+    rankings = benchmark.rankings(data, settings.count)
+    path, dropped = likelihood_runner.predict(
+        model, rankings, out / benchmark.name, stored, settings.batch_size, benchmark.name
+    )
+    rows = {row["question_id"]: row for row in read_rows(path)}
     result = Result(
-        task,
-        None,
-        paper.figures(task),
-        {"predictions": str(path)},
-        shown,
-        how=f"first {how.count} of a subject" if how.count else "",
+        benchmark.name,
+        paper=benchmark.published(),
+        files={"predictions": str(path)},
+        samples=[_ranked_sample(ranking, rows[ranking.id]["text"]) for ranking in evenly_spread(rankings)],
+        setting=f"first {settings.count} of a subject" if settings.count else "",
     )
-    return _scored(result, TASKS[task].score, path, data, how.count, dropped)
+    return _scored(result, lambda: benchmark.score(path, data, settings.count), dropped)
 
 
-def _scored(result: Result, scorer, path: epath.Path, data: epath.PathLike, count: int | None, dropped: int) -> Result:
+def _ranked_sample(ranking: Ranking, prediction: str) -> Sample:
+    """The prompt with the likeliest ending, or with the prediction itself if that is no number of an ending."""
+    chosen = parse_digits(prediction)
+    context, ending = ranking.contexts[0], prediction
+    if chosen is not None and chosen < len(ranking.endings):
+        context, ending = ranking.contexts[chosen], ranking.endings[chosen]
+    prompt = Document((Text(ranking.heading + "".join(ranking.examples) + context),))
+    reference = f"{ranking.endings[ranking.right].strip()} (choice {ranking.right})"
+    return Sample(ranking.id, prompt, ending.strip(), references=(reference,))
+
+
+def _scored(result: Result, score: Callable, dropped: int) -> Result:
+    """The result with its score, or with the reason for none; `dropped` examples were left out of prompts."""
     try:
-        score = scorer(path, data, count)
+        scored = score()
     except SourceError as error:  # a test split, or grades that come from elsewhere
         return dataclasses.replace(result, note=str(error))
     if dropped:
-        score = dataclasses.replace(
-            score,
-            warnings=(
-                *score.warnings,
-                f"{dropped} examples were left out of prompts that the model's context does not hold",
-            ),
-        )
-    return dataclasses.replace(result, score=score)
+        warning = f"{dropped} examples were left out of prompts that the model's context does not hold"
+        scored = dataclasses.replace(scored, warnings=(*scored.warnings, warning))
+    return dataclasses.replace(result, score=scored)
 
 
 def data_of(task: str, data: str) -> epath.Path:

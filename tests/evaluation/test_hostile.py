@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.benchmarks import captions, language
-from dreamjax.evaluation.benchmarks.registry import TASKS
+from dreamjax.evaluation.benchmarks.registry import BENCHMARKS
 from dreamjax.evaluation.files import write_table
+from dreamjax.evaluation.metrics import captions
 
 TEXTS = st.sampled_from(
     ["A", "yes", "0", "red", "=1+1", "\x00", "\ud800", "", "_x0001_", "a\nb\tc\r", "9" * 5000, "x" * 40_000]
@@ -70,21 +70,21 @@ def written(path, content):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    for name in TASKS:
+    for name in BENCHMARKS:
         getattr(layouts, name if name != "captions" else "coco")(folder / name)
     return folder
 
 
 @pytest.fixture()
 def no_java(monkeypatch):
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions, "has_java", lambda: False)
 
 
 def valid(name, data):
     """A row for each question of a task."""
-    if name in language.LOADERS:
-        return [{"question_id": ranking.id, "prompt": "?", "text": "0"} for ranking in language.load(name, data)]
-    asked = TASKS["coco" if name == "captions" else name].questions(data)
+    if BENCHMARKS[name].rankings:
+        return [{"question_id": ranking.id, "prompt": "?", "text": "0"} for ranking in BENCHMARKS[name].rankings(data)]
+    asked = BENCHMARKS["coco" if name == "captions" else name].questions(data)
     return [
         {
             "question_id": question.id,
@@ -97,18 +97,18 @@ def valid(name, data):
     ]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 @pytest.mark.parametrize("field", FIELDS)
 def test_numbers_of_hundreds_of_digits(name, field, data, no_java):
     rows = valid(name, data / name)
     path = written(data / "predictions.jsonl", [rows[0] | {field: 10**400}, *rows[1:]])
     try:
-        TASKS[name].score(path, data / name)
+        BENCHMARKS[name].score(path, data / name)
     except SourceError as error:
         assert str(error).isprintable() and len(str(error)) < 1000
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data(), ending=st.sampled_from(["jsonl", "json", "tsv", "xlsx", "txt"]))
 def test_every_score_entry_takes_any_file(name, data, no_java, draw, ending):
@@ -116,7 +116,8 @@ def test_every_score_entry_takes_any_file(name, data, no_java, draw, ending):
     ids = {str(row["question_id"]): row.get("text") for row in rows}
     content = draw.draw(st.sampled_from([rows, rows, [*rows, rows[-1]], ids, {"outputs": ids}, *rows]) | OTHER)
     path = written(data / f"predictions.{ending}", content)
-    for entry, *rest in [(TASKS[name].score,), *([(TASKS[name].export, data)] if TASKS[name].export else [])]:
+    benchmark = BENCHMARKS[name]
+    for entry, *rest in [(benchmark.score,), *([(benchmark.export, data)] if benchmark.export else [])]:
         try:
             found = entry(path, data / name, *rest)
             assert all(warning.isprintable() and len(warning) < 1000 for warning in found.warnings)

@@ -59,7 +59,7 @@ def llava(texts, folder=""):
     ],
 )
 def test_what_is_said(text, said):
-    assert mme.said(text) == said
+    assert mme.read_answer(text) == said
 
 
 def test_scores_by_hand(data, tmp_path):

@@ -67,8 +67,8 @@ def test_figures_by_hand():
     said = [True, True, True, False, False, False, False, False]
     right = [True, True, False, True, False, False, False, False]
     expected = {"accuracy": 75.0, "precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "yes_ratio": 37.5}
-    assert pope.figures(said, right) == pytest.approx(expected)
-    nothing = pope.figures([False] * 4, [True, False, False, False])
+    assert pope.binary_metrics(said, right) == pytest.approx(expected)
+    nothing = pope.binary_metrics([False] * 4, [True, False, False, False])
     assert nothing == {"accuracy": 75.0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0}
 
 

@@ -10,14 +10,14 @@ import types
 import PIL.Image
 import pytest
 
-from dreamjax import evaluate
 from dreamjax.document import Document, Text
 from dreamjax.errors import ConfigError, SourceError
-from dreamjax.evaluation import human_study, likelihood_runner, report, resumable, runner
-from dreamjax.evaluation.benchmarks.language import Ranking
+from dreamjax.evaluation import human_study, likelihood_runner, report, resumable, run_files
 from dreamjax.evaluation.files import write_table
 from dreamjax.evaluation.predictions import Exported, Score
-from dreamjax.evaluation.report import Result, Shown
+from dreamjax.evaluation.ranking import Ranking
+from dreamjax.evaluation.report import Result, Sample
+from dreamjax.evaluation.results import Outcome, run_tasks
 from dreamjax.filesystem import atomic
 
 
@@ -62,17 +62,17 @@ def ranked(out, monkeypatch):
 
     def task(model, out):
         path, _ = likelihood_runner.predict(None, RANKINGS, out / "ranked", {"model": "m"}, batch_size=8)
-        chosen = {row["question_id"]: row["text"] for row in runner.resume(path)}
+        chosen = {row["question_id"]: row["text"] for row in run_files.read_rows(path)}
         score = Score(
             {"accuracy": 100.0 * sum(chosen[one.id] == str(one.right) for one in RANKINGS) / 5}, {"questions": 5}
         )
-        result = Result("ranked", score, {}, {}, [], export=lambda: exported(out / "a.xlsx", chosen))
-        return result, report.format_summary(result), {}
+        result = Result("ranked", score, export=lambda: exported(out / "a.xlsx", chosen))
+        return Outcome(result, report.format_summary(result), {})
 
     def exported(path, chosen):
         return Exported(path, write_table(path, ["index", "prediction"], sorted(chosen.items())))
 
-    return evaluate.run_tasks(None, ["ranked"], {"ranked": task}, out)
+    return run_tasks(None, {"ranked": task}, out, {"model": "m"})
 
 
 def contents(folder):
@@ -108,7 +108,7 @@ def test_killed_at_any_write_it_comes_to_the_same_end(tmp_path, monkeypatch, kil
 
 
 def test_results_are_there_whatever_the_page_and_the_table_come_to(tmp_path, monkeypatch, capsys):
-    shown = [Shown("\ud800", Document((Text("half a pair \udc00"),)), "\ud800 and = \x00")]
+    samples = [Sample("\ud800", Document((Text("half a pair \udc00"),)), "\ud800 and = \x00")]
     score = Score(
         {"accuracy": 50.0, "category/\ud800": float("inf")}, {"questions": 2, "no_choice": 1}, ("a warning \ud800",)
     )
@@ -116,22 +116,24 @@ def test_results_are_there_whatever_the_page_and_the_table_come_to(tmp_path, mon
     def broken():
         return 1 / 0
 
-    words = report.format_summary(Result("odd", score, {}, {}))
+    words = report.format_summary(Result("odd", score))
 
     def task(export):
-        return lambda model, out: (Result("odd", score, {}, {}, shown, export=export), words, {"x": [float("nan")]})
+        return lambda model, out: Outcome(
+            Result("odd", score, samples=samples, export=export), words, {"x": [float("nan")]}
+        )
 
     for export, render in ((broken, report.render), (None, lambda *arguments: broken())):
         monkeypatch.setattr(report, "render", render)
         with pytest.raises(ZeroDivisionError):
-            evaluate.run_tasks(None, ["odd"], {"odd": task(export)}, tmp_path)
+            run_tasks(None, {"odd": task(export)}, tmp_path, {})
         results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
         assert results["odd"]["metrics"] == {"accuracy": 50.0, "category/\ud800": None} and results["odd"]["x"] == [
             None
         ]
         (tmp_path / "results.json").unlink()
     monkeypatch.undo()
-    evaluate.run_tasks(None, ["odd"], {"odd": task(None)}, tmp_path)
+    run_tasks(None, {"odd": task(None)}, tmp_path, {})
     page = (tmp_path / "report.html").read_text()
     assert (
         "half a pair \\udc00" in page
@@ -162,14 +164,14 @@ def test_rows_are_what_anybody_wrote(tmp_path, line):
         match="predictions.jsonl: line 3 is (not JSON|no prediction of a run: has no (key|document)); delete "
         "the file or use another",
     ):
-        runner.resume(path, key=str, document=dict)
+        run_files.read_rows(path, key=str, document=dict)
 
 
 @pytest.mark.parametrize("settings", [b"", b"{", b"5", b"\0\0", b"[" * 99_999])
 def test_damaged_settings_are_named(tmp_path, settings):
     (tmp_path / "predictions.jsonl").touch()
     (tmp_path / "run.json").write_bytes(settings)
-    for begin in (runner.check_settings, runner.begin):
+    for begin in (run_files.check_settings, run_files.begin):
         with pytest.raises(ConfigError, match="run.json, which says whose .* is damaged; delete its folder"):
             begin(tmp_path, {"model": "m"})
 
@@ -197,12 +199,12 @@ def test_images_of_rows_lie_in_their_folder(tmp_path, name):
         (folder / "link.png").symlink_to(tmp_path / "secret.png")
     document = {"parts": [{"type": "image", "image": name}]}
     with pytest.raises(SourceError, match="holds a document that cannot be read"):
-        runner.document_of(document, out, "row")
-    model = resumable.Kept(None, out / "predictions.jsonl", {resumable._key(Document(()), 0, {}): document})
+        run_files.read_document(document, out, "row")
+    model = resumable.ResumableModel(None, out / "predictions.jsonl", {resumable._key(Document(()), 0, {}): document})
     with pytest.raises(SourceError, match="predictions.jsonl: holds a document that cannot be read"):
         model.generate_batch([Document(())], [0])
-    asked = [human_study.Asked("0", "", Document((Text("?"),)), Document(()))]
+    asked = [human_study.Instruction("0", "", Document((Text("?"),)), Document(()))]
     atomic.write_text(out / "run.json", "{}")
-    runner.append(out / "predictions.jsonl", [{"question_id": "0", "document": document}])
+    run_files.append_rows(out / "predictions.jsonl", [{"question_id": "0", "document": document}])
     with pytest.raises(SourceError, match="cannot be read"):
         human_study.write(types.SimpleNamespace(), asked, out, {}, 1)

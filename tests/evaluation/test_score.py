@@ -14,8 +14,8 @@ from evaluation.files import write_json, write_lines
 
 from dreamjax import evaluate
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.benchmarks import captions
-from dreamjax.evaluation.benchmarks.registry import TASKS
+from dreamjax.evaluation.benchmarks.registry import BENCHMARKS
+from dreamjax.evaluation.metrics import captions
 
 
 @pytest.fixture()
@@ -116,13 +116,13 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "captions"])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "captions"])
 def test_no_task_takes_a_malformed_file(tmp_path, monkeypatch, name):
     """As predictions, as data, or to be exported, it ends with an error that names it in one line."""
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions, "has_java", lambda: False)
     getattr(layouts, name)(tmp_path / "data")
     good = write_lines(tmp_path / "good.jsonl", [{"question_id": "4", "text": "A", "prompt": "?"}])
-    task = TASKS[name]
+    task = BENCHMARKS[name]
     for file, content in MALFORMED.items():
         path = tmp_path / file
         path.write_bytes(content.encode("latin-1"))
@@ -165,5 +165,5 @@ def test_the_names_that_others_call():
         "coco",
         "nocaps",
         "image2paragraph",
-    } <= set(TASKS)
-    assert all(name in evaluate.__doc__ for name in TASKS)
+    } <= set(BENCHMARKS)
+    assert all(name in evaluate.__doc__ for name in BENCHMARKS)

@@ -38,17 +38,17 @@ def test_a_perfect_storyteller_scores_all():
             (first, Text("Then a blue square rests in the middle."), make_image("blue", "square"), Text(data.ENDING))
         )
 
-    results = shapes.figures_of_stories(shapes.stories(Author(write), 40, NoBar(), {}))
+    results = shapes.story_metrics(shapes.stories(Author(write), 40, NoBar(), {}))
     assert results["picture_agreement"] == results["unseen_agreement"] == results["placement"] == 1
     assert results["pictures"] == 80 and results["unseen_pictures"] == 4
 
 
 def test_missing_wrong_and_misplaced_images_count_against_the_story():
-    no_loss = shapes.figures_of_stories(
+    no_loss = shapes.story_metrics(
         shapes.stories(Author(lambda prompt: Document((Text(data.ENDING),))), 40, NoBar(), {})
     )
     assert no_loss["picture_agreement"] == no_loss["placement"] == 0
-    wrong = shapes.figures_of_stories(
+    wrong = shapes.story_metrics(
         shapes.stories(
             Author(lambda prompt: Document((make_image("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {}
         )
@@ -59,7 +59,7 @@ def test_missing_wrong_and_misplaced_images_count_against_the_story():
     late = shapes.stories(
         Author(lambda prompt: Document((Text(data.ENDING), make_image(*data.named(prompt.text))))), 40, NoBar(), {}
     )
-    assert shapes.figures_of_stories(late)["placement"] == 0
+    assert shapes.story_metrics(late)["placement"] == 0
 
 
 def test_answers_that_ignore_the_image_fall_to_chance():
@@ -146,7 +146,7 @@ def test_what_is_made_is_kept_and_gone_on_with(tmp_path, monkeypatch):
         and (cut / "items.jsonl").read_text() == (whole / "items.jsonl").read_text()
     )
     assert all((cut / "pictures" / name).read_bytes() == (whole / "pictures" / name).read_bytes() for name in names)
-    assert path.read_text() == (whole / "predictions.jsonl").read_text() and items[0].made.notes == ("stopped",)
+    assert path.read_text() == (whole / "predictions.jsonl").read_text() and items[0].continuation.notes == ("stopped",)
     other = Draughtsman()
     shapes.evaluate(other, cut, {"model": "another"}, 6)
     assert other.asked == 8
@@ -158,7 +158,7 @@ def test_the_report_shows_what_was_judged(tmp_path):
     assert result.score.metrics["placement"] == 100 * results["placement"] and result.score.counts["documents"] == 8
     page = report.render("t", [result])
     assert (
-        page.count("<article>") == 4 * shapes.SHOWN_OF_A_KIND and "the judge sees: " in page and "reference: " in page
+        page.count("<article>") == 4 * shapes.SAMPLES_OF_A_TASK and "the judge sees: " in page and "reference: " in page
     )
     assert page.count("data:image/png") == 6 * (1 + 2 + 2 + 2)  # stories begin without a picture, the others with one
     assert f"{100 * results['picture_agreement']:.2f}" in page and 'id="toy"' in page

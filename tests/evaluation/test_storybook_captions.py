@@ -29,11 +29,16 @@ def folder(tmp_path):
     return root
 
 
+def with_context(length):
+    """As much of a Model as has the length of its context."""
+    return types.SimpleNamespace(llm=types.SimpleNamespace(config=types.SimpleNamespace(max_positions=length)))
+
+
 class Teller:
     """Stands for a model: writes of a dog, and finds tokens the less likely the more pages stand before them."""
 
     template = "plain"
-    parts = types.SimpleNamespace(config=types.SimpleNamespace(llm=types.SimpleNamespace(max_positions=100)))
+    model = with_context(100)
     tokenizer = None
 
     def __init__(self):
@@ -53,7 +58,7 @@ def words_as_tokens(monkeypatch):
     monkeypatch.setattr(
         storybook_captions,
         "prompt_tokens",
-        lambda parts, tokenizer, document, template: len(document.text.split()) + 4 * len(document.images),
+        lambda model, tokenizer, document, template: len(document.text.split()) + 4 * len(document.images),
     )
 
 
@@ -73,12 +78,12 @@ def test_what_stands_before_a_page(folder):
         return "".join("T" if isinstance(part, Text) else "I" for part in document.parts)
 
     assert (kinds(none.before), kinds(two.before), kinds(four.before)) == ("", "TITI", "TITITITI")
-    assert (kinds(none.examples), kinds(two.examples)) == ("I", "ITITI") and not two.examples.parts[0].targets
+    assert (kinds(none.examples), kinds(two.examples)) == ("I", "ITITI") and not two.examples.parts[0].is_target
     assert two.before.text == f"Page 2 of {number}. Page 3 of {number}." and str(
         two.examples.parts[-1].source
     ).endswith(f"{number}-4.png")
     short = types.SimpleNamespace(**{name: getattr(Teller, name) for name in ("template", "tokenizer")})
-    short.parts = types.SimpleNamespace(config=types.SimpleNamespace(llm=types.SimpleNamespace(max_positions=80)))
+    short.model = with_context(80)
     assert storybook_captions.collect(short, Storybook(folder, "eval")) == ([], 2 * stories)
 
 

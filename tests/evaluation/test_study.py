@@ -20,10 +20,9 @@ from small_model import PIXEL, boosted, parameters
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import SourceError
-from dreamjax.evaluation import human_study, tasks
-from dreamjax.evaluation.image_runner import Measures
+from dreamjax.evaluation import human_study, human_study_tally, tasks
 from dreamjax.evaluation.metrics import features
-from dreamjax.evaluation.tasks import How
+from dreamjax.evaluation.settings import EvaluationSettings, ImageMeasures
 from dreamjax.models.dreamllm import Model
 
 
@@ -42,7 +41,7 @@ def model(shapes_tokenizer, monkeypatch) -> DreamLLM:
 
 def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
     layouts.study(tmp_path / "data")
-    how = How(measures=Measures(features="clip"), batch_size=2)
+    how = EvaluationSettings(measures=ImageMeasures(features="clip"), batch_size=2)
     tasks.check("study", how)
 
     def run(model, out):
@@ -111,7 +110,7 @@ def kit(tmp_path):
 
 
 def test_the_tally_by_hand(kit):
-    found = human_study.tally(kit / "said", kit / "kit")
+    found = human_study_tally.tally(kit / "said", kit / "kit")
     # Two votes each: 2, 1, 0, 2 for it. Observed agreement 3/4; 5 of 8 votes are yes, so by chance 34/64.
     expected = {
         "support": 50.0,
@@ -127,9 +126,9 @@ def test_the_tally_by_hand(kit):
         "missing": 0,
     }
     write_json(kit / "said" / "c.json", {"judge": "c", "support": {"000": False}})
-    found = human_study.tally(kit / "said", kit / "kit")
+    found = human_study_tally.tally(kit / "said", kit / "kit")
     assert found.metrics["support"] == 40.0 and "3 of 12 judgements are missing" in found.warnings[0]
-    assert np.isnan(human_study.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
+    assert np.isnan(human_study_tally.tally(kit / "said" / "a.json", kit / "kit").metrics["agreement"])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ def test_the_tally_by_hand(kit):
 def test_wrong_keys(kit, key):
     write_json(kit / "kit" / "key.json", key)
     with pytest.raises(SourceError, match="key.json: is no key of a kit"):
-        human_study.tally(kit / "said", kit / "kit")
+        human_study_tally.tally(kit / "said", kit / "kit")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_wrong_keys(kit, key):
 def test_wrong_judgements(kit, content, named):
     write_json(kit / "said" / "z.json", content)
     with pytest.raises(SourceError, match=named):
-        human_study.tally(kit / "said", kit / "kit")
+        human_study_tally.tally(kit / "said", kit / "kit")
 
 
 def test_where_images_stand():
@@ -251,7 +250,7 @@ class Balanced(html.parser.HTMLParser):
 def page(tmp_path):
     image = Image(PIL.Image.new("RGB", (8, 8), "red"))
     asked = [
-        human_study.Asked(
+        human_study.Instruction(
             str(i), "cats", Document((Text(f'Tell <b>of</b> "{i}" & a cat'),)), Document((Text("It sat."), image))
         )
         for i in range(2)
@@ -298,7 +297,7 @@ def test_the_page_judges_keeps_and_saves(page, tmp_path):
     ((name, content),) = inputs["files"]
     assert inputs["chosen"] == ["yes", "yes", "no", "yes"] and name == "judged by Ann.json" and inputs["told"] == []
     write_json(tmp_path / "said" / name, content)
-    found = human_study.tally(tmp_path / "said", tmp_path)
+    found = human_study_tally.tally(tmp_path / "said", tmp_path)
     key = json.loads((tmp_path / "key.json").read_text())
     kinds = [row["kind"] for row in key.values()]
     right = {

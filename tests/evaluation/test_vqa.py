@@ -8,7 +8,8 @@ from evaluation.files import real_data, write_json, write_lines
 
 from dreamjax.errors import SourceError
 from dreamjax.evaluation.benchmarks import vqa
-from dreamjax.evaluation.predictions import Answer
+from dreamjax.evaluation.predictions import Prediction
+from dreamjax.evaluation.question import Question
 
 # What MMF's EvalAIAnswerProcessor returns, its oddities included.
 NORMALISED = {
@@ -118,7 +119,7 @@ def test_rows_are_told_apart_by_image_and_question(tmp_path):
 def test_other_files_of_questions(tmp_path):
     single = {"data": [{"question_id": 1, "image_id": "p", "question": "Q?", "answers": ["a b"] * 10}]}
     write_json(tmp_path / "text" / "TextVQA_0.5.1_val.json", single)
-    assert vqa.load_questions(tmp_path / "text", "textvqa") == [vqa.Question("1", "p", "Q?", ("a b",) * 10)]
+    assert vqa.load_questions("textvqa", tmp_path / "text") == [Question("1", "Q?", ("p",), references=("a b",) * 10)]
     write_json(
         tmp_path / "wiz" / "val.json",
         [
@@ -136,11 +137,11 @@ def test_other_files_of_questions(tmp_path):
     found = vqa.score("vizwiz", predictions, tmp_path / "wiz")
     assert found.metrics["accuracy"] == found.metrics["unanswerable_accuracy"] == 100.0
     (tmp_path / "text" / "TextVQA_0.5.1_train.json").write_text("{}")
-    assert len(vqa.load_questions(tmp_path / "text", "textvqa")) == 1  # of the splits val
+    assert len(vqa.load_questions("textvqa", tmp_path / "text")) == 1  # of the splits val
     made_data(tmp_path / "v2", "v2_OpenEnded_mscoco_val2014").joinpath(
         "v2_OpenEnded_mscoco_val2014_annotations.json"
     ).rename(tmp_path / "v2" / "v2_mscoco_val2014_annotations.json")
-    assert vqa.load_questions(tmp_path / "v2", "vqav2")[1].answers == ("tom",) * 4 + ("tommy",) * 6
+    assert vqa.load_questions("vqav2", tmp_path / "v2")[1].references == ("tom",) * 4 + ("tommy",) * 6
 
 
 def test_wrong_data(tmp_path):
@@ -175,7 +176,7 @@ def test_test_splits_are_exported_for_their_servers(tmp_path):
 
 def test_the_constant_answer_on_vizwiz(tmp_path):
     data = real_data("vqa")
-    questions = vqa.load_questions(data, "vizwiz")
+    questions = vqa.load_questions("vizwiz", data)
     assert len(questions) == 4319
     found = vqa.score(
         "vizwiz",
@@ -209,14 +210,14 @@ def test_the_same_asked_twice_of_an_image(tmp_path):
 
 def test_where_the_question_stands_in_the_prompt(tmp_path):
     questions = [
-        vqa.Question("1", "p", "is it red", ()),
-        vqa.Question("2", "p", "what is it", ()),
-        vqa.Question("3", "p", "What is it called?", ()),
+        Question("1", "is it red", ("p",)),
+        Question("2", "what is it", ("p",)),
+        Question("3", "What is it called?", ("p",)),
     ]
     find = vqa.finder(questions)
 
     def of(prompt):
-        return find(Answer("p", "", prompt, "", "row 1"))
+        return find(Prediction("p", "", prompt, "", "row 1"))
 
     assert of("What is it\nReference OCR token: is it red\nAnswer") == (
         "2",

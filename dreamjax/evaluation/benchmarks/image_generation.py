@@ -1,14 +1,12 @@
-"""What is to be drawn: captions of MS-COCO and of LN-COCO, places in the documents of InstructMMC4; and how, as data.
+"""Image generation from captions of MS-COCO and LN-COCO, and at the images of InstructMMC4's documents.
 
-    coco_fid         annotations/captions_val2014.json, pictures below (val2014/): captions drawn at random, 30,000 of
-                     them
-    lncoco_fid       localized narratives of COCO, *.jsonl with image_id and caption, pictures below (val2017/): every
-                     narrative
-    instructmmc4_fid *.jsonl or *.json of instructions as the source `instruct` reads them, pictures below: each picture
-    of an answer
+    coco_fid          annotations/captions_val2014.json, images below (val2014/): captions sampled at random, 30,000
+    lncoco_fid        localized narratives of COCO, *.jsonl with image_id and caption, images below (val2017/): all
+    instructmmc4_fid  *.jsonl or *.json of instructions as the source `instruct` reads them, images below: each image
+                      of an answer
 
-A wish has the id of its caption (of LN-COCO the picture's and the annotator's, of InstructMMC4 the document's and the
-picture's number), and so have its pictures, whatever they are called by.
+A generation prompt has the id of its caption (of LN-COCO the image's and the annotator's, of InstructMMC4 the
+document's and the image's number), and so has its image, whatever the real one is called.
 """
 
 import dataclasses
@@ -23,20 +21,17 @@ from dreamjax.config import SourceConfig
 from dreamjax.data.registry import open_source
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import BadRecord, ConfigError, SourceError
-from dreamjax.evaluation.files import expected_form, find_file, read_json, shown
-from dreamjax.evaluation.prompts import of_profile
-from dreamjax.evaluation.questions import ImageFolder, beside
+from dreamjax.evaluation.benchmark import Figures
+from dreamjax.evaluation.files import expected_form, find_file, quote, read_json
+from dreamjax.evaluation.image_folder import ImageFolder, images_beside
 
 CAPTIONS = 30_000  # of MS-COCO
-SIDE = 256  # pixels of compared pictures
+SIDE = 256  # pixels of compared images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GenerationPrompt:
-    """One picture to draw.
-
-    Right after the prompt. `texts` are what it should fit, its own first; `real` is the true picture.
-    """
+    """An image to generate right after the prompt. `texts` are captions of the `real` image, its own first."""
 
     id: str
     prompt: Document
@@ -46,172 +41,174 @@ class GenerationPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """How pictures are drawn: `candidates` each, with the seeds from `seed` on, of which CLIP keeps one."""
+    """Sampling of images: `candidates` each, with the seeds from `seed` on, of which CLIP chooses one."""
 
     candidates: int = 1
     seed: int = 0
-    all_texts: bool = False  # a candidate counts as its best fit to any caption of the picture, not only to its own
-    drawing: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of sampling.options.Options
+    all_texts: bool = False  # a candidate is ranked by its best fit to any caption of the image, not by its own alone
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of sampling.options.Options
 
 
 _DDIM = {"sampler": "ddim", "num_steps": 50}
 
-MANNERS: dict[str, dict[str, GenerationSettings]] = {
+SETTINGS: dict[str, dict[str, GenerationSettings]] = {
     "clean": {
-        "coco_fid": GenerationSettings(8, drawing={**_DDIM, "guidance_scale": 2.0}),
-        "lncoco_fid": GenerationSettings(drawing={**_DDIM, "guidance_scale": 3.0}),
-        "instructmmc4_fid": GenerationSettings(drawing={**_DDIM, "guidance_scale": 3.0}),
+        "coco_fid": GenerationSettings(8, sampling={**_DDIM, "guidance_scale": 2.0}),
+        "lncoco_fid": GenerationSettings(sampling={**_DDIM, "guidance_scale": 3.0}),
+        "instructmmc4_fid": GenerationSettings(sampling={**_DDIM, "guidance_scale": 3.0}),
     },
     "official": {
         "coco_fid": GenerationSettings(8, 42, True, {"sampler": "ddpm", "num_steps": 150, "guidance_scale": 2.0}),
-        "lncoco_fid": GenerationSettings(1, 42, drawing={"sampler": "ddpm", "num_steps": 100, "guidance_scale": 3.0}),
+        "lncoco_fid": GenerationSettings(1, 42, sampling={"sampler": "ddpm", "num_steps": 100, "guidance_scale": 3.0}),
     },
 }
 
 
-def manner_of(profile: str, task: str) -> GenerationSettings:
-    """The manner of a task; raises ConfigError, naming what there is."""
-    return of_profile(MANNERS, profile, task)
+PAPER: dict[str, Figures] = {
+    "coco_fid": {"fid": {"DreamLLM": 8.46, "stage I": 8.76, "SD 2.1": 12.43, "SD 2.1 fine-tuned": 11.91}},
+    "lncoco_fid": {"fid": {"DreamLLM": 20.53, "stage I": 22.42, "SD 2.1": 34.26, "SD 2.1 fine-tuned": 25.35}},
+}
+
+
+def settings_of(profile: str, task: str) -> GenerationSettings:
+    """The settings of a task in a profile; raises ConfigError, naming those that there are."""
+    if profile not in SETTINGS:
+        raise ConfigError(f"--profile: {profile!r} is unknown; there are {', '.join(SETTINGS)}")
+    if task not in SETTINGS[profile]:
+        raise ConfigError(
+            f"--profile: {task} has no profile {profile!r}, which there is for {', '.join(SETTINGS[profile])}"
+        )
+    return SETTINGS[profile][task]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class GenerationPrompts:
-    """The wishes of a task, and what was said about its files."""
-
-    generation_prompts: list[GenerationPrompt]
-    warnings: tuple[str, ...] = ()
-
-
-def load_coco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> GenerationPrompts:
-    """`count` captions (30,000, or all where there are fewer) in an order drawn by the seed."""
+def load_coco(
+    data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0
+) -> tuple[list[GenerationPrompt], tuple[str, ...]]:
+    """`count` captions (30,000, or all if there are fewer) in an order sampled by the seed; and warnings."""
     data = epath.Path(data)
-    path = find_file(
-        data / "annotations" if (data / "annotations").is_dir() else data, "captions_val2014.json", "captions_*.json"
-    )
+    annotations = data / "annotations"
+    path = find_file(annotations if annotations.is_dir() else data, "captions_val2014.json", "captions_*.json")
     content = read_json(path)
     with expected_form(path, "file of COCO's captions"):
         files = {row["id"]: row["file_name"] for row in content["images"]}
-        of_image: dict = {}
-        for row in content["annotations"]:
-            of_image.setdefault(row["image_id"], []).append((row["id"], row["caption"].strip()))
-        rows = [(row["id"], row["image_id"], row["caption"].strip()) for row in content["annotations"]]
-        order = np.random.default_rng(seed).permutation(len(rows))[: count or CAPTIONS]
-        chosen = [rows[i] for i in order]
-        names = [files[image] for _, image, _ in chosen]
-    folder = ImageFolder(images or data).require_names(names)
-
-    def others(image, key):
-        return [text for other, text in of_image[image] if other != key]
-
-    generation_prompts = [
-        GenerationPrompt(str(key), Document((Text(text),)), (text, *others(image, key)), folder[name])
-        for (key, image, text), name in zip(chosen, names, strict=True)
+        captions = [(row["id"], row["image_id"], row["caption"].strip()) for row in content["annotations"]]
+        of_image: dict[Any, list[tuple[Any, str]]] = {}
+        for key, image, text in captions:
+            of_image.setdefault(image, []).append((key, text))
+        order = np.random.default_rng(seed).permutation(len(captions))[: count or CAPTIONS]
+        chosen = [(key, files[image], image, text) for key, image, text in (captions[i] for i in order)]
+    real = ImageFolder(images or data).require(name for _, name, _, _ in chosen)
+    prompts = [
+        GenerationPrompt(
+            str(key),
+            Document((Text(text),)),
+            (text, *(other_text for other, other_text in of_image[image] if other != key)),
+            real[name],
+        )
+        for key, name, image, text in chosen
     ]
-    return _unique(generation_prompts, path)
+    return _with_unique_ids(prompts, path), ()
 
 
-def load_lncoco(data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0) -> GenerationPrompts:
-    """The (first `count`) narratives, in the file's order."""
+def load_lncoco(
+    data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0
+) -> tuple[list[GenerationPrompt], tuple[str, ...]]:
+    """The (first `count`) narratives, in the file's order; and warnings."""
     path = find_file(data, "coco_val*.jsonl", "*narratives*.jsonl", "*.jsonl")
     with expected_form(path, "file of localized narratives"):
-        rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)][
-            :count
-        ]
-    folder = ImageFolder(images or data).require_names([image for image, _, _ in rows])
-
-    def name(image, annotator):
-        return image if annotator is None else f"{image}-{annotator}"
-
-    return _unique(
-        [
-            GenerationPrompt(name(image, by), Document((Text(text),)), (text,), folder[image])
-            for image, by, text in rows
-        ],
-        path,
-    )
+        rows = [(str(row["image_id"]), row.get("annotator_id"), row["caption"].strip()) for row in read_json(path)]
+    rows = rows[:count]
+    real = ImageFolder(images or data).require(image for image, _, _ in rows)
+    prompts = [
+        GenerationPrompt(
+            image if annotator is None else f"{image}-{annotator}", Document((Text(text),)), (text,), real[image]
+        )
+        for image, annotator, text in rows
+    ]
+    return _with_unique_ids(prompts, path), ()
 
 
 def load_instructmmc4(
     data: epath.PathLike, images: str = "", count: int | None = None, seed: int = 0
-) -> GenerationPrompts:
-    """Each picture of the (first `count`) documents' answers, after all that stands before it.
+) -> tuple[list[GenerationPrompt], tuple[str, ...]]:
+    """Each image of the (first `count`) documents' answers, after everything before it; and warnings.
 
-    Records that cannot be used are counted.
+    Unusable records are counted.
     """
     path = find_file(data, "*.jsonl", "*.json")
-    source = open_source(SourceConfig("instruct", path=str(path), images=images or beside(path)))
-    generation_prompts, bad = [], [str(record) for record in source.skipped]
+    source = open_source(SourceConfig("instruct", path=str(path), images=images or images_beside(path)))
+    prompts, unusable = [], [str(record) for record in source.skipped]
     for number in range(len(source) if count is None else min(count, len(source))):
         try:
-            parts = source[number].parts
+            document = source[number]
         except BadRecord as error:
-            bad.append(str(error))
-            continue
-        for i, part in enumerate(parts):
-            if isinstance(part, Image):
-                before = [other.text for other in parts[:i] if isinstance(other, Text)]
-                prompt = tuple(
-                    dataclasses.replace(other, is_target=False) if isinstance(other, Image) else other
-                    for other in parts[:i]
-                )
-                generation_prompts.append(GenerationPrompt(f"{number}-{i}", Document(prompt), (before[-1],), part))
-    if bad and not generation_prompts:
+            unusable.append(str(error))
+        else:
+            prompts += _prompts_of(document, number)
+    if unusable and not prompts:
         raise SourceError(
-            f"{path}: holds nothing to draw; the first of {len(bad)} documents that cannot be used is {bad[0]}"
+            f"{path}: holds nothing to draw; the first of {len(unusable)} documents that cannot be used is "
+            f"{unusable[0]}"
         )
-    warnings = (
-        (
-            f"{len(bad)} of {len(source) + len(source.skipped)} documents cannot be used and are left "
-            f"out; the first is {bad[0]}",
-        )
-        if bad
-        else ()
+    prompts = _with_unique_ids(prompts, path)
+    if not unusable:
+        return prompts, ()
+    return prompts, (
+        f"{len(unusable)} of {len(source) + len(source.skipped)} documents cannot be used and are left out; the "
+        f"first is {unusable[0]}",
     )
-    return dataclasses.replace(_unique(generation_prompts, path), warnings=warnings)
 
 
-def _unique(generation_prompts: list[GenerationPrompt], path: epath.Path) -> GenerationPrompts:
-    if not generation_prompts:
+def _prompts_of(document: Document, number: int) -> list[GenerationPrompt]:
+    """A prompt for each image of a document: all parts before it, their images as inputs alone."""
+    prompts = []
+    for i, part in enumerate(document.parts):
+        if isinstance(part, Image):
+            before = document.parts[:i]
+            texts = [other.text for other in before if isinstance(other, Text)]
+            inputs = tuple(
+                dataclasses.replace(other, is_target=False) if isinstance(other, Image) else other for other in before
+            )
+            prompts.append(GenerationPrompt(f"{number}-{i}", Document(inputs), (texts[-1],), part))
+    return prompts
+
+
+def _with_unique_ids(prompts: list[GenerationPrompt], path: epath.Path) -> list[GenerationPrompt]:
+    """The prompts; raises SourceError for none, an id that cannot name a file, and one that stands there twice."""
+    if not prompts:
         raise SourceError(f"{path}: holds nothing to draw")
-    for generation_prompt in generation_prompts:
-        if (
-            "/" in generation_prompt.id
-            or len(generation_prompt.id.encode("utf-8", "replace")) > 200
-            or not generation_prompt.id.isprintable()
-        ):  # it names the picture's file
-            raise SourceError(f"{path}: the id {shown(generation_prompt.id)} cannot be the name of a file")
-    if len({generation_prompt.id for generation_prompt in generation_prompts}) < len(generation_prompts):
-        twice = next(
-            generation_prompt.id
-            for i, generation_prompt in enumerate(generation_prompts)
-            if generation_prompt.id in {other.id for other in generation_prompts[:i]}
-        )
-        raise SourceError(f"{path}: the id {twice} stands there twice")
-    return GenerationPrompts(generation_prompts)
+    ids: set[str] = set()
+    for prompt in prompts:
+        if "/" in prompt.id or len(prompt.id.encode("utf-8", "replace")) > 200 or not prompt.id.isprintable():
+            raise SourceError(f"{path}: the id {quote(prompt.id)} cannot be the name of a file")
+        if prompt.id in ids:
+            raise SourceError(f"{path}: the id {prompt.id} stands there twice")
+        ids.add(prompt.id)
+    return prompts
 
 
-TASKS: dict[str, Callable[..., GenerationPrompts]] = {
+TASKS: dict[str, Callable[..., tuple[list[GenerationPrompt], tuple[str, ...]]]] = {
     "coco_fid": load_coco,
     "lncoco_fid": load_lncoco,
     "instructmmc4_fid": load_instructmmc4,
 }
 
 
-def shortened(generation_prompt: GenerationPrompt, fits: Callable[[Document], bool]) -> tuple[GenerationPrompt, bool]:
-    """The wish with the latest parts of its prompt that fit, after the first.
+def shorten(prompt: GenerationPrompt, fits: Callable[[Document], bool]) -> tuple[GenerationPrompt, bool]:
+    """(prompt with its first part and the latest other ones that fit, true if any was left out).
 
-    And whether any was left out. ConfigError where the last alone does not fit.
+    Raises ConfigError if the last part alone does not fit.
     """
-    parts = generation_prompt.prompt.parts
+    parts = prompt.prompt.parts
     for left_out in range(len(parts)):
-        kept = Document((*parts[:1], *parts[1 + left_out :]))
-        if fits(kept):
-            return dataclasses.replace(generation_prompt, prompt=kept), left_out > 0
+        document = Document((*parts[:1], *parts[1 + left_out :]))
+        if fits(document):
+            return dataclasses.replace(prompt, prompt=document), left_out > 0
     raise ConfigError(
-        f"{generation_prompt.id}: its prompt is longer than the model's context, even alone: "
-        f"{math.ceil(len(generation_prompt.prompt.text) / 1000)} thousand characters"
+        f"{prompt.id}: its prompt is longer than the model's context, even alone: "
+        f"{math.ceil(len(prompt.prompt.text) / 1000)} thousand characters"
     )

@@ -3,11 +3,12 @@ BoolQ, MMLU.
 
 Read from the sets' own files, or from the instructions of LLM-Adapters (PIQA, SIQA, WinoGrande, BoolQ, the last without
 its passage). A continuation's score is the sum of its tokens' log-probabilities; HellaSwag's is divided by its
-characters. MMLU has five examples of its subject's `dev` before each question.
+characters. MMLU has five examples of its subject's `dev` before each question. These six are the paper's; they need
+neither lm-evaluation-harness nor its downloads (evaluation/lm_eval.py runs its tasks).
 """
 
 import csv
-import dataclasses
+import functools
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -15,33 +16,19 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dreamjax.errors import SourceError
-from dreamjax.evaluation.files import expected_form, find_file, read_json, read_text, shown
-from dreamjax.evaluation.predictions import Score, by_id, first, percent, percent_by, read_answers
+from dreamjax.evaluation.benchmark import Benchmark
+from dreamjax.evaluation.files import expected_form, find_file, quote, read_json, read_text
+from dreamjax.evaluation.predictions import Score, match_ids, percent, percent_by, read_predictions
+from dreamjax.evaluation.question import limit
+from dreamjax.evaluation.ranking import Ranking
 
 LETTERS = "ABCDEFGHIJ"
 MMLU_SHOTS = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """A question whose continuations are ranked.
-
-    `contexts` has the words before each; `examples` stand before them, in whole or not at all.
-    """
-
-    id: str
-    contexts: tuple[str, ...]
-    endings: tuple[str, ...]
-    right: int
-    category: str = ""
-    by_length: bool = False  # scores are divided by the endings' characters
-    heading: str = ""
-    examples: tuple[str, ...] = ()
-
-
-def letters_after(context: str, count: int, **fields) -> dict:
-    """Fields of a Ranking whose endings are the letters A, B, ..."""
-    return {"contexts": (context,) * count, "endings": tuple(f" {letter}" for letter in LETTERS[:count]), **fields}
+def _letters(count: int) -> tuple[str, ...]:
+    """The endings of a Ranking by the letters A, B, ..."""
+    return tuple(f" {letter}" for letter in LETTERS[:count])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -78,8 +65,8 @@ def load_siqa(data: epath.PathLike) -> list[Ranking]:
         ]
     ask = "Read the context. Choose A, B or C to answer the question.\n{}\n{}\nAnswer:"
     return [
-        Ranking(str(i), **letters_after(ask.format(question, _choices(words)), 3, right=right))
-        for i, (question, words, right) in enumerate(rows)
+        Ranking(str(i), (ask.format(question, _choices(choices)),) * 3, _letters(3), right)
+        for i, (question, choices, right) in enumerate(rows)
     ]
 
 
@@ -126,7 +113,7 @@ def load_hellaswag(data: epath.PathLike) -> list[Ranking]:
     """hellaswag_val.jsonl."""
     path = find_file(data, "hellaswag_val.jsonl", "*.jsonl")
 
-    def plain(text):
+    def plain(text: str) -> str:
         return " ".join(re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).split())
 
     with expected_form(path, "file of HellaSwag"):
@@ -162,7 +149,12 @@ def load_mmlu(data: epath.PathLike) -> list[Ranking]:
             rankings.append(
                 Ranking(
                     f"{subject}/{i}",
-                    **letters_after(ask, 4, right=right, category=subject, heading=heading, examples=shots),
+                    (ask,) * 4,
+                    _letters(4),
+                    right,
+                    category=subject,
+                    heading=heading,
+                    examples=shots,
                 )
             )
     return rankings
@@ -178,24 +170,24 @@ def _mmlu_rows(path: epath.Path) -> list[tuple[str, int]]:
         ]
 
 
-def _choices(words: Sequence[str]) -> str:
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, words, strict=False))
+def _choices(choices: Sequence[str]) -> str:
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
-def _instructions(path: epath.Path, form: str, answers) -> list[tuple[dict, int]]:
-    """(fields, number of the right answer) of a file of instructions.
+def _instructions(path: epath.Path, form: str, answers: str | tuple[str, ...]) -> list[tuple[dict, int]]:
+    """(fields of `form`, index of the right answer) for each row of a file of instructions.
 
-    `answers` are the answers' words, or what stands before their number.
+    `answers` are the answers themselves, or the prefix of their number.
     """
     rows = []
     for i, row in enumerate(read_json(path)):
-        found = re.search(form, row["instruction"], re.DOTALL)
-        if not found:
+        match = re.search(form, row["instruction"], re.DOTALL)
+        if not match:
             raise SourceError(f"{path}: row {i} is not of the expected form: {row['instruction'][:80]!r}")
         right = (
             int(row["answer"].removeprefix(answers)) - 1 if isinstance(answers, str) else answers.index(row["answer"])
         )
-        rows.append((found.groupdict(), right))
+        rows.append((match.groupdict(), right))
     return rows
 
 
@@ -221,7 +213,7 @@ LOADERS: dict[str, Callable[[epath.PathLike], list[Ranking]]] = {
 def load(task: str, data: epath.PathLike, count: int | None = None) -> list[Ranking]:
     """The rankings of a task, of each category the first `count`; raises SourceError."""
     with expected_form(data, f"data of {task}"):
-        rankings = first(LOADERS[task](data), count, lambda ranking: ranking.category)
+        rankings = limit(LOADERS[task](data), count, lambda ranking: ranking.category)
     if not rankings:
         raise SourceError(f"{data}: holds no questions")
     return rankings
@@ -232,27 +224,38 @@ def load(task: str, data: epath.PathLike, count: int | None = None) -> list[Rank
 
 
 def score(task: str, predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
-    """`accuracy` over questions in percent.
+    """`accuracy` over questions in percent; of MMLU also `subject_mean` and each subject's.
 
-    Of MMLU also `subject_mean` and each subject's. A missing prediction is wrong.
+    A missing prediction is wrong.
     """
     rankings = load(task, data, count)
-    matched = by_id(read_answers(predictions), [ranking.id for ranking in rankings], str(data))
+    matched = match_ids(read_predictions(predictions), [ranking.id for ranking in rankings], str(data))
     right = {ranking: matched.texts.get(ranking.id) == str(ranking.right) for ranking in rankings}
-    strange = [
-        ranking
+    metrics = {"accuracy": percent(right.values()), "chance": percent(1 / len(ranking.endings) for ranking in rankings)}
+    if task == "mmlu":
+        subjects = percent_by(right, lambda ranking: ranking.category)
+        metrics |= {"subject_mean": sum(subjects.values()) / len(subjects)} | subjects
+    no_choice = [
+        ranking.id
         for ranking in rankings
         if matched.texts.get(ranking.id, "0") not in map(str, range(len(ranking.endings)))
     ]
-    metrics = {"accuracy": percent(right.values()), "chance": percent(1 / len(ranking.endings) for ranking in rankings)}
-    subjects = percent_by(right, lambda ranking: ranking.category)
-    if task == "mmlu":
-        metrics |= {"subject_mean": sum(subjects.values()) / len(subjects)} | subjects
     warnings = matched.warnings
-    if strange:
-        said = (
-            f"{len(strange)} predictions are no number of a choice, counted from 0, and are wrong; the first "
-            f"is {shown(matched.texts[strange[0].id])}"
+    if no_choice:
+        warnings += (
+            f"{len(no_choice)} predictions are no number of a choice, counted from 0, and are wrong; the first is "
+            f"{quote(matched.texts[no_choice[0]])} for question {no_choice[0]}",
         )
-        warnings += (f"{said} for question {strange[0].id}",)
-    return Score(metrics, matched.counts | {"no_choice": len(strange)}, warnings)
+    return Score(metrics, matched.counts | {"no_choice": len(no_choice)}, warnings)
+
+
+PAPER = {"piqa": 78.6, "siqa": 48.8, "hellaswag": 77.4, "winogrande": 68.5, "boolq": 75.2, "mmlu": 41.8}
+BENCHMARKS = tuple(
+    Benchmark(
+        name=name,
+        rankings=functools.partial(load, name),
+        score=functools.partial(score, name),
+        paper={"accuracy": {"DreamLLM": PAPER[name]}},  # of MMLU with its five examples
+    )
+    for name in LOADERS
+)

@@ -1,43 +1,45 @@
-"""MM-Vet (Yu et al. 2023): free answers, graded by a language model elsewhere. Here: the file for its grader, and
-figures from its grades.
+"""MM-Vet (Yu et al. 2023): free answers, graded by a language model elsewhere.
 
-The figures are those of the benchmark's mm-vet_evaluator.py: for each run the sum of grades over the number of
-questions, in percent, then the mean over runs; by each of six capabilities, and by each combination that questions
-need.
+Here: the file for its grader, and metrics from its grades. They are those of the benchmark's mm-vet_evaluator.py: for
+each run the sum of grades over the number of questions, in percent, then the mean over runs; by each of six
+capabilities, and by each combination that questions need.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from etils import epath
 
 from dreamjax.errors import SourceError
+from dreamjax.evaluation.benchmark import Benchmark
 from dreamjax.evaluation.files import expected_form, find_file, read_json
-from dreamjax.evaluation.predictions import ID_KEYS, Exported, Score, first, match, read_answers, read_rows
+from dreamjax.evaluation.predictions import ID_KEYS, Exported, Prediction, Score, match, read_predictions, read_rows
+from dreamjax.evaluation.prompts import PromptTemplate, official
+from dreamjax.evaluation.question import Question, limit
 from dreamjax.filesystem import atomic
 
-CAPABILITIES = (
-    "rec",
-    "ocr",
-    "know",
-    "gen",
-    "spat",
-    "math",
-)  # recognition, text, knowledge, generation, spatial awareness, mathematics
+# Recognition, text, knowledge, generation, spatial awareness, mathematics.
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
-def load_questions(data: epath.PathLike, count: int | None = None) -> dict[str, dict]:
-    """The (first `count`) questions of mm-vet.json.
-
-    {id: {imagename, question, answer, capability}}; raises SourceError.
-    """
+def load_questions(data: epath.PathLike, count: int | None = None) -> list[Question]:
+    """The (first `count`) questions of mm-vet.json; their groups are the capabilities. Raises SourceError."""
     path = find_file(data, "mm-vet.json", "*.json")
-    content = read_json(path)
     with expected_form(path, "mm-vet.json"):
-        if not content or not all(set(row["capability"]) for row in content.values()):
-            raise SourceError(f"{path}: holds no questions with capabilities, as mm-vet.json does")
-    return dict(first(content.items(), count))
+        questions = [
+            Question(
+                key,
+                str(row.get("question", "")),
+                (str(row["imagename"]),) if "imagename" in row else (),
+                references=(str(row["answer"]),) if "answer" in row else (),
+                groups=tuple(sorted(set(row["capability"]), key=_order)),
+            )
+            for key, row in read_json(path).items()
+        ]
+    if not questions or not all(question.groups for question in questions):
+        raise SourceError(f"{path}: holds no questions with capabilities, as mm-vet.json does")
+    return limit(questions, count)
 
 
 def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None = None) -> Score:
@@ -47,7 +49,8 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
     A question without a grade counts as 0. Raises SourceError for answers that nobody graded.
     """
     questions, grades = load_questions(data, count), load_grades(predictions)
-    known = [key for key in grades if key in questions]
+    ids = {question.id for question in questions}
+    known = [key for key in grades if key in ids]
     if not known:
         raise SourceError(
             f"{predictions}: {next(iter(grades))} is no question of {data}, and neither are all "
@@ -59,24 +62,23 @@ def score(predictions: epath.PathLike, data: epath.PathLike, count: int | None =
             f"{predictions}: some questions have {min(runs)} grades and others {max(runs)}; let the grader finish"
         )
     ungraded = [0.0] * runs.pop()
-    graded = {key: grades.get(key, ungraded) for key in questions}
+    totals = _totals([grades.get(question.id, ungraded) for question in questions])
 
-    def of(chosen):
-        return statistics.fmean(_totals([graded[key] for key in chosen]))
+    def mean(chosen: Collection[Question]) -> float:
+        return statistics.fmean(_totals([grades.get(question.id, ungraded) for question in chosen]))
 
-    needs = {key: set(row["capability"]) for key, row in questions.items()}
-    metrics = {"total": of(questions), "std": statistics.pstdev(_totals(list(graded.values())))}
-    for capability in sorted(set().union(*needs.values()), key=_order):
-        metrics[capability] = of([key for key in questions if capability in needs[key]])
-    for combination in dict.fromkeys("+".join(sorted(need, key=_order)) for need in needs.values()):
-        if "+" in combination:
-            metrics[combination] = of([key for key in questions if needs[key] == set(combination.split("+"))])
-    missing = [key for key in questions if key not in grades]
-    warnings = (
-        [f"{len(missing)} of {len(questions)} questions have no grade and count as 0; the first is {missing[0]}"]
-        if missing
-        else []
-    )
+    metrics = {"total": statistics.fmean(totals), "std": statistics.pstdev(totals)}
+    for capability in sorted({group for question in questions for group in question.groups}, key=_order):
+        metrics[capability] = mean([question for question in questions if capability in question.groups])
+    for groups in dict.fromkeys(question.groups for question in questions):
+        if len(groups) > 1:
+            metrics["+".join(groups)] = mean([question for question in questions if question.groups == groups])
+    missing = [question.id for question in questions if question.id not in grades]
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{len(missing)} of {len(questions)} questions have no grade and count as 0; the first is {missing[0]}"
+        )
     if len(grades) > len(known):
         warnings.append(f"{len(grades) - len(known)} of {len(grades)} graded questions are not in {data} and left out")
     counts = {
@@ -95,7 +97,7 @@ def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
     From the grader's file {id: {"score": [..], ..}}, or any table or JSON lines of rows with an id and a score.
     """
     grades: dict[str, list[float]] = {}
-    for where, row in read_rows(path):
+    for location, row in read_rows(path):
         if isinstance(row, dict) and "total" in row and not set(ID_KEYS) & set(row):
             raise SourceError(
                 f"{path}: holds the sums of MM-Vet's grader, not its grades, which are in *-grade-*runs.json beside it"
@@ -104,14 +106,14 @@ def load_grades(path: epath.PathLike) -> dict[str, list[float]]:
             row = {"score": row["text"], **row}
         if not isinstance(row, dict) or row.get("score") in (None, ""):
             raise SourceError(
-                f"{path}: {where} holds answers, not grades: MM-Vet's grader gives those, from "
+                f"{path}: {location} holds answers, not grades: MM-Vet's grader gives those, from "
                 "mmvet_answers.json, which --out=DIR writes"
             )
         with expected_form(path, "file of grades"):
             key = full_id(str(next(row[name] for name in ID_KEYS if name in row)))
             values = [float(grade) for grade in (row["score"] if isinstance(row["score"], list) else [row["score"]])]
         if key in grades:
-            raise SourceError(f"{path}: {where}: grades question {key} a second time")
+            raise SourceError(f"{path}: {location}: grades question {key} a second time")
         if not values or not all(0 <= value <= 1 for value in values):
             raise SourceError(f"{path}: {key}: grades {values} are not numbers in 0..1, one a run")
         grades[key] = values
@@ -127,14 +129,16 @@ def full_id(key: str) -> str:
 
 def export(predictions: epath.PathLike, data: epath.PathLike, out: epath.Path) -> Exported:
     """Writes mmvet_answers.json, {"v1_0": text, ..}, for the benchmark's grader; questions without an answer get ""."""
-    questions = load_questions(data)
+    ids = [question.id for question in load_questions(data)]
 
-    def find(answer):
-        return (full_id(answer.id),) if full_id(answer.id) in questions else ()
+    def find(prediction: Prediction) -> tuple[str, ...]:
+        key = full_id(prediction.id)
+        return (key,) if key in known else ()
 
-    matched = match(read_answers(predictions), find, list(questions), str(data))
+    known = set(ids)
+    matched = match(read_predictions(predictions), find, ids, str(data))
     path = out / "mmvet_answers.json"
-    atomic.write_text(path, json.dumps({key: matched.texts.get(key, "") for key in questions}, indent=2))
+    atomic.write_text(path, json.dumps({key: matched.texts.get(key, "") for key in ids}, indent=2))
     return Exported(path, matched.warnings)
 
 
@@ -145,3 +149,19 @@ def _totals(grades: Sequence[Sequence[float]]) -> list[float]:
 
 def _order(capability: str) -> tuple[int, str]:
     return (CAPABILITIES.index(capability) if capability in CAPABILITIES else len(CAPABILITIES), capability)
+
+
+BENCHMARK = Benchmark(
+    name="mmvet",
+    questions=load_questions,
+    score=score,
+    export=export,
+    prompts={
+        "clean": PromptTemplate("{question}", decoding={"max_tokens": 512}),
+        "official": official(
+            "{question}Please provide an accurate, detailed and comprehensive answer.",
+            before_image="This is an exam, please answer according to the image and question.",
+        ),
+    },
+    paper={"total": {"DreamLLM": 35.9, "+ SFT": 36.6}},
+)

@@ -1,8 +1,7 @@
-"""Pictures as features, for the distances in frechet.py; and how well a picture fits a text, by CLIP.
+"""Features of images, for the distances in frechet.py; and the similarity of image and text by CLIP.
 
-inception            2,048 numbers of the Inception network, with pytorch-fid's weights: what published FID figures are
-                     of
-clip                 the class token of a CLIP picture encoder, the measured model's own or that of another folder
+inception            2,048 numbers of the Inception network, with pytorch-fid's weights, as in published FID figures
+clip                 the class token of a CLIP image encoder, the measured model's own or that of another folder
 package.module:name  a function of yours: a list of Pillow images -> an array [n, d]
 """
 
@@ -21,8 +20,8 @@ from dreamjax.api import DreamLLM
 from dreamjax.document import clip_tokenizer, image_io
 from dreamjax.errors import ConfigError, SourceError, gist
 from dreamjax.evaluation import few_shot
+from dreamjax.evaluation.image_folder import image_files
 from dreamjax.evaluation.metrics import frechet
-from dreamjax.evaluation.questions import image_files
 from dreamjax.models import inception
 from dreamjax.models.dreamllm import Model
 from dreamjax.progress import bar
@@ -34,7 +33,7 @@ WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A name, and a function of at most BATCH pictures to their features [n, d]."""
+    """A name, and a function from at most BATCH images to their features [n, d]."""
 
     name: str
     of: Callable[[Sequence[PIL.Image.Image]], np.ndarray]
@@ -50,17 +49,17 @@ class Towers:
     def scorer(self) -> rerank.Scorer:
         return rerank.clip_scorer(self.model, self.tokenizer)
 
-    def stop_consensus(self, images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
-        """100 times the cosine of each picture and its text, [n]."""
+    def similarity(self, images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """100 times the cosine of each image and its text, [n]."""
         return 100 * self.scorer()(images, texts) / np.exp(np.asarray(self.model.params["clip_text"]["logit_scale"]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which features
+# Extractors
 
 
 def check(features: str, weights: str):
-    """Raises ConfigError where the extractor of that name cannot be made, before anything is drawn."""
+    """Raises ConfigError if the extractor of that name cannot be made, before anything is generated."""
     if features == "inception":
         if not weights:
             raise ConfigError(
@@ -76,14 +75,14 @@ def check(features: str, weights: str):
 
 
 def extractor(features: str, weights: str, model: DreamLLM | None = None) -> Extractor:
-    """The extractor of a name (above); `model` is whose encoder `clip` means. Raises ConfigError."""
+    """The extractor of a name (above); `clip` is the encoder of `model`. Raises ConfigError."""
     check(features, weights)
     if features == "inception":
         return _inception(weights)
     if features == "clip":
         if model is None or model.config.clip is None:
             raise ConfigError("--features: clip needs a model with a picture encoder")
-        return Extractor("clip", lambda images: _filled(images, lambda now: _clip_features(model, now)))
+        return Extractor("clip", lambda images: _filled(images, lambda filled: _clip_features(model, filled)))
     function = _function(features)
     return Extractor(features, lambda images: _checked(features, np.asarray(function(list(images))), len(images)))
 
@@ -102,7 +101,7 @@ def _inception(weights: str) -> Extractor:
 
 
 def _clip_features(model: DreamLLM, images: Sequence[PIL.Image.Image]) -> np.ndarray:
-    size = model.config.clip.image_size
+    size = model.model.clip.config.image_size
     return np.asarray(
         few_shot.unit_features(model.model, np.stack([image_io.for_encoder(image, size) for image in images]))
     )
@@ -124,32 +123,33 @@ def _function(name: str) -> Callable:
         raise ConfigError(f"--features: {name}: {error}") from None
 
 
-def _checked(name: str, found: np.ndarray, count: int) -> np.ndarray:
-    if found.ndim != 2 or len(found) != count:
+def _checked(name: str, features: np.ndarray, count: int) -> np.ndarray:
+    if features.ndim != 2 or len(features) != count:
         raise ConfigError(
-            f"--features: {name} gave an array {list(found.shape)} for {count} pictures, needs [{count}, d]"
+            f"--features: {name} gave an array {list(features.shape)} for {count} pictures, needs [{count}, d]"
         )
-    return found
+    return features
 
 
 def collect(extractor: Extractor, images: Iterable[PIL.Image.Image], total: int, desc: str) -> np.ndarray:
-    """Features [total, d] of pictures, which are opened as they come."""
-    found, waiting = [], []
+    """Features [total, d] of images, which are opened as they come."""
+    features: list[np.ndarray] = []
+    waiting: list[PIL.Image.Image] = []
     with bar(total, "picture", desc) as progress:
         for image in images:
             waiting.append(image)
             if len(waiting) == BATCH:
-                found.append(extractor.of(waiting))
+                features.append(extractor.of(waiting))
                 progress.update(len(waiting))
                 waiting = []
         if waiting:
-            found.append(extractor.of(waiting))
+            features.append(extractor.of(waiting))
             progress.update(len(waiting))
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is compared
+# Comparison
 
 
 def load_statistics(path: epath.PathLike) -> frechet.Statistics:
@@ -170,10 +170,7 @@ def load_statistics(path: epath.PathLike) -> frechet.Statistics:
 
 
 def reference(path: epath.PathLike, extractor: Extractor, side: int | None = None) -> frechet.Statistics | np.ndarray:
-    """What drawn pictures are compared with.
-
-    The statistics of an npz, or features of the pictures below a folder, cropped to `side` where it is given.
-    """
+    """The statistics of an npz, or features of the images below a folder, cropped to `side` if it is given."""
     if epath.Path(path).suffix == ".npz":
         return load_statistics(path)
     folder = epath.Path(path)
@@ -185,60 +182,59 @@ def reference(path: epath.PathLike, extractor: Extractor, side: int | None = Non
 
 
 def square(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """The picture with its shorter side at `side` (bilinear), and of that the middle."""
+    """The middle square of the image with its shorter side at `side` (bilinear)."""
     return PIL.Image.fromarray(image_io.for_decoder(image, side))
 
 
 def compare(
-    real: frechet.Statistics | np.ndarray, drawn: np.ndarray, named: str
+    real: frechet.Statistics | np.ndarray, generated: np.ndarray, extractor: str
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """(metrics, warnings) of drawn features [n, d] against real ones or their statistics.
+    """(metrics, warnings) of generated features [n, d] against real ones or their statistics.
 
     `fid` (`frechet` in other features than Inception's), and against features also `kid_x1000` and, in percent,
     `precision` and `recall`.
     """
-    known = isinstance(real, frechet.Statistics)
-    width = len(real.mean) if known else real.shape[1]
-    if width != drawn.shape[1]:
-        raise SourceError(f"the reference has {width} features, and {named} gives {drawn.shape[1]}")
-    if len(drawn) < 2 or not known and len(real) < 2:
-        raise SourceError(f"a distance needs two pictures on both sides; {len(drawn)} are drawn")
-    statistics = real if known else frechet.statistics(real)
-    name = "fid" if named == "inception" else "frechet"
-    metrics = {name: frechet.frechet_distance(statistics, frechet.statistics(drawn))}
-    warnings = (
-        []
-        if named == "inception"
-        else [f"the features are of {named}: the distances are not those of published tables"]
-    )
-    fewest = len(drawn) if known else min(len(drawn), len(real))
-    if fewest <= width:
+    is_fid = extractor == "inception"
+    counts = [len(generated)]
+    if not isinstance(real, frechet.Statistics):
+        counts.append(len(real))
+    width = len(real.mean) if isinstance(real, frechet.Statistics) else real.shape[1]
+    if width != generated.shape[1]:
+        raise SourceError(f"the reference has {width} features, and {extractor} gives {generated.shape[1]}")
+    if min(counts) < 2:
+        raise SourceError(f"a distance needs two pictures on both sides; {len(generated)} are drawn")
+    statistics = real if isinstance(real, frechet.Statistics) else frechet.statistics(real)
+    distance = frechet.frechet_distance(statistics, frechet.statistics(generated))
+    metrics, warnings = {"fid" if is_fid else "frechet": distance}, []
+    if not is_fid:
+        warnings.append(f"the features are of {extractor}: the distances are not those of published tables")
+    if min(counts) <= width:
         warnings.append(
-            f"{fewest} pictures for {width} features: the covariance is not of full rank, and the "
-            "distance is far above that of many pictures"
+            f"{min(counts)} pictures for {width} features: the covariance is not of full rank, and the distance is far "
+            "above that of many pictures"
         )
-    if not known:
-        metrics["kid_x1000"] = 1000 * frechet.kernel_distance(real, drawn)[0]
-    if not known and fewest > frechet.NEIGHBOURS:
-        precision, recall = frechet.precision_recall(real, drawn)
-        metrics |= {"precision": 100 * precision, "recall": 100 * recall}
+    if not isinstance(real, frechet.Statistics):
+        metrics["kid_x1000"] = 1000 * frechet.kernel_distance(real, generated)[0]
+        if min(counts) > frechet.NEIGHBOURS:
+            precision, recall = frechet.precision_recall(real, generated)
+            metrics |= {"precision": 100 * precision, "recall": 100 * recall}
     return metrics, tuple(warnings)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures and texts
+# Images and texts
 
 
 def towers(model: DreamLLM | None, folder: str = "") -> Towers | None:
-    """CLIP of a folder (transformers' CLIPModel), else the model's own; None where that has no text tower."""
+    """CLIP of a folder (transformers' CLIPModel), else the model's own; None if that has no text tower."""
     if folder:
         from dreamjax.convert import assemble, importer  # may need torch
 
         plan = importer.make_plan([folder], parts=("clip", "clip_text"))
-        where = plan.sources[0].clip_tokenizers.get("clip_text")
-        if plan.model.clip is None or plan.model.clip_text is None or where is None:
+        location = plan.sources[0].clip_tokenizers.get("clip_text")
+        if plan.model.clip is None or plan.model.clip_text is None or location is None:
             raise ConfigError(f"--clip: {folder} is not both towers of CLIP with vocab.json and merges.txt")
-        return Towers(Model(plan.model, assemble.materialise(plan.leaves)), clip_tokenizer.load(where))
+        return Towers(Model(plan.model, assemble.materialise(plan.leaves)), clip_tokenizer.load(location))
     if model is None or model.config.clip is None or model.config.clip_text is None or not model.clip_tokenizer:
         return None
     return Towers(model.model, clip_tokenizer.load(model.clip_tokenizer))

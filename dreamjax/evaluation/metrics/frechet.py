@@ -1,11 +1,11 @@
-"""How far drawn pictures lie from real ones, in the features of a network: Fréchet distance (FID), KID, precision and
-recall.
+"""Distances of generated from real images in the features of a network: Fréchet (FID), KID, precision and recall.
 
 All in float64 on arrays [n, d] of features. FID: Heusel et al. 2017; KID: Binkowski et al. 2018; precision and recall:
-Kynkäänniemi et al. 2019. Which features, is the caller's: published FID figures are of pytorch-fid's Inception network.
+Kynkäänniemi et al. 2019. Published FID figures are of pytorch-fid's Inception network.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,60 +45,59 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def _without_noise(values: np.ndarray) -> np.ndarray:
     """Eigenvalues with those that are 0 but for rounding as 0.
 
-    Fewer pictures than dimensions leave many, and a root makes them large.
+    Fewer images than dimensions leave many, and a root makes them large.
     """
     return np.where(values > len(values) * np.finfo(np.float64).eps * values.max(), values, 0.0)
 
 
 def kernel_distance(
-    real: np.ndarray, drawn: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0
+    real: np.ndarray, generated: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """KID.
-
-    Mean and standard deviation, over random subsets, of the unbiased squared MMD with the kernel (x y / d + 1)^3.
+    """KID: mean and standard deviation, over random subsets, of the unbiased squared MMD with the kernel
+    (x y / d + 1)^3.
     """
-    real, drawn = _checked(real), _checked(drawn)
-    size = min(size, len(real), len(drawn))
+    real, generated = _checked(real), _checked(generated)
+    size = min(size, len(real), len(generated))
     rng = np.random.default_rng(seed)
 
-    def draw(features):
+    def subset(features: np.ndarray) -> np.ndarray:
         return features[rng.choice(len(features), size, replace=False)]
 
-    found = [_squared_mmd(draw(real), draw(drawn)) for _ in range(subsets)]
-    return float(np.mean(found)), float(np.std(found))
+    distances = [_squared_mmd(subset(real), subset(generated)) for _ in range(subsets)]
+    return float(np.mean(distances)), float(np.std(distances))
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    def kernel(a, b):
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
-    def apart(k):
+    def off_diagonal_mean(k: np.ndarray) -> float:
         return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
 
-    return float(apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean())
+    return float(off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
 
 
 def precision_recall(
-    real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS, block: int = 1024
+    real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS, block: int = 1024
 ) -> tuple[float, float]:
-    """Shares of drawn features among the real ones, and of real ones among the drawn.
+    """Shares of generated features among the real ones, and of real ones among the generated.
 
-    A feature is among others where it lies within the distance of one of them to its own `neighbours`-th nearest.
+    A feature is among others if it lies within the distance of one of them to its own `neighbours`-th nearest.
     """
-    real, drawn = _checked(real), _checked(drawn)
-    return _share_among(drawn, real, neighbours, block), _share_among(real, drawn, neighbours, block)
+    real, generated = _checked(real), _checked(generated)
+    return _share_among(generated, real, neighbours, block), _share_among(real, generated, neighbours, block)
 
 
-def _share_among(asked: np.ndarray, others: np.ndarray, neighbours: int, block: int) -> float:
+def _share_among(features: np.ndarray, others: np.ndarray, neighbours: int, block: int) -> float:
     if len(others) <= neighbours:
         raise ValueError(f"{len(others)} features have no {neighbours}-th neighbour")
     radii = np.concatenate(
         [np.partition(part, neighbours, axis=1)[:, neighbours] for part in _distances(others, others, block)]
     )
-    return float(np.concatenate([(part <= radii).any(1) for part in _distances(asked, others, block)]).mean())
+    return float(np.concatenate([(part <= radii).any(1) for part in _distances(features, others, block)]).mean())
 
 
-def _distances(a: np.ndarray, b: np.ndarray, block: int):
+def _distances(a: np.ndarray, b: np.ndarray, block: int) -> Iterator[np.ndarray]:
     """Squared distances [at most `block`, len(b)], block by block of a."""
     squares = np.square(b).sum(1)
     for start in range(0, len(a), block):
