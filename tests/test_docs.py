@@ -71,6 +71,18 @@ def test_every_page_is_in_the_menu():
     assert not [page for page in pages if f": {page}\n" not in menu]
 
 
+def test_every_slow_test_is_in_the_table():
+    """docs/contributing.md says of each what shows the same by default."""
+    table = (ROOT / "docs" / "contributing.md").read_text()
+    slow = [
+        file
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"pytest\.mark\.slow$|pytest\.mark\.slow\)", file.read_text(), re.M)
+    ]
+    missing = [str(file.relative_to(ROOT)) for file in slow if f"| `{file.relative_to(ROOT)}" not in table]
+    assert missing == [], missing
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers"), pytest.importorskip("transformers")
 
 from benchmarks import what_loads  # noqa: E402
 from benchmarks.layouts import clip, llm, official, stable_diffusion  # noqa: E402
-from benchmarks.layouts.common import Layout, processor, save_bin  # noqa: E402
+from benchmarks.layouts.common import processor, save_bin  # noqa: E402
 from dreamjax.convert import detect, importer, verify  # noqa: E402
 from dreamjax.errors import ConfigError  # noqa: E402
 
@@ -90,17 +90,19 @@ def test_the_firsts_hold_what_the_torch_modules_hold(tmp_path):
     assert plan.tokenizer.dream_start == processor().get_piece_size() + official.ADDED.index("<dream_start>")
 
 
-VERIFIED = ["llama-fp16", "llama-tied", "llama-gqa", "llama2c", "clip-laion", "clip-336", "sd15"]
+VERIFIED_BY_DEFAULT = ("llama-fp16", "sd15")
+VERIFIED_TOO = ("llama-tied", "llama-gqa", "llama2c", "clip-laion", "clip-336")
 
 
 @pytest.mark.parametrize(
-    "layout", [[one for one in what_loads.LAYOUTS if one.weights == weights][-1] for weights in VERIFIED], ids=VERIFIED
+    "weights", [*VERIFIED_BY_DEFAULT, *(pytest.param(weights, marks=pytest.mark.slow) for weights in VERIFIED_TOO)]
 )
-def test_the_numbers_are_torchs(layout: Layout, tmp_path):
+def test_the_numbers_are_torchs(weights: str, tmp_path):
     """The last layout of some weights, mostly as it was published.
 
     U-Nets of 2.1's kind and VAEs by their old names stand in benchmarks/what_loads.py.
     """
+    layout = [layout for layout in what_loads.LAYOUTS if layout.weights == weights][-1]
     written = layout.write(tmp_path / "source")
     parts = layout.parts or (("text_encoder",) if layout.weights == "sd15" else ())
     plan = importer.make_plan([str(source) for source in written.sources], written.tokenizer, parts)

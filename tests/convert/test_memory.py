@@ -35,6 +35,7 @@ print(json.dumps({"read": read() - before, "held": held}))
 """
 
 
+@pytest.mark.slow
 def test_an_import_does_not_hold_the_model(tmp_path):
     """0.75 GB of which the largest parameter is 0.13 GB."""
     config = LlamaConfig(vocab_size=2000, width=1024, layers=24, heads=16, kv_heads=16, ffn_width=2688)

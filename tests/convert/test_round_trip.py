@@ -222,6 +222,7 @@ def test_transformers_and_diffusers_load_the_exports(made, raw):
     )
 
 
+@pytest.mark.slow
 def test_verify_finds_our_numbers_and_torchs_the_same(made):
     folder, model, _ = made
     rows = verify.verify(folder / "model", hub_folders(folder))

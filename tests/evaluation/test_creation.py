@@ -265,6 +265,7 @@ def test_the_official_manner():
 # Stable Diffusion
 
 
+@pytest.mark.slow
 def test_stable_diffusion_is_the_baseline(model, data, tmp_path, shapes_tokenizer):
     """From an exported folder; pictures against diffusers' own pipeline from the same noise."""
     transformers, diffusers = pytest.importorskip("transformers"), pytest.importorskip("diffusers")
