@@ -127,7 +127,7 @@ def test_files_that_are_damaged_or_change(tmp_path):
 def test_tfds_built_and_read_without_tensorflow(tmp_path):
     write_tar(tmp_path / "a.tar", [*pairs(range(5)), ("bad.jpg", jpeg(1))])
     code = (
-        "import sys\nfrom dreamjax.config import SourceConfig\nfrom dreamjax.data.sources import "
+        "import sys\nfrom dreamjax.config import SourceConfig\nfrom dreamjax.data.registry import "
         "open_source\nfrom dreamjax.data.sources.tfds import build\n"
         f"source = open_source(SourceConfig('webdataset', {str(tmp_path)!r}))\n"
         f"print(build({{'train': source, 'validation': source}}, {str(tmp_path / 'data')!r}))\nassert "
