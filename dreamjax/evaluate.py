@@ -290,7 +290,7 @@ def _distance() -> int:
     if isinstance(generated, frechet.Statistics):
         raise ConfigError(f"--predictions: {PREDICTIONS.value}: must be a folder of pictures")
     metrics, warnings = features.compare(real, generated, extractor.name)
-    return _print_score(Score(metrics, {"pictures": len(generated)}, warnings))
+    return _print_score(Score(metrics, {"images": len(generated)}, warnings))
 
 
 def _tally() -> int:

@@ -98,8 +98,8 @@ def test_evaluate_ends_with_its_figures(workdir, tmp_path):
     done = command("evaluate", f"--model={workdir}", "--task=toy", f"--out={tmp_path}", "--count=4")
     results = json.loads(done.stdout.splitlines()[-1])
     expected = {
-        "picture_agreement",
-        "picture_chance",
+        "image_agreement",
+        "image_chance",
         "answer_accuracy",
         "answer_chance",
         "answer_swapped",
@@ -111,7 +111,7 @@ def test_evaluate_ends_with_its_figures(workdir, tmp_path):
     assert len(pathlib.Path(results["items"]).read_text().splitlines()) == 16
     assert (
         results["task"] == "toy"
-        and results["metrics"]["picture_chance"] == 5.0
+        and results["metrics"]["image_chance"] == 5.0
         and "NaN" not in done.stdout.splitlines()[-1]
     )
     assert pathlib.Path(results["report"]).read_text().count("<article>") == 16

@@ -242,8 +242,8 @@ def measure(
 def _measure_places(documents: Sequence[Document], towers: Towers | None) -> dict[str, float]:
     counts = [sum(isinstance(part, Image) for part in document.parts) for document in documents]
     metrics = {
-        "with_pictures": percent(count > 0 for count in counts),
-        "pictures_per_document": sum(counts) / len(counts),
+        "with_images": percent(count > 0 for count in counts),
+        "images_per_document": sum(counts) / len(counts),
         "placed": percent(is_placed(document) for document, count in zip(documents, counts, strict=True) if count),
     }
     pairs = [pair for document in documents for pair in illustrated(document)]
@@ -252,7 +252,7 @@ def _measure_places(documents: Sequence[Document], towers: Towers | None) -> dic
             towers.similarity([image.pil() for image, _ in batch], [text for _, text in batch])
             for batch in batched(pairs, features.BATCH)
         ]
-        metrics["clip_agreement"] = float(np.mean(np.concatenate(similarities)))
+        metrics["clip_score"] = float(np.mean(np.concatenate(similarities)))
     return metrics
 
 

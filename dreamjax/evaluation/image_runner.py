@@ -231,9 +231,9 @@ def measure(
             images, texts = [image_io.open_rgb(path) for path, _ in batch], [prompt.texts[0] for _, prompt in batch]
             cosines += list(towers.similarity(images, texts))
         metrics["clip_score"] = float(np.mean(cosines))
-    counts = {"pictures": len(prompts)}
+    counts = {"images": len(prompts)}
     if not isinstance(real, frechet.Statistics):
-        counts["real_pictures"] = len(real)
+        counts["real_images"] = len(real)
     return Score(metrics, counts, warnings)
 
 

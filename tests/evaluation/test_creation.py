@@ -206,7 +206,7 @@ def test_tasks_run_are_interrupted_go_on_and_are_equal_on_eight_devices(model, d
     whole = run(model, name, data, tmp_path / "whole")
     rows = layouts.rows_of(tmp_path / "whole" / name / "predictions.jsonl")
     expected = {"coco_fid": 4, "lncoco_fid": 3, "instructmmc4_fid": 3}[name]
-    assert len(rows) == expected == whole.score.counts["pictures"] and whole.score.counts["real_pictures"] == {
+    assert len(rows) == expected == whole.score.counts["images"] and whole.score.counts["real_images"] == {
         "coco_fid": 2
     }.get(name, 3)
     assert set(whole.score.metrics) >= {"frechet", "kid_x1000", "clip_score"} and all(

@@ -39,22 +39,22 @@ def test_a_perfect_storyteller_scores_all():
         )
 
     results = shapes.story_metrics(shapes.stories(Author(write), 40, NoBar(), {}))
-    assert results["picture_agreement"] == results["unseen_agreement"] == results["placement"] == 1
-    assert results["pictures"] == 80 and results["unseen_pictures"] == 4
+    assert results["image_agreement"] == results["unseen_agreement"] == results["placement"] == 1
+    assert results["images"] == 80 and results["unseen_images"] == 4
 
 
 def test_missing_wrong_and_misplaced_images_count_against_the_story():
     no_loss = shapes.story_metrics(
         shapes.stories(Author(lambda prompt: Document((Text(data.ENDING),))), 40, NoBar(), {})
     )
-    assert no_loss["picture_agreement"] == no_loss["placement"] == 0
+    assert no_loss["image_agreement"] == no_loss["placement"] == 0
     wrong = shapes.story_metrics(
         shapes.stories(
             Author(lambda prompt: Document((make_image("red", "cross"), Text(data.ENDING)))), 40, NoBar(), {}
         )
     )
     assert (
-        wrong["picture_agreement"] == 2 / 36 and wrong["placement"] == 1
+        wrong["image_agreement"] == 2 / 36 and wrong["placement"] == 1
     )  # 2 of 36 prompts ask for it; the 4 others are unseen
     late = shapes.stories(
         Author(lambda prompt: Document((Text(data.ENDING), make_image(*data.named(prompt.text))))), 40, NoBar(), {}
@@ -106,7 +106,7 @@ def test_items_name_their_images(tmp_path):
     assert len(lines) == 20
     for line in lines:
         assert line["judged"] == [["red", "circle"]] and line["right"] == [line["named"] == [["red", "circle"]]]
-        assert (tmp_path / line["pictures"][0]).exists() and line["text"].count("<picture>") == 2
+        assert (tmp_path / line["images"][0]).exists() and line["text"].count("<picture>") == 2
 
 
 class Draughtsman(Author):
@@ -161,4 +161,4 @@ def test_the_report_shows_what_was_judged(tmp_path):
         page.count("<article>") == 4 * shapes.SAMPLES_OF_A_TASK and "the judge sees: " in page and "reference: " in page
     )
     assert page.count("data:image/png") == 6 * (1 + 2 + 2 + 2)  # stories begin without a picture, the others with one
-    assert f"{100 * results['picture_agreement']:.2f}" in page and 'id="toy"' in page
+    assert f"{100 * results['image_agreement']:.2f}" in page and 'id="toy"' in page

@@ -66,10 +66,10 @@ def test_the_kit_is_blind_and_is_gone_on_with(model, tmp_path):
         (8, 8)
     }  # both kinds in one size
     assert (
-        set(result.score.metrics) >= {"placed", "real_placed", "pictures_per_document", "frechet"}
+        set(result.score.metrics) >= {"placed", "real_placed", "images_per_document", "frechet"}
         and result.score.metrics["real_placed"] == 100
     )
-    assert result.score.metrics["real_pictures_per_document"] == 2
+    assert result.score.metrics["real_images_per_document"] == 2
 
 
 def test_five_of_each_topic(tmp_path):
@@ -181,7 +181,7 @@ def test_where_images_stand():
         [Document((text,))], [Document((text, image))], features.Extractor("x", None), None
     )
     assert (
-        few["with_pictures"] == 0
+        few["with_images"] == 0
         and np.isnan(few["placed"])
         and few["real_placed"] == 100
         and "too few for a distance" in warnings[0]

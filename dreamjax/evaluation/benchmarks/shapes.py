@@ -194,13 +194,13 @@ def story_metrics(items: Sequence[Item]) -> dict:
     pairs = [pair for item in items for pair in zip(item.named, item.judged, strict=True)]
     unseen = [pair for pair in pairs if pair[0] in shapes.UNSEEN]
     return {
-        "picture_agreement": _right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
-        "picture_chance": 1 / len(shapes.COMBINATIONS),
+        "image_agreement": _right([pair for pair in pairs if pair[0] not in shapes.UNSEEN]),
+        "image_chance": 1 / len(shapes.COMBINATIONS),
         "unseen_agreement": _right(unseen),
         "placement": float(np.mean([item.placed for item in items])),
         "placement_chance": float(np.mean([_placement_chance(item) for item in items])),
-        "pictures": len(pairs),
-        "unseen_pictures": len(unseen),
+        "images": len(pairs),
+        "unseen_images": len(unseen),
     }
 
 
@@ -226,7 +226,7 @@ def judge_accuracy(count: int) -> float:
 
 def result(task: str, results: dict, items: Sequence[Item], files: dict) -> Result:
     """The metrics, in percent, and samples of each kind of document, for a report."""
-    counts = {name: results[name] for name in ("documents", "pictures", "unseen_pictures")}
+    counts = {name: results[name] for name in ("documents", "images", "unseen_images")}
     score = Score({name: 100 * value for name, value in results.items() if name not in counts}, counts)
     samples = []
     for kind in dict.fromkeys(item.task for item in items):
@@ -253,17 +253,17 @@ def _sample(number: int, item: Item) -> Sample:
 def format_summary(results: dict) -> str:
     """The results as a table of text."""
     lines = [
-        ("pictures show what the text names", "picture_agreement", "picture_chance"),
-        ("the same, combinations never seen", "unseen_agreement", "picture_chance"),
+        ("images show what the text names", "image_agreement", "image_chance"),
+        ("the same, combinations never seen", "unseen_agreement", "image_chance"),
         ("questions answered right", "answer_accuracy", "answer_chance"),
-        ("the same, pictures swapped", "answer_swapped", "answer_chance"),
-        ("drawn right from an earlier picture", "recall_agreement", "recall_chance"),
-        ("pictures placed where they belong", "placement", "placement_chance"),
+        ("the same, images swapped", "answer_swapped", "answer_chance"),
+        ("generated right from an earlier image", "recall_agreement", "recall_chance"),
+        ("images placed where they belong", "placement", "placement_chance"),
     ]
     table = "\n".join(
         f"{label:38s} {results[value]:7.1%}   chance {results[chance]:.1%}" for label, value, chance in lines
     )
-    return f"{table}\n{'true pictures the judge names right':38s} {results['judge_accuracy']:7.1%}"
+    return f"{table}\n{'true images the judge names right':38s} {results['judge_accuracy']:7.1%}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def write_items(items: Sequence[Item], out: epath.Path):
             {
                 "task": item.task,
                 "text": _marked(document),
-                "pictures": files,
+                "images": files,
                 "named": item.named,
                 "judged": item.judged,
                 "right": [named == judged for named, judged in zip(item.named, item.judged, strict=True)],
