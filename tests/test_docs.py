@@ -74,11 +74,8 @@ def test_every_page_is_in_the_menu():
 def test_every_slow_test_is_in_the_table():
     """docs/contributing.md says of each what shows the same by default."""
     table = (ROOT / "docs" / "contributing.md").read_text()
-    slow = [
-        file
-        for file in (ROOT / "tests").rglob("test_*.py")
-        if re.search(r"pytest\.mark\.slow$|pytest\.mark\.slow\)", file.read_text(), re.M)
-    ]
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.name != pathlib.Path(__file__).name]
+    slow = [file for file in files if "pytest.mark.slow" in file.read_text()]
     missing = [str(file.relative_to(ROOT)) for file in slow if f"| `{file.relative_to(ROOT)}" not in table]
     assert missing == [], missing
 

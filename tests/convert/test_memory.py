@@ -15,9 +15,10 @@ from ports import free_port
 from benchmarks import import_memory
 from dreamjax.config import LlamaConfig
 
-pytestmark = pytest.mark.skipif(
-    not pathlib.Path("/proc/self/io").exists(), reason="memory and bytes read are taken from /proc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="memory and bytes read are taken from /proc"),
+]
 GIB = 2**30
 HOSTS = 2
 LOADING = """
@@ -27,6 +28,7 @@ jax.distributed.initialize(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
 from dreamjax.sharding import make_mesh
+
 read = lambda: int(next(line for line in open("/proc/self/io") if line.startswith("rchar")).split()[1])
 mesh, before = make_mesh(MeshConfig(1, jax.device_count(), 1)), read()
 params = jax.block_until_ready(DreamLLM.load(sys.argv[1], mesh=mesh).params)
@@ -35,7 +37,6 @@ print(json.dumps({"read": read() - before, "held": held}))
 """
 
 
-@pytest.mark.slow
 def test_an_import_does_not_hold_the_model(tmp_path):
     """0.75 GB of which the largest parameter is 0.13 GB."""
     config = LlamaConfig(vocab_size=2000, width=1024, layers=24, heads=16, kv_heads=16, ffn_width=2688)
