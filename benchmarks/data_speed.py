@@ -1,4 +1,4 @@
-"""How fast documents become rows, beside the webdataset package: nice -n 19 python benchmarks/data_speed.py [--pairs=N]
+"""Speed from documents to rows, beside the webdataset package: nice -n 19 python benchmarks/data_speed.py [--pairs=N]
 [--records=N]
 
 On one core and in one process, from the same pictures: each path reads a pair, decodes the JPEG and resizes it for the

@@ -62,7 +62,7 @@ class TimeIsUp(BaseException):
 
 @dataclasses.dataclass
 class Counts:
-    """What came of the inputs."""
+    """Counts of the inputs' outcomes."""
 
     hostile_records: int = 0
     refused: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by reason
@@ -155,7 +155,7 @@ def _read_other(case: Case, counts: Counts, where: str):
 
 
 def escaped(document) -> bool:
-    """Whether a document shows something from outside."""
+    """True if a document holds anything from outside."""
     if CANARY in document.text:
         return True
     for part in document.parts:
@@ -167,7 +167,7 @@ def escaped(document) -> bool:
 
 
 def _check_message(error: Exception, counts: Counts, where: str):
-    """What a person is told is one line that can be printed."""
+    """Checks that a message is one printable line."""
     message = str(error)
     if "\n" in message or not message.isprintable() or len(message) > 3000:
         counts.crashes.append(f"{where}: no line to print: {ascii(message[:200])} ({len(message)} characters)")

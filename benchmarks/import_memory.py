@@ -1,4 +1,4 @@
-"""How much memory an import takes, and loading it onto a mesh: python -m benchmarks.import_memory [--gigabytes=6]
+"""Memory of an import, and of loading it onto a mesh: python -m benchmarks.import_memory [--gigabytes=6]
 [--folder=DIR]
 
 Writes a LLaMA of noise in bfloat16, in shards of about 2 GB, imports it by the real command and samples the anonymous

@@ -1,4 +1,4 @@
-"""How full packed rows are, beside a row for each document: python -m benchmarks.packing_fill [--stories=FOLDER]
+"""The fill of packed rows, beside a row for each document: python -m benchmarks.packing_fill [--stories=FOLDER]
 [--tokenizer=FILE]
 
 Real picture stories with their pages as experiments/storybook.py trains on them, and in rows of the 7B model (2,048

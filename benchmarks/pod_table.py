@@ -78,7 +78,7 @@ def format_summary(name: str, row: dict) -> str:
 
 
 def compared(reports: dict[str, dict]) -> str:
-    """How far the rows with the same work on each chip differ; empty where they are not all there."""
+    """The differences between rows with the same work on each chip; empty if some are missing."""
     if any(not reports.get(name, {}).get("step_seconds_estimate") for name in ALIKE):
         return ""
     facts = {

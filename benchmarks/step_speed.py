@@ -1,4 +1,4 @@
-"""How fast the train step is on the devices that are here: python -m benchmarks.step_speed [--size=NAME] [--steps=10]
+"""Speed of the train step on the devices of this machine: python -m benchmarks.step_speed [--size=NAME] [--steps=10]
 [--peak_tflops=N]
 
 Stage II as the paper trains it (LLM, projectors and dream queries train; CLIP, U-Net and VAE frozen), on rows of random

@@ -1,4 +1,4 @@
-"""What a trained quickstart model does under each sampler, and how fast it writes documents:
+"""Quality of a trained quickstart model under each sampler, and its speed in writing documents:
 
     python benchmarks/trained_model.py --model=runs/quickstart [--count=256] [--documents=64]
 

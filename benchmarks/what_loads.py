@@ -1,4 +1,4 @@
-"""Which layouts load, and how exactly: python -m benchmarks.what_loads [--only=TEXT] [--folder=DIR]
+"""The layouts that load, compared with torch: python -m benchmarks.what_loads [--only=TEXT] [--folder=DIR]
 
 For every layout of benchmarks/layouts: writes a small model in it with the libraries' own writers, imports it, compares
 the numbers of each part with torch's as `convert verify` does, in float32 and in bfloat16, and compares what was read,
@@ -36,7 +36,7 @@ Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def plan_of(layout: Layout, written: Written) -> ImportPlan:
-    """What `import` makes of it."""
+    """The import plan of a layout."""
     return importer.make_plan(
         [str(source) for source in written.sources], written.tokenizer and str(written.tokenizer), layout.parts
     )
@@ -53,7 +53,7 @@ def bits_of(plan: ImportPlan) -> Bits:
 
 
 def wrong_facts(layout: Layout, plan: ImportPlan) -> list[str]:
-    """What the layout's facts say and the plan does not."""
+    """Facts of the layout that the plan lacks."""
     found = {name: functools.reduce(getattr, name.split("."), plan) for name in layout.facts}
     return [f"{name} is {found[name]!r}, not {value!r}" for name, value in layout.facts.items() if found[name] != value]
 

@@ -1,4 +1,4 @@
-"""Where hostile inputs live, what they reach for, and how a valid one becomes hostile.
+"""The folders of hostile inputs, the files outside that they reach for, and mutations of valid ones.
 
 ROOT/inside/images/0-0.jpg ..     pictures that records may have; `link.png` and `linked/` there point outside
 ROOT/inside/case/                 the files of one case

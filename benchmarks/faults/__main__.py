@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, repeated: python -m benchmarks.faults --minutes=N [--seed=S] [--out=DIR]
+"""Faults of real machines, repeated: python -m benchmarks.faults --minutes=N [--seed=S] [--out=DIR]
 [--continue] [--lanes=2]
 
 Each round disturbs real commands on the smallest model and data, and looks at what is left:

@@ -20,7 +20,7 @@ OTHERS = ("damage", "full disk", "hosts", "hostile")
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round does.
+    """The plan of one round.
 
     All of it follows from `kind`, `seed` and how many of its kills are still to be inside a write.
     """
@@ -36,7 +36,7 @@ class Round:
 
 @dataclasses.dataclass
 class Outcome:
-    """What one round found: numbers to add up, a line for each thing that was done, and a line for each fault."""
+    """The result of one round: numbers to add up, a line for each command, and a line for each fault."""
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     lines: list[str] = dataclasses.field(default_factory=list)
@@ -111,7 +111,7 @@ class Campaign:
         }
 
     def pace(self, lanes: int) -> str:
-        """How long kills and rounds take, as measured, and what 200 kills would."""
+        """The measured time of kills and rounds, and that of 200 kills."""
         done = {
             name: self.counts[f"seconds {name}"] / self.counts[f"kills {name}"]
             for name in KILLED

@@ -26,11 +26,11 @@ class Command:
 
     @property
     def kind(self) -> str:
-        """What kills are counted by: exports of all formats are one."""
+        """The name under which kills are counted: exports of all formats have one."""
         return self.name.split()[0]
 
     def home(self, made: pathlib.Path) -> pathlib.Path:
-        """Where its undisturbed output lies."""
+        """The folder of its undisturbed output."""
         return made / self.name.replace(" ", "-")
 
     def line(self, made: pathlib.Path, *more: str) -> list[str]:
@@ -104,7 +104,7 @@ class Started:
         return self.printed.with_suffix(".stderr").read_text(errors="replace")
 
     def last_line(self) -> str:
-        """What it said last, as a user sees it."""
+        """Its last line of output."""
         return (self.stderr().strip().splitlines() or ["(nothing)"])[-1][:300]
 
     def finish(self) -> int:
@@ -142,7 +142,7 @@ def start_hosts(
 
 
 def has_traceback(text: str) -> bool:
-    """Whether a command ended with more than the one line that a user can act on."""
+    """True if a command ended with more than the one line that a user can act on."""
     return (
         "Traceback (most recent call last)" in text
         or "*** Check failure stack trace" in text

@@ -1,4 +1,4 @@
-"""Whether two outputs are the same, to the byte."""
+"""Comparison of two outputs, to the byte."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ Contents = dict[str, Any]  # by name: arrays, bytes, or anything that can be com
 
 
 def same(ours: Contents, theirs: Contents) -> str:
-    """Where two contents differ, in a few words; nothing where every byte is the same."""
+    """The difference of two contents, in a few words; "" if every byte is the same."""
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in ours or name not in theirs:
             return f"{name} is only in one"

@@ -150,7 +150,7 @@ def go_on(command: Command, home: pathlib.Path, reference: Reference, rng: rando
 
 
 def compare_ends(command: Command, home: pathlib.Path, reference: Reference) -> str:
-    """Where the end differs from the undisturbed one; of an evaluation, whose texts have no checksum, nothing."""
+    """The differences of the end from the undisturbed one; none of an evaluation, whose texts have no checksum."""
     undisturbed = command.home(reference.made) / command.out
     if command is TRAIN:
         step = readers.newest(home / command.out)

@@ -26,7 +26,7 @@ SCRIPT = (
 
 
 def can_mount() -> bool:
-    """Whether this system lets the user have a namespace with mounts of its own."""
+    """True if this system lets the user have a namespace with mounts of its own."""
     if shutil.which("unshare") is None:
         return False
     return (

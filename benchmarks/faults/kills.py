@@ -15,7 +15,7 @@ TRIES = 3  # for each of them: a command may end before it is killed
 
 
 def aims(round_: Round) -> list[bool]:
-    """Which kills of a round are to be inside a write: half of them, and those that earlier rounds have missed."""
+    """The kills of a round that aim inside a write: half of them, and those that earlier rounds have missed."""
     inside = min(KILLS, KILLS // 2 + round_.inside)
     chosen = [number < inside for number in range(KILLS)]
     round_.random().shuffle(chosen)
@@ -90,7 +90,7 @@ def check_end(
     reference: Reference,
     outcome: Outcome,
 ) -> bool:
-    """Whether a command ends as an undisturbed one does; it may refuse to write anew what was complete before."""
+    """Checks that a command ends as an undisturbed one does; it may refuse to overwrite complete output."""
     status, where = ended.finish(), f"{command.name} in {home}, {ended.printed.name}"
     if status not in (0, 2) or commands.has_traceback(ended.stderr()):
         outcome.fault("crashes", f"{where}: status {status}: {ended.last_line()}")
@@ -106,10 +106,10 @@ def check_end(
 
 
 def check_reading(command: Command, home: pathlib.Path, reference: Reference, outcome: Outcome) -> bool:
-    """What a killed command left must read as the whole output, or as whole parts of it where these are of use, or be
-    refused in one line.
+    """Checks that the files of a killed command read as the complete output, or as complete parts of it where these
+    are of use, or are refused in one line.
 
-    Returns whether all of it is there.
+    Returns True if all of the output is there.
     """
     read, folder = readers.READERS[command.name], home / command.out
     whole = read(command.home(reference.made) / command.out)

@@ -1,6 +1,4 @@
-"""What the product's own readers make of a folder in whatever state it is, and whether that is what an undisturbed
-command left there.
-"""
+"""Checks that the product's own readers find in a folder, whatever its state, the output of an undisturbed command."""
 
 import json
 import pathlib
@@ -27,7 +25,7 @@ CLOCKED = ("elapsed", "tokens_per_second")  # what a line of metrics.jsonl says 
 
 
 def refusal(read: Callable[[], Any]) -> str | None:
-    """What a reader says where it refuses, as a command would print it.
+    """A reader's refusal, as a command would print it.
 
     None where it reads. Whatever else it raises is a crash.
     """

@@ -1,4 +1,4 @@
-"""What the campaign measures by.
+"""The undisturbed outputs that the campaign compares with.
 
 Small made data, and the output of every command that nothing disturbed; of training the twin of all runs.
 """
@@ -61,7 +61,7 @@ def make(made: pathlib.Path) -> Reference:
 
 
 def opened(made: pathlib.Path) -> Reference:
-    """What an earlier call has made; made anew where that was interrupted, or where the program is another by now."""
+    """The outputs of an earlier call, made anew if it was interrupted or the program has changed since."""
     ready = json.loads((made / READY).read_text()) if (made / READY).exists() else {}
     if ready.get("code") != code():
         return make(made)

@@ -49,7 +49,7 @@ class Kill:
 
 @dataclasses.dataclass
 class Watched:
-    """What was seen of a command that nothing disturbed: how long it worked in its folder, and how long writes took."""
+    """Observations of an undisturbed command: its time in its folder, and the times of its writes."""
 
     begins: float = 0.0  # seconds from its start to the first change in the folder
     ends: float = 0.0
@@ -88,7 +88,7 @@ def unfinished(folder: str | os.PathLike) -> set[str]:
 
 
 def is_whole_checkpoint(prefix: str, name: str) -> bool:
-    """Whether a folder got its name when it was whole, so that looking into it finds nothing."""
+    """True if a folder gets its name when it is complete, so that looking into it finds nothing."""
     return prefix.endswith("checkpoints/") and name.isdecimal()
 
 
@@ -112,7 +112,7 @@ def torn(folder: pathlib.Path, whole: pathlib.Path) -> set[str]:
 
 
 def look(folder: pathlib.Path) -> frozenset:
-    """What changes when something is written into a folder: names, and sizes of files."""
+    """The state of a folder that writes change: names, and sizes of files."""
     found = set()
     for path, folders, files in os.walk(folder):
         folders[:] = [
@@ -163,7 +163,7 @@ class Writes:
         return new
 
     def changed(self) -> bool:
-        """Whether names or sizes are others than when it was last asked."""
+        """True if names or sizes have changed since the last call."""
         before, self.seen = self.seen, look(self.folder)
         return self.seen != before
 

@@ -1,4 +1,4 @@
-"""What all layouts stand on.
+"""Common parts of all layouts.
 
 Modules with drawn weights, files as torch, safetensors and JSON have them, a vocabulary.
 """
@@ -27,7 +27,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Written(NamedTuple):
-    """Where a layout lies."""
+    """The location of a layout."""
 
     sources: tuple[pathlib.Path, ...]
     tokenizer: pathlib.Path | None = None
@@ -100,7 +100,7 @@ def save_bin(
     shards: int = 1,
     zipped: bool = True,
 ):
-    """What torch.save makes of a state dict.
+    """A state dict as torch.save stores it.
 
     One file, or shards with an index. `zipped` False is the format before torch 1.6.
     """

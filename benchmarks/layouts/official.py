@@ -37,7 +37,7 @@ VISION = "clip_vision_model.vision_model."
 
 
 def joints(projector: str) -> dict[str, torch.Tensor]:
-    """What joins the parts, by the names in the pickles: both projectors and the dream queries."""
+    """The weights that join the parts, by the names in the pickles: both projectors and the dream queries."""
     generator = torch.Generator().manual_seed(9)
 
     def normal(*shape):

@@ -59,7 +59,7 @@ def old_attention(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def beside(home: pathlib.Path, which: str, scheduler: str):
-    """What a folder has besides weights, and what is not read."""
+    """Files of a folder besides weights, which are not read."""
     for part, values in zip(PARTS, (configs.UNETS[which], configs.VAE, configs.TEXT_ENCODERS[which]), strict=True):
         write_json(home / part / "config.json", values)
     write_json(home / "scheduler" / "scheduler_config.json", configs.SCHEDULERS[scheduler])

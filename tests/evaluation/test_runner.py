@@ -208,3 +208,10 @@ def test_images_of_rows_lie_in_their_folder(tmp_path, name):
     run_files.append_rows(out / "predictions.jsonl", [{"question_id": "0", "document": document}])
     with pytest.raises(SourceError, match="cannot be read"):
         human_study.write(types.SimpleNamespace(), asked, out, {}, 1)
+
+
+def test_the_page_names_the_model_and_its_metrics_in_words():
+    score = Score({"random_f1": 50.0, "CIDEr": 80.0}, {"questions": 4})
+    page = report.render("t", [Result("pope", score), Result("coco", score)], ["model m", "checkpoint 7", "2026-11-30"])
+    assert "model m · checkpoint 7 · 2026-11-30" in page and "of 4 questions" in page
+    assert "random: F1</td>" in page and "random_f1" not in page and "x 100</td>" in page and "%</td>" in page
