@@ -8,7 +8,7 @@ import math
 import re
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # First match decides; a path that none matches is an error. Specs are aligned with the last axes, so the same rule
@@ -44,7 +44,7 @@ def path_of(key_path: tuple) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The partition of one parameter by PARAMETER_RULES; axes that do not divide are dropped."""
     pattern, spec = next((rule for rule in PARAMETER_RULES if re.search(rule[0], path)), ("", None))
     if spec is None:
@@ -55,7 +55,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(_dividing(axes, shape[i], mesh) for i, axes in enumerate(entries)))
 
 
-def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
     """An entry of a spec with as many of its axes, from the first on, as divide a size."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     while size % math.prod(mesh.shape[axis] for axis in axes):
@@ -63,7 +63,7 @@ def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str 
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
-def parameter_shardings(params: dict, mesh: Mesh, replicated: tuple[str, ...] = ()) -> dict:
+def parameter_shardings(params: dict, mesh: Mesh | AbstractMesh, replicated: tuple[str, ...] = ()) -> dict:
     """The tree of NamedShardings for a tree of parameters (arrays or shapes) whose paths begin at the part's name.
 
     Those whose path matches one of the patterns `replicated` are replicated.
@@ -77,7 +77,7 @@ def parameter_shardings(params: dict, mesh: Mesh, replicated: tuple[str, ...] = 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def unsharded_share(params: dict, mesh: Mesh) -> float:
+def unsharded_share(params: dict, mesh: Mesh | AbstractMesh) -> float:
     """Share of the parameters' elements that are replicated over the fsdp and tensor axes."""
     unsharded = total = 0
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):

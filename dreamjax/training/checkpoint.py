@@ -1,18 +1,17 @@
-"""What a run leaves on disk, and how it is read back.
+"""The files of a run: layout, writing, reading.
 
     workdir/
       config.json           the RunConfig
       tokenizer/            tokenizer.model, special_tokens.json
-      lengths/              how long each document is, found once (data/lengths.py)
+      lengths/              lengths of all documents, measured once (data/pipeline/lengths.py)
       frozen/               parameters that the run does not train, written once (Orbax)
-      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, where frozen lies, what came
-                            from where;
-                            checksums: of the state's arrays and of meta; metrics: the held-back loss
-      checkpoints/STEP.set_aside/   a damaged one that the run goes on without, see `set_aside`
+      checkpoints/STEP/     state: trainable, optimiser, average (Orbax); meta: seconds, path of frozen, origins of
+                            weights; checksums: of the state's arrays and of meta; metrics: the held-out loss
+      checkpoints/STEP.set_aside/   a damaged one that the run continues without, see `set_aside`
       metrics.jsonl, samples/, TensorBoard events
-      lock.json             which process trains here, while it does (lock.py)
+      lock.json             the process that trains here (filesystem/lock.py)
 
-A model folder to use or to hand on is described in model_folder.py; `load_params` reads both.
+model_folder.py describes a model folder, without a run; `load_params` reads both.
 """
 
 import contextlib
@@ -21,6 +20,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -37,9 +37,11 @@ from dreamjax.parallel.param_sharding import path_of
 from dreamjax.training import checksums, model_folder, optimizer
 from dreamjax.training.checksums import checksums as checksums_of
 from dreamjax.training.checksums import reading
-from dreamjax.training.state import State
+from dreamjax.training.state import State, same_structure
 
-BEST = "held_back_loss"
+BEST = "heldout_loss"
+BEST_BEFORE_0_2 = "held_back_loss"  # its name in checkpoints of version 0.1
+Manager = ocp.CheckpointManager
 NAMES = ocp.path.step.standard_name_format()
 
 
@@ -55,15 +57,15 @@ def checkpoint_path(workdir: epath.Path, step: int) -> epath.Path:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which checkpoints there are
+# Finished checkpoints
 
 
 class _FinishedSteps(ocp.path.step.NameFormat):
     """The checkpoints that Orbax has finished, by its own marks.
 
-    On a disk Orbax renames a checkpoint when it is whole, in a bucket it writes in place and leaves a mark at the end.
-    A copy of a bucket's folder on a disk has the name of a whole one from the start, so the mark, or the time of the
-    end in Orbax's metadata, has to be there too.
+    On a disk Orbax renames a finished checkpoint, in a bucket it writes in place and adds a mark at the end. A copy of
+    a bucket's folder on a disk has the name of a finished one from the start, so the mark, or the commit time in
+    Orbax's metadata, is required too.
     """
 
     def build_name(self, step: int) -> str:
@@ -73,41 +75,38 @@ class _FinishedSteps(ocp.path.step.NameFormat):
         return filter(self._is_finished, NAMES.find_all(base_path))
 
     def find_step(self, base_path, step: int) -> ocp.path.step.Metadata:
-        found = NAMES.find_step(base_path, step)
-        if not self._is_finished(found):
-            raise ValueError(f"{found.path}: is not whole")
-        return found
+        metadata = NAMES.find_step(base_path, step)
+        if not self._is_finished(metadata):
+            raise ValueError(f"{metadata.path}: is not complete")
+        return metadata
 
-    def _is_finished(self, found: ocp.path.step.Metadata) -> bool:
+    def _is_finished(self, metadata: ocp.path.step.Metadata) -> bool:
         return (
-            found.path / ocp.path.atomicity.COMMIT_SUCCESS_FILE
-        ).exists() or found.commit_timestamp_nsecs is not None
+            metadata.path / ocp.path.atomicity.COMMIT_SUCCESS_FILE
+        ).exists() or metadata.commit_timestamp_nsecs is not None
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """The steps of a workdir's whole checkpoints, in order.
-
-    What is being written, or was left half written, is none.
-    """
+    """The steps of a workdir's finished checkpoints, in order."""
     with reading(folder / "checkpoints"):
-        return sorted(found.step for found in _FinishedSteps().find_all(folder / "checkpoints"))
+        return sorted(metadata.step for metadata in _FinishedSteps().find_all(folder / "checkpoints"))
 
 
 def last_step(folder: epath.Path) -> int:
     """The newest checkpoint of a workdir."""
-    found = steps(folder)
-    if not found:
+    finished = steps(folder)
+    if not finished:
         raise ConfigError(f"{folder}: has no checkpoint yet")
-    return found[-1]
+    return finished[-1]
 
 
 def best_step(folder: epath.Path) -> int:
-    """The step whose held-back loss is lowest among the checkpoints that a workdir keeps; of equal ones the newest."""
+    """The step of the checkpoint with the lowest held-out loss; of equal ones the newest."""
     losses = {
         step: loss for step in steps(folder) if (loss := heldout_loss(folder, step)) is not None and math.isfinite(loss)
     }
     if not losses:
-        raise ConfigError(f"{folder}: no checkpoint has a held-back loss that is a number (set eval_every)")
+        raise ConfigError(f"{folder}: no checkpoint has a held-out loss that is a number (set eval_every)")
     return min(losses, key=lambda step: (losses[step], -step))
 
 
@@ -117,23 +116,21 @@ def step_of(folder: epath.Path, which: str) -> int:
 
 
 def heldout_loss(folder: epath.Path, step: int) -> float | None:
-    """The held-back loss of a workdir's checkpoint, where it has one."""
+    """The held-out loss of a workdir's checkpoint, None where it has none."""
     path = checkpoint_path(folder, step)
     with reading(path):
-        loss = (
-            float(ocp.JsonCheckpointHandler("metrics").restore(path / "metrics")[BEST])
-            if (path / "metrics").exists()
-            else None
-        )
-        if _record(path).get(BEST, repr(loss)) != repr(loss):
-            raise ConfigError(f"{path}: its held-back loss is damaged")
+        loss = None
+        if (path / "metrics").exists():
+            loss = float(_loss_in(ocp.JsonCheckpointHandler("metrics").restore(path / "metrics")))
+        if _loss_in(_record(path), repr(loss)) != repr(loss):
+            raise ConfigError(f"{path}: its held-out loss is damaged")
     return loss
 
 
-def set_aside(workdir: epath.Path, step: int):
-    """Gives a damaged checkpoint a name by which no run looks for it, once.
+def set_aside(workdir: epath.Path, step: int) -> None:
+    """Renames a damaged checkpoint so that no run reads it; does nothing the second time.
 
-    The run may come to that step again, and be started with the same words.
+    The run may reach that step again and be restarted with the same flags.
     """
     source, target = checkpoint_path(workdir, step), _aside(workdir, step)
     if target.exists():
@@ -151,7 +148,7 @@ def _aside(workdir: epath.Path, step: int) -> epath.Path:
 
 @contextlib.contextmanager
 def _resuming(workdir: epath.Path, step: int) -> Iterator[None]:
-    """Adds to what is said of a checkpoint that cannot be read how its run goes on without it."""
+    """Adds to the error of an unreadable checkpoint how its run can continue without it."""
     try:
         yield
     except ConfigError as error:
@@ -169,47 +166,59 @@ def _resuming(workdir: epath.Path, step: int) -> Iterator[None]:
 # A run's state
 
 
-def open_manager(workdir: epath.Path, kept: int) -> ocp.CheckpointManager:
-    """Keeps the newest `kept` checkpoints and the one with the lowest held-back loss.
+def open_manager(workdir: epath.Path, count: int) -> ocp.CheckpointManager:
+    """A manager that keeps the newest `count` checkpoints and the one with the lowest held-out loss.
 
-    Saves in the background, atomically.
+    It saves in the background, atomically.
     """
 
-    def goodness(metrics: dict) -> float:  # a loss that is no number is never the best
-        return -metrics[BEST] if math.isfinite(metrics[BEST]) else -math.inf
+    def goodness(metrics: dict) -> float:  # a loss that is not finite is never the best
+        loss = _loss_in(metrics)
+        return -loss if math.isfinite(loss) else -math.inf
 
     for step in steps(workdir):
         with _resuming(workdir, step):
             heldout_loss(workdir, step)  # the manager reads them all, and would not name one that is damaged
     best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=kept), best]),
-        best_fn=goodness,  # the policy alone decides what is kept; without this no metric is written
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=count), best]),
         step_name_format=_FinishedSteps(),
     )
     with reading(workdir / "checkpoints"):
         return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: State, meta: dict, heldout_loss: float | None):
-    """Starts writing the state after its last step; `manager.wait_until_finished` waits for it."""
+def save(manager: ocp.CheckpointManager, state: State, meta: dict, heldout_loss: float | None) -> None:
+    """Starts writing the state in the background; `manager.wait_until_finished` waits for it."""
     tree = state._asdict()
     record = {
         "arrays": checksums_of(tree),
         "meta": _digest(meta),
         BEST: repr(heldout_loss),
-    }  # of all by which a checkpoint is chosen and read
-    args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta), checksums=ocp.args.JsonSave(record)
-    )
-    manager.save(int(state.step), args=args, metrics=None if heldout_loss is None else {BEST: heldout_loss})
+    }
+    items = {
+        "state": ocp.args.PyTreeSave(tree),
+        "meta": ocp.args.JsonSave(meta),
+        "checksums": ocp.args.JsonSave(record),
+    }
+    metrics = None
+    if heldout_loss is not None:
+        # Written here: the manager writes it itself only with a best_fn, and then warns at each save without metrics.
+        metrics = {BEST: heldout_loss}
+        items["metrics"] = ocp.args.JsonSave(metrics)
+    manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+
+
+def _loss_in(values: Mapping, default: Any = None) -> Any:
+    """The held-out loss among stored values, by its name today or before version 0.2."""
+    return values.get(BEST, values.get(BEST_BEFORE_0_2, default))
 
 
 def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -> tuple[State, dict]:
     """The newest checkpoint as (state, meta); `state` gives shapes and shardings.
 
-    ConfigError, with the command that goes on without it, where it cannot be read or is not what was written; `verify`
-    compares checksums.
+    ConfigError, with the command that continues without it, where it cannot be read or differs from what was written;
+    `verify` compares checksums.
     """
     workdir, step, target = manager.directory.parent, manager.latest_step(), state._asdict()
     args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
@@ -219,27 +228,23 @@ def restore(manager: ocp.CheckpointManager, state: State, verify: bool = True) -
             restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             if verify:
                 checksums.check(restored, stored_checksums(workdir, step), checkpoint_path(workdir, step))
-            if jax.tree.structure(restored) != jax.tree.structure(target):
+            if not same_structure(restored, target):
                 raise ConfigError(f"{checkpoint_path(workdir, step)}: holds other arrays than it should")
     return State(**restored), meta
 
 
 def read_meta(folder: epath.Path, step: int) -> dict:
-    """What a workdir's checkpoint says of itself besides its arrays."""
+    """The meta of a workdir's checkpoint."""
     path = checkpoint_path(folder, step)
     with reading(path):
         meta = ocp.JsonCheckpointHandler().restore(path / "meta")
         if _record(path).get("meta", _digest(meta)) != _digest(meta):
-            raise ConfigError(f"{path}: what it says of itself (meta) is damaged (its checksum differs)")
+            raise ConfigError(f"{path}: its meta is damaged (its checksum differs)")
     return meta
 
 
 def stored_checksums(folder: epath.Path, step: int) -> dict[str, str]:
-    """{path.
-
-    Dtype and checksum} of the state's arrays in a workdir's checkpoint, as they were written; empty for one from before
-    they were kept.
-    """
+    """{path: dtype and checksum} of the state's arrays in a checkpoint; empty for one from before checksums."""
     path = checkpoint_path(folder, step)
     with reading(path):
         return checksums.as_checksums(_record(path).get("arrays", {}))
@@ -257,23 +262,20 @@ def _digest(meta: dict) -> str:
 # Parameters by themselves
 
 
-def save_tree(path: epath.Path, params: dict, overwrite: bool = False):
-    """Writes a tree of parameters, which all is in memory, in one Orbax checkpoint.
-
-    Every host calls it and writes what it holds.
-    """
+def save_tree(path: epath.Path, params: dict, overwrite: bool = False) -> None:
+    """Writes a tree of parameters as one Orbax checkpoint. Every host calls it and writes its own shards."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(params), force=overwrite)
 
 
-def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Mapping[str, str] | None = None) -> dict:
-    """Reads the leaves of `wanted` (shapes, with shardings where they matter) from an Orbax checkpoint; `keys` lead to
-    their tree.
+def load_tree(path: epath.Path, shapes, keys: tuple[str, ...] = (), expected: Mapping[str, str] | None = None) -> dict:
+    """Reads the leaves of `shapes` (with shardings where they matter) from an Orbax checkpoint; `keys` lead to their
+    tree.
 
-    Arrays with `expected` checksums are read in the dtype that they were written in, compared, and only then cast.
+    Arrays with `expected` checksums are read in their stored dtype, compared, then cast.
     """
     for key in reversed(keys):
-        wanted = {key: wanted}
+        shapes = {key: shapes}
     stored = {name: checksums.dtype_of(checksum) for name, checksum in (expected or {}).items()}
 
     def as_stored(name, leaf):
@@ -283,7 +285,7 @@ def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Ma
             else leaf
         )
 
-    target = jax.tree_util.tree_map_with_path(as_stored, wanted)
+    target = jax.tree_util.tree_map_with_path(as_stored, shapes)
     with reading(path):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             args = ocp.args.PyTreeRestore(
@@ -294,13 +296,11 @@ def load_tree(path: epath.Path, wanted, keys: tuple[str, ...] = (), expected: Ma
         if expected:
             checksums.check(tree, expected, path)
             del tree
-            for number, leaf in enumerate(
-                jax.tree.leaves(wanted)
-            ):  # one after the other: both dtypes of all would be too much
+            for number, leaf in enumerate(jax.tree.leaves(shapes)):  # one by one: two copies of all may not fit
                 leaves[number] = leaves[number].astype(leaf.dtype)
-        if structure != jax.tree.structure(wanted):
+        tree = jax.tree.unflatten(structure, leaves)
+        if not same_structure(tree, shapes):
             raise ConfigError(f"{path}: holds other arrays than it should")
-    tree = jax.tree.unflatten(structure, leaves)
     for key in keys:
         tree = tree[key]
     return tree
@@ -311,8 +311,8 @@ def checksum(params: dict) -> str:
     return checksums.fold(checksums_of(params))
 
 
-def write_config(folder: epath.Path, config: RunConfig):
-    """config.json: all that was set, defaults included."""
+def write_config(folder: epath.Path, config: RunConfig) -> None:
+    """Writes config.json: all settings, defaults included."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
 
@@ -330,20 +330,20 @@ def parameter_shapes(model: ModelConfig) -> dict:
 def load_params(folder: epath.Path, which: str = "last", shardings=None, verify: bool = True) -> dict:
     """All parameters of a workdir (its averaged weights where it keeps an average) or of a model folder.
 
-    which: last | best (lowest held-back loss). `shardings`, a tree like the parameters, says where they go; without it
-    they go whole to the default device. `verify` compares each array with its checksum.
+    which: last | best (lowest held-out loss). `shardings` is a tree like the parameters; without it they go to the
+    default device. `verify` compares each array with its checksum.
     """
     shapes = parameter_shapes(model_folder.read_card(folder).model)
     shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     target = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     return read_params(folder, target, which, verify)
 
 
 @contextlib.contextmanager
 def _reading_another(workdir: epath.Path, step: int) -> Iterator[None]:
-    """Adds to what is said of a checkpoint that cannot be read which one is read without it."""
+    """Adds to the error of an unreadable checkpoint which one is read without it."""
     try:
         yield
     except ConfigError as error:
@@ -355,32 +355,32 @@ def _reading_another(workdir: epath.Path, step: int) -> Iterator[None]:
         raise ConfigError(f"{error}{advice if others else ''}") from error
 
 
-def read_params(folder: epath.Path, wanted: dict, which: str = "last", verify: bool = True) -> dict:
+def read_params(folder: epath.Path, shapes: dict, which: str = "last", verify: bool = True) -> dict:
     """Some parameters of a workdir or model folder, as in `load_params`.
 
-    `wanted` is a tree of shapes with shardings.
+    `shapes` is a tree of shapes with shardings.
     """
     if (folder / "params").exists():
         return load_tree(
-            model_folder.params_path(folder), wanted, expected=model_folder.read_checksums(folder) if verify else None
+            model_folder.params_path(folder), shapes, expected=model_folder.read_checksums(folder) if verify else None
         )
     config = read_config(folder)
-    trainable, frozen = optimizer.split(config.optim, wanted)
-    step, trained, kept = step_of(folder, which), {}, {}
+    trainable, frozen = optimizer.split(config.optim, shapes)
+    step, trainable_params, frozen_params = step_of(folder, which), {}, {}
     if trainable:
         keys = ("average" if config.optim.ema_decay else "trainable",)
         with _reading_another(folder, step):
-            trained = load_tree(
+            trainable_params = load_tree(
                 checkpoint_path(folder, step) / "state",
                 trainable,
                 keys,
                 stored_checksums(folder, step) if verify else None,
             )
     if frozen:
-        kept = load_tree(
+        frozen_params = load_tree(
             folder / "frozen", frozen, expected=read_meta(folder, step)["frozen"].get("checksums") if verify else None
         )
-    return optimizer.merge(trained, kept)
+    return optimizer.merge(trainable_params, frozen_params)
 
 
 def flatten(params: dict) -> dict:

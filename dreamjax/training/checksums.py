@@ -1,9 +1,8 @@
-"""Arrays on disk are read as they were written, or not at all: a checksum for each, and one line for whatever reading
-damaged files raises.
+"""Checksums of stored arrays, and one-line errors for damaged files.
 
-A disk, a network or a memory that turns a bit gives other weights, which no format notices: what is stored compressed
-mostly still unpacks. A checksum is over the bits of an array and their places, so it is the same however the array was
-sharded; each host reads the parts on its own devices, and one small sum over the hosts follows.
+A bit flipped by a disk, a network or memory changes weights, which no format notices: compressed data mostly still
+decompress. A checksum covers the bits of an array and their positions, so it does not depend on the sharding; each host
+reads the shards on its own devices, and one small sum over the hosts follows.
 """
 
 import concurrent.futures
@@ -14,6 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,14 @@ from jax.experimental import multihost_utils
 from dreamjax.errors import ConfigError, gist
 from dreamjax.parallel.param_sharding import path_of
 
-BLOCK = 2**16  # words that are hashed at once: they stay in the processor's cache
+BLOCK = 2**16  # words that are hashed at once, so that they fit in the CPU's cache
 
 
 @contextlib.contextmanager
 def reading(location: str | os.PathLike) -> Iterator[None]:
-    """Turns what reading a stored file or folder raises into a ConfigError of one line that names it.
+    """Turns errors in reading a stored file or folder into a ConfigError of one line that names it.
 
-    Damage comes out of the libraries as errors of any type. Those of the devices and of other hosts are none of it and
-    pass.
+    Libraries raise errors of any type on damage. Errors of devices and of other hosts pass unchanged.
     """
     with _drop_echoes() as echoes:
         try:
@@ -39,18 +38,17 @@ def reading(location: str | os.PathLike) -> Iterator[None]:
         except (ConfigError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            echoes.pop_all()  # those that are still to come, too
+            echoes.pop_all()  # suppress later ones too
             raise ConfigError(f"{location}: cannot be read ({type(error).__name__}: {gist(error)})") from error
 
 
 def _drop_echoes() -> contextlib.ExitStack:
-    """Keeps quiet, until it is closed, of reads that fail after the first one has, when nobody waits for them any more.
+    """Suppresses, until it is closed, the errors of concurrent reads after the first error.
 
-    Orbax reads many arrays at once and leaves at the first error; each of the others would print a stack dump beside
-    the line that says it all.
+    Orbax reads many arrays at once and stops at the first error; each of the others would print a stack.
     """
 
-    def hook(unraisable):
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if not (inspect.iscoroutine(unraisable.object) or "Event loop is closed" in str(unraisable.exc_value)):
             before(unraisable)
 
@@ -65,23 +63,20 @@ def _drop_echoes() -> contextlib.ExitStack:
     return closing
 
 
-def checksums(params) -> dict[str, str]:
-    """{path.
-
-    Dtype and checksum, as in "float32 5bd1e995"} of a tree's arrays; every host that holds parts of them calls it.
-    """
+def checksums(params: Any) -> dict[str, str]:
+    """{path: dtype and checksum, as in "float32 5bd1e995"} of a tree's arrays; every host with shards calls it."""
     flat = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy works outside Python's lock
-        own = np.array(list(pool.map(_own_words, flat.values())), np.uint32)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL
+        words = np.array(list(pool.map(_own_words, flat.values())), np.uint32)
     if jax.process_count() > 1:
-        own = multihost_utils.process_allgather(own).sum(axis=0, dtype=np.uint32)
-    return {path: f"{leaf.dtype} {word:08x}" for (path, leaf), word in zip(flat.items(), own.tolist(), strict=True)}
+        words = multihost_utils.process_allgather(words).sum(axis=0, dtype=np.uint32)
+    return {path: f"{leaf.dtype} {word:08x}" for (path, leaf), word in zip(flat.items(), words.tolist(), strict=True)}
 
 
-def check(params, expected: Mapping[str, str], location: str | os.PathLike):
-    """ConfigError, naming the first array that is not as it was written.
+def check(params: Any, expected: Mapping[str, str], location: str | os.PathLike) -> None:
+    """ConfigError with the first array that differs from its checksum.
 
-    `expected` may be of more arrays, and of none where none were kept.
+    `expected` may have further arrays, and is empty for files from before checksums.
     """
     if not expected:
         return
@@ -101,7 +96,7 @@ def dtype_of(checksum: str) -> np.dtype:
 
 
 def as_checksums(values: Mapping) -> dict[str, str]:
-    """What a file says of arrays; an error of some type where it cannot be."""
+    """The checksums in a file; an error of any type where they are malformed."""
     for checksum in values.values():
         dtype_of(checksum)
     return dict(values)
@@ -116,10 +111,7 @@ def fold(arrays: Mapping[str, str]) -> str:
 
 
 def _own_words(leaf: jax.Array | np.ndarray) -> int:
-    """The sum of an array's hashed words over the parts of it that this host answers for.
-
-    Of what several devices hold, the first's.
-    """
+    """The sum of an array's hashed words over this host's shards, of replicas the first alone."""
     if not isinstance(leaf, jax.Array):
         return _words(np.asarray(leaf), (0,) * np.ndim(leaf), np.shape(leaf))
     parts = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
@@ -130,45 +122,42 @@ def _own_words(leaf: jax.Array | np.ndarray) -> int:
 
 
 def _on_host(part: jax.Array) -> np.ndarray:
-    """A device's array in host memory, by an array of its own, which goes again.
-
-    An array keeps what was once copied of it as long as it lives.
-    """
+    """A copy of a device's shard in host memory, by a temporary array: JAX arrays cache their host copies."""
     return np.asarray(jax.make_array_from_single_device_arrays(part.shape, part.sharding, [part]))
 
 
 def _words(part: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """The sum of the hashed words of the part of an array of `shape` that begins at `start`."""
+    """The sum of the hashed words of a part, beginning at `start`, of an array of `shape`."""
     bits = np.ascontiguousarray(part).view(f"uint{part.dtype.itemsize * 8}")
     if bits.dtype.itemsize == 8:
         bits = bits ^ bits >> np.uint64(32)
-    # Runs that lie together in the whole array too: the last axis, and those before it as long as the part has all of
-    # the ones behind.
+    # Runs that are contiguous in the full array too: the last axis, and earlier ones while the part is complete in all
+    # later axes.
     first, run = len(shape), 1
     while first and run < BLOCK and part.shape[first:] == shape[first:]:
         first -= 1
         run *= part.shape[first]
-    places = np.array(
-        [sum(at * math.prod(shape[axis + 1 :]) for axis, at in enumerate(start)) % 2**32], np.uint32
+    positions = np.array(
+        [sum(begin * math.prod(shape[axis + 1 :]) for axis, begin in enumerate(start)) % 2**32], np.uint32
     )  # of each run's begin
     for axis in range(first):
         stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        places = np.add.outer(places, np.arange(part.shape[axis], dtype=np.uint32) * stride).reshape(-1)
-    rows, total = bits.reshape(len(places), run), 0
-    for top in range(0, len(places), max(1, BLOCK // max(run, 1))):
-        some = slice(top, top + max(1, BLOCK // max(run, 1)))
-        for left in range(0, run, BLOCK):
-            word = rows[some, left : left + BLOCK].astype(np.uint32)
-            total += _hash(word, places[some, None] + np.arange(left, left + word.shape[1], dtype=np.uint32))
+        positions = np.add.outer(positions, np.arange(part.shape[axis], dtype=np.uint32) * stride).reshape(-1)
+    rows, total = bits.reshape(len(positions), run), 0
+    for row in range(0, len(positions), max(1, BLOCK // max(run, 1))):
+        span = slice(row, row + max(1, BLOCK // max(run, 1)))
+        for column in range(0, run, BLOCK):
+            word = rows[span, column : column + BLOCK].astype(np.uint32)
+            total += _hash(word, positions[span, None] + np.arange(column, column + word.shape[1], dtype=np.uint32))
     return total % 2**32
 
 
-def _hash(word: np.ndarray, places: np.ndarray) -> int:
-    """The sum of words mixed with their places by Murmur3's finaliser.
+def _hash(word: np.ndarray, positions: np.ndarray) -> int:
+    """The sum of words mixed with their positions by Murmur3's finaliser.
 
     A plain weighted sum would miss changes that cancel, such as an even number of signs.
     """
-    word ^= places * np.uint32(2654435761)
+    word ^= positions * np.uint32(2654435761)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         word ^= word >> np.uint32(shift)
         word *= np.uint32(factor)

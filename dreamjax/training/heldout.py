@@ -1,4 +1,4 @@
-"""Held-back losses: each source by itself, pictures by timestep, always with the same draws."""
+"""Held-out losses: of each source, of images by timestep, always with the same random samples."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,7 +14,7 @@ from dreamjax.training.step import make_eval_step
 def make_heldout(
     config: RunConfig, ids: SpecialIds, batches: Mapping[str, Callable[[], Iterable]]
 ) -> Callable[[State, dict], dict]:
-    """`measure(state, frozen) -> {name: loss}`; `batches[source]()` yields the device batches of a held-back source.
+    """`measure(state, frozen) -> {name: loss}`; `batches[source]()` yields the device batches of a held-out source.
 
     Names are eval_SOURCE_lm_loss, eval_SOURCE_image_loss, eval_SOURCE_image_loss_tK for quarter K of the timesteps, and
     eval_loss: the run's weighted loss, mean over sources. Averaged weights are measured where the run keeps them.
@@ -24,9 +24,10 @@ def make_heldout(
     def measure(state: State, frozen: dict) -> dict:
         weights = state.trainable if state.average is None else state.average
         results, totals = {}, []
-        for source, make in batches.items():
+        for source, open_batches in batches.items():
             sums = [
-                jax.device_get(step(weights, frozen, batch, np.uint32(index))) for index, batch in enumerate(make())
+                jax.device_get(step(weights, frozen, batch, np.uint32(index)))
+                for index, batch in enumerate(open_batches())
             ]
             sums = jax.tree.map(lambda *values: np.sum(values, axis=0), *sums)
             lm = float(sums["lm_loss"] / max(sums["tokens"], 1))

@@ -1,15 +1,15 @@
-"""A model folder: what a model is, to use or to hand on, without the run that made it.
+"""A model folder: a model without the run that trained it.
 
     DIR/
-      config.json     the ModelCard: the model, its chat template, where its weights come from
+      config.json     the ModelCard: the model, its chat template, the origins of its weights
       tokenizer/      tokenizer.model, special_tokens.json; CLIP's own tokenizers in text_encoder/ and clip_text/ below
                       it
-      params/         the parameters (Orbax), in the dtype that they came in
-      checksums.json  the dtype and the checksum of each parameter (integrity.py)
-      origins.json    of an exported model: the run that it was, and where that came from; of an imported one, what its
-                      sources say (handover.py)
+      params/         the parameters (Orbax), in their source's dtype
+      checksums.json  the dtype and the checksum of each parameter (checksums.py)
+      origins.json    of an exported model: its run and that run's origins; of an imported one, those of its sources
+                      (weight_transfer.py)
 
-Parameters are written group by group, so that a model larger than the host's memory passes through.
+Parameters are written group by group, so that a model may be larger than the host's memory.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import functools
 import gc
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,11 +36,8 @@ from dreamjax.training.checksums import reading
 
 CHECKSUMS = "checksums.json"
 CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"  # Orbax's description of a checkpoint
-CHUNK_BYTES = (
-    2**22
-    # of a parameter on disk: whole chunks are read, so at real sizes a host of many reads little more than its devices
-    # hold
-)
+# of a parameter on disk: entire chunks are read, so at real sizes a host reads little more than its devices' shards
+CHUNK_BYTES = 2**22
 GROUP_BYTES = 2**28  # leaves are written together up to this size: many are small, and each write costs a moment
 
 
@@ -54,7 +52,7 @@ class LoadedFile:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where some of a model's weights come from."""
+    """A source of some of a model's weights."""
 
     source: str  # folder, file or hub name, as it was given
     format: str
@@ -64,7 +62,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What config.json of a model folder says."""
+    """The content of a model folder's config.json."""
 
     model: ModelConfig
     template: str = "plain"
@@ -72,14 +70,14 @@ class ModelCard:
     fresh: tuple[str, ...] = ()  # parameters that no source brought
 
 
-def write_card(folder: epath.Path, card: ModelCard):
+def write_card(folder: epath.Path, card: ModelCard) -> None:
     """Writes config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(folder / "config.json", json.dumps(to_dict(card), indent=1) + "\n")
 
 
 def is_ours(folder: epath.Path) -> bool:
-    """Whether a folder is a model folder or a training workdir, or nothing at all: not whether it can be loaded."""
+    """True for a model folder, a training workdir or a folder of no known kind; it may still be unreadable."""
     path = folder / "config.json"
     if not path.exists():
         return not any((folder / name).exists() for name in ("unet", "vae"))
@@ -91,19 +89,16 @@ def is_ours(folder: epath.Path) -> bool:
 
 
 def read_card(folder: epath.Path) -> ModelCard:
-    """The card of a model folder.
-
-    Of a training workdir, what its RunConfig says of the model. ConfigError where it is neither.
-    """
-    values, where = read_settings(folder)
+    """The card of a model folder, or of a training workdir by its RunConfig; ConfigError where it is neither."""
+    values, location = read_settings(folder)
     if "optim" in values:
-        config = from_dict(RunConfig, values, where)
+        config = from_dict(RunConfig, values, location)
         return ModelCard(config.model, config.data.template)
-    return from_dict(ModelCard, values, where)
+    return from_dict(ModelCard, values, location)
 
 
 def read_settings(folder: epath.Path) -> tuple[dict, str]:
-    """(what config.json says, its path); ConfigError where there is none."""
+    """(content of config.json, its path); ConfigError where there is none."""
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(f"{folder}: is neither a training workdir nor a model folder (it has no config.json)")
@@ -122,7 +117,7 @@ def read_settings(folder: epath.Path) -> tuple[dict, str]:
 
 def save_leaves(
     path: epath.Path, sizes: Mapping[str, int], make: Callable[[str], jax.Array], progress: Callable = iter
-):
+) -> None:
     """Writes the parameters {path: bytes} that `make` puts on devices, a few at a time; each is freed when it is
     written.
 
@@ -138,7 +133,7 @@ def save_leaves(
             written |= checksums.checksums(leaves)
             _save_group(path, leaves)
             del leaves
-            _give_back()
+            _release_memory()
         if jax.process_index() == 0:  # before the parameters get their name: where they are, the checksums are
             atomic.write_text(path.parent / CHECKSUMS, json.dumps(written, indent=1) + "\n")
         v1.partial.finalize(path)
@@ -147,7 +142,7 @@ def save_leaves(
         described.copy(path / "state" / CHECKPOINT_METADATA, overwrite=True)
 
 
-def _save_group(path: epath.Path, leaves: dict[str, jax.Array]):
+def _save_group(path: epath.Path, leaves: dict[str, jax.Array]) -> None:
     tree: dict = {}
     for name, leaf in leaves.items():
         put(tree, name, leaf)
@@ -156,10 +151,10 @@ def _save_group(path: epath.Path, leaves: dict[str, jax.Array]):
         leaf.delete()
 
 
-def _give_back():
-    """Memory of what was written back to the system: the next parameter would come on top of it.
+def _release_memory() -> None:
+    """Returns freed memory to the system before the next parameter is read.
 
-    Orbax leaves cycles behind that hold the arrays, and its threads' allocators keep what they compressed into.
+    Orbax leaves reference cycles with the arrays, and the allocators of its threads keep their buffers.
     """
     gc.collect()
     with contextlib.suppress(AttributeError):  # not glibc
@@ -167,29 +162,26 @@ def _give_back():
 
 
 def groups(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Neighbours together up to GROUP_BYTES; what is larger stands alone."""
-    made: list[list[str]] = [[]]
+    """Groups of neighbouring leaves of up to GROUP_BYTES; a larger leaf is a group of its own."""
+    result: list[list[str]] = [[]]
     total = 0
     for name, size in sizes.items():
-        if made[-1] and total + size > GROUP_BYTES:
-            made.append([])
+        if result[-1] and total + size > GROUP_BYTES:
+            result.append([])
             total = 0
-        made[-1].append(name)
+        result[-1].append(name)
         total += size
-    return made
+    return result
 
 
 def params_path(folder: epath.Path) -> epath.Path:
-    """Where the parameters of a model folder lie."""
+    """The Orbax folder with the parameters of a model folder."""
     path = folder / "params"
     return path / "state" if (path / "state").exists() else path
 
 
 def read_checksums(folder: epath.Path) -> dict[str, str]:
-    """{path.
-
-    Dtype and checksum} of a model folder's parameters as they were written; empty for one from before they were kept.
-    """
+    """{path: dtype and checksum} of a model folder's parameters; empty for one from before checksums."""
     file = folder / CHECKSUMS
     with reading(file):
         return checksums.as_checksums(json.loads(file.read_text())) if file.exists() else {}
@@ -206,20 +198,20 @@ def stored(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
+def reader(folder: epath.Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
     """A function from the path of a parameter to its array.
 
-    It holds the last group that it read, so ask in the order of `wanted`.
+    It caches the last group that it read, so read in the order of `shapes`.
     """
     expected = read_checksums(folder)
-    together = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()})
-    group_of = {path: number for number, group in enumerate(together) for path in group}
+    grouped = groups({path: leaf.size * leaf.dtype.itemsize for path, leaf in shapes.items()})
+    group_of = {path: number for number, group in enumerate(grouped) for path in group}
 
     @functools.lru_cache(maxsize=1)
     def read(number: int) -> dict:
         tree: dict = {}
-        for path in together[number]:
-            put(tree, path, wanted[path])
+        for path in grouped[number]:
+            put(tree, path, shapes[path])
         as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), tree)
         with reading(folder / "params"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(
@@ -231,7 +223,7 @@ def reader(folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Ca
     return lambda path: get(read(group_of[path]), path)
 
 
-def put(tree: dict, path: str, value):
+def put(tree: dict, path: str, value: Any) -> None:
     """Sets the leaf at a path of nested dicts."""
     *names, last = path.split("/")
     for name in names:
@@ -239,7 +231,7 @@ def put(tree: dict, path: str, value):
     tree[last] = value
 
 
-def get(tree: dict, path: str):
+def get(tree: dict, path: str) -> Any:
     """The leaf at a path of nested dicts."""
     for name in path.split("/"):
         tree = tree[name]

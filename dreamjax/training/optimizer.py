@@ -1,4 +1,4 @@
-"""What trains, how fast: AdamW with a schedule, and the split of the parameters by regular expressions."""
+"""AdamW with a learning-rate schedule, and the split of parameters into trainable and frozen by regular expressions."""
 
 import re
 
@@ -11,10 +11,7 @@ from dreamjax.parallel.param_sharding import path_of
 
 
 def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step.
-
-    A linear warm-up over `warmup_share` of the steps, then the named decay to `final_share` of the peak.
-    """
+    """Learning rate by step: a linear warm-up over `warmup_share` of the steps, then the decay to `final_share`."""
     peak, warmup = config.learning_rate, round(config.warmup_share * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     match config.schedule:
@@ -24,16 +21,14 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
             decay = optax.linear_schedule(peak, peak * config.final_share, decay_steps)
         case "constant":
             decay = optax.constant_schedule(peak)
-    # The first step already moves: step n of the warm-up runs at (n + 1) / warmup of the peak.
+    # The rate of the first step is not zero: step n of the warm-up has (n + 1) / warmup of the peak.
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def depends_on_total(config: OptimConfig, before: int, now: int, done: int) -> bool:
-    """Whether the learning rates behind step `done` of a run of `before` steps are others than of one of `now`
-    steps.
-    """
-    warmups = [round(config.warmup_share * total) for total in (before, now)]
+def depends_on_total(config: OptimConfig, before: int, after: int, done: int) -> bool:
+    """True if the learning rates after step `done` differ between runs of `before` and of `after` steps."""
+    warmups = [round(config.warmup_share * total) for total in (before, after)]
     return config.schedule != "constant" or (warmups[0] != warmups[1] and max(warmups) > done)
 
 
@@ -61,7 +56,7 @@ def lr_factor(config: OptimConfig, path: str) -> float:
 
 
 def is_trainable(config: OptimConfig, path: str) -> bool:
-    """Whether the parameter at `path` trains; a ConfigError names one that no pattern or both lists match."""
+    """True if the parameter at `path` trains; ConfigError where no pattern or both lists match it."""
     trains, frozen = (any(re.search(p, path) for p in patterns) for patterns in (config.trainable, config.frozen))
     if trains == frozen:
         which = (
@@ -75,7 +70,8 @@ def is_trainable(config: OptimConfig, path: str) -> bool:
 
 def split(config: OptimConfig, params: dict) -> tuple[dict, dict]:
     """(trainable, frozen) nested dicts; together they hold each leaf of `params` once."""
-    trainable, frozen = {}, {}
+    trainable: dict = {}
+    frozen: dict = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = path_of(path).split("/")
         tree = trainable if is_trainable(config, "/".join(names)) else frozen

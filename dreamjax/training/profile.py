@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, by config: what the device did, for TensorBoard or Perfetto."""
+"""A profiler trace of some steps of a run, for TensorBoard or Perfetto."""
 
 import jax
 from etils import epath
@@ -12,12 +12,12 @@ def before_step(config: RunConfig, workdir: epath.Path, step: int):
         jax.profiler.start_trace(str(workdir / "profile"))
 
 
-def after_step(config: RunConfig, step: int, begun_at: int, metrics: dict, last: bool):
-    """Ends the trace behind step `profile_to`, or with the run, when the device is through with the step.
+def after_step(config: RunConfig, step: int, first_step: int, metrics: dict, last: bool):
+    """Ends the trace after step `profile_to`, or after the run's last step, once the device has finished it.
 
-    `begun_at` is the run's first step.
+    `first_step` is the run's first step.
     """
-    tracing = config.profile_from and max(begun_at, 1) <= config.profile_from <= step
+    tracing = config.profile_from and max(first_step, 1) <= config.profile_from <= step
     if tracing and (step == config.profile_to or (last and step < config.profile_to)):
         jax.block_until_ready(metrics)
         jax.profiler.stop_trace()

@@ -1,9 +1,9 @@
-"""What a run is about to do, in words and as JSON, from shapes alone."""
+"""The plan of a run from shapes alone, as text and JSON."""
 
 import math
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from dreamjax.config import RunConfig
 from dreamjax.parallel.param_sharding import unsharded_share
@@ -19,17 +19,17 @@ def elements(tree) -> int:
 def bytes_per_device(tree, shardings) -> int:
     """Bytes that the fullest device holds of a tree of shapes under a tree of shardings."""
     sizes = jax.tree.map(
-        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, shardings
     )
     return sum(jax.tree.leaves(sizes))
 
 
-def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings) -> dict:
+def summary(config: RunConfig, mesh: Mesh | AbstractMesh, state: State, frozen: dict, shardings) -> dict:
     """Counts and bytes of a run's parts: `parameters` of each part, trainable and frozen, bytes per device."""
-    whole = optimizer.merge(state.trainable, frozen)
+    params = optimizer.merge(state.trainable, frozen)
     return {
         "mesh": dict(mesh.shape),
-        "parameters": {name: elements(part) for name, part in whole.items()},
+        "parameters": {name: elements(part) for name, part in params.items()},
         "trainable": elements(state.trainable),
         "frozen": elements(frozen),
         "bytes_per_device": {
@@ -38,7 +38,7 @@ def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings
             "average": bytes_per_device(state.average, shardings[0].average) if state.average is not None else 0,
             "frozen": bytes_per_device(frozen, shardings[1]),
         },
-        "unsharded_share": unsharded_share(whole, mesh),
+        "unsharded_share": unsharded_share(params, mesh),
         "rows": config.batch_size,
         "length": config.data.length,
         "input_slots": config.groups * config.data.input_slots,
@@ -48,13 +48,13 @@ def summary(config: RunConfig, mesh: Mesh, state: State, frozen: dict, shardings
 
 
 def format_summary(facts: dict) -> str:
-    """The summary for a person to read."""
+    """The summary as text."""
     mesh = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items())
     parts = "\n".join(f"  {name:20s} {count:15,d}" for name, count in facts["parameters"].items())
     memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in facts["bytes_per_device"].items())
     shards = facts["mesh"]["fsdp"] * facts["mesh"]["tensor"]
     share = (
-        f"{facts['unsharded_share']:.2%} of the parameters lie whole on each of the {shards} devices of fsdp x tensor"
+        f"{facts['unsharded_share']:.2%} of the parameters are replicated over the {shards} devices of fsdp x tensor"
     )
     unsharded = share if shards > 1 else "all, since fsdp x tensor is 1"
     return (
@@ -63,15 +63,12 @@ def format_summary(facts: dict) -> str:
         f"trainable     {facts['trainable']:,d}; frozen {facts['frozen']:,d}\n"
         f"per device    {memory}\n"
         f"unsharded     {unsharded}\n"
-        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['input_slots']} seen and "
-        f"{facts['target_slots']} dreamed picture slots; {facts['total_steps']:,d} steps"
+        f"a step        {facts['rows']} rows of {facts['length']} tokens, {facts['input_slots']} input and "
+        f"{facts['target_slots']} target image slots; {facts['total_steps']:,d} steps"
     )
 
 
 def temporary_bytes(compiled) -> int:
-    """Bytes that a compiled step needs besides its arguments and results, on one device.
-
-    0 where the backend does not say.
-    """
+    """Bytes of temporaries of a compiled step on one device; 0 where the backend does not report them."""
     analysis = compiled.memory_analysis()
     return analysis.temp_size_in_bytes if analysis else 0

@@ -1,10 +1,10 @@
-"""What a run carries from step to step, where each of its arrays lives, and how it comes to be."""
+"""The training state: its arrays, their shardings and initial values."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dreamjax.config import OptimConfig, RunConfig
@@ -14,10 +14,7 @@ from dreamjax.training import optimizer
 
 
 class State(NamedTuple):
-    """The part of a run that changes.
-
-    Float32 masters, the optimiser's moments, an average of the weights (None without one).
-    """
+    """The arrays that a step updates: float32 masters, the optimiser's moments, averaged weights (None without)."""
 
     step: jax.Array  # [] int32, steps taken
     trainable: dict
@@ -45,18 +42,31 @@ def cast(params: dict, dtype: str) -> dict:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def shardings(state: State, frozen: dict, mesh: Mesh, whole_patterns: tuple[str, ...] = ()) -> tuple[State, dict]:
-    """The shardings of (state, frozen): moments and averages lie as their parameters do, scalars on every device.
+def same_structure(a: Any, b: Any) -> bool:
+    """True if two pytrees have the same structure."""
+    return jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]  # jaxlib's stub gives it no type
 
-    Frozen parameters that one of `whole_patterns` finds are not split.
+
+def shardings(
+    state: State, frozen: dict, mesh: Mesh | AbstractMesh, replicated_patterns: tuple[str, ...] = ()
+) -> tuple[State, dict]:
+    """The shardings of (state, frozen): moments and averages as their parameters, scalars replicated.
+
+    Frozen parameters whose path matches one of `replicated_patterns` are replicated.
     """
     trainable = parameter_shardings(state.trainable, mesh)
-    whole = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, P())
 
-    def matches(node):
-        return jax.tree.structure(node) == jax.tree.structure(state.trainable)
+    def is_params(node: Any) -> bool:
+        return same_structure(node, state.trainable)
 
-    moments = jax.tree.map(lambda node: trainable if matches(node) else whole, state.optimiser, is_leaf=matches)
-    return State(whole, trainable, moments, trainable if state.average is not None else None), parameter_shardings(
-        frozen, mesh, whole_patterns
+    moments = jax.tree.map(
+        lambda node: trainable if is_params(node) else replicated, state.optimiser, is_leaf=is_params
     )
+    of_state: dict[str, Any] = {
+        "step": replicated,
+        "trainable": trainable,
+        "optimiser": moments,
+        "average": trainable if state.average is not None else None,
+    }
+    return State(**of_state), parameter_shardings(frozen, mesh, replicated_patterns)

@@ -1,17 +1,16 @@
-"""What a run takes over from earlier ones, down to the rows of single tokens, and the record of what came from where.
+"""Weight transfer from earlier runs, down to the rows of added tokens, and the record of the weights' origins.
 
-`init_from` lists workdirs or model folders, each with a pattern; a parameter comes from the one whose pattern finds its
-path. Embedding and head have a row per token. The row of an added token comes from
+`init_from` lists workdirs or model folders, each with a pattern; a parameter comes from the origin whose pattern
+matches its path. Embedding and head have a row per token. The row of an added token comes from
 
-  1. the origin whose pattern finds the token's name, as `<dream_` or `.` do, else
-  2. the one that hands over what was trained behind it: the dream queries behind <dream_start>, <dream_end> and
-     <dream>, the
-     visual projector behind <im_start>, <im_end>, <im_patch> and <image>, else
-  3. the one that hands over the embedding or the head.
+  1. the origin whose pattern matches the token's name, as `<dream_` or `.` do, else
+  2. the origin of the weights that were trained with it: the dream queries with <dream_start>, <dream_end> and <dream>,
+     the visual projector with <im_start>, <im_end>, <im_patch> and <image>, else
+  3. the origin of the embedding or the head.
 
 The official code restarts these rows with each stage, so that queries and projectors meet other tokens than they were
-trained with. Rows are found by the token's name, not its id. An origin that lacks a token is passed over, and a row
-that none has stays as the run began it.
+trained with. Rows are matched by the token's name, not its id. An origin that lacks a token is skipped, and a row that
+no origin has keeps its initial value.
 """
 
 import collections
@@ -34,11 +33,11 @@ from dreamjax.training import checkpoint, model_folder
 from dreamjax.training.checksums import reading
 
 VOCABULARY = {"llm/embed/embedding": 0, "llm/head/kernel": 1}  # the parameters with a row per token, and its axis
-TRAINED_BEHIND = {
+TRAINED_WITH = {
     **dict.fromkeys(("<dream_start>", "<dream_end>", "<dream>"), "dream_queries"),
     **dict.fromkeys(("<im_start>", "<im_end>", "<im_patch>", "<image>"), "visual_projector"),
 }
-# of a model folder, and beside what is exported; a workdir's checkpoints hold the same in their meta
+# of a model folder or an export; the meta of a workdir's checkpoints holds the same
 ORIGINS_FILE = "origins.json"
 
 
@@ -46,227 +45,233 @@ class _Origin(NamedTuple):
     """An entry of `init_from`, opened."""
 
     key: str  # config.init_from[0]
-    given: InitFrom
+    config: InitFrom
     folder: epath.Path
-    shapes: dict[str, tuple[int, ...]]  # of all that it holds, by path
+    shapes: dict[str, tuple[int, ...]]  # of all its parameters, by path
     tokenizer: Tokenizer | None  # the run's own where the folder has none
 
-    def finds(self, name: str) -> bool:
-        return re.search(self.given.pattern, name) is not None
+    def matches(self, name: str) -> bool:
+        return re.search(self.config.pattern, name) is not None
 
-    def gives(self, part: str) -> bool:
-        """Whether it names a parameter of the part that it has."""
-        return any(path.split("/")[0] == part and self.finds(path) for path in self.shapes)
+    def provides(self, part: str) -> bool:
+        """True if its pattern matches a parameter of the part that it has."""
+        return any(path.split("/")[0] == part and self.matches(path) for path in self.shapes)
 
     def named_rows(self, path: str) -> dict[str, int]:
-        """The rows of added tokens that its embedding or head has."""
+        """{added token: row} of its embedding or head."""
         count = self.shapes[path][VOCABULARY[path]]
         return {token: row for token, row in self.tokenizer.added if row < count} if self.tokenizer else {}
 
 
-class _Unit(NamedTuple):
-    """What comes from one place: a parameter, or some rows of one, mine[to] = theirs[source]."""
+class _Rows(NamedTuple):
+    """Some rows of a parameter: leaf[to] = origin_leaf[source]."""
+
+    name: str  # a token's name, [first:end], or "" for those of the tokenizer's pieces
+    to: np.ndarray
+    source: np.ndarray
+
+
+class _Piece(NamedTuple):
+    """A parameter, or some rows of one, from one origin."""
 
     path: str
-    origin: _Origin | None  # None: stays as the run began it
-    rows: str = ""  # which, where it is not the whole parameter: a token's name, or [first:end]
-    to: np.ndarray | None = None
-    source: np.ndarray | None = None
+    origin: _Origin | None  # None: the initial value stays
+    rows: _Rows | None = None  # None: all
 
     @property
     def name(self) -> str:
-        return f"{self.path}/{self.rows}" if self.rows else self.path
+        return f"{self.path}/{self.rows.name}" if self.rows and self.rows.name else self.path
 
 
-def take_over(config: RunConfig, params: dict, tokenizer: Tokenizer | None, verify: bool = True) -> tuple[dict, dict]:
-    """(parameters, record): those that `init_from` names are replaced; arrays keep their sharding and dtype.
+def transfer(config: RunConfig, params: dict, tokenizer: Tokenizer | None, verify: bool = True) -> tuple[dict, dict]:
+    """(parameters, record): those that `init_from` matches are replaced; arrays keep their sharding and dtype.
 
-    The record lists the origins, each with the parameters that it gave, and what came from none (see `origins_of`).
-    Raises ConfigError where two origins name the same parameter, a pattern names none, an origin does not fit, or (with
-    `verify`) its arrays are not those that their checksums tell of.
+    The record lists the origins with their parameters, and the parameters without one (see `origins_of`). ConfigError
+    where two origins match the same parameter, a pattern matches none, an origin does not fit, or (with `verify`) its
+    arrays differ from their checksums.
     """
-    mine = checkpoint.flatten(params)
-    origins = [_open(f"config.init_from[{number}]", given, tokenizer) for number, given in enumerate(config.init_from)]
-    units = _units(origins, {path: leaf.shape for path, leaf in mine.items()}, tokenizer)
+    leaves = checkpoint.flatten(params)
+    origins = [_open(f"config.init_from[{i}]", entry, tokenizer) for i, entry in enumerate(config.init_from)]
+    pieces = _pieces(origins, {path: leaf.shape for path, leaf in leaves.items()}, tokenizer)
     entries = []
     for origin in origins:
-        given = [unit for unit in units if unit.origin is origin]
-        if not given:
-            raise ConfigError(f"{origin.key}.pattern: {origin.given.pattern!r} matches no parameter")
-        theirs = _read(origin, {unit.path: mine[unit.path] for unit in given}, verify)
-        for unit in given:
-            mine[unit.path] = _put(mine[unit.path], theirs[unit.path], unit)
-        entries.append(_entry(origin, _names(given, units), theirs))
-    fresh = [unit for unit in units if unit.origin is None]
-    for unit in fresh:
-        general = _general(origins, unit.path)
-        if general and general.given.new_rows == "mean":
-            old = np.concatenate([other.to for other in units if other.path == unit.path and other.origin])
-            mine[unit.path] = _put_mean(mine[unit.path], unit, old)
-    return jax.tree.unflatten(jax.tree.structure(params), mine.values()), {
+        own_pieces = [piece for piece in pieces if piece.origin is origin]
+        if not own_pieces:
+            raise ConfigError(f"{origin.key}.pattern: {origin.config.pattern!r} matches no parameter")
+        origin_leaves = _read(origin, {piece.path: leaves[piece.path] for piece in own_pieces}, verify)
+        for piece in own_pieces:
+            leaves[piece.path] = _write(leaves[piece.path], origin_leaves[piece.path], piece)
+        entries.append(_entry(origin, _names(own_pieces, pieces), origin_leaves))
+    fresh = [piece for piece in pieces if piece.origin is None]
+    for piece in fresh:
+        by_path = _origin_by_path(origins, piece.path)
+        if by_path and by_path.config.new_rows == "mean" and piece.rows:
+            others = [other.rows for other in pieces if other.path == piece.path and other.origin and other.rows]
+            old_rows = np.concatenate([rows.to for rows in others])
+            leaves[piece.path] = _write_mean(leaves[piece.path], piece.path, piece.rows, old_rows)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves.values()), {
         "origins": entries,
-        "fresh": _names(fresh, units),
+        "fresh": _names(fresh, pieces),
     }
 
 
-def _open(key: str, given: InitFrom, tokenizer: Tokenizer | None) -> _Origin:
-    folder = checkpoint.open_folder(given.path)
+def _open(key: str, config: InitFrom, tokenizer: Tokenizer | None) -> _Origin:
+    folder = checkpoint.open_folder(config.path)
     shapes = checkpoint.flatten(checkpoint.parameter_shapes(model_folder.read_card(folder).model))
-    own = tokenizer and (folder / "tokenizer").exists()
+    has_tokenizer = tokenizer and (folder / "tokenizer").exists()
     return _Origin(
         key,
-        given,
+        config,
         folder,
         {path: leaf.shape for path, leaf in shapes.items()},
-        Tokenizer.load(folder / "tokenizer") if own else tokenizer,
+        Tokenizer.load(folder / "tokenizer") if has_tokenizer else tokenizer,
     )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Who gives what
+# Matching parameters and origins
 
 
-def _units(origins: list[_Origin], mine: Mapping[str, tuple[int, ...]], tokenizer: Tokenizer | None) -> list[_Unit]:
-    """Every parameter of the run once, whole or by its rows."""
-    units = []
-    for path, shape in mine.items():
-        general = _general(origins, path)
-        if general:
-            theirs = general.shapes.get(path)
-            if theirs != shape and not (theirs and path in VOCABULARY and _has_grown(path, theirs, shape)):
-                raise ConfigError(f"{general.key}: {general.given.path} has {theirs or 'nothing'} for {path} {shape}")
-        units += _row_units(origins, general, path, shape, tokenizer) if path in VOCABULARY else [_Unit(path, general)]
-    return units
+def _pieces(origins: list[_Origin], shapes: Mapping[str, tuple[int, ...]], tokenizer: Tokenizer | None) -> list[_Piece]:
+    """Every parameter of the run once, entire or by its rows."""
+    pieces = []
+    for path, shape in shapes.items():
+        by_path = _origin_by_path(origins, path)
+        if by_path:
+            origin_shape = by_path.shapes.get(path)
+            if origin_shape != shape and not (
+                origin_shape and path in VOCABULARY and _has_grown(path, origin_shape, shape)
+            ):
+                raise ConfigError(
+                    f"{by_path.key}: {by_path.config.path} has {origin_shape or 'nothing'} for {path} {shape}"
+                )
+        pieces += (
+            _row_pieces(origins, by_path, path, shape, tokenizer) if path in VOCABULARY else [_Piece(path, by_path)]
+        )
+    return pieces
 
 
-def _has_grown(path: str, before: tuple[int, ...], now: tuple[int, ...]) -> bool:
+def _has_grown(path: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     axis = VOCABULARY[path]
-    return before[axis] <= now[axis] and before[1 - axis] == now[1 - axis]
+    return before[axis] <= after[axis] and before[1 - axis] == after[1 - axis]
 
 
-def _general(origins: list[_Origin], path: str) -> _Origin | None:
-    """The one origin that names a parameter by its path."""
-    return _only([origin for origin in origins if origin.finds(path)], path)
+def _origin_by_path(origins: list[_Origin], path: str) -> _Origin | None:
+    """The only origin whose pattern matches a parameter's path."""
+    return _only([origin for origin in origins if origin.matches(path)], path)
 
 
 def _only(named: list[_Origin], name: str) -> _Origin | None:
     if len(named) > 1:
         first, second = named[:2]
         raise ConfigError(
-            f"{first.key} and {second.key}: {first.given.pattern!r} and {second.given.pattern!r} both "
-            f"name {name}; one of them may"
+            f"{first.key} and {second.key}: {first.config.pattern!r} and {second.config.pattern!r} both "
+            f"match {name}; only one may"
         )
     return named[0] if named else None
 
 
-def _row_units(
-    origins: list[_Origin], general: _Origin | None, path: str, shape: tuple[int, ...], tokenizer: Tokenizer | None
-) -> list[_Unit]:
-    """The rows of an embedding or a head.
-
-    Those of the tokenizer's own pieces, each added token's, and those that none has.
-    """
-    if general and tokenizer and general.tokenizer.model != tokenizer.model:
-        advice = f"set config.data.tokenizer to {general.folder / 'tokenizer'}"
+def _row_pieces(
+    origins: list[_Origin], by_path: _Origin | None, path: str, shape: tuple[int, ...], tokenizer: Tokenizer | None
+) -> list[_Piece]:
+    """The rows of an embedding or a head: of the tokenizer's pieces, of added tokens, and those without an origin."""
+    if by_path and tokenizer and (by_path.tokenizer is None or by_path.tokenizer.model != tokenizer.model):
+        advice = f"set config.data.tokenizer to {by_path.folder / 'tokenizer'}"
         raise ConfigError(
-            f"{general.key}: the rows of {path} in {general.given.path} belong to other tokens than this "
+            f"{by_path.key}: the rows of {path} in {by_path.config.path} belong to other tokens than this "
             f"run's; {advice}"
         )
     named = dict(tokenizer.added) if tokenizer else {}
     fits = [origin for origin in origins if path in origin.shapes and _has_grown(path, origin.shapes[path], shape)]
-    units = []
+    pieces: list[tuple[_Origin | None, _Rows]] = []
     for token, row in named.items():
-        origin = _origin_of_row([origin for origin in fits if token in origin.named_rows(path)], general, token)
-        units.append(
-            _Unit(path, origin, token, np.array([row]), np.array([origin.named_rows(path)[token] if origin else row]))
-        )
-    rest = np.setdiff1d(np.arange(shape[VOCABULARY[path]]), list(named.values()))
-    if general:
-        theirs = np.setdiff1d(
-            np.arange(general.shapes[path][VOCABULARY[path]]), list(general.named_rows(path).values())
-        )
-        rest, missing = np.intersect1d(rest, theirs), np.setdiff1d(rest, theirs)
+        origin = _origin_of_row([origin for origin in fits if token in origin.named_rows(path)], by_path, token)
+        source = origin.named_rows(path)[token] if origin else row
+        pieces.append((origin, _Rows(token, np.array([row]), np.array([source]))))
+    plain = np.setdiff1d(np.arange(shape[VOCABULARY[path]]), list(named.values()))
+    if by_path:
+        all_rows = np.arange(by_path.shapes[path][VOCABULARY[path]])
+        origin_rows = np.setdiff1d(all_rows, list(by_path.named_rows(path).values()))
+        plain, missing = np.intersect1d(plain, origin_rows), np.setdiff1d(plain, origin_rows)
         if len(missing):
-            units.append(_Unit(path, None, f"[{missing[0]}:{missing[-1] + 1}]", missing, missing))
-    units.insert(0, _Unit(path, general, "", rest, rest))
-    same = all(unit.origin is general and np.array_equal(unit.to, unit.source) for unit in units)
-    return [_Unit(path, general)] if same else units
+            pieces.append((None, _Rows(f"[{missing[0]}:{missing[-1] + 1}]", missing, missing)))
+    pieces.insert(0, (by_path, _Rows("", plain, plain)))
+    if all(origin is by_path and np.array_equal(rows.to, rows.source) for origin, rows in pieces):
+        return [_Piece(path, by_path)]
+    return [_Piece(path, origin, rows) for origin, rows in pieces]
 
 
-def _origin_of_row(able: list[_Origin], general: _Origin | None, token: str) -> _Origin | None:
-    """Who gives the row of an added token, among the origins that have it: the rule of this file's docstring."""
-    if named := _only([origin for origin in able if origin.finds(token)], f"the row of {token}"):
+def _origin_of_row(able: list[_Origin], by_path: _Origin | None, token: str) -> _Origin | None:
+    """The origin of an added token's row among the origins that have it, by the rule in this file's docstring."""
+    if named := _only([origin for origin in able if origin.matches(token)], f"the row of {token}"):
         return named
-    behind = [origin for origin in able if origin.gives(TRAINED_BEHIND.get(token, ""))]
-    return behind[0] if behind else general if general in able else None
+    trained_with = [origin for origin in able if origin.provides(TRAINED_WITH.get(token, ""))]
+    return trained_with[0] if trained_with else by_path if by_path in able else None
 
 
-def _names(some: list[_Unit], units: list[_Unit]) -> list[str]:
-    """The names of some of the units; a parameter all of whose rows are among them stands by its path."""
-    split = {unit.path for unit in units if unit not in some}
-    return list(dict.fromkeys(unit.name if unit.path in split else unit.path for unit in some))
+def _names(selected: list[_Piece], pieces: list[_Piece]) -> list[str]:
+    """The names of the selected pieces; a parameter with all its rows among them is named by its path."""
+    split = {piece.path for piece in pieces if piece not in selected}
+    return list(dict.fromkeys(piece.name if piece.path in split else piece.path for piece in selected))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Moving arrays
 
 
-def _read(origin: _Origin, wanted: dict[str, jax.Array], verify: bool) -> dict[str, jax.Array]:
-    """The origin's parameters {path: array}, with the dtype and the sharding of the run's own, alone in memory."""
+def _read(origin: _Origin, leaves: dict[str, jax.Array], verify: bool) -> dict[str, jax.Array]:
+    """The origin's parameters {path: array} in the dtype and sharding of the run's `leaves`."""
     target = {
         path: jax.ShapeDtypeStruct(origin.shapes[path], leaf.dtype, sharding=leaf.sharding)
-        for path, leaf in wanted.items()
+        for path, leaf in leaves.items()
     }
     return checkpoint.flatten(
-        checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.given.which, verify)
+        checkpoint.read_params(origin.folder, checkpoint.unflatten(target), origin.config.which, verify)
     )
 
 
-def _put(mine: jax.Array, theirs: jax.Array, unit: _Unit) -> jax.Array:
-    if unit.to is None:
-        return theirs
-    return _write_rows(mine, _take_rows(theirs, unit.source, VOCABULARY[unit.path]), unit)
+def _write(leaf: jax.Array, origin_leaf: jax.Array, piece: _Piece) -> jax.Array:
+    if piece.rows is None:
+        return origin_leaf
+    values = jnp.take(origin_leaf, piece.rows.source, VOCABULARY[piece.path])
+    return _write_rows(leaf, values, piece.path, piece.rows)
 
 
-def _put_mean(mine: jax.Array, unit: _Unit, old: np.ndarray) -> jax.Array:
-    """Rows that no origin has, as the mean of the rows `old`."""
-    axis = VOCABULARY[unit.path]
-    return _write_rows(mine, jnp.mean(_take_rows(mine, old, axis), axis, keepdims=True), unit)
+def _write_mean(leaf: jax.Array, path: str, rows: _Rows, old_rows: np.ndarray) -> jax.Array:
+    """Sets `rows` to the mean of `old_rows`."""
+    axis = VOCABULARY[path]
+    return _write_rows(leaf, jnp.mean(jnp.take(leaf, old_rows, axis), axis, keepdims=True), path, rows)
 
 
-def _take_rows(array: jax.Array, rows: np.ndarray, axis: int) -> jax.Array:
-    return jnp.take(array, rows, axis)
-
-
-def _write_rows(array: jax.Array, values: jax.Array, unit: _Unit) -> jax.Array:
-    where = (slice(None),) * VOCABULARY[unit.path] + (unit.to,)
-    return jax.device_put(array.at[where].set(values), array.sharding)
+def _write_rows(leaf: jax.Array, values: jax.Array, path: str, rows: _Rows) -> jax.Array:
+    index = (slice(None),) * VOCABULARY[path] + (rows.to,)
+    return jax.device_put(leaf.at[index].set(values), leaf.sharding)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The record
 
 
-def _entry(origin: _Origin, names: list[str], theirs: dict[str, jax.Array]) -> dict:
-    """What the record says of one origin, its own origins included."""
-    before = origins_of(origin.folder, origin.given.which)
-    mine = {"pattern": origin.given.pattern, "parameters": names, "checksum": checkpoint.checksum(theirs)}
+def _entry(origin: _Origin, names: list[str], leaves: dict[str, jax.Array]) -> dict:
+    """The record's entry for one origin, its own origins included."""
+    before = origins_of(origin.folder, origin.config.which)
+    taken = {"pattern": origin.config.pattern, "parameters": names, "checksum": checkpoint.checksum(leaves)}
     return {
         "path": before["path"],
         "step": before["step"],
-        **mine,
+        **taken,
         "origins": before["origins"],
         "fresh": before["fresh"],
     }
 
 
 def origins_of(folder: epath.Path, which: str = "last") -> dict:
-    """Where a workdir's checkpoint or a model folder comes from, back to the first run.
+    """The chain of origins of a workdir's checkpoint or a model folder, back to the first run.
 
-    {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same, each besides with the
-    pattern, the parameters that were taken (rows of tokens as PARAMETER/<token>) and the checksum of these parameters,
-    whole and in the dtype of the taker; foreign weights have their files with checksums instead. `fresh` are the
-    parameters that came from none. What is not known is None.
+    {path, step (None for a model folder), origins, fresh}: `origins` is a list of the same with, in addition, the
+    pattern, the transferred parameters (rows of tokens as PARAMETER/<token>) and the checksum of these parameters,
+    entire and in the dtype of the run that took them; foreign weights have their files with checksums instead. `fresh`
+    are the parameters that were initialised. Unknown values are None.
     """
     if (folder / "params").exists():
         file = folder / ORIGINS_FILE
@@ -278,24 +283,21 @@ def origins_of(folder: epath.Path, which: str = "last") -> dict:
 
 
 def _read_record(file: epath.Path) -> dict:
-    """The record of a model folder, which may be anybody's.
-
-    ConfigError where it is none. Its paths are told, and never opened.
-    """
+    """The record of a model folder from any source; ConfigError where it is malformed. Its paths are never opened."""
     with reading(file):
         record = json.loads(file.read_text())
         record = {"origins": record["origins"], "fresh": record["fresh"]}
-        format_summary(record)  # what cannot be told is no record
+        format_summary(record)  # fails on a malformed record
     return record
 
 
 def _of_card(card: model_folder.ModelCard) -> dict:
-    """The record of an imported model; one that says nothing of its origins is of unknown descent."""
+    """The record of an imported model; empty where its card has no origins."""
     if not card.origins:
         return {}
     unknown = {"step": None, "pattern": None, "checksum": None, "origins": None, "fresh": None}
 
-    def known(origin):
+    def known(origin: model_folder.Origin) -> dict:
         return {
             "path": origin.source,
             "format": origin.format,
@@ -307,11 +309,8 @@ def _of_card(card: model_folder.ModelCard) -> dict:
     return {"origins": entries, "fresh": list(card.fresh)}
 
 
-def write_import(folder: epath.Path, card: model_folder.ModelCard):
-    """Writes down in an imported model where its sources came from, as far as they say so.
-
-    Those that were exported here do.
-    """
+def write_import(folder: epath.Path, card: model_folder.ModelCard) -> None:
+    """Writes the origins of an imported model's sources, as far as they have a record, as exports do."""
     record, known = _of_card(card), False
     for entry in record.get("origins", ()):
         file = epath.Path(entry["path"]) / ORIGINS_FILE
@@ -322,8 +321,8 @@ def write_import(folder: epath.Path, card: model_folder.ModelCard):
         atomic.write_text(folder / ORIGINS_FILE, json.dumps(record, indent=1) + "\n")
 
 
-def write_origins(folder: epath.Path, source: epath.Path, which: str):
-    """Says in a model folder, or beside an export, that all its parameters are those of a workdir or model folder."""
+def write_origins(folder: epath.Path, source: epath.Path, which: str) -> None:
+    """Writes the record of a model folder or export whose parameters are all those of a workdir or model folder."""
     before = origins_of(source, which)
     entry = {"path": before["path"], "step": before["step"], "pattern": ".", "parameters": None, "checksum": None}
     record = {"origins": [entry | {"origins": before["origins"], "fresh": before["fresh"]}], "fresh": []}
@@ -331,7 +330,7 @@ def write_origins(folder: epath.Path, source: epath.Path, which: str):
 
 
 def format_summary(record: dict) -> str:
-    """A record, with the whole chain behind it, as indented lines."""
+    """A record with its chain of origins, as indented lines."""
     return "\n".join(_lines(record, ""))
 
 
@@ -339,7 +338,7 @@ def _lines(record: dict, indent: str) -> list[str]:
     lines = []
     for origin in record["origins"] or []:
         at = "" if origin["step"] is None else f" at step {origin['step']}"
-        taken = "everything" if origin["parameters"] is None else _in_parts(origin["parameters"])
+        taken = "everything" if origin["parameters"] is None else _count_by_part(origin["parameters"])
         facts = [f"{name} {origin[name]}" for name in ("format", "pattern", "checksum") if origin.get(name)]
         lines.append(f"{indent}from {origin['path']}{at}: {taken}" + (f" ({', '.join(facts)})" if facts else ""))
         lines += [
@@ -347,13 +346,14 @@ def _lines(record: dict, indent: str) -> list[str]:
         ]
         lines += _lines(origin, indent + "  ")
     if record["fresh"]:
-        lines.append(f"{indent}fresh: {_in_parts(record['fresh'])}")
+        lines.append(f"{indent}initialised{' in that run' if indent else ''}: {_count_by_part(record['fresh'])}")
     return lines
 
 
-def _in_parts(names: list[str]) -> str:
+def _count_by_part(names: list[str]) -> str:
     """Parameters counted by part, rows of tokens by name: llm (12 parameters), llm/embed/embedding/<dream_start>."""
-    counts, rows = collections.Counter(), []
+    counts: collections.Counter[str] = collections.Counter()
+    rows: list[str] = []
     for name in names:
         if name.rpartition("/")[0] in VOCABULARY:
             rows.append(name)

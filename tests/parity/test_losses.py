@@ -18,7 +18,7 @@ from small_model import relative_error
 
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Model
-from dreamjax.training import losses
+from dreamjax.training.losses import denoising
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,8 +87,8 @@ def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
     for variant in (variant for variant in variants(opened) if variant.file in image_arrays):
         given = image_arrays[variant.file]
         draws = draws_of(opened, variant.loss, len(given.latents))
-        noisy, target = losses.corrupt(variant.diffusion, variant.loss, given.latents, draws)
-        hidden = losses.dropped(given.hidden, unconditional["official"], draws)
+        noisy, target = denoising.corrupt(variant.diffusion, variant.loss, given.latents, draws)
+        hidden = denoising.drop_condition(given.hidden, unconditional["official"], draws)
         context = dreamllm.condition(opened.model, hidden)
         steps[variant.name] = {
             "variant": variant,
@@ -111,7 +111,7 @@ def ours(bundle, image_arrays, unconditional) -> dict[str, dict]:
     ends = np.cumsum([len(step["noisy"]) for step in steps.values()])
     for step, prediction in zip(steps.values(), jnp.split(said, ends[:-1]), strict=False):
         variant, step["prediction"] = step["variant"], prediction
-        step["errors"] = losses.weighted_errors(
+        step["errors"] = denoising.weighted_errors(
             variant.diffusion, variant.loss, prediction, step["target"], step["draws"]
         )
     return steps
@@ -178,9 +178,12 @@ def test_image_errors_are_these_steps(bundle, ours, image_arrays, unconditional)
     model = Model(config, opened.model.params)
     draws = ours[variant.name]["draws"]
     hidden = jnp.asarray(image_arrays[variant.file].hidden)
-    run = jax.jit(
-        lambda images, hidden, empty, draws: losses.image_errors(model, variant.loss, images, hidden, empty, draws)
-    )
+
+    @jax.jit
+    def run(images, hidden, empty, draws):
+        states = denoising.drop_condition(hidden, empty, draws)
+        return denoising.denoising_loss(model, variant.loss, images, states, draws)
+
     assert relative_error(run(images, hidden, unconditional["official"], draws), ours[variant.name]["errors"]) < 1e-5
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from parity.bundles import Bundle, channels_last
 
 from dreamjax.config import DiffusionConfig, LossConfig
-from dreamjax.training.losses import Draws
+from dreamjax.training.losses import Samples
 
 WEIGHT_NORMS = {"none": "none", "l1_norm": "l1", "l2_norm": "l2"}  # official loss_scale_schedule: ours
 HEAD = (
@@ -73,10 +73,10 @@ def variants(bundle: Bundle) -> list[Variant]:
     return found
 
 
-def draws_of(bundle: Bundle, loss: LossConfig, count: int) -> Draws:
+def draws_of(bundle: Bundle, loss: LossConfig, count: int) -> Samples:
     """The recorded draws of the first `count` pictures, those that the loss asks for."""
     timesteps, noise, posterior, offset, perturbation, drop = (bundle.arrays("vmloss")[name][:count] for name in DRAWS)
-    return Draws(
+    return Samples(
         timesteps=timesteps.astype(np.int32),
         noise=channels_last(noise),
         posterior=channels_last(posterior),

@@ -75,7 +75,7 @@ def test_load_params_without_an_average_gives_the_weights(tmp_path):
         checkpoint.load_params(run.folder)
     run.save(1)
     assert same_bytes(checkpoint.load_params(run.folder), run.state.trainable)
-    with pytest.raises(ConfigError, match="no checkpoint has a held-back loss"):
+    with pytest.raises(ConfigError, match="no checkpoint has a held-out loss"):
         checkpoint.load_params(run.folder, "best")
     with pytest.raises(ConfigError, match="neither a training workdir nor a model folder"):
         checkpoint.load_params(run.folder / "nothing")

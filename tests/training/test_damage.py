@@ -86,7 +86,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, bad):
     again.wait_until_finished()
     assert checkpoint.steps(folder) == [2, 5] and checkpoint.best_step(folder) == 2
     shutil.rmtree(folder / "checkpoints" / "2")
-    with pytest.raises(ConfigError, match="no checkpoint has a held-back loss that is a number"):
+    with pytest.raises(ConfigError, match="no checkpoint has a held-out loss that is a number"):
         checkpoint.best_step(folder)
 
 
@@ -258,7 +258,7 @@ def test_only_what_is_taken_over_is_checked(run, copy):
     params = {"llm": run.state.average["llm"], **run.frozen}
 
     def taken(pattern):
-        return weight_transfer.take_over(
+        return weight_transfer.transfer(
             dataclasses.replace(CONFIG, init_from=(InitFrom(str(copy), pattern),)), params, None
         )[0]
 

@@ -17,7 +17,7 @@ from dreamjax.config.validation import from_dict
 from dreamjax.errors import ConfigError
 from dreamjax.training import optimizer
 from dreamjax.training.initialize import check_same_run, way_on, with_data, with_steps
-from dreamjax.training.train_logger import TrainLogger, read_metrics
+from dreamjax.training.train_logger import RecordCounts, TrainLogger, read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = epath.Path("/runs/a b")
@@ -113,8 +113,7 @@ def test_a_longer_run_is_recorded(tmp_path):
     assert note == {} and meta == {"origins": [], "total_steps": 4}
     meta, note = with_steps(meta, changed(total_steps=9), 4)
     assert meta["total_steps"] == 9
-    watch = TrainLogger(changed(total_steps=9), epath.Path(tmp_path), 4, 10, ())
-    watch.note = note
+    watch = TrainLogger(changed(total_steps=9), epath.Path(tmp_path), 4, RecordCounts(10), note=note)
     values = {"loss": 1.0, "grad_norm": 1.0, "tokens": 5, "finite": True, "stop": False}
     for step in (5, 6, 7, 8, 9):
         watch.after_dispatch(step, dict(values), (), ())

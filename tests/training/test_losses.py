@@ -16,6 +16,7 @@ from dreamjax.document.batch import fake_batch
 from dreamjax.models import dreamllm
 from dreamjax.models.dreamllm import Model
 from dreamjax.training import losses, optimizer, step
+from dreamjax.training.losses import denoising
 
 WIDTH, VOCABULARY, QUERIES = PIXEL.llm.width, PIXEL.llm.vocab_size, PIXEL.dream_queries
 
@@ -111,13 +112,14 @@ def test_image_errors_by_hand(config, loss):
         rng.normal(size=(6, QUERIES, WIDTH)).astype(np.float32),
         rng.normal(size=(QUERIES, WIDTH)).astype(np.float32),
     )
-    draws = losses.draw(config, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
+    draws = losses.sample(config, loss, jax.random.key(3), jnp.arange(6, dtype=jnp.uint32))
     if loss.condition_dropout:
         assert 0 < draws.drop.sum() < 6
 
     @jax.jit
     def both(images, hidden, empty, draws):
-        ours = losses.image_errors(model, loss, images, hidden, empty, draws)
+        states = denoising.drop_condition(hidden, empty, draws)
+        ours = losses.denoising_loss(model, loss, images, states, draws)
         x0 = images / 127.5 - 1
         if config.vae:
             mean, logvar = model.apply("vae", x0, method="encode")
@@ -141,7 +143,7 @@ def test_image_errors_by_hand(config, loss):
 
 
 def test_a_draw_depends_on_the_key_and_its_own_number_alone():
-    draw = jax.jit(lambda key, numbers: losses.draw(LATENT, ALL_ON, key, numbers))
+    draw = jax.jit(lambda key, numbers: losses.sample(LATENT, ALL_ON, key, numbers))
     together = draw(jax.random.key(1), jnp.array([7, 300_000, 7, 2], jnp.uint32))
     alone = draw(jax.random.key(1), jnp.array([300_000], jnp.uint32))
     for name, values in together._asdict().items():
@@ -156,13 +158,13 @@ def test_a_draw_depends_on_the_key_and_its_own_number_alone():
 
 
 def test_options_that_are_off_draw_nothing():
-    draws = losses.draw(PIXEL, LossConfig(), jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    draws = losses.sample(PIXEL, LossConfig(), jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
     assert (draws.posterior, draws.offset, draws.perturbation, draws.drop) == (None,) * 4
 
 
 def test_draws_have_the_distributions_that_they_should():
     loss = LossConfig(condition_dropout=0.25)
-    draws = jax.jit(lambda: losses.draw(PIXEL, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
+    draws = jax.jit(lambda: losses.sample(PIXEL, loss, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)))()
     assert draws.timesteps.min() < 5 and 994 < draws.timesteps.max() < 1000 and abs(draws.timesteps.mean() - 499.5) < 20
     assert abs(draws.drop.mean() - 0.25) < 0.03
     assert abs(draws.noise.mean()) < 0.01 and abs(draws.noise.std() - 1) < 0.01
@@ -171,7 +173,7 @@ def test_draws_have_the_distributions_that_they_should():
 def test_a_share_of_the_timesteps_can_be_drawn_late():
     late = LossConfig(late_timesteps=0.5)
     timesteps = jax.jit(
-        lambda: losses.draw(PIXEL, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps
+        lambda: losses.sample(PIXEL, late, jax.random.key(0), jnp.arange(4000, dtype=jnp.uint32)).timesteps
     )()
     assert abs((timesteps >= 875).mean() - (0.5 + 0.5 / 8)) < 0.03 and timesteps.max() < 1000 and timesteps.min() < 5
     early = timesteps[timesteps < 875]
@@ -252,30 +254,15 @@ def test_dropped_images_learn_from_the_unconditional_row(form, instead):
     config = run_config(loss=LossConfig(condition_dropout=0.999, unconditional=form))
     batch = fake_batch(config)
     numbers = batch.target_draw.reshape(-1)
-    draws = losses.draw(PIXEL, config.loss, jax.random.key(0), numbers)
+    draws = losses.sample(PIXEL, config.loss, jax.random.key(0), numbers)
     assert draws.drop.all()
-    model, inputs = Model(PIXEL, parameters(PIXEL)), {}
-
-    def remember(model, loss, images, hidden, unconditional, draws, frozen):
-        inputs.update(hidden=hidden, unconditional=unconditional)
-        return jnp.zeros(len(images))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "image_errors", remember)
-        hidden = jnp.ones((8, 32, WIDTH))
-        losses.batch_image_errors(model, config.loss, IDS, batch, hidden, draws)
-        np.testing.assert_allclose(
-            inputs["unconditional"], dreamllm.unconditional(model, IDS.bos, IDS.dream_start, instead), rtol=1e-6
-        )
-        losses.batch_image_errors(
-            model,
-            dataclasses.replace(config.loss, condition_dropout=0.0),
-            IDS,
-            batch,
-            hidden,
-            draws._replace(drop=None),
-        )
-        assert inputs["unconditional"] is None
+    model, hidden = Model(PIXEL, parameters(PIXEL)), jnp.ones((8, 32, WIDTH))
+    states = losses.condition_states(model, config.loss, IDS, batch, hidden, draws)
+    unconditional = dreamllm.unconditional(model, IDS.bos, IDS.dream_start, instead)
+    np.testing.assert_allclose(states, np.broadcast_to(unconditional, states.shape), rtol=1e-6)
+    without = dataclasses.replace(config.loss, condition_dropout=0.0)
+    states = losses.condition_states(model, without, IDS, batch, hidden, draws._replace(drop=None))
+    np.testing.assert_array_equal(states, dreamllm.read_out(model, hidden, batch))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -289,7 +276,9 @@ def test_images_in_chunks_are_images_at_once(frozen):
         loss = dataclasses.replace(config.loss, image_chunks=chunks)
 
         def total(some):
-            tokens, images = losses.loss_sums(Model(PIXEL, params | some), loss, IDS, batch, jax.random.key(0), frozen)
+            tokens, images = losses.loss_sums(
+                Model(PIXEL, params | some), loss, IDS, batch, jax.random.key(0), stop_decoder_grad=frozen
+            )
             return images + 0 * tokens
 
         return jax.jit(jax.value_and_grad(total))({name: params[name] for name in trained})

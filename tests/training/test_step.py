@@ -1,6 +1,6 @@
 """One step.
 
-What it changes, what it leaves alone, microbatches, bfloat16, batches that are not finite, held-back losses.
+What it changes, what it leaves alone, microbatches, bfloat16, batches that are not finite, held-out losses.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ def eval_step():
     return jax.jit(make_eval_step(config, IDS))
 
 
-def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step):
+def test_held_out_sums_are_those_of_plain_losses_over_even_timesteps(eval_step):
     params = parameters(PIXEL)
     sums = eval_step(params, {}, BATCH, np.uint32(3))
     assert sums["tokens"] == BATCH.loss_mask[..., 1:].sum()
@@ -154,30 +154,29 @@ def test_held_back_sums_are_those_of_plain_losses_over_even_timesteps(eval_step)
     )  # 16 slots run evenly through 1000 timesteps, in any order
     quarters = np.eye(4)[timesteps // 250]
     np.testing.assert_array_equal(sums["pictures"], valid @ quarters)
-    draws = losses.draw(PIXEL, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
+    samples = losses.sample(PIXEL, LossConfig(), key, jnp.arange(16))._replace(timesteps=jnp.asarray(timesteps))
 
     @jax.jit
     def reference(model, batch):
         hidden = dreamllm.hidden_states(model, batch)
         tokens = losses.cross_entropy_sum(model, hidden, batch.tokens[:, 0], batch.loss_mask[:, 0], 32)
         images = batch.target_images.reshape(16, 8, 8, 3)
-        return tokens, losses.image_errors(
-            model, LossConfig(), images, dreamllm.read_out(model, hidden, batch), None, draws
-        )
+        states = dreamllm.read_out(model, hidden, batch)
+        return tokens, losses.denoising_loss(model, LossConfig(), images, states, samples)
 
     tokens, errors = reference(Model(PIXEL, params), BATCH)
     np.testing.assert_allclose(sums["lm_loss"], tokens, rtol=1e-5)
     np.testing.assert_allclose(sums["image_loss"], (errors * valid) @ quarters, rtol=1e-5)
 
 
-def test_held_back_draws_depend_on_the_index_alone(eval_step):
+def test_held_out_draws_depend_on_the_index_alone(eval_step):
     params = parameters(PIXEL)
     one, two, other = (eval_step(params, {}, BATCH, np.uint32(index)) for index in (0, 0, 1))
     np.testing.assert_array_equal(one["image_loss"], two["image_loss"])
     assert one["lm_loss"] == other["lm_loss"] and np.all(one["image_loss"] != other["image_loss"])
 
 
-def test_held_back_losses_are_means_over_all_batches_of_the_averaged_weights(monkeypatch):
+def test_held_out_losses_are_means_over_all_batches_of_the_averaged_weights(monkeypatch):
     def sums(weights, frozen, batch, index):
         images = batch + jnp.array([0.0, 1.0, 2.0, 0.0]) * (index + 1)
         return {

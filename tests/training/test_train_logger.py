@@ -14,6 +14,7 @@ from small_run import CONFIG
 from dreamjax.errors import BadRecord, RunStopped
 from dreamjax.training.train_logger import (
     MetricsLog,
+    RecordCounts,
     TrainLogger,
     _torch_hidden,
     losses_of,
@@ -24,7 +25,8 @@ from dreamjax.training.train_logger import (
 
 def watch(tmp_path, share, records=100, broken=(), unnamed=0):
     data = dataclasses.replace(CONFIG.data, max_bad_share=share)
-    return TrainLogger(dataclasses.replace(CONFIG, data=data), epath.Path(tmp_path), 0, records, broken, unnamed)
+    counts = RecordCounts(records, broken, unnamed)
+    return TrainLogger(dataclasses.replace(CONFIG, data=data), epath.Path(tmp_path), 0, counts)
 
 
 def test_each_is_named_once(tmp_path, capsys):
@@ -107,7 +109,7 @@ def test_losses_are_means_of_the_first_and_last_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = losses_of(epath.Path(tmp_path), lines=2)
     assert found["first"] == {"lm_loss": 8.5, "image_loss": 0.75} and found["last"]["lm_loss"] == 4.5
-    assert found["held_back"] == {4: {"eval_loss": 3.0, "eval_x": 1.0}}
+    assert found["held_out"] == {4: {"eval_loss": 3.0, "eval_x": 1.0}}
 
 
 def line_of(step):

@@ -104,10 +104,12 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
     assert words[0].startswith(
         f"from {saved.folder} at step 5: llm (12 parameters) (pattern ^llm/, checksum {first['checksum']}"
     )
-    assert words[1].startswith(f"  from {run.folder} at step 3: clip (") and words[2].startswith("    fresh: clip (")
-    assert words[3].startswith("  fresh: llm (2 parameters), visual_projector (2 parameters)") and words[-1].startswith(
-        "fresh: clip ("
+    assert words[1].startswith(f"  from {run.folder} at step 3: clip (") and words[2].startswith(
+        "    initialised in that run: clip ("
     )
+    assert words[3].startswith(
+        "  initialised in that run: llm (2 parameters), visual_projector (2 parameters)"
+    ) and words[-1].startswith("initialised: clip (")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_the_chain_of_origins_is_in_every_checkpoint(run, saved, tmp_path):
         (
             (("first", "^llm/"), ("first", "norm/scale$")),
             None,
-            r"init_from\[0\] and config.init_from\[1\]: .* both name llm/layers/attention_norm/scale",
+            r"init_from\[0\] and config.init_from\[1\]: .* both match llm/layers/attention_norm/scale",
         ),
         ((("first", "^llm/"),), 56, r"has \(64, 32\) for llm/embed/embedding \(56, 32\)"),
     ],
@@ -140,7 +142,7 @@ def test_what_does_not_fit_is_named(tmp_path, origins, model, message):
         CONFIG, model=changed, init_from=tuple(InitFrom(str(tmp_path / name), pattern) for name, pattern in origins)
     )
     with pytest.raises(ConfigError, match=message):
-        weight_transfer.take_over(config, on_device(parameters(changed)), None)
+        weight_transfer.transfer(config, on_device(parameters(changed)), None)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 def hand_over(*origins: InitFrom, tokenizer: Tokenizer = OURS) -> tuple[dict, dict]:
     """(leaves, record) of a run of MODEL that begins as parameters(MODEL) and takes over from the origins."""
     config = RunConfig(model=MODEL, data=DATA, optim=OptimConfig(trainable=(".",)), init_from=origins)
-    params, record = weight_transfer.take_over(config, on_device(parameters(MODEL)), tokenizer)
+    params, record = weight_transfer.transfer(config, on_device(parameters(MODEL)), tokenizer)
     return leaves(params), record
 
 
@@ -232,7 +234,7 @@ def test_rows_of_tokens_come_with_what_was_trained_behind_them(folders):
         "llm/embed/embedding/[PAD]",
         "llm/head/kernel/[PAD]",
     ]
-    assert "fresh: unet (" in weight_transfer.format_summary(
+    assert "initialised: unet (" in weight_transfer.format_summary(
         record
     ) and "llm/head/kernel/[PAD]" in weight_transfer.format_summary(record)
 
@@ -250,7 +252,7 @@ def test_a_token_s_name_in_a_pattern_decides(folders):
             row(got, "llm/embed/embedding", OURS, token), row(SEES, "llm/embed/embedding", OURS, token), err_msg=token
         )
     assert not [name for name in record["fresh"] if name.startswith("llm/")]
-    with pytest.raises(ConfigError, match="'<im_start>' and '<im_' both name the row of <im_start>"):
+    with pytest.raises(ConfigError, match="'<im_start>' and '<im_' both match the row of <im_start>"):
         hand_over(InitFrom(folders["sees"], "<im_start>"), InitFrom(folders["draws"], "<im_"))
 
 
@@ -290,7 +292,7 @@ def test_without_a_tokenizer_rows_are_told_by_their_number(tmp_path):
         init_from=(InitFrom(make_folder(tmp_path, CONFIG.model, parameters(CONFIG.model, 1)), "^llm/"),),
     )
     before, after = leaves(parameters(CONFIG.model, 1)), leaves(parameters(grown))
-    params, record = weight_transfer.take_over(config, on_device(parameters(grown)), None)
+    params, record = weight_transfer.transfer(config, on_device(parameters(grown)), None)
     expected = np.concatenate([before["llm/embed/embedding"], after["llm/embed/embedding"][64:]])
     np.testing.assert_array_equal(params["llm"]["embed"]["embedding"], expected)
     assert record["fresh"][-4:-2] == [
@@ -343,4 +345,4 @@ def test_an_imported_model_says_which_files_it_was(tmp_path):
     assert record["origins"][0]["files"] == ({"name": "model.safetensors", "size": 7, "sha256": "f00d"},)
     words = weight_transfer.format_summary(record).splitlines()
     assert words[0] == "from vicuna: llm (format llama)" and words[1].split() == ["f00d", "7", "model.safetensors"]
-    assert words[2:] == ["fresh: visual_projector (1 parameter)"]
+    assert words[2:] == ["initialised: visual_projector (1 parameter)"]

@@ -116,9 +116,9 @@ def _errors(model: Model, images: jax.Array, hidden: jax.Array, numbers: jax.Arr
     total = model.config.diffusion.timesteps
 
     def at(k: jax.Array) -> jax.Array:
-        draws = losses.draw(model.config, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
-        draws = draws._replace(timesteps=jnp.full(len(images), (2 * k + 1) * total // (2 * TIMESTEPS)))
-        return losses.image_errors(model, LossConfig(), images, hidden, None, draws)
+        samples = losses.sample(model.config, LossConfig(), jax.random.fold_in(jax.random.key(0), k), numbers)
+        samples = samples._replace(timesteps=jnp.full(len(images), (2 * k + 1) * total // (2 * TIMESTEPS)))
+        return losses.denoising_loss(model, LossConfig(), images, hidden, samples)
 
     return jax.lax.map(at, jnp.arange(TIMESTEPS)).T
 
