@@ -1,9 +1,11 @@
 """The steps of sampling on a slice: one token for a document on each shard of the rows, denoising with guidance."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dreamjax.compile_tpu import program, report
@@ -26,60 +28,73 @@ def reports(config: RunConfig, target: report.Target, cache: epath.Path | None) 
     `write` samples one token for every document, `denoise` runs all steps of an image.
     """
     params = jax.eval_shape(lambda: cast(dreamllm.init(config.model, jax.random.key(0)), config.model.dtype))
-    mesh = target.mesh
-    shardings = parameter_shardings(params, mesh, config.replicated)
+    shardings = parameter_shardings(params, target.mesh, config.replicated)
     model = Model(config.model, program.with_shardings(params, shardings))
-    documents = mesh.shape["data"] * mesh.shape["fsdp"]
-
-    def rows(tree, axis=0):
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape,
-                leaf.dtype,
-                sharding=NamedSharding(mesh, P(*[None] * axis, *ROWS) if leaf.ndim > axis else P()),
-            ),
-            tree,
-        )
-
-    lowered = {}
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: _state(config, documents))
-        state = rows(state)._replace(cache=rows(state.cache, 1))
-        settings = jax.eval_shape(lambda: _settings(config, documents))
-        special = decode.Special(2, program.IDS.dream_start, config.model.dream_queries + 4)
-
-        def write(model, state, settings):
-            return decode.write(model, state, settings, special, 1)
-
-        lowered["write"] = jax.jit(write, donate_argnums=1, compiler_options=TPU_OPTIONS).lower(model, state, settings)
+    with jax.set_mesh(target.mesh):
+        lowered = {"write": _lower_write(config, model, target.mesh)}
         if config.model.unet:
-            options = Options()
-            noise = jax.ShapeDtypeStruct((documents, *denoise.latent_shape(config.model, options)), jnp.float32)
-            context = jax.ShapeDtypeStruct(
-                (2, documents, config.model.dream_queries, model.unet.config.context_width),
-                jnp.dtype(config.model.dtype),
-            )
-
-            def denoise_step(model, context, progress, keys, drawing):
-                return denoise.denoise(model, context, progress, drawing, keys, None, 0, options.num_steps)
-
-            progress, keys = jax.eval_shape(samplers.begin, noise), jax.eval_shape(lambda: _keys(documents))
-            drawing = denoise.drawing(config.model, options)
-            used = Model(config.model, {"unet": model.params["unet"]})
-            jitted = jax.jit(denoise_step, donate_argnums=2, compiler_options=TPU_OPTIONS)
-            lowered["denoise"] = jitted.lower(used, rows(context, 1), rows(progress), rows(keys), drawing)
+            lowered["denoise"] = _lower_denoise(config, model, target.mesh)
     results = {}
-    for name, program_ in lowered.items():
-        compiled = program.compile_cached(program_, cache)
+    for name, step in lowered.items():
+        compiled = program.compile_cached(step, cache)
         _, facts = report.measured(compiled, target)
         results[name] = {
-            "documents": documents,
+            "documents": _documents(target.mesh),
             "hbm_peak_gib": compiled.peak / report.GIB,
             "fits": compiled.peak / report.GIB <= target.topology.chip.hbm_gib,
             "seconds_estimate": facts["step_seconds_estimate"],
             "compile_seconds": compiled.seconds,
         }
     return results
+
+
+def _documents(mesh: Mesh) -> int:
+    """The number of documents that are sampled together: one per shard of the rows."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _shard_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Shapes with the given axis sharded as rows are."""
+
+    def shard(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = P(*[None] * axis, *ROWS) if leaf.ndim > axis else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(shard, tree)
+
+
+def _lower_write(config: RunConfig, model: Model, mesh: Mesh) -> jax.stages.Lowered:
+    """The step that samples a token for every document, lowered under the mesh."""
+    documents = _documents(mesh)
+    state = jax.eval_shape(lambda: _state(config, documents))
+    state = _shard_rows(state, mesh)._replace(cache=_shard_rows(state.cache, mesh, 1))
+    settings = jax.eval_shape(lambda: _settings(config, documents))
+    special = decode.Special(2, program.IDS.dream_start, config.model.dream_queries + 4)
+
+    def write(model: Model, state: decode.State, settings: decode.Settings) -> decode.State:
+        return decode.write(model, state, settings, special, 1)
+
+    return jax.jit(write, donate_argnums=1, compiler_options=TPU_OPTIONS).lower(model, state, settings)
+
+
+def _lower_denoise(config: RunConfig, model: Model, mesh: Mesh) -> jax.stages.Lowered:
+    """All denoising steps of an image per document, with guidance, lowered under the mesh."""
+    options, documents = Options(), _documents(mesh)
+    noise = jax.ShapeDtypeStruct((documents, *denoise.latent_shape(config.model, options)), jnp.float32)
+    context = jax.ShapeDtypeStruct(
+        (2, documents, config.model.dream_queries, model.unet.config.context_width), jnp.dtype(config.model.dtype)
+    )
+
+    def run(
+        model: Model, context: jax.Array, progress: samplers.Progress, keys: jax.Array, drawing: denoise.Drawing
+    ) -> samplers.Progress:
+        return denoise.denoise(model, context, progress, drawing, keys, None, 0, options.num_steps)
+
+    progress, keys = jax.eval_shape(samplers.begin, noise), jax.eval_shape(lambda: _keys(documents))
+    unet_alone = Model(config.model, {"unet": model.params["unet"]})
+    jitted = jax.jit(run, donate_argnums=2, compiler_options=TPU_OPTIONS)
+    arguments = (_shard_rows(context, mesh, 1), _shard_rows(progress, mesh), _shard_rows(keys, mesh))
+    return jitted.lower(unet_alone, *arguments, denoise.drawing(config.model, options))
 
 
 def _keys(documents: int) -> jax.Array:

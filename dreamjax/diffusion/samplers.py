@@ -6,6 +6,7 @@ x0 is the image that the U-Net's prediction implies. A plan holds the four weigh
 it is an array argument of the loop, so no choice of sampler, spacing, eta or number of steps compiles anything anew.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -171,29 +172,32 @@ def begin(noise: Array) -> Progress:
     return Progress(noise, jnp.zeros_like(noise))
 
 
-def advance(
-    config: DiffusionConfig,
-    predict: Callable[[Array, Array], Array],
-    plan: Plan,
-    progress: Progress,
-    start: Array | int,
-    stop: Array | int,
-    fresh: Callable[[Array], Array],
-    clip: bool = False,
-) -> Progress:
-    """Runs the steps start .. stop - 1 of a plan.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """The functions that a plan's steps call."""
 
-    `predict(x_t, timesteps [B])` is the guided U-Net, `fresh(step)` a step's noise [B, h, w, C]. `clip` clips each
-    estimate of the image to [-1, 1], right for diffusion in pixels and wrong for latents.
-    """
+    config: DiffusionConfig
+    predict: Callable[[Array, Array], Array]  # the guided U-Net, of x_t [B, h, w, C] and timesteps [B]
+    noise: Callable[[Array], Array]  # a step's fresh noise [B, h, w, C], of the step's number
+    clip: bool = False  # clip each estimate of x_0 to [-1, 1]: right for diffusion in pixels, wrong for latents
+
+
+def advance(denoiser: Denoiser, plan: Plan, progress: Progress, start: Array | int, stop: Array | int) -> Progress:
+    """Runs the steps start .. stop - 1 of a plan."""
     columns = jax.tree.map(jnp.asarray, plan)
 
     def step(i: Array, progress: Progress) -> Progress:
-        at = jax.tree.map(lambda column: column[i], columns)
-        timesteps = jnp.full(progress.x.shape[:1], at.timestep)
-        estimate, _ = to_x0_and_noise(config, predict(progress.x, timesteps), progress.x, timesteps)
-        estimate = jnp.clip(estimate, -1, 1) if clip else estimate
-        x = at.keep * progress.x + at.estimate * estimate + at.before * progress.estimate + at.noise * fresh(i)
+        weights = jax.tree.map(lambda column: column[i], columns)
+        timesteps = jnp.full(progress.x.shape[:1], weights.timestep)
+        prediction = denoiser.predict(progress.x, timesteps)
+        estimate, _ = to_x0_and_noise(denoiser.config, prediction, progress.x, timesteps)
+        estimate = jnp.clip(estimate, -1, 1) if denoiser.clip else estimate
+        x = (
+            weights.keep * progress.x
+            + weights.estimate * estimate
+            + weights.before * progress.estimate
+            + weights.noise * denoiser.noise(i)
+        )
         return Progress(x, estimate)
 
     return jax.lax.fori_loop(start, stop, step, progress)

@@ -30,7 +30,7 @@ from dreamjax.models.llama import Llama
 from dreamjax.models.projectors import ConditionProjector, VisualProjector
 from dreamjax.models.unet import UNet
 from dreamjax.models.vae import AutoencoderKL
-from dreamjax.parallel.mesh import constrain_rows, constrain_whole
+from dreamjax.parallel.mesh import constrain_replicated, constrain_rows
 
 Array = jax.Array
 PartConfig = TypeVar("PartConfig")
@@ -253,7 +253,7 @@ def with_replicated_head(model: Model) -> Model:
     """
     llm = model.params["llm"]
     part, name = ("embed", "embedding") if model.llm.config.tie_embeddings else ("head", "kernel")
-    matrix = constrain_whole(llm[part][name].astype(model.dtype)).astype(llm[part][name].dtype)
+    matrix = constrain_replicated(llm[part][name].astype(model.dtype)).astype(llm[part][name].dtype)
     return dataclasses.replace(model, params=model.params | {"llm": llm | {part: {name: matrix}}})
 
 

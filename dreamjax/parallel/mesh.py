@@ -108,7 +108,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, ROWS if x.shape[0] % shards == 0 else P())
 
 
-def constrain_whole(x: jax.Array) -> jax.Array:
+def constrain_replicated(x: jax.Array) -> jax.Array:
     """Replicates an array: it is gathered here, once, and not at each use. Outside a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())

@@ -138,9 +138,10 @@ def denoise(
             return fresh[step]
         return first_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, step), progress.x.shape[1:])
 
-    return samplers.advance(
-        model.config.diffusion, predict, drawing.plan, progress, start, stop, noise, clip=model.config.vae is None
+    denoiser = samplers.Denoiser(
+        config=model.config.diffusion, predict=predict, noise=noise, clip=model.config.vae is None
     )
+    return samplers.advance(denoiser, drawing.plan, progress, start, stop)
 
 
 class Decoded(NamedTuple):

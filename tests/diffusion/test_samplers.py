@@ -57,7 +57,8 @@ def fresh_of(steps, seed=9):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def one_step(config, predict, clip, progress, plan, fresh, i):
-    return samplers.advance(config, predict, plan, progress, i, i + 1, lambda _: fresh, clip)
+    denoiser = samplers.Denoiser(config=config, predict=predict, noise=lambda _: fresh, clip=clip)
+    return samplers.advance(denoiser, plan, progress, i, i + 1)
 
 
 def run(config, plan, predict, noise, fresh=None, clip=False):
@@ -223,9 +224,10 @@ def test_steps_at_once_are_the_steps_one_by_one_and_images_are_apart():
     plan = samplers.dpm_solver(PIXELS, 6, "trailing")
 
     def at_once(noise):
-        return samplers.advance(
-            PIXELS, predict_toy, plan, samplers.begin(noise), 0, 6, lambda _: jnp.zeros_like(noise), True
+        denoiser = samplers.Denoiser(
+            config=PIXELS, predict=predict_toy, noise=lambda _: jnp.zeros_like(noise), clip=True
         )
+        return samplers.advance(denoiser, plan, samplers.begin(noise), 0, 6)
 
     whole = jax.jit(at_once)(noise_of(3))
     assert whole.x.shape == noise_of(3).shape and whole.x.dtype == jnp.float32

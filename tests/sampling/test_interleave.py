@@ -117,9 +117,8 @@ class Uncached:
         def still(_):
             return jnp.zeros_like(noise)
 
-        drawn = samplers.advance(
-            model.config.diffusion, predict, plan, samplers.begin(noise), 0, OPTIONS.num_steps, still, clip=True
-        )
+        denoiser = samplers.Denoiser(config=model.config.diffusion, predict=predict, noise=still, clip=True)
+        drawn = samplers.advance(denoiser, plan, samplers.begin(noise), 0, OPTIONS.num_steps)
         return dreamllm.decode_latents(model, drawn.x)[0]
 
     def batch(self):
