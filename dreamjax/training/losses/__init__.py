@@ -72,8 +72,8 @@ def loss_sums(
     images = jnp.float32(0)
     if loss.image_weight and batch.target_start.shape[1]:
         samples = key if isinstance(key, Samples) else sample(model.config, loss, key, batch.target_draw.reshape(-1))
-        states = condition_states(model, loss, ids, batch, hidden, samples)
         targets = flatten_slots(batch.target_images)
+        states = condition_states(model, loss, ids, batch, hidden, samples)
         errors = denoising_loss(model, loss, targets, states, samples, stop_decoder_grad=stop_decoder_grad)
         images = jnp.sum(jnp.where(batch.target_valid.reshape(-1), errors, 0.0))
     return tokens, images

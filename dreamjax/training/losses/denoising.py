@@ -82,11 +82,11 @@ def condition_states(
 
     Where samples.drop is true they are the unconditional ones.
     """
-    states = dreamllm.read_out(model, hidden, batch)
     if samples.drop is None:
-        return states
+        return dreamllm.read_out(model, hidden, batch)
     instead = ids.im_patch if loss.unconditional == "official" else None
-    return drop_condition(states, dreamllm.unconditional(model, ids.bos, ids.dream_start, instead), samples)
+    unconditional = dreamllm.unconditional(model, ids.bos, ids.dream_start, instead)
+    return drop_condition(dreamllm.read_out(model, hidden, batch), unconditional, samples)
 
 
 def drop_condition(states: Array, unconditional: Array, samples: Samples) -> Array:
