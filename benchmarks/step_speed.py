@@ -166,7 +166,7 @@ def format_summary(facts: dict) -> str:
     mfu = "" if facts["mfu"] is None else f"{facts['mfu']:.1%}"
     return (
         "| date | machine | size | attention | rows x tokens | step | MFU | memory per device | tokens/s "
-        "| images dreamed/s |\n"
+        "| target images/s |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
         f"| {facts['date']} | {facts['devices']} x {facts['machine']} | {facts['size']} | {facts['attention']} | "
         f"{facts['rows']} x {facts['length']} | {facts['step_seconds']:.3f} s | "
