@@ -122,7 +122,7 @@ def main() -> int:
         ]
     )
     job = writer.Job(source, out, filters, _tokenizer(), TEMPLATE.value, PER_FILE.value, MAX_BAD_SHARE.value, command)
-    facts = writer.write(job, WORKERS.value, OVERWRITE.value)
+    facts = (writer.overwrite if OVERWRITE.value else writer.write)(job, WORKERS.value)
     print(writer.format_summary(facts))
     print(json.dumps(facts))
     return 0

@@ -190,22 +190,22 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
     (tmp_path / "out" / "mine.txt").touch()
-    assert writer.write(job(), 1, overwrite=True)["documents"] == 5
+    assert writer.overwrite(job(), 1)["documents"] == 5
     write_jsonl(tmp_path / "a.jsonl", [{"image": "1.jpg", "caption": "y"}])
     with pytest.raises(ConfigError, match="another source; begin anew with --overwrite, or give another folder"):
         writer.write(job(), 1)
-    facts = writer.write(job(), 1, overwrite=True)
+    facts = writer.overwrite(job(), 1)
     assert (facts["documents"], facts["files"], facts["dropped"]) == (1, 1, {}) and len(
         open_source(SourceConfig("array_record", str(tmp_path / "out")))
     ) == 1
     assert (tmp_path / "out" / "mine.txt").exists()
     with pytest.raises(RunStopped, match="none of 1 records can be used: 1 too few pictures"):
-        writer.write(job(filters=Filters(min_images=2)), 1, overwrite=True)
+        writer.overwrite(job(filters=Filters(min_images=2)), 1)
     for name in (writer.SETTINGS, "documents-00000-of-00001.json"):
         (tmp_path / "out" / name).write_bytes(b"")
         with pytest.raises(ConfigError, match=f"{name}: is damaged .*; begin anew with --overwrite"):
             writer.write(job(), 1)
-        writer.write(job(), 1, overwrite=True)
+        writer.overwrite(job(), 1)
     whole = json.loads((tmp_path / "out" / "documents-00000-of-00001.json").read_bytes())
     for change in (
         {"counts": 5},
@@ -221,11 +221,11 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
             ConfigError, match="documents-00000-of-00001.json: is damaged .*; begin anew with --overwrite"
         ):
             writer.write(job(), 1)
-    writer.write(job(), 1, overwrite=True)
+    writer.overwrite(job(), 1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.array_record").touch()
     with pytest.raises(ConfigError, match="--overwrite: .*other holds ArrayRecord files that are not of this command"):
-        writer.write(dataclasses.replace(job(), out=str(tmp_path / "other")), 1, overwrite=True)
+        writer.overwrite(dataclasses.replace(job(), out=str(tmp_path / "other")), 1)
     assert (tmp_path / "other" / "a.array_record").exists()
 
 

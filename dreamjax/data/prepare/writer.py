@@ -87,16 +87,19 @@ class Job:
         return json.loads(json.dumps(facts | {"filters": dataclasses.asdict(self.filters)}))
 
 
-def write(job: Job, workers: int, overwrite: bool = False) -> dict:
-    """Writes what is not there yet; returns statistics over all files. `overwrite` begins anew, whatever an earlier run
-    has written.
+def overwrite(job: Job, workers: int) -> dict:
+    """As `write`, without what an earlier run has written."""
+    _clear(job.out)
+    return write(job, workers)
+
+
+def write(job: Job, workers: int) -> dict:
+    """Writes what is not there yet; returns statistics over all files.
 
     Raises ConfigError where the folder holds files of other settings, RunStopped where a worker died, too many records
     are broken, or none can be used.
     """
     files.make_folder(job.out)
-    if overwrite:
-        _clear(job.out)
     _claim(job)
     there = set(files.names_in(job.out))
     for name in there:
