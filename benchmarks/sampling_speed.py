@@ -29,7 +29,7 @@ from dreamjax.models.dreamllm import Model
 from dreamjax.models.llama import init_cache
 from dreamjax.sampling import decode, denoise
 from dreamjax.sampling.decode import WRITING, Settings, Special, State
-from dreamjax.sampling.denoise import Drawing
+from dreamjax.sampling.denoise import DenoisingPlan, Noise
 
 LLM = c.LlamaConfig(vocab_size=8000, width=384, layers=8, heads=6, kv_heads=6, ffn_width=1024, max_positions=512)
 UNET = c.UNetConfig(
@@ -216,11 +216,11 @@ def drawing(runs: int, batch: int) -> dict:
     )
     context = rng.normal(size=(2, batch, QUERIES, UNET.context_width)).astype(np.float32)
     plan = samplers.padded(samplers.ddim(diffusion, STEPS, "leading"), diffusion.timesteps)
-    how = Drawing(plan, np.float32(GUIDANCE), np.float32(0))
+    how = DenoisingPlan(plan, np.asarray(GUIDANCE, np.float32), np.zeros((), np.float32))
 
     def ours():
         progress = denoise.denoise(
-            model, context, samplers.begin(jnp.asarray(noise)), how, keys, None, np.int32(0), np.int32(STEPS)
+            model, context, samplers.begin(jnp.asarray(noise)), how, Noise(keys), (np.int32(0), np.int32(STEPS))
         )
         return np.asarray(denoise.decode(model, progress.x).images)
 

@@ -19,7 +19,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -32,9 +33,10 @@ from dreamjax.document.templates import TEMPLATES
 from dreamjax.errors import BadImage, ConfigError
 from dreamjax.filesystem import atomic
 from dreamjax.sampling import denoise, finite, memory, output_folder, stream
+from dreamjax.sampling.interleave import GenerationRequest
 from dreamjax.sampling.options import Options
 from dreamjax.sampling.prompt_file import read_prompts
-from dreamjax.to_folders import write_again, write_many, write_one
+from dreamjax.sampling.write_documents import Prompts, Writer, write_again, write_many, write_one
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
@@ -103,39 +105,35 @@ def main() -> int:
     require_seed("--seed", SEED.value)
     if sum(map(bool, (CHAT.value, PROMPTS.value, AGAIN.value))) > 1:
         raise ConfigError("--chat, --prompts, --again: exclude each other")
-    if AGAIN.value:
-        asked = output_folder.asked(epath.Path(AGAIN.value))
-        prompts, options, use = (
-            [(asked.prompt, asked.seed)],
-            asked.options,
-            functools.partial(write_again, size=asked.batch_size),
-        )
-    else:
-        prompts = (
-            read_prompts(epath.Path(PROMPTS.value), SEED.value, OUTSIDE.value)
-            if PROMPTS.value
-            else [(read_prompt(), SEED.value)]
-        )
-        options, use = (
-            read_options(),
-            chat if CHAT.value else functools.partial(write_many, size=BATCH.value) if PROMPTS.value else write_one,
-        )
-    model = DreamLLM.load(MODEL.value, WHICH.value, verify=cli.VERIFY.value)
+    prompts, options, write = read_request()
+    model = DreamLLM.load(MODEL.value or "", WHICH.value, verify=cli.VERIFY.value)
     if not AGAIN.value and TEMPLATE.value == "none":
         options = dataclasses.replace(options, template=model.template)
     if model.config.unet is not None:
         denoise.check(model.config, options, 1)  # sizes and steps that cannot be, before a word is written
     began = time.monotonic()
     with memory.exhausted_is_said():
-        facts = use(model, prompts, options, epath.Path(OUT.value))
+        facts = write(Writer(model.model, model.tokenizer, options), prompts, epath.Path(OUT.value))
     print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
     finite.require_none(facts["not_finite"], model.model)
     return 0
 
 
+def read_request() -> tuple[Prompts, Options, Callable[[Writer, Prompts, epath.Path], dict]]:
+    """Prompts with their seeds, the options, and the function that writes, as the flags ask."""
+    if AGAIN.value:
+        request = output_folder.asked(epath.Path(AGAIN.value))
+        again = functools.partial(write_again, size=request.batch_size)
+        return [(request.prompt, request.seed)], request.options, again
+    if PROMPTS.value:
+        many = functools.partial(write_many, size=BATCH.value)
+        return read_prompts(epath.Path(PROMPTS.value), SEED.value, OUTSIDE.value), read_options(), many
+    return [(read_prompt(), SEED.value)], read_options(), chat if CHAT.value else write_one
+
+
 def read_options() -> Options:
     """The options of the flags; ConfigError, before the model loads, where they cannot be."""
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": TEMPERATURE.value,
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
@@ -175,35 +173,40 @@ def read_prompt() -> Document:
 # Ways to write
 
 
-def chat(model: DreamLLM, prompts: list[tuple[Document, int]], options: Options, out: epath.Path) -> dict:
-    """Turns from the terminal until its end; --prompt is the first one. Turn k draws by the seed --seed + k."""
+def chat(writer: Writer, prompts: Prompts, out: epath.Path) -> dict:
+    """Turns from the terminal until its end; --prompt is the first one. Turn k samples by the seed --seed + k."""
     out.mkdir(parents=True, exist_ok=True)
-    parts: list = [Image(epath.Path(file), is_target=False, role="user") for file in IMAGE.value]
-    turns, drawn, notes = 0, 0, ()
+    seed = prompts[0][1]
+    parts: list[Text | Image] = [Image(epath.Path(file), is_target=False, role="user") for file in IMAGE.value]
+    turns, images = 0, 0
+    notes: tuple[str, ...] = ()
     for line in lines_said():
         if line.startswith("/image "):
             parts += look_up(line.removeprefix("/image ").strip())
             continue
-        said = Document((*parts, Text(line, role="user")))
-        events = stream.stream(model.model, model.tokenizer, said, prompts[0][1] + turns, options)
-        for event in stream.save_while(events, said, out / "story.html"):
+        prompt = Document((*parts, Text(line, role="user")))
+        request = GenerationRequest(prompts=[prompt], seeds=[seed + turns], options=writer.options)
+        events = stream.stream(writer.model, writer.tokenizer, request)
+        for event in stream.save_while(events, prompt, out / "story.html"):
             match event:
                 case stream.TextPiece(text=piece):
                     print(piece, end="", flush=True)
                 case stream.ImageDone(image=image):
-                    atomic.write_bytes(out / f"image_{drawn}.png", image_io.to_png(image))
-                    print(f"\n[{out / f'image_{drawn}.png'}]", flush=True)
-                    drawn += 1
+                    atomic.write_bytes(out / f"image_{images}.png", image_io.to_png(image))
+                    print(f"\n[{out / f'image_{images}.png'}]", flush=True)
+                    images += 1
+                case stream.Finished(document=document):
+                    parts, notes = [*prompt.parts, *document.parts], document.notes
         print(flush=True)
-        parts, notes, turns = [*said.parts, *event.document.parts], event.document.notes, turns + 1
-        if finite.broken([notes]):  # and so would be whatever is said next
+        turns += 1
+        if finite.broken([notes]):  # and so would be any later turn
             break
-    output_folder.write(out, Document(tuple(parts)), Document((), notes=notes), prompts[0][1], options)
+    output_folder.write(out, Document(tuple(parts)), Document((), notes=notes), seed, writer.options)
     return {
         "html": str(out / "story.html"),
         "json": str(out / "story.json"),
         "turns": turns,
-        "seed": prompts[0][1],
+        "seed": seed,
         "not_finite": finite.broken([notes]),
     }
 

@@ -303,7 +303,11 @@ def write_samples(config: RunConfig, tokenizer: Tokenizer, state: State, frozen:
     model = Model(config.model, params)
     prompts = [Document((Text(prompt),)) for prompt in config.sample_prompts]
     options = interleave.Options(max_tokens=config.sample_tokens, max_images=4, template=config.data.template)
-    generated = interleave.generate(model, tokenizer, prompts, range(len(prompts)), options)
+    generated = interleave.generate(
+        model,
+        tokenizer,
+        interleave.GenerationRequest(prompts=prompts, seeds=range(len(prompts)), options=options),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     documents = [
         Document(prompt.parts + continuation.parts, notes=continuation.notes)

@@ -38,6 +38,13 @@ def test_a_tokenizer_of_more_ids_than_rows_is_another_models(shapes_tokenizer, t
         DreamLLM.load(tmp_path)
 
 
+def test_the_prompt_is_kept_when_asked_for(model):
+    options = {"max_tokens": 3, "max_images": 0}
+    new, both = (model.generate("Once a red", keep_prompt=keep, **options) for keep in (False, True))
+    assert both.parts == (Text("Once a red"), *new.parts) and both.notes == new.notes
+    assert len(repr(model)) < 300
+
+
 def test_one_prompt_or_several():
     image = PIL.Image.new("RGB", (8, 8))
     assert [

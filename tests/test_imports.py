@@ -45,10 +45,9 @@ ALLOWED = {
     "compile_tpu": MODELS | {"training", "sampling"},
     "__main__": {"__init__"},  # starts the commands by name
     "cli": LEAVES | {"config"},
-    "to_folders": PRODUCT,
 }
 COMMANDS = ("train", "sample", "prepare", "precompute", "evaluate", "compile")
-ALLOWED |= {command: PRODUCT | DATA | {"evaluation", "cli", "compile_tpu", "to_folders"} for command in COMMANDS}
+ALLOWED |= {command: PRODUCT | DATA | {"evaluation", "cli", "compile_tpu"} for command in COMMANDS}
 ALLOWED["convert.__main__"] = PRODUCT | {"cli"}
 
 # Libraries and the only folders and files that may import them.

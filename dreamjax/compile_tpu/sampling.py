@@ -86,15 +86,15 @@ def _lower_denoise(config: RunConfig, model: Model, mesh: Mesh) -> jax.stages.Lo
     )
 
     def run(
-        model: Model, context: jax.Array, progress: samplers.Progress, keys: jax.Array, drawing: denoise.Drawing
+        model: Model, context: jax.Array, progress: samplers.Progress, keys: jax.Array, plan: denoise.DenoisingPlan
     ) -> samplers.Progress:
-        return denoise.denoise(model, context, progress, drawing, keys, None, 0, options.num_steps)
+        return denoise.denoise(model, context, progress, plan, denoise.Noise(keys), (0, options.num_steps))
 
     progress, keys = jax.eval_shape(samplers.begin, noise), jax.eval_shape(lambda: _keys(documents))
     unet_alone = Model(config.model, {"unet": model.params["unet"]})
     jitted = jax.jit(run, donate_argnums=2, compiler_options=TPU_OPTIONS)
     arguments = (_shard_rows(context, mesh, 1), _shard_rows(progress, mesh), _shard_rows(keys, mesh))
-    return jitted.lower(unet_alone, *arguments, denoise.drawing(config.model, options))
+    return jitted.lower(unet_alone, *arguments, denoise.denoising_plan(config.model, options))
 
 
 def _keys(documents: int) -> jax.Array:

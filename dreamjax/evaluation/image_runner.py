@@ -127,7 +127,8 @@ def _generator(model: DreamLLM, settings: GenerationSettings) -> ImageGenerator:
 
     def generate_images(prompts: Sequence[GenerationPrompt], seeds: Sequence[int]) -> list[PIL.Image.Image]:
         documents = [prompt.prompt for prompt in prompts]
-        return model.decode(text_to_image.draw_after(model.model, model.tokenizer, documents, seeds, options))
+        request = text_to_image.ImageRequest(prompts=documents, seeds=seeds, options=options)
+        return model.decode(text_to_image.image_latents(model.model, model.tokenizer, request))
 
     return generate_images
 

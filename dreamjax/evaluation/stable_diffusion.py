@@ -60,7 +60,9 @@ class StableDiffusion:
         keys = text_to_image.image_keys(seeds)
         progress = samplers.begin(denoise.first_noise(keys, denoise.latent_shape(config, options)))
         steps = np.int32(0), np.int32(options.num_steps)
-        progress = denoise.denoise(self.model, context, progress, denoise.drawing(config, options), keys, None, *steps)
+        progress = denoise.denoise(
+            self.model, context, progress, denoise.denoising_plan(config, options), denoise.Noise(keys), steps
+        )
         drawn = denoise.decode(self.model, progress.x)
         finite.require_flags(np.asarray(drawn.finite).tolist(), "picture", self.model)
         return [PIL.Image.fromarray(image) for image in np.asarray(drawn.images)]

@@ -100,12 +100,12 @@ def implementation(wanted: str, platform: str, q: Array, k: Array) -> str:
 
 
 def _platform(mesh: jax.sharding.AbstractMesh) -> str:
-    """What the program is compiled for: the mesh's devices, which need not be at hand, else this process' own."""
+    """The devices that the program is compiled for: the mesh's, which need not be at hand, else this process' own."""
     return mesh.abstract_device.platform if mesh.abstract_device is not None else jax.default_backend()
 
 
 def _tensor_cores() -> bool:
-    """Whether the GPU at hand is one that cuDNN's fused attention runs on (Ampere or later)."""
+    """True on GPUs that cuDNN's fused attention runs on (Ampere or later)."""
     return float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8
 
 

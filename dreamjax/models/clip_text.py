@@ -75,11 +75,11 @@ class ClipText(nn.Module):
         return _unit(self.text_projection(self.pooled(tokens)))
 
     def embed_image(self, pooled: Array) -> Array:
-        """What `ClipVision.pooled` gives, [B, vision_width], as unit vectors in the shared space."""
+        """Project the output of `ClipVision.pooled` [B, vision_width] to unit vectors in the shared space."""
         return _unit(self.visual_projection(pooled))
 
     def scores(self, tokens: Array, pooled: Array) -> Array:
-        """How well each picture fits each text.
+        """Score every image against every text.
 
         Cosines times the learned scale, [B pictures, B texts] (`logits_per_image`).
         """

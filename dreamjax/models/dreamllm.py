@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamjax.config import ModelConfig
 from dreamjax.document.batch import Batch
@@ -33,6 +34,7 @@ from dreamjax.models.vae import AutoencoderKL
 from dreamjax.parallel.mesh import constrain_replicated, constrain_rows
 
 Array = jax.Array
+BatchArray = jax.Array | np.ndarray  # of a Batch, which holds NumPy arrays outside jit
 PartConfig = TypeVar("PartConfig")
 
 
@@ -135,11 +137,8 @@ def init(config: ModelConfig, key: Array) -> dict:
 # Into the LLM
 
 
-def see(model: Model, images: Array) -> Array:
-    """uint8 pictures [B, h, w, 3], or their patches' features, -> one embedding per patch [B, P, D] (paper Sec.
-
-    3.1).
-    """
+def embed_images(model: Model, images: Array) -> Array:
+    """uint8 images [B, h, w, 3], or their patches' features, -> one embedding per patch [B, P, D] (paper Sec. 3.1)."""
     patches = patch_features(model, images) if images.dtype == jnp.uint8 else images
     return constrain_rows(model.apply("visual_projector", constrain_rows(patches)))
 
@@ -149,18 +148,18 @@ def patch_features(model: Model, images: Array) -> Array:
     return model.apply("clip", normalise(images, model.clip.config, model.dtype))[:, 1:]
 
 
-def embed(model: Model, tokens: Array) -> Array:
+def embed(model: Model, tokens: BatchArray) -> Array:
     """Token ids [..., L] -> embeddings [..., L, D]."""
     return model.apply("llm", tokens, method="embed")
 
 
 def queries(model: Model, batch: int) -> Array:
-    """The dream queries for each of `batch` pictures, [batch, Q, D]; every picture gets the same ones."""
+    """The dream queries for each of `batch` images, [batch, Q, D]; every image gets the same ones."""
     embedding = model.params["dream_queries"].astype(model.dtype)
     return jnp.broadcast_to(embedding, (batch, *embedding.shape))
 
 
-def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
+def splice(embeds: Array, features: Array, start: BatchArray, valid: BatchArray) -> Array:
     """Writes features [G, N, P, D] over embeds [G, T, D] at start [G, N] .. start + P; slots that are not valid write
     nothing.
 
@@ -170,22 +169,22 @@ def splice(embeds: Array, features: Array, start: Array, valid: Array) -> Array:
     index = start[..., None] + jnp.arange(features.shape[2])
     index = jnp.where(valid[..., None], index, embeds.shape[1])
 
-    def write(row, at, what):
-        return row.at[at.reshape(-1)].set(what.reshape(-1, what.shape[-1]).astype(row.dtype), mode="drop")
+    def write(row, at, patch):
+        return row.at[at.reshape(-1)].set(patch.reshape(-1, patch.shape[-1]).astype(row.dtype), mode="drop")
 
     return jax.vmap(write)(embeds, index, features)
 
 
 def embed_batch(model: Model, batch: Batch) -> Array:
-    """What the LLM reads of a batch: its tokens' embeddings with the pictures and queries spliced in, [G R, L, D]."""
+    """Input embeddings [G R, L, D] of a batch: its tokens' with images and dream queries spliced in."""
     groups, rows, length = batch.tokens.shape
     embeds = embed(model, batch.tokens).reshape(groups, rows * length, -1)
     if (slots := batch.input_start.shape[1]) > 0:
-        images = constrain_rows(batch.input_images.reshape(groups * slots, *batch.input_images.shape[2:]))
+        images = constrain_rows(jnp.reshape(batch.input_images, (groups * slots, *batch.input_images.shape[2:])))
         # The pictures behind the tokens: where it may choose, the TPU compiler gathers the embeddings anew in each
         # layer of CLIP.
         embeds, images = jax.lax.optimization_barrier((constrain_rows(embeds), images))
-        features = see(model, images)
+        features = embed_images(model, images)
         embeds = splice(
             embeds, features.reshape(groups, slots, *features.shape[1:]), batch.input_start, batch.input_valid
         )
@@ -213,7 +212,7 @@ def hidden_states(model: Model, batch: Batch) -> Array:
 
 
 def read_out(model: Model, hidden: Array, batch: Batch) -> Array:
-    """The hidden states at the dream queries of each dreamed slot: hidden [G R, L, D] -> [G M, Q, D]."""
+    """The hidden states at the dream queries of each target slot: hidden [G R, L, D] -> [G M, Q, D]."""
     groups, slots = batch.target_start.shape
     count = model.config.dream_queries
     hidden = constrain_rows(hidden.reshape(groups, -1, hidden.shape[-1]))
@@ -222,27 +221,24 @@ def read_out(model: Model, hidden: Array, batch: Batch) -> Array:
     return constrain_rows(read.reshape(groups * slots, count, -1))
 
 
-def unconditional(model: Model, bos: int, dream_start: int, instead: int | None = None) -> Array:
+def unconditional(model: Model, bos: int, dream_start: int, placeholder: int | None = None) -> Array:
     """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
 
     The same form in training (condition dropout) and in guidance. The official training code does not splice the
     queries in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a
     token's id, that token stands in the queries' places.
     """
-    embeds = embed_unconditional(model, bos, dream_start, instead)
+    embeds = embed_unconditional(model, bos, dream_start, placeholder)
     hidden, _ = model.apply("llm", embeds, jnp.arange(embeds.shape[1])[None])
     return hidden[0, 2:]
 
 
-def embed_unconditional(model: Model, bos: int, dream_start: int, instead: int | None = None) -> Array:
-    """What the LLM reads for `unconditional`, [1, Q + 2, D].
-
-    What would follow the queries changes nothing before it.
-    """
+def embed_unconditional(model: Model, bos: int, dream_start: int, placeholder: int | None = None) -> Array:
+    """Input embeddings [1, Q + 2, D] of `unconditional`; tokens after the queries would change nothing before."""
     opening = embed(model, jnp.array([[bos, dream_start]]))
     embedding = queries(model, 1)
-    stand_in = embedding if instead is None else embed(model, jnp.full(embedding.shape[:2], instead))
-    return jnp.concatenate([opening, stand_in], axis=1)
+    inputs = embedding if placeholder is None else embed(model, jnp.full(embedding.shape[:2], placeholder))
+    return jnp.concatenate([opening, inputs], axis=1)
 
 
 def with_replicated_head(model: Model) -> Model:
@@ -270,7 +266,7 @@ def denoise(model: Model, noisy: Array, timesteps: Array, context: Array) -> Arr
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures and latents
+# Images and latents
 
 
 def to_unit(images: Array) -> Array:
@@ -286,8 +282,8 @@ def encode_latents(model: Model, images: Array, posterior_noise: Array | None) -
     if model.config.vae is None:
         return to_unit(images)
     mean, logvar = jnp.split(latent_moments(model, images) if images.dtype == jnp.uint8 else images, 2, axis=-1)
-    drawn = mean if posterior_noise is None else mean + jnp.exp(0.5 * logvar) * posterior_noise
-    return drawn * model.config.vae.scaling_factor
+    sample = mean if posterior_noise is None else mean + jnp.exp(0.5 * logvar) * posterior_noise
+    return sample * model.config.vae.scaling_factor
 
 
 def latent_moments(model: Model, images: Array) -> Array:

@@ -164,4 +164,6 @@ def prepare(image: Array) -> Array:
 @jax.jit
 def features(params: dict, images: Array) -> Array:
     """Prepared pictures [B, SIDE, SIDE, 3] -> [B, WIDTH] float32."""
-    return Inception().apply({"params": params}, images)
+    output = Inception().apply({"params": params}, images)
+    assert isinstance(output, jax.Array)
+    return output

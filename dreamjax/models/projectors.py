@@ -1,4 +1,4 @@
-"""What joins the LLM to its eyes and its brush: CLIP patches to LLM embeddings, dream-query states to U-Net conditions
+"""Projectors around the LLM: CLIP patches to LLM embeddings, dream-query states to U-Net conditions
 (DreamLLM, Sec. 3).
 
 Axes: P patches, Q dream queries, D LLM width, E U-Net context width. Parameters are float32 and start as torch's

@@ -137,7 +137,7 @@ class Transformer(nn.Module):
 
 
 class _Block(nn.Module):
-    """What down, mid and up blocks have in common: the sizes of one level and constructors for its layers."""
+    """Base of down, mid and up blocks: the sizes of one level and constructors for its layers."""
 
     config: UNetConfig
     level: int
@@ -216,11 +216,11 @@ class UNet(nn.Module):
         """
         config, dtype = self.config, self.dtype
         _check_shapes(config, latents, timesteps, context)
-        width, levels = config.block_channels[0], len(config.block_channels)
-        time = TimeMlp(4 * width, dtype, name="time_embedding")(timestep_embedding(timesteps, width))
+        channels, levels = config.block_channels[0], len(config.block_channels)
+        time = TimeMlp(4 * channels, dtype, name="time_embedding")(timestep_embedding(timesteps, channels))
         time = nn.silu(time)  # every resnet reads the embedding through this SiLU
 
-        skips = (Conv3x3(width, dtype=dtype, name="conv_in")(latents),)
+        skips: tuple[Array, ...] = (Conv3x3(channels, dtype=dtype, name="conv_in")(latents),)
         for level in range(levels):
             skips += DownBlock(config, level, dtype, name=f"down_blocks_{level}")(skips[-1], time, context)
         x = MidBlock(config, levels - 1, dtype, name="mid_block")(skips[-1], time, context)
@@ -228,7 +228,8 @@ class UNet(nn.Module):
         for index in range(levels):
             up_block = UpBlock(config, levels - 1 - index, dtype, name=f"up_blocks_{index}")
             remaining = skips[:-read]
-            x = up_block(x, skips[-read:], time, context, (remaining or skips)[-1].shape[1:3])
+            height, width = (remaining or skips)[-1].shape[1:3]
+            x = up_block(x, skips[-read:], time, context, (height, width))
             skips = remaining
         x = nn.silu(group_norm(config.norm_groups, RESNET_EPSILON, dtype, "conv_norm_out")(x))
         return Conv3x3(config.out_channels, dtype=dtype, name="conv_out")(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Where each dream query looks: the U-Net's cross-attention between queries and latent positions (the paper's Fig. 6).
+"""Attention maps of dream queries: the U-Net's cross-attention of latent positions (the paper's Fig. 6).
 
 Maps are averaged over time steps and heads; every query has one for each side at which the U-Net attends. The weights
 are computed again from what enters the attention layers, so that the model itself needs no way to give them out.
@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from dreamjax.diffusion import samplers
 from dreamjax.document import image_io
 from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise
+from dreamjax.sampling.denoise import Conditions, Noise
 from dreamjax.sampling.options import Options
 
 Array = jax.Array
@@ -30,11 +31,8 @@ TILE = 96  # pixels of one query's map in the figure
 MARGIN = 4
 
 
-class Watched(NamedTuple):
-    """A picture and where each dream query looked while it was drawn.
-
-    {(h, w) of the latents there: maps [Q, h, w] float32}.
-    """
+class AttentionMaps(NamedTuple):
+    """An image and the attention maps of each dream query, {(h, w) of the feature maps: [Q, h, w] float32}."""
 
     image: PIL.Image.Image
     maps: dict[tuple[int, int], np.ndarray]
@@ -43,12 +41,13 @@ class Watched(NamedTuple):
         """Writes picture.png, attention_maps.npz, with an array "HxW" for each side, and attention_maps.png, the
         figure of their mean.
         """
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "picture.png").write_bytes(image_io.to_png(self.image))
-        (folder / "attention_maps.png").write_bytes(image_io.to_png(figure(self.image, mean_of(self.maps))))
-        with (folder / "attention_maps.npz").open("wb") as file:
-            np.savez(file, **{f"{height}x{width}": maps for (height, width), maps in self.maps.items()})
+        path = epath.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "picture.png").write_bytes(image_io.to_png(self.image))
+        (path / "attention_maps.png").write_bytes(image_io.to_png(figure(self.image, mean_of(self.maps))))
+        with (path / "attention_maps.npz").open("wb") as file:
+            arrays: dict[str, Any] = {f"{height}x{width}": maps for (height, width), maps in self.maps.items()}
+            np.savez(file, **arrays)
 
 
 def mean_of(maps: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
@@ -58,26 +57,28 @@ def mean_of(maps: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
     def stretch(values):
         return np.asarray(PIL.Image.fromarray(values).resize((width, height), PIL.Image.Resampling.BILINEAR))
 
-    return np.mean([[stretch(values) for values in of_side.astype(np.float32)] for of_side in maps.values()], axis=0)
+    return np.mean(
+        [[stretch(values) for values in side_maps.astype(np.float32)] for side_maps in maps.values()], axis=0
+    )
 
 
 def attention_maps(
-    model: Model, hidden: Array, empty: Array | None, keys: Array, options: Options
+    model: Model, conditions: Conditions, keys: Array, options: Options
 ) -> tuple[Array, dict[tuple[int, int], np.ndarray]]:
-    """Draws pictures for hidden states [B, Q, D] and watches: (latents [B, h, w, C], {(h, w): maps [B, Q, h, w]
-    float32}).
+    """Denoise images and average their cross-attention: (latents [B, h, w, C], {(h, w): maps [B, Q, h, w] float32}).
 
     At every position a map says which share of the attention the query has, so that the maps of all queries sum to 1.
     Layers of the same side are averaged.
     """
-    shape, plan = denoise.latent_shape(model.config, options), denoise.drawing(model.config, options)
+    shape, plan = denoise.latent_shape(model.config, options), denoise.denoising_plan(model.config, options)
     progress = samplers.begin(denoise.first_noise(keys, shape))
-    context = denoise.contexts(model, hidden, empty if options.guidance_scale > 1 else None)
+    guided = options.guidance_scale > 1
+    context = denoise.contexts(model, conditions if guided else Conditions(conditions.hidden, None))
     total: dict = {}
     for step in range(options.num_steps):
-        maps = _maps_at(model, context[-1], progress.x, plan.plan.timestep[step])
+        maps = _maps_at(model, context[-1], progress.x, plan.sampler.timestep[step])
         total = {name: total.get(name, 0) + np.asarray(value) for name, value in maps.items()}
-        progress = denoise.denoise(model, context, progress, plan, keys, None, np.int32(step), np.int32(step + 1))
+        progress = denoise.denoise(model, context, progress, plan, Noise(keys), (jnp.int32(step), jnp.int32(step + 1)))
     by_side: dict = {}
     for name, value in total.items():
         by_side.setdefault(_side(model, shape, name), []).append(value / options.num_steps)
@@ -94,14 +95,14 @@ def _maps_at(model: Model, context: Array, x: Array, timestep: Array) -> Mapping
         return method == "__call__" and module.name == "to_q" and module.path[-2] == "attn2"
 
     variables = {"params": model.params["unet"]}
-    _, kept = model.unet.apply(variables, x, timesteps, context, capture_intermediates=is_query)
-    found = {}
-    for path, (queries,) in flatten_dict(kept["intermediates"]).items():
+    _, captured = model.unet.apply(variables, x, timesteps, context, capture_intermediates=is_query)
+    maps = {}
+    for path, (queries,) in flatten_dict(captured["intermediates"]).items():
         layer = path[:-2]  # .../attn2, then to_q and __call__
         weights = functools.reduce(lambda tree, key: tree[key], layer, model.params["unet"])
         keys = context.astype(queries.dtype) @ weights["to_k"]["kernel"].astype(queries.dtype)
-        found["/".join(layer)] = _weights(queries, keys, model.config.unet.heads[_level(model, layer[0])])
-    return found
+        maps["/".join(layer)] = _weights(queries, keys, model.unet.config.heads[_level(model, layer[0])])
+    return maps
 
 
 def _weights(queries: Array, keys: Array, heads: int) -> Array:
@@ -116,7 +117,7 @@ def _weights(queries: Array, keys: Array, heads: int) -> Array:
 
 def _level(model: Model, block: str) -> int:
     """The level of a block by its name."""
-    last = len(model.config.unet.block_channels) - 1
+    last = len(model.unet.config.block_channels) - 1
     number = re.search(r"\d+$", block)
     if number is None:
         return last
@@ -137,14 +138,14 @@ def figure(image: PIL.Image.Image, maps: np.ndarray) -> PIL.Image.Image:
     columns = math.ceil(math.sqrt(len(maps)))
     rows = -(-len(maps) // columns)
     sheet = PIL.Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * (TILE + MARGIN) + MARGIN), "white")
-    behind = np.asarray(
+    background = np.asarray(
         image.convert("L").convert("RGB").resize((TILE, TILE), PIL.Image.Resampling.BICUBIC), np.float32
     )
     for number, values in enumerate(maps):
-        spread = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
-        heat = PIL.Image.fromarray(np.uint8(255 * spread)).resize((TILE, TILE), PIL.Image.Resampling.BICUBIC)
+        scaled = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
+        heat = PIL.Image.fromarray(np.uint8(255 * scaled)).resize((TILE, TILE), PIL.Image.Resampling.BICUBIC)
         strength = np.asarray(heat, np.float32)[..., None] / 255
         colour = np.array([255.0, 96.0, 16.0]) * strength + np.array([24.0, 32.0, 96.0]) * (1 - strength)
-        tile = PIL.Image.fromarray(np.uint8(0.35 * behind + 0.65 * colour))
+        tile = PIL.Image.fromarray(np.uint8(0.35 * background + 0.65 * colour))
         sheet.paste(tile, (MARGIN + number % columns * (TILE + MARGIN), MARGIN + number // columns * (TILE + MARGIN)))
     return sheet

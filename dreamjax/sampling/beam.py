@@ -27,9 +27,9 @@ class Beams(NamedTuple):
     done: Array  # [B, K, W] int32: the best that have ended
     done_scores: Array  # [B, K] float32: divided by length ** length_penalty, falling
     done_lengths: Array  # [B, K] int32; 0 where none has ended
-    hopeful: Array  # [B] bool: something better may still come
+    improvable: Array  # [B] bool: something better may still come
     step: Array  # [] int32: tokens written
-    broken: Array  # [B] int32: the token, counted from 1, for which the logits of a beam were not finite; 0: none
+    not_finite_at: Array  # [B] int32: number, from 1, of the token whose logits were not finite in a beam; 0: none
 
 
 def write(model: Model, state: State, settings: Settings, special: Special, beams: int, length_penalty: float) -> State:
@@ -45,11 +45,11 @@ def _search_loop(
 ) -> State:
     count, width = state.tokens.shape
     limits = jnp.minimum(settings.max_tokens, settings.context - state.length)
-    spread = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), state._replace(cache={}))
-    spread = spread._replace(cache=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), state.cache))
+    expanded = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), state._replace(cache={}))
+    expanded = expanded._replace(cache=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), state.cache))
     nothing = jnp.full((count, beams), NEVER)
-    found = Beams(
-        spread,
+    search = Beams(
+        expanded,
         nothing.at[:, 0].set(0.0),
         jnp.zeros((count, beams, width), jnp.int32),
         nothing,
@@ -59,16 +59,16 @@ def _search_loop(
         jnp.zeros(count, jnp.int32),
     )
 
-    def step(found):
-        return _step(model, found, settings, special, limits, length_penalty)
+    def step(search):
+        return _step(model, search, settings, special, limits, length_penalty)
 
-    found = jax.lax.while_loop(lambda found: jnp.any(found.hopeful), step, found)
-    broken = found.broken > 0  # the document has what a beam had written by then
-    tokens = jnp.where(broken[:, None], found.state.tokens.reshape(count, beams, width)[:, 0], found.done[:, 0])
-    written = jnp.where(broken, found.broken - 1, found.done_lengths[:, 0])
+    search = jax.lax.while_loop(lambda search: jnp.any(search.improvable), step, search)
+    is_broken = search.not_finite_at > 0  # the document has what a beam had written by then
+    tokens = jnp.where(is_broken[:, None], search.state.tokens.reshape(count, beams, width)[:, 0], search.done[:, 0])
+    written = jnp.where(is_broken, search.not_finite_at - 1, search.done_lengths[:, 0])
     last = jnp.take_along_axis(tokens, jnp.maximum(written - 1, 0)[:, None], axis=1)[:, 0]
     limit = jnp.where(settings.max_tokens <= settings.context - state.length, TOKEN_LIMIT, CONTEXT_LIMIT)
-    status = jnp.where(broken, NOT_FINITE, jnp.where((written > 0) & (last == special.eos), ENDED, limit))
+    status = jnp.where(is_broken, NOT_FINITE, jnp.where((written > 0) & (last == special.eos), ENDED, limit))
     return state._replace(
         tokens=tokens, written=written, status=jnp.where(state.status == WRITING, status, state.status)
     )
@@ -78,52 +78,56 @@ _search = jax.jit(_search_loop, static_argnames=("special", "beams"))
 
 
 def _step(
-    model: Model, found: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array
+    model: Model, search: Beams, settings: Settings, special: Special, limits: Array, length_penalty: Array
 ) -> Beams:
     """One more token.
 
     The best 2 K continuations of all beams, of which those that end compete with the ended ones and K go on.
     """
-    state, (count, beams) = found.state, found.scores.shape
+    state, (count, beams) = search.state, search.scores.shape
     shares = jax.nn.log_softmax(state.logits, axis=-1)
     shares = decode.penalise(shares, state.present, settings.repetition_penalty)
     shares = jnp.where(settings.banned, NEVER, shares).at[:, special.dream_start].set(NEVER)
     vocabulary = shares.shape[-1]
-    whole = (shares.reshape(count, beams, vocabulary) + found.scores[..., None]).reshape(count, -1)
-    scores, index = jax.lax.top_k(whole, 2 * beams)  # with one way to end, K of these go on
+    totals = (shares.reshape(count, beams, vocabulary) + search.scores[..., None]).reshape(count, -1)
+    scores, index = jax.lax.top_k(totals, 2 * beams)  # with one way to end, K of these go on
     parents, tokens = index // vocabulary, index % vocabulary
-    ends = (tokens == special.eos) | (found.step + 1 >= limits[:, None])
+    ends = (tokens == special.eos) | (search.step + 1 >= limits[:, None])
 
     def of_parents(x):
         return jnp.take_along_axis(x.reshape(count, beams, -1), parents[..., None], axis=1)
 
-    written = of_parents(state.tokens).at[:, :, found.step].set(tokens)
+    written = of_parents(state.tokens).at[:, :, search.step].set(tokens)
 
-    length = (found.step + 1).astype(jnp.float32)
+    length = (search.step + 1).astype(jnp.float32)
     first = jnp.arange(2 * beams) < beams  # the others are there to go on, should these end
-    eligible = ends & first & found.hopeful[:, None]
+    eligible = ends & first & search.improvable[:, None]
     ended = jnp.where(eligible, scores / length**length_penalty, NEVER)
-    all_scores, best = jax.lax.top_k(jnp.concatenate([found.done_scores, ended], axis=1), beams)
+    all_scores, ranking = jax.lax.top_k(jnp.concatenate([search.done_scores, ended], axis=1), beams)
 
-    def pick(mine, new):
+    def pick(old, new):
         return jnp.take_along_axis(
-            jnp.concatenate([mine, new], axis=1), best.reshape(best.shape + (1,) * (mine.ndim - 2)), axis=1
+            jnp.concatenate([old, new], axis=1), ranking.reshape(ranking.shape + (1,) * (old.ndim - 2)), axis=1
         )
 
-    done = pick(found.done, written)
-    done_lengths = pick(found.done_lengths, jnp.where(eligible, found.step + 1, 0))
+    done = pick(search.done, written)
+    done_lengths = pick(search.done_lengths, jnp.where(eligible, search.step + 1, 0))
 
-    running, kept = jax.lax.top_k(jnp.where(ends, scores + NEVER, scores), beams)
+    running, chosen_beams = jax.lax.top_k(jnp.where(ends, scores + NEVER, scores), beams)
 
     def keep(x):
-        return jnp.take_along_axis(x, kept.reshape(kept.shape + (1,) * (x.ndim - 2)), axis=1)
+        return jnp.take_along_axis(x, chosen_beams.reshape(chosen_beams.shape + (1,) * (x.ndim - 2)), axis=1)
 
     state = _go_on(model, state, keep(parents), keep(tokens), keep(written))
     worst = jnp.where(jnp.all(done_lengths > 0, axis=1), all_scores[:, -1], NEVER)
-    sound = jnp.all(found.state.finite.reshape(count, beams), axis=1)
-    broken = jnp.where(found.hopeful & ~sound & (found.broken == 0), found.step + 1, found.broken)
-    hopeful = found.hopeful & sound & (running[:, 0] / length**length_penalty > worst) & (found.step + 1 < limits)
-    return Beams(state, running, done, all_scores, done_lengths, hopeful, found.step + 1, broken)
+    finite = jnp.all(search.state.finite.reshape(count, beams), axis=1)
+    not_finite_at = jnp.where(
+        search.improvable & ~finite & (search.not_finite_at == 0), search.step + 1, search.not_finite_at
+    )
+    improvable = (
+        search.improvable & finite & (running[:, 0] / length**length_penalty > worst) & (search.step + 1 < limits)
+    )
+    return Beams(state, running, done, all_scores, done_lengths, improvable, search.step + 1, not_finite_at)
 
 
 def _go_on(model: Model, state: State, parents: Array, tokens: Array, written: Array) -> State:

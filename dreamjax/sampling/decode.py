@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How to choose tokens; arrays, so that a change does not recompile."""
+    """Settings of the choice of tokens; arrays, so that a change does not recompile."""
 
     temperature: Array  # [] float32; 0 is greedy
     top_k: Array  # [] int32: this many likeliest tokens; 0 is all
@@ -93,11 +93,11 @@ def choose(logits: Array, keys: Array, settings: Settings) -> Array:
 
     def draw():
         scaled = logits / settings.temperature
-        cuts = (settings.top_k > 0) | (settings.top_p < 1)
-        kept = jax.lax.cond(
-            cuts, lambda: _cut(scaled, settings), lambda: scaled
+        truncates = (settings.top_k > 0) | (settings.top_p < 1)
+        candidates = jax.lax.cond(
+            truncates, lambda: _truncate(scaled, settings), lambda: scaled
         )  # sorting costs more than all else here
-        return jax.vmap(jax.random.categorical)(keys, kept)
+        return jax.vmap(jax.random.categorical)(keys, candidates)
 
     def greedy():
         return jnp.argmax(logits, axis=-1)
@@ -105,14 +105,14 @@ def choose(logits: Array, keys: Array, settings: Settings) -> Array:
     return jax.lax.cond(settings.temperature > 0, draw, greedy).astype(jnp.int32)
 
 
-def _cut(logits: Array, settings: Settings) -> Array:
+def _truncate(logits: Array, settings: Settings) -> Array:
     """Logits [B, V] with those of tokens that may not be drawn at minus infinity."""
     ordered = jnp.sort(logits, axis=-1)[:, ::-1]
     ranks = jnp.arange(logits.shape[-1])
     ordered = jnp.where((settings.top_k > 0) & (ranks >= settings.top_k), -jnp.inf, ordered)
     shares = jax.nn.softmax(ordered, axis=-1)
-    kept = (jnp.cumsum(shares, axis=-1) - shares < settings.top_p) & (ordered > -jnp.inf)
-    threshold = jnp.take_along_axis(ordered, jnp.sum(kept, axis=-1, keepdims=True) - 1, axis=-1)
+    candidates = (jnp.cumsum(shares, axis=-1) - shares < settings.top_p) & (ordered > -jnp.inf)
+    threshold = jnp.take_along_axis(ordered, jnp.sum(candidates, axis=-1, keepdims=True) - 1, axis=-1)
     return jnp.where(logits >= threshold, logits, -jnp.inf)
 
 
@@ -144,7 +144,7 @@ def write(model: Model, state: State, settings: Settings, special: Special, step
 
 
 def _next_token(state: State, settings: Settings, special: Special) -> Array:
-    """What each document would write, [B] int32."""
+    """The next token of each document, [B] int32, written or not."""
     logits = penalise(state.logits, state.present, settings.repetition_penalty)
     logits = jnp.where(settings.banned, -jnp.inf, logits)
 
@@ -167,17 +167,19 @@ def _record(state: State, token: Array, settings: Settings, special: Special) ->
     """
     width = state.tokens.shape[1]
     rows, writing, dreams = jnp.arange(len(token)), state.status == WRITING, token == special.dream_start
-    over = dreams & (state.images >= settings.max_images)
-    crowded = dreams & (state.length + special.image_room > settings.context)
-    taken = writing & ~over & ~crowded & state.finite
-    tokens = state.tokens.at[rows, jnp.where(taken, state.written, width)].set(token, mode="drop")
-    present = state.present.at[rows, jnp.where(taken & ~dreams, token, state.present.shape[1])].set(True, mode="drop")
-    written = state.written + taken
+    too_many = dreams & (state.images >= settings.max_images)
+    no_room = dreams & (state.length + special.image_room > settings.context)
+    appended = writing & ~too_many & ~no_room & state.finite
+    tokens = state.tokens.at[rows, jnp.where(appended, state.written, width)].set(token, mode="drop")
+    present = state.present.at[rows, jnp.where(appended & ~dreams, token, state.present.shape[1])].set(
+        True, mode="drop"
+    )
+    written = state.written + appended
     status = jnp.where(state.length + 1 >= settings.context, CONTEXT_LIMIT, WRITING)
     status = jnp.where(written >= settings.max_tokens, TOKEN_LIMIT, status)
     status = jnp.where(dreams, DREAMING, status)
-    status = jnp.where(crowded, CONTEXT_LIMIT, status)
-    status = jnp.where(over, PICTURE_LIMIT, status)
+    status = jnp.where(no_room, CONTEXT_LIMIT, status)
+    status = jnp.where(too_many, PICTURE_LIMIT, status)
     status = jnp.where(token == special.eos, ENDED, status)
     status = jnp.where(state.finite, status, NOT_FINITE)
     status = jnp.where(writing, status, state.status)

@@ -31,9 +31,9 @@ class NotFinite(RunStopped):
         self.made = made
 
 
-def note(written: int, drawn: int, begun: int) -> str:
+def note(written: int, finished: int, begun: int) -> str:
     """The note of a document that wrote so many tokens and drew so many of the pictures that it had begun."""
-    return f"{NOTE}picture {begun}" if drawn < begun else f"{NOTE}the model's logits from token {written + 1} on"
+    return f"{NOTE}picture {begun}" if finished < begun else f"{NOTE}the model's logits from token {written + 1} on"
 
 
 def broken(notes: Sequence[Sequence[str]]) -> list[int]:
@@ -45,8 +45,8 @@ def require_documents(documents: Sequence[Document], model: Model):
     """Raises NotFinite, naming the documents, where one has such a note."""
     numbers = broken([document.notes for document in documents])
     if numbers:
-        what = next(note for note in documents[numbers[0]].notes if note.startswith(NOTE))
-        raise NotFinite(f"{_which('document', numbers, len(documents))}{what}; {cause(model)}", documents)
+        noun = next(note for note in documents[numbers[0]].notes if note.startswith(NOTE))
+        raise NotFinite(f"{_which('document', numbers, len(documents))}{noun}; {cause(model)}", documents)
 
 
 def require_none(numbers: Sequence[int], model: Model):
@@ -55,28 +55,28 @@ def require_none(numbers: Sequence[int], model: Model):
         raise NotFinite(f"documents {list(numbers)}: numbers were {NOTE}{cause(model)}")
 
 
-def require_rows(rows: Sequence[np.ndarray], what: str, model: Model, made: Any = None):
+def require_rows(rows: Sequence[np.ndarray], noun: str, model: Model, made: Any = None):
     """Raises NotFinite, naming the rows, where one has a number that is not finite; `what` a row is."""
-    require_flags([bool(np.isfinite(row).all()) for row in rows], what, model, made)
+    require_flags([bool(np.isfinite(row).all()) for row in rows], noun, model, made)
 
 
-def require_flags(finite: Sequence[bool], what: str, model: Model, made: Any = None):
+def require_flags(finite: Sequence[bool], noun: str, model: Model, made: Any = None):
     """`require_rows` where it is known of each row whether it is finite."""
-    numbers = [number for number, sound in enumerate(finite) if not sound]
+    numbers = [number for number, is_finite in enumerate(finite) if not is_finite]
     if numbers:
-        raise NotFinite(f"{_which(what, numbers, len(finite))}{NOTE}{cause(model)}", made)
+        raise NotFinite(f"{_which(noun, numbers, len(finite))}{NOTE}{cause(model)}", made)
 
 
-def _which(what: str, numbers: Sequence[int], count: int) -> str:
+def _which(noun: str, numbers: Sequence[int], count: int) -> str:
     """Which rows, counted from 0; nothing to say of a single one."""
     if count == 1:
-        return f"{what}: "
-    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-    return f"{what} {shown} of {count} (from 0): "
+        return f"{noun}: "
+    listed = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"{noun} {listed} of {count} (from 0): "
 
 
 def cause(model: Model) -> str:
-    """Where the weights are not finite, or that they are."""
+    """Name the first parameter that is not finite, or say that all are."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
             return (

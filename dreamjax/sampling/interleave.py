@@ -38,7 +38,15 @@ from dreamjax.sampling.decode import (
     State,
 )
 from dreamjax.sampling.options import Options
-from dreamjax.sampling.prefill import context_of, dream, dream_frame, empty_condition, framed, prefill
+from dreamjax.sampling.prefill import (
+    context_of,
+    dream,
+    dream_frame,
+    empty_state,
+    framed,
+    prefill,
+    unconditional_states,
+)
 from dreamjax.sampling.prompts import answering, banned, bucket, check_row, prompt_row
 
 CHECK_EVERY = 16  # tokens between two looks for a stop string
@@ -55,17 +63,17 @@ def _image_keys(state: State) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="frame")
-def _look(model: Model, state: State, images, frame: tuple[int, int]) -> State:
-    """Feeds the pictures of the waiting documents back: <im_start>, patches, <im_end>; then they write on."""
-    embeds = framed(model, frame, dreamllm.see(model, images))
+def _feed_images(model: Model, state: State, images: jax.Array, frame: tuple[int, int]) -> State:
+    """Append <im_start>, patches, <im_end> of the waiting documents' images; then they write on."""
+    embeds = framed(model, frame, dreamllm.embed_images(model, images))
     counts = jnp.where(state.status == DREAMING, embeds.shape[1], 0)
     return _write_on(decode.extend(model, state, embeds, counts)[0])
 
 
 @jax.jit
-def _without(state: State, sound: jax.Array) -> State:
-    """Ends the waiting documents whose pictures are not finite; `sound` [B] bool."""
-    return state._replace(status=jnp.where((state.status == DREAMING) & ~sound, NOT_FINITE, state.status))
+def _end_not_finite(state: State, finite_rows: jax.Array) -> State:
+    """End the waiting documents whose images are not finite; `finite_rows` [B] bool."""
+    return state._replace(status=jnp.where((state.status == DREAMING) & ~finite_rows, NOT_FINITE, state.status))
 
 
 @jax.jit
@@ -79,7 +87,7 @@ def _write_on(state: State) -> State:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What stays the same while a batch of documents is written."""
+    """The constants of a batch of documents while it is written."""
 
     model: Model
     tokenizer: Tokenizer
@@ -89,136 +97,148 @@ class Task:
     special: Special
 
 
-class Wrote(NamedTuple):
-    """Some tokens were written."""
+class TokensWritten(NamedTuple):
+    """The state after some more tokens."""
 
     state: State
 
 
-class Drawing(NamedTuple):
-    """Some denoising steps were done for the documents `waiting`."""
+class ImageStep(NamedTuple):
+    """Images of the documents `waiting` [n] int after some more denoising steps."""
 
     waiting: np.ndarray
-    moment: denoise.Moment
+    step: denoise.DenoisingStep
 
 
-class Drawn(NamedTuple):
-    """The documents `waiting` have their pictures [B, H, W, 3] uint8; what other rows hold means nothing."""
+class ImagesDone(NamedTuple):
+    """Images [B, H, W, 3] uint8 of the documents `waiting` [n] int; other rows mean nothing."""
 
     waiting: np.ndarray
     images: np.ndarray
 
 
 class Finished(NamedTuple):
-    """What was written and drawn after each prompt, without the prompts."""
+    """The continuation of each prompt, without the prompts."""
 
     documents: list[Document]
 
 
-Event = Wrote | Drawing | Drawn | Finished
+Event = TokensWritten | ImageStep | ImagesDone | Finished
+
+
+class Pace(NamedTuple):
+    """Events come after at most `tokens` tokens and every `steps` denoising steps; 0: not in between."""
+
+    tokens: int = 0
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """Prompts to continue, each with its seed."""
+
+    prompts: Sequence[Document]
+    seeds: Sequence[int]
+    options: Options
+    size: int = 0  # rows of the batch that is computed; 0: the power of two that holds the prompts
+
+    def __post_init__(self):
+        if len(self.seeds) != len(self.prompts):
+            raise ConfigError(f"seeds: {len(self.seeds)} seeds for {len(self.prompts)} prompts")
+        object.__setattr__(self, "seeds", [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(self.seeds)])
 
 
 def generate(
     model: Model,
     tokenizer: Tokenizer,
-    prompts: Sequence[Document],
-    seeds: Sequence[int],
-    options: Options,
-    watch: Callable[[Event], None] | None = None,
-    size: int = 0,
+    request: GenerationRequest,
+    on_event: Callable[[Event], None] | None = None,
 ) -> list[Document]:
-    """What the model writes and draws after each prompt (the prompt itself is not repeated), one Document each.
+    """Continue each prompt with text and images: one Document each, without the prompt.
 
-    `watch` is called with each Event, after every few tokens and denoising steps. `size` rows are computed (0: the
-    power of two that holds the prompts).
+    `on_event` is called with each Event, after every few tokens and denoising steps.
     """
-    task, state = begin(model, tokenizer, prompts, seeds, options, size)
-    pace = {"tokens": CHECK_EVERY, "steps": 5} if watch else {}
-    for event in run(task, state, **pace):
-        if watch:
-            watch(event)
-    return event.documents
+    pace, documents = Pace(tokens=CHECK_EVERY, steps=5) if on_event else Pace(), []
+    for event in run(*begin(model, tokenizer, request), pace):
+        if on_event:
+            on_event(event)
+        if isinstance(event, Finished):
+            documents = event.documents
+    return documents
 
 
-def begin(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Document],
-    seeds: Sequence[int],
-    options: Options,
-    size: int = 0,
-) -> tuple[Task, State]:
-    """The state after the prompts, and what stays the same from there on. Rows beyond the prompts may write nothing."""
+def begin(model: Model, tokenizer: Tokenizer, request: GenerationRequest) -> tuple[Task, State]:
+    """The task and the state after the prompts. Rows beyond the prompts may write nothing."""
+    prompts, options = request.prompts, request.options
     if model.config.unet is None and options.min_images:
         raise ConfigError(f"min_images: {options.min_images}, and this model has no picture decoder")
-    if len(seeds) != len(prompts):
-        raise ConfigError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts")
-    seeds = [require_seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
-    count = size or bucket(len(prompts), 1)
+    count = request.size or bucket(len(prompts), 1)
     if model.config.unet is not None and options.max_images:
         denoise.check(model.config, options, count)
     context, room = context_of(model, options), image_room(model)
     rows = [prompt_row(model, tokenizer, prompt, options.template) for prompt in prompts]
     for row in rows:
         check_row(model, row, context)
-    wanted = max(len(row.tokens) for row in rows) + options.max_tokens + options.max_images * room
-    memory.require_room_for_documents(model.config, count, min(wanted, context))
+    longest = max(len(row.tokens) for row in rows) + options.max_tokens + options.max_images * room
+    slots = min(longest, context)
+    memory.require_room_for_documents(model.config, count, slots)
     width = bucket(max(min(options.max_tokens, context), 1), 64)
-    state = prefill(model, tokenizer, prompts, rows, seeds, min(wanted, context), width, size)
+    state = empty_state(model.config, [*request.seeds, *[0] * (count - len(prompts))], slots, width)
+    state = prefill(model, state, prompts, rows, tokenizer.dream_start)
 
-    def limit(value):
-        return np.where(np.arange(len(state.length)) < len(prompts), value, 0).astype(np.int32)
+    def limit(value: int) -> jax.Array:
+        return jnp.asarray(np.where(np.arange(count) < len(prompts), value, 0), jnp.int32)
 
     settings = Settings(
-        np.float32(options.temperature),
-        np.int32(options.top_k),
-        np.float32(options.top_p),
-        np.float32(options.repetition_penalty),
+        jnp.float32(options.temperature),
+        jnp.int32(options.top_k),
+        jnp.float32(options.top_p),
+        jnp.float32(options.repetition_penalty),
         limit(options.max_tokens),
         limit(options.max_images),
         limit(options.min_images),
-        banned(model, tokenizer, options.unmasked),
-        np.int32(context),
+        jnp.asarray(banned(model, tokenizer, options.unmasked)),
+        jnp.int32(context),
     )
     special = Special(tokenizer.eos, tokenizer.dream_start, room)
     return Task(model, tokenizer, prompts, options, settings, special), state
 
 
-def run(task: Task, state: State, tokens: int = 0, steps: int = 0) -> Iterator[Event]:
-    """Writes and draws to the end; the last Event is Finished.
-
-    A Wrote comes after at most `tokens` tokens and a Drawing after every `steps` denoising steps (0: not in between).
-    """
-    options, images = task.options, [[] for _ in task.prompts]
+def run(task: Task, state: State, pace: Pace = Pace()) -> Iterator[Event]:
+    """Generate to the end, event by event; the last one is Finished."""
+    options, images = task.options, [[] for _ in task.prompts]  # type: tuple[Options, list[list[np.ndarray]]]
     if options.beams > 1:
         state = beam.write(task.model, state, task.settings, task.special, options.beams, options.length_penalty)
-    pace = np.int32(tokens or (CHECK_EVERY if options.stop else ENDLESS))
+    tokens = np.int32(pace.tokens or (CHECK_EVERY if options.stop else ENDLESS))
     while True:
-        state = _write(task.model, state, task.settings, task.special, pace)
+        state = _write(task.model, state, task.settings, task.special, tokens)
         status = np.asarray(state.status)
         if options.stop:
             status = np.where(_stopped(task, state), STOPPED, status)
             state = state._replace(status=jax.device_put(status))
-        yield Wrote(state)
+        yield TokensWritten(state)
         if np.any(status == WRITING):
             continue
         waiting = np.flatnonzero(status == DREAMING)
         if not len(waiting):
             break
         state, hidden = dream(task.model, state, dream_frame(task.tokenizer))
-        empty = empty_condition(task.model, task.tokenizer, options)
-        for moment in denoise.moments(task.model, hidden, empty, _image_keys(state), options, every=steps):
-            yield Drawing(waiting, moment)
-        drawn, sound = map(np.asarray, denoise.decode(task.model, moment.progress.x))
-        if not sound[waiting].all():
-            state = _without(state, sound)
-            waiting = waiting[sound[waiting]]
+        conditions = denoise.Conditions(hidden, unconditional_states(task.model, task.tokenizer, options))
+        noise = denoise.Noise(_image_keys(state))
+        for step in denoise.denoising_steps(task.model, conditions, noise, options, pace.steps):
+            yield ImageStep(waiting, step)
+        decoded, finite_rows = map(np.asarray, denoise.decode(task.model, step.progress.x))
+        if not finite_rows[waiting].all():
+            state = _end_not_finite(state, finite_rows)
+            waiting = waiting[finite_rows[waiting]]
         for b in waiting:
-            images[b].append(drawn[b])
+            images[b].append(decoded[b])
         if len(waiting):
-            yield Drawn(waiting, drawn)
-            state = look_at(task, state, drawn)
-    state = jax.device_get(state._replace(cache={}, logits=None, keys=None, present=None))
+            yield ImagesDone(waiting, decoded)
+            state = feed_images(task, state, decoded)
+    state = state._replace(
+        **{name: jax.device_get(getattr(state, name)) for name in ("tokens", "written", "images", "status")}
+    )
     yield Finished([document(task, state, b, images[b]) for b in range(len(task.prompts))])
 
 
@@ -228,12 +248,12 @@ def image_room(model: Model) -> int:
     return slots.queries + 2 + (slots.patches + 2 if model.config.clip else 0)
 
 
-def look_at(task: Task, state: State, drawn: np.ndarray) -> State:
-    """Shows the waiting documents their pictures, where the model can see."""
+def feed_images(task: Task, state: State, images: np.ndarray) -> State:
+    """Feed the waiting documents their images [B, H, W, 3], where the model has an encoder."""
     if task.model.config.clip is None:
         return _write_on(state)
-    resized = np.stack([image_io.for_encoder(image, task.model.config.clip.image_size) for image in drawn])
-    return _look(task.model, state, resized, (task.tokenizer.im_start, task.tokenizer.im_end))
+    resized = np.stack([image_io.for_encoder(image, task.model.config.clip.image_size) for image in images])
+    return _feed_images(task.model, state, resized, (task.tokenizer.im_start, task.tokenizer.im_end))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,7 +261,7 @@ def look_at(task: Task, state: State, drawn: np.ndarray) -> State:
 
 
 def document(task: Task, state: State, b: int, images: Sequence[np.ndarray]) -> Document:
-    """What document b wrote, as parts; in a chat they are the assistant's. The notes say where a limit ended it."""
+    """The written parts of document b, in a chat the assistant's; the notes say where a limit ended it."""
     tokens = np.asarray(state.tokens[b])[: int(state.written[b])].tolist()
     role = answering(task.prompts[b])
     parts = [
@@ -253,7 +273,7 @@ def document(task: Task, state: State, b: int, images: Sequence[np.ndarray]) -> 
         CONTEXT_LIMIT: "stopped at the end of the model's context",
         PICTURE_LIMIT: f"stopped at the limit of {task.options.max_images} pictures",
     }
-    stray = len(
+    misplaced = len(
         [
             token
             for token in tokens
@@ -262,7 +282,7 @@ def document(task: Task, state: State, b: int, images: Sequence[np.ndarray]) -> 
     )
     limits[NOT_FINITE] = finite.note(len(tokens), len(images), int(state.images[b]))
     notes = [limits[status]] if (status := int(state.status[b])) in limits else []
-    return Document(tuple(parts), notes=(*notes, *([f"control tokens out of place: {stray}"] if stray else [])))
+    return Document(tuple(parts), notes=(*notes, *([f"control tokens out of place: {misplaced}"] if misplaced else [])))
 
 
 def content(task: Task, b: int, tokens: Sequence[int], images: Sequence[np.ndarray]) -> list[str | np.ndarray]:
@@ -276,19 +296,20 @@ def content(task: Task, b: int, tokens: Sequence[int], images: Sequence[np.ndarr
     keeps_space = (
         isinstance(last, Text) and last.text != "" and not answering(prompt)
     )  # an empty prompt is the beginning of a text
-    found, drawn = [], iter(images)
+    contents: list[str | np.ndarray] = []
+    remaining = iter(images)
     for number, run in enumerate(_runs(task.tokenizer, tokens)):
-        if number and (image := next(drawn, None)) is not None:
-            found.append(image)
-        words, stopped = cut(task.tokenizer.decode_continuation(run), task.options.stop)
+        if number and (image := next(remaining, None)) is not None:
+            contents.append(image)
+        words, stopped = truncate_at_stop(task.tokenizer.decode_continuation(run), task.options.stop)
         words = words if keeps_space and number == 0 else words.lstrip()
-        found += [words] if words else []
+        contents += [words] if words else []
         if stopped:
             break
-    return found
+    return contents
 
 
-def cut(words: str, stop: Sequence[str]) -> tuple[str, bool]:
+def truncate_at_stop(words: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop string in it, and whether there is one."""
     at = min((words.index(string) for string in stop if string in words), default=None)
     return (words, False) if at is None else (words[:at], True)
@@ -296,7 +317,7 @@ def cut(words: str, stop: Sequence[str]) -> tuple[str, bool]:
 
 def _runs(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[list[int]]:
     """The tokens between pictures."""
-    runs = [[]]
+    runs: list[list[int]] = [[]]
     for token in tokens:
         if token == tokenizer.dream_start:
             runs.append([])
@@ -308,8 +329,10 @@ def _runs(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[list[int]]:
 def _stopped(task: Task, state: State) -> np.ndarray:
     """[B] bool: whether a document has written a stop string."""
     tokens, written = np.asarray(state.tokens), np.asarray(state.written)
-    found = np.zeros(len(tokens), bool)
+    stopped = np.zeros(len(tokens), bool)
     for b in range(len(task.prompts)):
         runs = _runs(task.tokenizer, tokens[b, : written[b]].tolist())
-        found[b] = any(cut(task.tokenizer.decode_continuation(run), task.options.stop)[1] for run in runs)
-    return found
+        stopped[b] = any(
+            truncate_at_stop(task.tokenizer.decode_continuation(run), task.options.stop)[1] for run in runs
+        )
+    return stopped

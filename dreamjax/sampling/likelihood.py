@@ -1,4 +1,4 @@
-"""How likely given continuations are: log-probabilities of their tokens, batched, for ranking answers."""
+"""Log-probabilities of the tokens of given continuations, batched, for ranking answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -38,29 +38,28 @@ def log_probabilities(
     template sets the continuation off. Raises ConfigError for a continuation without a token and one beyond the
     context.
     """
-    whole, rows = zip(
+    documents, rows = zip(
         *(_scored(model, tokenizer, prompt, continuation, template) for prompt, continuation in pairs), strict=True
     )
     for row in rows:
-        check_row(model, row, model.config.llm.max_positions, room=0)
-    return [found.log_probabilities for found in likelihoods(model, whole, rows, bucket(len(pairs), 1))]
+        check_row(model, row, model.llm.config.max_positions, room=0)
+    return [result.log_probabilities for result in likelihoods(model, documents, rows, bucket(len(pairs), 1))]
 
 
 def likelihoods(
     model: Model, documents: Sequence[Document], rows: Sequence[TokenSequence], size: int
 ) -> list[Likelihood]:
-    """How likely the learned tokens of each row are after what stands before them, computed `size` rows at once, which
-    must hold them all.
+    """Log-probabilities of the supervised tokens of each row, `size` rows at once, which must hold them all.
 
     `documents` hold the pictures that rows have; rows are checked where they are made.
     """
-    found: list = [None] * len(rows)
+    results: list = [None] * len(rows)
     for batch in batches(model, documents, rows, size):
         shares, likeliest = map(np.asarray, _shares(model, batch))
         for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
             loss_mask = batch.loss_mask[b, 0]
-            found[b] = Likelihood(shares[b][loss_mask], likeliest[b][loss_mask])
-    return found
+            results[b] = Likelihood(shares[b][loss_mask], likeliest[b][loss_mask])
+    return results
 
 
 def alternatives(
@@ -76,30 +75,31 @@ def alternatives(
     The prompt, which they share, is computed once. None where a continuation is of several tokens: `log_probabilities`
     then says it. Computed `size` prompts at once, which must hold them all.
     """
-    documents, rows, wanted = [], [], []
+    documents, rows, choices = [], [], []
     for prompt, continuations in pairs:
-        ways = [_scored(model, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
+        variants = [_scored(model, tokenizer, prompt, continuation, template)[1] for continuation in continuations]
         if any(
-            int(way.loss_mask.sum()) != 1
-            or not way.loss_mask[-1]
-            or not np.array_equal(way.tokens[:-1], ways[0].tokens[:-1])
-            for way in ways
+            int(variant.loss_mask.sum()) != 1
+            or not variant.loss_mask[-1]
+            or not np.array_equal(variant.tokens[:-1], variants[0].tokens[:-1])
+            for variant in variants
         ):
             return None
-        check_row(model, ways[0], model.config.llm.max_positions, room=0)
+        check_row(model, variants[0], model.llm.config.max_positions, room=0)
         documents.append(prompt)
-        rows.append(dataclasses.replace(ways[0], tokens=ways[0].tokens[:-1], loss_mask=ways[0].loss_mask[:-1]))
-        wanted.append([int(way.tokens[-1]) for way in ways])
-    most = max(map(len, wanted))
-    ids, ends = np.zeros((size, most), np.int32), np.zeros(size, np.int32)
-    for b, (row, tokens) in enumerate(zip(rows, wanted, strict=True)):
+        rows.append(
+            dataclasses.replace(variants[0], tokens=variants[0].tokens[:-1], loss_mask=variants[0].loss_mask[:-1])
+        )
+        choices.append([int(variant.tokens[-1]) for variant in variants])
+    ids, ends = np.zeros((size, max(map(len, choices))), np.int32), np.zeros(size, np.int32)
+    for b, (row, tokens) in enumerate(zip(rows, choices, strict=True)):
         ids[b, : len(tokens)], ends[b] = tokens, len(row.tokens) - 1
-    found: list = [None] * len(rows)
+    results: list = [None] * len(rows)
     for batch in batches(model, documents, rows, size):
         shares = np.asarray(_next_shares(model, batch, ends, ids))
-        for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
-            found[b] = shares[b, : len(wanted[b])]
-    return found
+        for index in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            results[index] = shares[index, : len(choices[index])]
+    return results
 
 
 @jax.jit
@@ -117,26 +117,29 @@ def _scored(
     """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
     if not isinstance(continuation, str) or not continuation:
         raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")
-    before, moved, role = list(prompt.parts), "", answering(prompt)
+    before, space, role = list(prompt.parts), "", answering(prompt)
     runs_on = False  # whether prompt and continuation are one running text
-    while before and not runs_on and isinstance(before[-1], Text) and before[-1].role == role:
-        last = before.pop()
+    while before and not runs_on:
+        last = before[-1]
+        if not isinstance(last, Text) or last.role != role:
+            break
+        before.pop()
         bare = last.text.rstrip()
-        moved, runs_on = last.text[len(bare) :] + moved, bare != ""
+        space, runs_on = last.text[len(bare) :] + space, bare != ""
         if runs_on:
             before.append(dataclasses.replace(last, text=bare))
     unsupervised = tuple(
         dataclasses.replace(part, supervised=False) if isinstance(part, Text) else part for part in before
     )
-    whole = Document((*unsupervised, Text(moved + continuation, role=role)))
-    row = prompt_row(model, tokenizer, whole, template)
+    document = Document((*unsupervised, Text(space + continuation, role=role)))
+    row = prompt_row(model, tokenizer, document, template)
     if runs_on:
         own = np.arange(len(row.tokens)) >= len(prompt_row(model, tokenizer, Document(unsupervised), template).tokens)
         row = dataclasses.replace(row, loss_mask=own)
     if not row.loss_mask.any():
-        said = "has no token of its own: it only changes the last word of the prompt; begin it where a word begins"
-        raise ConfigError(f"continuation: {continuation!r:.80} {said}")
-    return whole, row
+        reason = "has no token of its own: it only changes the last word of the prompt; begin it where a word begins"
+        raise ConfigError(f"continuation: {continuation!r:.80} {reason}")
+    return document, row
 
 
 @jax.jit
@@ -153,10 +156,10 @@ def _shares(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        states, wanted = chunk
+        states, targets = chunk
         logits = model.apply("llm", states, method="logits")
-        shares = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), wanted[..., None], axis=-1)[..., 0]
-        return shares, jnp.argmax(logits, axis=-1) == wanted
+        shares = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+        return shares, jnp.argmax(logits, axis=-1) == targets
 
     def aligned(x: jax.Array) -> jax.Array:
         return jnp.pad(x.swapaxes(0, 1).reshape(tokens.shape)[:, :-1], ((0, 0), (1, 0)))

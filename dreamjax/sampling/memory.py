@@ -1,5 +1,4 @@
-"""What sampling needs at the least, beside the memory that there is: what cannot fit is refused before it is tried, not
-by the system's killer.
+"""Lower bounds of the memory of sampling: a request that cannot fit is refused before the system kills the process.
 
 All are lower bounds, of the largest array alone; what they let pass may still be too much.
 """
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.config import ModelConfig
+from dreamjax.config.validation import require_present
 from dreamjax.errors import ConfigError
 from dreamjax.models.llama import init_cache
 
@@ -27,9 +27,9 @@ def exhausted_is_said() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"memory: {said}; ask for smaller pictures, fewer tokens, or fewer documents at once (--batch_size)"
+            f"memory: {reason}; ask for smaller pictures, fewer tokens, or fewer documents at once (--batch_size)"
         ) from None
 
 
@@ -46,18 +46,19 @@ def require_room_for_images(config: ModelConfig, latents: tuple[int, int, int], 
     """
     height, width, _ = latents
     factor = config.vae.downsampling if config.vae else 1
-    need, what = max(_images(config, height, width, rows, copies))
+    need, noun = max(_images(config, height, width, rows, copies))
     if need > there_is():
         size = f"{rows} pictures of {width * factor} x {height * factor} pixels at once"
         raise ConfigError(
-            f"height, width: {size} take more than {need / GIB:,.0f} GiB ({what}), there are "
+            f"height, width: {size} take more than {need / GIB:,.0f} GiB ({noun}), there are "
             f"{there_is() / GIB:,.0f} GiB"
         )
 
 
 def _images(config: ModelConfig, height: int, width: int, rows: int, copies: int) -> list[tuple[int, str]]:
     """(bytes, what they are) of the largest arrays."""
-    unet, vae, positions, item = config.unet, config.vae, height * width, jnp.dtype(config.dtype).itemsize
+    unet, vae = require_present(config.unet, "model.unet"), config.vae
+    positions, item = height * width, jnp.dtype(config.dtype).itemsize
     on_cpu = jax.default_backend() == "cpu"  # where no kernel spares writing out the scores of all pairs of positions
     sizes = [(rows * copies * positions * unet.block_channels[0] * item, "feature maps of the U-Net")]
     if on_cpu and any(unet.cross_attention):
@@ -73,7 +74,8 @@ def _images(config: ModelConfig, height: int, width: int, rows: int, copies: int
 
 def require_room_for_documents(config: ModelConfig, rows: int, slots: int):
     """Raises ConfigError where the keys and values of `rows` documents of `slots` positions do not fit."""
-    cache = jax.eval_shape(lambda: init_cache(config.llm, rows, slots, jnp.dtype(config.dtype)))
+    llm = require_present(config.llm, "model.llm")
+    cache = jax.eval_shape(lambda: init_cache(llm, rows, slots, jnp.dtype(config.dtype)))
     need = sum(array.size * array.dtype.itemsize for array in cache.values())
     if need > there_is():
         took = (

@@ -1,4 +1,4 @@
-"""What a user may ask of a generated document or of drawn pictures, checked where it is set."""
+"""Options of generated documents and images, checked where they are set."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ COLDEST = 1e-10  # of temperatures above 0: logits divided by less leave float32
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to write and how to draw. Each is a keyword of the methods of `DreamLLM`."""
+    """Options of text and images. Each is a keyword of the methods of `DreamLLM`."""
 
     # The document
     max_tokens: int = 256  # <dream_start> and </s> count

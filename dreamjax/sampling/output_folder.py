@@ -1,4 +1,4 @@
-"""What a finished document leaves on disk, and how a later run knows that it is there.
+"""Files of a finished document, and the fingerprint by which a later run recognises it.
 
     FOLDER/story.html      the prompt and what followed, in one file
     FOLDER/image_0.png     pictures that the model drew, prompt_0.png those that it was given
@@ -75,7 +75,7 @@ def write(
 
 def _save(folder: epath.Path, name: str, document: Document) -> list[str]:
     """Writes the document's pictures; their file names in order."""
-    names = []
+    names: list[str] = []
     for part in document.parts:
         if isinstance(part, Image):
             names.append(f"{name}_{len(names)}.png")
@@ -84,7 +84,7 @@ def _save(folder: epath.Path, name: str, document: Document) -> list[str]:
 
 
 def read(folder: epath.Path, prompt: Document, seed: int, options: Options) -> dict | None:
-    """What story.json holds, None where there is none, or one of numbers that were not finite.
+    """Read story.json; None where there is none, or one of numbers that were not finite.
 
     ConfigError where it is damaged or of something else.
     """
@@ -115,7 +115,7 @@ def _record(path: epath.Path) -> dict:
 
 
 class Asked(NamedTuple):
-    """What a document was made of."""
+    """Prompt, seed and options of a document."""
 
     prompt: Document
     seed: int
@@ -124,8 +124,7 @@ class Asked(NamedTuple):
 
 
 def asked(folder: epath.Path) -> Asked:
-    """What the document of a folder was made of, from its story.json; ConfigError, naming the key, where that does not
-    say it.
+    """Read prompt, seed and options of a folder's document from story.json; ConfigError names a missing key.
 
     The file may be from anybody: pictures are read beside it alone, and every value is checked as an option of the
     command is.
@@ -140,13 +139,13 @@ def asked(folder: epath.Path) -> Asked:
             raise ConfigError("options: is no object")
         negative = settings.get("negative")
         settings = settings | {"negative": negative and Document.from_json(negative)}
-        parts = require_number("prompt_parts", record["prompt_parts"], 0, len(whole.parts))
+        parts = int(require_number("prompt_parts", record["prompt_parts"], 0, len(whole.parts)))
         prompt = Document(whole.parts[:parts], whole.id, kind=whole.kind)
         return Asked(
             prompt,
             require_seed("seed", record["seed"]),
             from_dict(Options, settings, "options"),
-            require_number("batch_size", record["batch_size"], 1, MANY),
+            int(require_number("batch_size", record["batch_size"], 1, MANY)),
         )
     except ValueError as error:
         raise ConfigError(f"{path}: does not say what its document was made of: {printable(str(error)):.300}") from None

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax.config import ModelConfig
+from dreamjax.config.validation import require_present
 from dreamjax.document import Document, Image
 from dreamjax.document.batch import Batch
 from dreamjax.document.tokenize import TokenSequence
@@ -24,40 +26,35 @@ from dreamjax.sampling.prompts import answering, batches, bucket, check_row, pro
 # Prompts
 
 
-def prefill(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Document],
-    rows: Sequence[TokenSequence],
-    seeds: Sequence[int],
-    slots: int,
-    width: int = 64,
-    size: int = 0,
-) -> State:
-    """The state after the prompts, nothing written yet, of `size` documents (0: the power of two that holds the
-    prompts).
+def empty_state(config: ModelConfig, seeds: Sequence[int], slots: int, width: int = 64) -> State:
+    """The state of documents without a token, one for each seed.
 
     There is room for `slots` positions, rounded up, and `width` written tokens.
     """
-    size = size or bucket(len(prompts), 1)
-    keys = jax.vmap(jax.random.key)(np.array([*seeds, *[0] * (size - len(prompts))], np.uint32))
-    state = _fresh(model, keys, slots=bucket(slots, 128), width=width)
-    for batch in batches(model, prompts, rows, size):
-        state = _prefill(model, state, batch, tokenizer.dream_start)
-    return state
+    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+    return _empty_state(config, keys, slots=bucket(slots, 128), width=width)
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "width"))
-def _fresh(model: Model, keys, slots: int, width: int) -> State:
-    """The state of documents without a token."""
-    count, vocabulary = len(keys), model.config.llm.vocab_size
+@functools.partial(jax.jit, static_argnames=("config", "slots", "width"))
+def _empty_state(config: ModelConfig, keys: jax.Array, slots: int, width: int) -> State:
+    llm = require_present(config.llm, "model.llm")
+    count, vocabulary = len(keys), llm.vocab_size
     zeros = jnp.zeros(count, jnp.int32)
-    cache = init_cache(model.config.llm, count, slots, model.dtype)
+    cache = init_cache(llm, count, slots, jnp.dtype(config.dtype))
     present = jnp.zeros((count, vocabulary), bool)
     tokens = jnp.zeros((count, width), jnp.int32)
     return State(
         cache, zeros, jnp.zeros((count, vocabulary)), present, tokens, zeros, zeros, zeros + WRITING, keys, zeros == 0
     )
+
+
+def prefill(
+    model: Model, state: State, prompts: Sequence[Document], rows: Sequence[TokenSequence], dream_start: int
+) -> State:
+    """Put prompts and their tokens `rows` into the cache of an empty state, which has at least as many rows."""
+    for batch in batches(model, prompts, rows, len(state.length)):
+        state = _prefill(model, state, batch, dream_start)
+    return state
 
 
 @functools.partial(jax.jit, static_argnames="dream_start")
@@ -73,9 +70,9 @@ def _prefill(model: Model, state: State, batch: Batch, dream_start: int) -> Stat
 
 def context_of(model: Model, options: Options) -> int:
     """Positions that a document with its prompt may take."""
-    if options.context > model.config.llm.max_positions:
-        raise ConfigError(f"context: {options.context} is above the model's {model.config.llm.max_positions} positions")
-    return options.context or model.config.llm.max_positions
+    if options.context > model.llm.config.max_positions:
+        raise ConfigError(f"context: {options.context} is above the model's {model.llm.config.max_positions} positions")
+    return options.context or model.llm.config.max_positions
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,11 +113,12 @@ def condition_after(
     Rows beyond the prompts mean nothing.
     """
     rows = [prompt_row(model, tokenizer, prompt, template) for prompt in prompts]
-    needed, longest = model.config.dream_queries + 2, model.config.llm.max_positions
+    needed, longest = model.config.dream_queries + 2, model.llm.config.max_positions
     for row in rows:
         check_row(model, row, longest, needed)
     slots = max(len(row.tokens) for row in rows) + needed
-    state = prefill(model, tokenizer, prompts, rows, [0] * len(prompts), slots, size=size)
+    state = empty_state(model.config, [0] * (size or bucket(len(prompts), 1)), slots)
+    state = prefill(model, state, prompts, rows, tokenizer.dream_start)
     state = state._replace(status=jnp.full_like(state.status, DREAMING))
     return dream(model, state, dream_frame(tokenizer))[1]
 
@@ -136,18 +134,14 @@ def condition_after_padding(
     asked = [Document((*prompt.parts, Image(b"", is_input=False, role=answering(prompt)))) for prompt in prompts]
     rows = [prompt_row(model, tokenizer, prompt, template) for prompt in asked]
     for row in rows:
-        check_row(model, row, model.config.llm.max_positions, room=0)
+        check_row(model, row, model.llm.config.max_positions, room=0)
     longest = max(len(row.tokens) for row in rows)
-    found = [None] * len(prompts)
+    conditions: dict[int, jax.Array] = {}
     for batch in batches(model, asked, rows, len(prompts)):
-        batch, mine = (
-            _with_gap(batch, longest, model.config.dream_queries),
-            np.flatnonzero(batch.segments.any(axis=(1, 2))),
-        )
-        hidden = _padded_condition(model, batch)
-        for b in mine:
-            found[b] = hidden[b]
-    return jnp.stack(found)
+        hidden = _padded_condition(model, _with_gap(batch, longest, model.config.dream_queries))
+        for b in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            conditions[int(b)] = hidden[b]
+    return jnp.stack([conditions[b] for b in range(len(prompts))])
 
 
 def _with_gap(batch: Batch, longest: int, count: int) -> Batch:
@@ -170,11 +164,8 @@ def _padded_condition(model: Model, batch: Batch) -> jax.Array:
 unconditional = jax.jit(dreamllm.unconditional, static_argnames=("bos", "dream_start"))
 
 
-def empty_condition(model: Model, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
-    """What guidance leads away from, [Q, D].
-
-    The hidden states after the negative prompt, or those without any context; None without guidance.
-    """
+def unconditional_states(model: Model, tokenizer: Tokenizer, options: Options) -> jax.Array | None:
+    """Hidden states [Q, D] after the negative prompt, or without any context; None without guidance."""
     if options.guidance_scale == 1:
         return None
     if options.negative is None:

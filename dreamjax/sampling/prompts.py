@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import PIL.Image
 
-from dreamjax.document import Document, image_io
+from dreamjax.document import Document, Image, image_io
 from dreamjax.document.batch import Batch, Shape, empty_batch, place
 from dreamjax.document.tokenize import Slots, TokenSequence, tokenize_prompt
 from dreamjax.document.tokenizer import Tokenizer
@@ -61,9 +62,15 @@ def batches(model: Model, prompts: Sequence[Document], rows: Sequence[TokenSeque
         batch = empty_batch(Shape(size, 1, length, inputs, targets, encoder_size, 1))
         for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             if keys[b] == (length, inputs, targets):
-                images = [image_io.for_encoder(prompt.parts[part].pil(), encoder_size) for _, part in row.inputs]
+                images = [image_io.for_encoder(_image(prompt, part), encoder_size) for _, part in row.inputs]
                 place(batch, (b, 0), row, images, [None] * len(row.targets))
         yield batch
+
+
+def _image(prompt: Document, number: int) -> PIL.Image.Image:
+    part = prompt.parts[number]
+    assert isinstance(part, Image)
+    return part.pil()
 
 
 def banned(model: Model, tokenizer: Tokenizer, unmasked: bool = False) -> np.ndarray:
@@ -72,7 +79,7 @@ def banned(model: Model, tokenizer: Tokenizer, unmasked: bool = False) -> np.nda
 
     `unmasked` leaves the control tokens free.
     """
-    mask = np.zeros(model.config.llm.vocab_size, bool)
+    mask = np.zeros(model.llm.config.vocab_size, bool)
     mask[tokenizer.size :] = True
     if not unmasked:
         mask[list(tokenizer.special_ids | {tokenizer.bos, tokenizer.unk})] = True

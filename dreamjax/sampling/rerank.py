@@ -68,8 +68,8 @@ def clip_scorer(model: Model, tokenizer) -> Scorer:
         )
 
     def score(images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
-        pixels = np.stack([image_io.for_encoder(image, model.config.clip.image_size) for image in images])
-        tokens = clip_tokenizer.encode(tokenizer, texts, model.config.clip_text.positions)
+        pixels = np.stack([image_io.for_encoder(image, model.clip.config.image_size) for image in images])
+        tokens = clip_tokenizer.encode(tokenizer, texts, model.clip_text.config.positions)
         found = []
         for start in range(0, len(pixels), BATCH):
             now = np.arange(start, start + BATCH).clip(max=len(pixels) - 1)  # the last batch is filled up

@@ -13,8 +13,7 @@ from dreamjax.document.tokenizer import Tokenizer
 from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import denoise, interleave
 from dreamjax.sampling.decode import DREAMING, WRITING, State
-from dreamjax.sampling.interleave import Task
-from dreamjax.sampling.options import Options
+from dreamjax.sampling.interleave import GenerationRequest, Pace, Task
 from dreamjax.sampling.prompts import answering
 
 
@@ -31,7 +30,7 @@ class ImageStarted(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What picture `number` will look like, as guessed after `step` of `steps`."""
+    """The estimate of image `number` after `step` of `steps`."""
 
     number: int
     step: int
@@ -58,40 +57,37 @@ Event = TextPiece | ImageStarted | Preview | ImageDone | Finished
 def stream(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: Document,
-    seed: int,
-    options: Options,
-    every: int = 1,
-    preview_every: int = 0,
-    watch: Callable[[interleave.Event], None] | None = None,
+    request: GenerationRequest,
+    pace: Pace = Pace(tokens=1),
+    on_event: Callable[[interleave.Event], None] | None = None,
 ) -> Iterator[Event]:
-    """What `interleave.generate` makes of the prompt, event by event, the last one Finished.
+    """The document that `interleave.generate` returns for the one prompt of a request, event by event, Finished last.
 
-    Text comes after every `every` tokens, a Preview after every `preview_every` denoising steps (0: none). `watch` is
-    called with the events of `interleave.run`.
+    Text comes after every `pace.tokens` tokens, a Preview after every `pace.steps` denoising steps (0: none).
+    `on_event` is called with the events of `interleave.run`.
     """
-    task, state = interleave.begin(model, tokenizer, [prompt], [seed], options)
+    task, state = interleave.begin(model, tokenizer, request)
     images: list[np.ndarray] = []
-    shown: dict[int, int] = {}  # characters told of each of the document's parts
-    for event in interleave.run(task, state, tokens=every, steps=preview_every):
-        if watch:
-            watch(event)
+    yielded: dict[int, int] = {}  # characters of each of the document's parts
+    for event in interleave.run(task, state, pace):
+        if on_event:
+            on_event(event)
         match event:
-            case interleave.Wrote(state=state):
-                yield from _new_text(task, state, images, shown)
+            case interleave.TokensWritten(state=state):
+                yield from _new_text(task, state, images, yielded)
                 if int(state.status[0]) == DREAMING:
                     yield ImageStarted(len(images))
-            case interleave.Drawing(moment=moment) if moment.step < moment.steps:
-                guess = denoise.decode(model, moment.progress.estimate).images
-                yield Preview(len(images), moment.step, moment.steps, PIL.Image.fromarray(np.asarray(guess)[0]))
-            case interleave.Drawn(images=drawn):
-                images.append(drawn[0])
-                yield ImageDone(len(images) - 1, PIL.Image.fromarray(drawn[0]))
+            case interleave.ImageStep(step=step) if step.step < step.steps:
+                estimate = denoise.decode(model, step.progress.estimate).images
+                yield Preview(len(images), step.step, step.steps, PIL.Image.fromarray(np.asarray(estimate)[0]))
+            case interleave.ImagesDone(images=batch):
+                images.append(batch[0])
+                yield ImageDone(len(images) - 1, PIL.Image.fromarray(batch[0]))
             case interleave.Finished(documents=documents):
                 yield Finished(documents[0])
 
 
-def _new_text(task: Task, state: State, images: Sequence[np.ndarray], shown: dict[int, int]) -> Iterator[TextPiece]:
+def _new_text(task: Task, state: State, images: Sequence[np.ndarray], yielded: dict[int, int]) -> Iterator[TextPiece]:
     """The piece, if any, by which the last text has grown.
 
     While it is being written what may still change is held back.
@@ -103,9 +99,9 @@ def _new_text(task: Task, state: State, images: Sequence[np.ndarray], shown: dic
     number, words = len(content) - 1, content[-1]
     if int(state.status[0]) == WRITING:
         words = words[: settled(words, task.options.stop)]
-    if len(words) > shown.get(number, 0):
-        yield TextPiece(words[shown.get(number, 0) :])
-        shown[number] = len(words)
+    if len(words) > yielded.get(number, 0):
+        yield TextPiece(words[yielded.get(number, 0) :])
+        yielded[number] = len(words)
 
 
 def settled(words: str, stop: Sequence[str]) -> int:
@@ -121,21 +117,27 @@ def settled(words: str, stop: Sequence[str]) -> int:
 def save_while(
     events: Iterator[Event], prompt: Document, path: str | os.PathLike, pause: float = 0.5
 ) -> Iterator[Event]:
-    """Passes the events on and keeps a page of the prompt and what there is so far at `path`, written anew after at
-    least `pause` seconds.
-    """
-    made, written, role = [], -pause, answering(prompt)
+    """Pass the events on and keep a page of the document so far at `path`, written at most every `pause` seconds."""
+    parts: list[Text | Image] = []
+    written, role = -pause, answering(prompt)
     for event in events:
         match event:
-            case TextPiece(text=piece) if made and isinstance(made[-1], Text):
-                made[-1] = Text(made[-1].text + piece, role=role)
+            case TextPiece(text=piece) if parts and isinstance(parts[-1], Text):
+                parts[-1] = Text(parts[-1].text + piece, role=role)
             case TextPiece(text=piece):
-                made.append(Text(piece, role=role))
+                parts.append(Text(piece, role=role))
             case ImageDone(image=image):
-                made.append(Image(image, role=role))
+                parts.append(Image(image, role=role))
             case Finished(document=document):
                 Document(prompt.parts + document.parts, prompt.id, document.notes).save_html(path)
         if not isinstance(event, Finished) and time.monotonic() - written >= pause:
-            Document((*prompt.parts, *made), prompt.id).save_html(path, growing=True)
+            Document((*prompt.parts, *parts), prompt.id).save_html(path, growing=True)
             written = time.monotonic()
         yield event
+
+
+def last_document(events: Iterator[Event]) -> Document:
+    """The document of Finished, which ends the events."""
+    *_, last = events
+    assert isinstance(last, Finished)
+    return last.document

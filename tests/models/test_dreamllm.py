@@ -1,5 +1,6 @@
 """The model put together: what goes into the LLM, what is read out of it, sizes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from dreamjax.compile_tpu import hlo
 from dreamjax.config import MeshConfig, dreamllm_7b
 from dreamjax.document.batch import Batch, Shape, empty_batch, place
 from dreamjax.document.tokenize import TokenSequence
+from dreamjax.errors import ConfigError
 from dreamjax.models import dreamllm
 from dreamjax.models.clip import normalise
 from dreamjax.models.dreamllm import Model
@@ -24,7 +26,7 @@ MODEL = Model(LATENT, PARAMS)
 QUERIES, PATCHES, WIDTH = LATENT.dream_queries, LATENT.clip.patches, LATENT.llm.width
 
 hidden_states = jax.jit(lambda batch: dreamllm.hidden_states(MODEL, batch))
-see = jax.jit(lambda images: dreamllm.see(MODEL, images))
+embed_images = jax.jit(lambda images: dreamllm.embed_images(MODEL, images))
 
 
 def document(
@@ -134,7 +136,7 @@ def test_the_llm_reads_tokens_patches_and_queries():
         for at, image in zip(
             batch.input_start[g][batch.input_valid[g]], batch.input_images[g][batch.input_valid[g]], strict=True
         ):
-            flat[at : at + PATCHES] = see(image[None])[0]
+            flat[at : at + PATCHES] = embed_images(image[None])[0]
         for at in batch.target_start[g][batch.target_valid[g]]:
             flat[at : at + QUERIES] = PARAMS["dream_queries"]
     read = jax.jit(lambda batch: dreamllm.embed_batch(MODEL, batch))(batch)
@@ -147,7 +149,7 @@ def test_an_image_becomes_its_patches_projected():
     states = MODEL.apply("clip", normalise(images, LATENT.clip))  # the selected state
     projector = PARAMS["visual_projector"]["linear"]
     expected = states[:, 1:] @ projector["kernel"] + projector["bias"]
-    assert expected.shape == (2, PATCHES, WIDTH) and relative_error(see(images), expected) < 1e-6
+    assert expected.shape == (2, PATCHES, WIDTH) and relative_error(embed_images(images), expected) < 1e-6
 
 
 def test_documents_in_one_row_equal_the_documents_alone():
@@ -233,3 +235,40 @@ def test_counts_at_the_real_sizes(part, count, real_shapes):
 @pytest.fixture(scope="module")
 def real_shapes():
     return jax.eval_shape(lambda: dreamllm.init(dreamllm_7b(), jax.random.key(0)))
+
+
+def test_one_trace_serves_all_models_of_a_configuration():
+    traces = []
+
+    @jax.jit
+    def mean_of(model):
+        traces.append(model.config)
+        return sum(jnp.mean(leaf) for leaf in jax.tree.leaves(model.params))
+
+    config = type(LATENT)(llm=LATENT.llm)
+    for scale in (1.0, 2.0):
+        mean_of(Model(config, {"llm": {"scale": np.full(3, scale)}}))
+    same_settings = dataclasses.replace(config)
+    mean_of(Model(same_settings, {"llm": {"scale": np.zeros(3)}}))
+    assert len(traces) == 1
+    mean_of(Model(dataclasses.replace(config, dtype="bfloat16"), {"llm": {"scale": np.zeros(3)}}))
+    assert len(traces) == 2
+
+
+def test_the_gradient_of_a_model_is_a_model():
+    model = Model(LATENT, {"llm": {"scale": jnp.arange(3.0)}})
+    gradient = jax.grad(lambda model: jnp.sum(model.params["llm"]["scale"] ** 2))(model)
+    assert isinstance(gradient, Model) and gradient.config == LATENT
+    np.testing.assert_array_equal(gradient.params["llm"]["scale"], [0.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize("part", ["clip", "visual_projector", "unet", "vae", "condition_projector", "clip_text"])
+def test_a_part_that_the_config_lacks_is_named(part):
+    model = Model(type(LATENT)(llm=LATENT.llm), {})
+    with pytest.raises(ConfigError, match="^model: has no (clip|unet|vae|clip_text)$"):
+        getattr(model, part)
+
+
+def test_a_model_is_shown_in_a_line():
+    shown = repr(MODEL)
+    assert len(shown) < 200 and "unet" in shown and "float32" in shown

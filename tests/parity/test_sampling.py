@@ -74,27 +74,23 @@ def draw(bundle: Bundle, model: DreamLLM, run: str) -> dict[str, np.ndarray]:
     }
     latents = model.text_to_latents(prompts, negative=negatives, **given, **options)
 
-    states = []
-
-    def watch(moment):
-        return states.append(channels_first(moment.progress.x))
-
     def documents(texts):
         return [Document.of(text) for text in texts or ()]
 
-    text_to_image.draw_after(
-        model.model,
-        model.tokenizer,
-        documents(prompts),
-        [0] * len(prompts),
-        Options(**options),
-        documents(negatives),
+    request = text_to_image.ImageRequest(
+        prompts=documents(prompts),
+        seeds=[0] * len(prompts),
+        options=Options(**options),
+        negatives=documents(negatives),
         **given,
-        watch=watch,
-        every=1,
     )
-    found = {"latents": channels_first(latents), "latents_per_step": np.stack([*states, channels_first(latents)])}
-    found["timesteps"] = denoise.drawing(model.config, Options(**options)).plan.timestep[: options["num_steps"]]
+    *steps, _ = text_to_image.image_steps(model.model, model.tokenizer, request, every=1)
+    states = [channels_first(step.progress.x) for step in steps]
+    final = channels_first(latents)
+    found = {"latents": final, "latents_per_step": np.stack([*states, final])}
+    found["timesteps"] = denoise.denoising_plan(model.config, Options(**options)).sampler.timestep[
+        : options["num_steps"]
+    ]
     if f"{run}/image_u8" in recorded:
         found["image_u8"] = np.stack([np.asarray(image) for image in model.decode(latents)])
         np.testing.assert_allclose(found["image_u8"].astype(int), recorded[f"{run}/image_u8"], atol=1)
@@ -127,7 +123,11 @@ def write(bundle: Bundle, model: DreamLLM, run: str) -> np.ndarray:
     for number, prompt in enumerate(prompts):
         row = prompt_row(model.model, model.tokenizer, prompt, options.template)
         np.testing.assert_array_equal(row.tokens, ids[number][mask[number] == 1], err_msg=f"{run}: prompt {number}")
-    task, state = interleave.begin(model.model, model.tokenizer, prompts, [0] * len(prompts), options)
+    task, state = interleave.begin(
+        model.model,
+        model.tokenizer,
+        interleave.GenerationRequest(prompts=prompts, seeds=[0] * len(prompts), options=options),
+    )
     written = as_tokens(task, state)
     count = np.asarray(written.written)[: len(prompts), None]
     made = np.where(

@@ -80,14 +80,15 @@ def test_maps_are_shares_by_side_and_the_image_is_the_one_that_is_drawn():
         Options(num_steps=2, guidance_scale=2.0, height=8, width=12),
     )
     hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
+    conditions = denoise.Conditions(hidden, hidden[0])
     keys = text_to_image.image_keys(np.arange(2, dtype=np.uint32))
-    latents, maps = attention_maps.attention_maps(model, hidden, hidden[0], keys, options)
+    latents, maps = attention_maps.attention_maps(model, conditions, keys, options)
     assert {side: values.shape for side, values in maps.items()} == {(4, 6): (2, 3, 4, 6), (2, 3): (2, 3, 2, 3)}
     for values in maps.values():
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         assert values.std() > 1e-3
-    *_, moment = denoise.moments(model, hidden, hidden[0], keys, options)
-    np.testing.assert_allclose(latents, moment.progress.x, atol=1e-5)
+    *_, last = denoise.denoising_steps(model, conditions, denoise.Noise(keys), options)
+    np.testing.assert_allclose(latents, last.progress.x, atol=1e-5)
 
 
 def test_the_figure_has_a_tile_for_each_query():

@@ -75,7 +75,7 @@ def test_what_may_be_drawn_is_what_transformers_keeps(top_k, top_p, penalty):
         theirs = warper(None, theirs)
     present = np.zeros((3, 40), bool)
     present[np.arange(3)[:, None], there] = True
-    ours = decode._cut(
+    ours = decode._truncate(
         decode.penalise(logits, present, penalty) / np.float32(0.7), settings_of(top_k=top_k, top_p=top_p)
     )
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)

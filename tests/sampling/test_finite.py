@@ -12,13 +12,13 @@ import pytest
 from etils import epath
 from small_model import LATENT, boosted, parameters, with_params
 
-from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import finite, output_folder, rerank, stream
 from dreamjax.sampling.finite import NotFinite
 from dreamjax.sampling.options import Options
+from dreamjax.sampling.write_documents import Writer, write_many
 
 FAST = {"num_steps": 2, "guidance_scale": 2.0, "max_tokens": 6, "max_images": 1}
 GOOD, BAD = "Once a red circle jumps up.", "Now"
@@ -77,11 +77,11 @@ def test_one_document_of_a_batch_ends_and_the_others_are_what_they_were(model, h
 def test_many_documents_say_it_in_their_notes_and_are_written_again(model, half, tmp_path):
     prompts, options = [(Document.of(GOOD), 1), (Document.of(BAD), 5)], Options(**FAST)
     out = epath.Path(tmp_path)
-    assert to_folders.write_many(half, prompts, options, out, 2)["not_finite"] == [1]
+    assert write_many(Writer(half.model, half.tokenizer, options), prompts, out, 2)["not_finite"] == [1]
     assert json.loads((tmp_path / "00001" / "story.json").read_text())["notes"] == [
         "not finite: the model's logits from token 1 on"
     ]
-    facts = to_folders.write_many(model, prompts, options, out, 2)
+    facts = write_many(Writer(model.model, model.tokenizer, options), prompts, out, 2)
     assert (facts["written"], facts["not_finite"]) == (1, []) and output_folder.read(
         out / "00001", *prompts[1], options
     )["notes"] != []

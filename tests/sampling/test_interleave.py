@@ -49,6 +49,10 @@ OTHERS = (
 )
 
 
+def request_of(prompts, seeds, options=OPTIONS) -> interleave.GenerationRequest:
+    return interleave.GenerationRequest(prompts=prompts, seeds=seeds, options=options)
+
+
 @dataclasses.dataclass
 class Writer:
     """A random model that writes and now and then draws, whatever its prompt."""
@@ -57,7 +61,7 @@ class Writer:
     tokenizer: object
 
     def generate(self, prompts, seeds, options=OPTIONS) -> list[Document]:
-        return interleave.generate(self.model, self.tokenizer, prompts, seeds, options)
+        return interleave.generate(self.model, self.tokenizer, request_of(prompts, seeds, options))
 
     def with_boosts(self, **boosts: float) -> "Writer":
         """The same model with other boosts of </s> (eos) and <dream_start> (dream)."""
@@ -321,7 +325,8 @@ def test_banned_are_control_tokens_and_rows_without_a_token(model):
 
 
 def draw(model, prompts, seeds, options=OPTIONS, **how):
-    latents = text_to_image.draw_after(model.model, model.tokenizer, prompts, seeds, options, **how)
+    request = text_to_image.ImageRequest(prompts=prompts, seeds=seeds, options=options, **how)
+    latents = text_to_image.image_latents(model.model, model.tokenizer, request)
     return np.asarray(denoise.decode(model.model, latents).images)
 
 
@@ -354,7 +359,8 @@ def test_other_prompts_of_the_same_sizes_compile_nothing(model, caplog):
     def use(documents, seeds, options, preview_every=1):
         model.generate(documents, seeds, options)
         draw(model, documents, seeds, options)
-        list(stream.stream(model.model, model.tokenizer, documents[0], 0, options, preview_every=preview_every))
+        request = request_of([documents[0]], [0], options)
+        list(stream.stream(model.model, model.tokenizer, request, interleave.Pace(1, preview_every)))
 
     use(PROMPTS, range(4), OPTIONS)
     other_words = (
@@ -467,7 +473,9 @@ def test_control_tokens_out_of_place_are_counted(model):
 @pytest.mark.parametrize("number, every", [(0, 1), (1, 3)])
 def test_a_stream_tells_the_document_that_generate_returns(model, number, every, tmp_path):
     model, options = model.with_boosts(eos=-9.0, dream=3.0), dataclasses.replace(OPTIONS, temperature=0.9, stop=("zq",))
-    events = stream.stream(model.model, model.tokenizer, PROMPTS[number], 3, options, every, preview_every=1)
+    events = stream.stream(
+        model.model, model.tokenizer, request_of([PROMPTS[number]], [3], options), interleave.Pace(every, 1)
+    )
     page = tmp_path / "page.html"
     inputs, told, number_of = [], [], 0
     for event in stream.save_while(events, PROMPTS[number], page, pause=0):

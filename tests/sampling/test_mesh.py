@@ -30,10 +30,13 @@ def test_the_same_on_one_device_and_on_eight(shapes_tokenizer, sizes):
 
     def use(params):
         model = Model(config, params)
-        documents = interleave.generate(
-            model, shapes_tokenizer, PROMPTS, range(4), dataclasses.replace(OPTIONS, min_images=1)
+        options = dataclasses.replace(OPTIONS, min_images=1)
+        request = interleave.GenerationRequest(prompts=PROMPTS, seeds=range(4), options=options)
+        images = text_to_image.ImageRequest(prompts=PROMPTS, seeds=range(4), options=OPTIONS)
+        return (
+            interleave.generate(model, shapes_tokenizer, request),
+            np.asarray(text_to_image.image_latents(model, shapes_tokenizer, images)),
         )
-        return documents, np.asarray(text_to_image.draw_after(model, shapes_tokenizer, PROMPTS, range(4), OPTIONS))
 
     documents, latents = use(params)
     mesh = make_mesh(MeshConfig(*sizes))

@@ -115,8 +115,8 @@ def test_a_seed_that_is_none_is_one_error_in_every_entry(seed):
         lambda: model.text_to_image("a", seed=seed),
         lambda: model.text_to_latents("a", seed=seed),
         lambda: model.attention_maps("a", seed=seed),
-        lambda: interleave.begin(model.model, None, ["a"], [seed], Options()),
-        lambda: text_to_image.draw_after(model.model, None, ["a"], [seed], Options()),
+        lambda: interleave.GenerationRequest(prompts=["a"], seeds=[seed], options=Options()),
+        lambda: text_to_image.ImageRequest(prompts=["a"], seeds=[seed], options=Options()),
         lambda: run_config(seed=seed),
     ]
     for entry in entries:
@@ -138,7 +138,9 @@ def test_seeds_that_count_up_stay_seeds():
 def test_more_steps_than_the_schedule_has():
     for entry in (
         lambda options: denoise.check(PIXEL, options, 1),
-        lambda options: interleave.begin(Model(PIXEL, {}), None, ["a"], [0], options),
+        lambda options: interleave.begin(
+            Model(PIXEL, {}), None, interleave.GenerationRequest(prompts=["a"], seeds=[0], options=options)
+        ),
     ):
         with pytest.raises(ConfigError, match="num_steps: 1001 is not between 1 and 1000"):
             entry(Options(num_steps=1001))

@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 from small_model import PIXEL, boosted, parameters
 
-from dreamjax import to_folders
 from dreamjax.api import DreamLLM
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import ConfigError
 from dreamjax.models.dreamllm import Model
 from dreamjax.sampling import attention_maps, output_folder
 from dreamjax.sampling.options import Options
+from dreamjax.sampling.write_documents import Writer, write_again, write_many
 
 OPTIONS = Options(
     max_tokens=10,
@@ -44,7 +44,9 @@ def files(folder) -> dict[str, bytes]:
 @pytest.fixture
 def many(model, tmp_path):
     """Writes prompts as the command does, in batches of two."""
-    return lambda prompts: to_folders.write_many(model, prompts, OPTIONS, epath.Path(tmp_path / "many"), 2)
+    return lambda prompts: write_many(
+        Writer(model.model, model.tokenizer, OPTIONS), prompts, epath.Path(tmp_path / "many"), 2
+    )
 
 
 def test_an_item_of_many_is_written_again_from_its_record_to_the_byte(model, many, tmp_path):
@@ -64,7 +66,9 @@ def test_an_item_of_many_is_written_again_from_its_record_to_the_byte(model, man
             2,
         )
         again = epath.Path(tmp_path / f"again{number}")
-        told = to_folders.write_again(model, [(asked.prompt, asked.seed)], asked.options, again, asked.batch_size)
+        told = write_again(
+            Writer(model.model, model.tokenizer, asked.options), [(asked.prompt, asked.seed)], again, asked.batch_size
+        )
         assert files(again) == files(folder) and told["seed"] == seed
     assert any("image_0.png" in files(tmp_path / "many" / f"{number:05d}") for number in range(3))
 
