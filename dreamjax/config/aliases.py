@@ -7,8 +7,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def renamed(**names: str) -> Callable[[type[T]], type[T]]:
-    """A class decorator for dataclasses: {old name: new name}.
+def renamed(names: Mapping[str, str]) -> Callable[[type[T]], type[T]]:
+    """A class decorator for dataclasses, with {old name: new name}.
 
     The old names are taken by the constructor and can be read from instances; `from_dict` and readers of stored
     documents take them by `current_names`.

@@ -80,7 +80,7 @@ class SourceConfig:
         )
 
 
-@renamed(seen_slots="input_slots", dreamed_slots="target_slots")
+@renamed({"seen_slots": "input_slots", "dreamed_slots": "target_slots"})
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Documents and the static shapes of their rows."""
@@ -115,7 +115,7 @@ class DataConfig:
         require(0 <= self.max_bad_share <= 1, "max_bad_share", "is a share between 0 and 1")
 
 
-@renamed(picture_chunks="image_chunks")
+@renamed({"picture_chunks": "image_chunks"})
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The fused loss (paper eq.
@@ -242,7 +242,7 @@ class InitFrom:
         require(self.new_rows in ("fresh", "mean"), "new_rows", f"{self.new_rows!r} is neither fresh nor mean")
 
 
-@renamed(whole="replicated")
+@renamed({"whole": "replicated"})
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One training run: what `python -m dreamjax.train` does."""

@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 _PNG_URI = "data:image/png;base64,"
 
 
-@renamed(learned="supervised")
+@renamed({"learned": "supervised"})
 @dataclasses.dataclass(frozen=True)
 class Text:
     """A stretch of text; `supervised` says whether it is a target of the language loss."""
@@ -30,7 +30,7 @@ class Text:
         _check_role(self.role)
 
 
-@renamed(seen="is_input", dreamed="is_target")
+@renamed({"seen": "is_input", "dreamed": "is_target"})
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Image:
     """A picture: a Pillow image, a uint8 [height, width, 3] array, the bytes of an encoded file, a path, or an

@@ -30,7 +30,7 @@ class ImageMeasures:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How a task is run."""
+    """The settings by which a task is run."""
 
     profile: str = "clean"
     shots: int = 0

@@ -41,7 +41,7 @@ class Measured:
     left_out: int = 0  # images that its source could not give
 
 
-@renamed(cut="truncated", apart="other_split")
+@renamed({"cut": "truncated", "apart": "other_split"})
 @dataclasses.dataclass(frozen=True)
 class SourceCounts:
     """Sums over the documents of a source, by an index pass."""

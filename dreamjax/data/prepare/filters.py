@@ -23,7 +23,7 @@ _URL = re.compile(r"(?i)\b(?:https?://|www\.)|\b[a-z0-9-]+\.(?:com|net|org)\b")
 _WORD = re.compile(r"\w+")
 
 
-@renamed(min_pictures="min_images")
+@renamed({"min_pictures": "min_images"})
 @dataclasses.dataclass(frozen=True)
 class Filters:
     """Limits for images and captions. 0 switches a limit off; captions are those of pairs."""

@@ -46,10 +46,10 @@ def check_out(out: str, source: str):
     if "://" not in out and os.path.exists(out) and not os.path.isdir(out):
         raise ConfigError(f"--out: {out} is a file; give a folder")
 
-    def one(path):
+    def resolved(path: str) -> str:
         return path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
 
-    if one(out) in (one(source), one(os.path.dirname(source))):
+    if resolved(out) in (resolved(source), resolved(os.path.dirname(source))):
         raise ConfigError(f"--out: {out} is the folder of --source; give another one")
 
 
