@@ -192,7 +192,7 @@ class DreamLLM:
         num_images, seed = whole_number("num_images", num_images, 1), require_seed("seed", seed)
         prompts = prompts_of(content)
         negatives = settings.negatives_of(prompts)
-        prompts, negatives = ([one for one in items for _ in range(num_images)] for items in (prompts, negatives))
+        prompts, negatives = ([item for item in items for _ in range(num_images)] for items in (prompts, negatives))
         require(
             seed + len(prompts) - 1 <= MAX_SEED,
             "seed",

@@ -23,12 +23,12 @@ NOTE = "not finite: "  # what the note of such a document begins with
 class NotFinite(RunStopped):
     """The model's numbers are NaN or infinite.
 
-    `made` is what was made nevertheless, sound documents or latents among it.
+    `results` are what came of it nevertheless, sound documents or latents among it.
     """
 
-    def __init__(self, message: str, made: Any = None):
+    def __init__(self, message: str, results: Any = None):
         super().__init__(message)
-        self.made = made
+        self.results = results
 
 
 def note(written: int, finished: int, begun: int) -> str:
@@ -55,16 +55,16 @@ def require_none(numbers: Sequence[int], model: Model):
         raise NotFinite(f"documents {list(numbers)}: numbers were {NOTE}{cause(model)}")
 
 
-def require_rows(rows: Sequence[np.ndarray], noun: str, model: Model, made: Any = None):
+def require_rows(rows: Sequence[np.ndarray], noun: str, model: Model, results: Any = None):
     """Raises NotFinite, naming the rows, where one has a number that is not finite; `what` a row is."""
-    require_flags([bool(np.isfinite(row).all()) for row in rows], noun, model, made)
+    require_flags([bool(np.isfinite(row).all()) for row in rows], noun, model, results)
 
 
-def require_flags(finite: Sequence[bool], noun: str, model: Model, made: Any = None):
+def require_flags(finite: Sequence[bool], noun: str, model: Model, results: Any = None):
     """`require_rows` where it is known of each row whether it is finite."""
     numbers = [number for number, is_finite in enumerate(finite) if not is_finite]
     if numbers:
-        raise NotFinite(f"{_which(noun, numbers, len(finite))}{NOTE}{cause(model)}", made)
+        raise NotFinite(f"{_which(noun, numbers, len(finite))}{NOTE}{cause(model)}", results)
 
 
 def _which(noun: str, numbers: Sequence[int], count: int) -> str:

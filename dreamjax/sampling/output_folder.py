@@ -51,17 +51,17 @@ def _json(document: Document | None) -> dict | None:
 
 
 def write(
-    folder: epath.Path, prompt: Document, made: Document, seed: int, options: Options, batch_size: int = 1
+    folder: epath.Path, prompt: Document, document: Document, seed: int, options: Options, batch_size: int = 1
 ) -> dict:
     """Writes the files of a document that was made in a batch of `batch_size` rows; returns what story.json holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    given, drawn = _save(folder, "prompt", prompt), _save(folder, "image", made)
-    whole = Document(prompt.parts + made.parts, prompt.id, made.notes, prompt.kind)
-    whole.save_html(folder / "story.html")
+    given, drawn = _save(folder, "prompt", prompt), _save(folder, "image", document)
+    story = Document(prompt.parts + document.parts, prompt.id, document.notes, prompt.kind)
+    story.save_html(folder / "story.html")
     settings = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "negative"
     }
-    record = whole.to_json([*given, *drawn]) | {
+    record = story.to_json([*given, *drawn]) | {
         "seed": seed,
         "batch_size": batch_size,
         "prompt_parts": len(prompt.parts),
@@ -134,13 +134,13 @@ def asked(folder: epath.Path) -> Asked:
         raise ConfigError(f"{path}: is not there")
     record = _record(path)
     try:
-        whole, settings = Document.from_json(record, folder), record["options"]
+        story, settings = Document.from_json(record, folder), record["options"]
         if not isinstance(settings, dict):
             raise ConfigError("options: is no object")
         negative = settings.get("negative")
         settings = settings | {"negative": negative and Document.from_json(negative)}
-        parts = int(require_number("prompt_parts", record["prompt_parts"], 0, len(whole.parts)))
-        prompt = Document(whole.parts[:parts], whole.id, kind=whole.kind)
+        parts = int(require_number("prompt_parts", record["prompt_parts"], 0, len(story.parts)))
+        prompt = Document(story.parts[:parts], story.id, kind=story.kind)
         return Asked(
             prompt,
             require_seed("seed", record["seed"]),

@@ -70,11 +70,11 @@ def clip_scorer(model: Model, tokenizer) -> Scorer:
     def score(images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> np.ndarray:
         pixels = np.stack([image_io.for_encoder(image, model.clip.config.image_size) for image in images])
         tokens = clip_tokenizer.encode(tokenizer, texts, model.clip_text.config.positions)
-        found = []
+        scores = []
         for start in range(0, len(pixels), BATCH):
-            now = np.arange(start, start + BATCH).clip(max=len(pixels) - 1)  # the last batch is filled up
-            found.append(np.asarray(_fit(model, pixels[now], tokens[now]))[: len(pixels) - start])
-        return np.concatenate(found)
+            batch = np.arange(start, start + BATCH).clip(max=len(pixels) - 1)  # the last batch is filled up
+            scores.append(np.asarray(_fit(model, pixels[batch], tokens[batch]))[: len(pixels) - start])
+        return np.concatenate(scores)
 
     return score
 

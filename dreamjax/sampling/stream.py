@@ -46,7 +46,7 @@ class ImageDone(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The whole document, without the prompt: what `generate` returns."""
+    """The decoded document, without the prompt: what `generate` returns."""
 
     document: Document
 
@@ -109,9 +109,9 @@ def settled(words: str, stop: Sequence[str]) -> int:
 
     Not the bytes of an unfinished character, nor what may become a stop string.
     """
-    whole = len(words.rstrip("\ufffd"))
-    begun = [n for string in stop for n in range(1, len(string)) if words[:whole].endswith(string[:n])]
-    return whole - max(begun, default=0)
+    decoded = len(words.rstrip("\ufffd"))
+    begun = [n for string in stop for n in range(1, len(string)) if words[:decoded].endswith(string[:n])]
+    return decoded - max(begun, default=0)
 
 
 def save_while(

@@ -65,7 +65,7 @@ def test_one_document_of_a_batch_ends_and_the_others_are_what_they_were(model, h
     )
     with pytest.raises(NotFinite, match=said) as caught:
         half.generate_batch([GOOD, BAD, GOOD], [1, 5, 2], batch_size=2, **FAST)
-    first, broken, second = caught.value.made
+    first, broken, second = caught.value.results
     assert (
         [first.to_json(), second.to_json()] == [document.to_json() for document in sound]
         and first.images
@@ -114,7 +114,7 @@ def test_no_image_is_black_by_nan(model, path, value):
         NotFinite, match="^document: not finite: picture 1; the weights hold NaN or infinities, first in (unet|vae)/"
     ) as caught:
         broken.generate_batch([GOOD], batch_size=2, **FAST)
-    assert not caught.value.made[0].images
+    assert not caught.value.results[0].images
     with pytest.raises(NotFinite, match=r"^picture 0, 1 of 2 \(from 0\): not finite: the weights hold"):
         broken.text_to_image([GOOD, BAD], num_steps=2, guidance_scale=2.0)
 
@@ -127,7 +127,7 @@ def test_a_token_in_the_middle(model, half):
     for beams in (1, 2):
         with pytest.raises(NotFinite, match="not finite: the model's logits from token 2 on") as caught:
             writes.generate_batch([GOOD], batch_size=2, max_tokens=5, max_images=0, beams=beams)
-        assert tokenizer.encode(caught.value.made[0].text)[-1] == word
+        assert tokenizer.encode(caught.value.results[0].text)[-1] == word
 
 
 def test_scores_of_nan_are_no_scores(half):
