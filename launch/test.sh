@@ -12,5 +12,6 @@ fi
 launch/environment.sh requirements-dev.txt requirements-lock.txt
 .venv/bin/ruff format --check --quiet .
 .venv/bin/ruff check --quiet .
+.venv/bin/mypy --no-error-summary
 NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "${selection[@]}" "$@"

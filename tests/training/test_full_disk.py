@@ -51,7 +51,7 @@ def test_a_save_that_finds_no_room_ends_with_one_line_and_loses_nothing(tmp_path
     assert done.returncode == 2 and len(said) == 1, done.stderr
     assert (
         said[0].startswith(f"save: {tmp_path}/checkpoints/2.")
-        and "File too large; what was whole stays whole" in said[0]
+        and "File too large; complete files stay complete" in said[0]
     )
     assert checkpoint.last_step(epath.Path(tmp_path)) == 1
 
@@ -76,7 +76,7 @@ def test_what_says_so_is_found_in_every_wrapping(number):
         (wrapped(text, RuntimeError()), "5.tmp/d"),
     ):
         assert cli.no_room(error) == (
-            f"/data/run/{path}: {os.strerror(number)}; what was whole stays whole, and when there is room "
+            f"/data/run/{path}: {os.strerror(number)}; complete files stay complete, and when there is room "
             "the same command goes on from there"
         )
 
