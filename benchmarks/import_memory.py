@@ -47,7 +47,7 @@ LOADING = """
 import sys
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
-from dreamjax.sharding import make_mesh
+from dreamjax.parallel.mesh import make_mesh
 import jax
 model = DreamLLM.load(sys.argv[1], mesh=make_mesh(MeshConfig(1, 4, 2)))
 jax.block_until_ready(model.params)

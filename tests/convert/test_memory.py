@@ -27,7 +27,7 @@ import jax
 jax.distributed.initialize(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
 from dreamjax.api import DreamLLM
 from dreamjax.config import MeshConfig
-from dreamjax.sharding import make_mesh
+from dreamjax.parallel.mesh import make_mesh
 
 read = lambda: int(next(line for line in open("/proc/self/io") if line.startswith("rchar")).split()[1])
 mesh, before = make_mesh(MeshConfig(1, jax.device_count(), 1)), read()

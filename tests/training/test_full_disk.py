@@ -18,7 +18,8 @@ SAVES_TWICE = """
 import resource, sys
 import jax.numpy as jnp
 from etils import epath
-from dreamjax import cli, hosts
+from dreamjax import cli
+from dreamjax.parallel import multihost
 from dreamjax.training import checkpoint
 from dreamjax.training.state import State
 
@@ -34,7 +35,7 @@ def main():
             resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     manager.wait_until_finished()
 
-cli.run("save", hosts.together(main))
+cli.run("save", multihost.multihost_main(main))
 """
 
 

@@ -245,20 +245,21 @@ STEPPING = """
 import jax, numpy as np, time
 from absl import app
 from jax.sharding import NamedSharding, PartitionSpec
-from dreamjax import cli, hosts
+from dreamjax import cli
+from dreamjax.parallel import multihost
 
 def main():
-    hosts.join()
+    multihost.join()
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     step = jax.jit(lambda x: x.sum(), out_shardings=whole)
-    hosts.wait_for_all("begin")
+    multihost.wait_for_all("begin")
     while True:
         step(jax.make_array_from_callback((mesh.size,), spread, lambda _: np.ones(1))).block_until_ready()
         print("stepped", flush=True)
         time.sleep(0.02)
 
-cli.run("stepping", hosts.together(main))
+cli.run("stepping", multihost.multihost_main(main))
 """
 
 
