@@ -150,7 +150,7 @@ def test_the_tokenizer_needs_two_files_and_no_torch(tmp_path):
     found = clip_tokenizer.encode(clip_tokenizer.load(tmp_path), ["LOW", "a lox"], 5)
     assert found.tolist() == expected
     code = (
-        "import sys; sys.modules['torch'] = None\nfrom dreamjax import clip_tokenizer as t; "
+        "import sys; sys.modules['torch'] = None\nfrom dreamjax.document import clip_tokenizer as t; "
         f"print(t.encode(t.load({str(tmp_path)!r}), ['LOW'], 5).tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
