@@ -302,7 +302,7 @@ def _of_card(card: model_folder.ModelCard) -> dict:
             "path": origin.source,
             "format": origin.format,
             "parameters": list(origin.parts),
-            "files": [to_dict(file) for file in origin.files],
+            "files": tuple(to_dict(file) for file in origin.files),
         }
 
     entries = [known(origin) | unknown for origin in card.origins]
