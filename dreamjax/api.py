@@ -117,7 +117,7 @@ class DreamLLM:
 
         Seeds are 0, 1, 2 ... where none are given. A document does not depend on the others of its batch, only on the
         batch's size. `watch` is called with the events of `interleave.run`. Raises NotFinite, after the last batch,
-        where the model's numbers were not finite for some: its `made` has all documents.
+        where the model's numbers were not finite for some: its `results` are all documents.
         """
         batch_size = whole_number("batch_size", batch_size, 0)
         prompts, chosen = [as_prompt(content) for content in contents], self.options(options)
@@ -183,7 +183,7 @@ class DreamLLM:
         """The latents of those images, [n, h, w, C] float32, as the U-Net leaves them; pixels in [-1, 1] where the
         model has no VAE.
 
-        `how`: the fields of `LatentSettings` and of Options. Raises NotFinite, which has all latents in `made`, where
+        `how`: the fields of `LatentSettings` and of Options. Raises NotFinite, with all latents as its `results`, where
         some are not finite.
         """
         names = {field.name for field in dataclasses.fields(LatentSettings)}
@@ -277,7 +277,7 @@ class DreamLLM:
         return results
 
     def answer(self, images, question: str, seed: int = 0, **options) -> str:
-        """The model's answer, in words alone, to a question about a picture or several."""
+        """The model's answer, in words alone, to a question about an image or several."""
         images = images if isinstance(images, (list, tuple)) else [images]
         prompt = Document(
             (*(Image(image, is_target=False, role="user") for image in images), Text(question, role="user"))
@@ -285,7 +285,7 @@ class DreamLLM:
         return self.generate(prompt, seed, **{"max_images": 0, **options}).text.strip()
 
     def caption(self, images: Sequence, question: str = "Describe the picture.", **options) -> list[str]:
-        """One caption for each picture: the answer to `question`."""
+        """One caption for each image: the answer to `question`."""
         prompts = [
             Document((Image(image, is_target=False, role="user"), Text(question, role="user"))) for image in images
         ]

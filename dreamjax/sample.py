@@ -40,7 +40,7 @@ from dreamjax.sampling.write_documents import Prompts, Writer, write_again, writ
 
 DEFAULTS = Options()
 MODEL = flags.DEFINE_string("model", None, "Training workdir or model folder.")
-WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-back loss).")
+WHICH = flags.DEFINE_string("which", "last", "Checkpoint of a workdir: last | best (by held-out loss).")
 flags.declare_key_flag("verify_checksums")
 PROMPT = flags.DEFINE_string("prompt", "", "What the document goes on from; empty: the model begins by itself.")
 IMAGE = flags.DEFINE_multi_string(

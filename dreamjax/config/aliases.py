@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def renamed(names: Mapping[str, str]) -> Callable[[type[T]], type[T]]:
-    """A class decorator for dataclasses, with {old name: new name}.
+    """A class decorator for dataclasses and the like, with {old name: new name}.
 
     The old names are taken by the constructor and can be read from instances; `from_dict` and readers of stored
     documents take them by `current_names`.
@@ -28,6 +28,15 @@ def renamed(names: Mapping[str, str]) -> Callable[[type[T]], type[T]]:
         return cls
 
     return decorate
+
+
+def earlier_names(cls: type, values: Mapping) -> dict:
+    """`values` by the earlier names of the fields of `cls`: the inverse of `current_names`.
+
+    Digests that were stored are over those, and have to be found again.
+    """
+    names = {new: old for old, new in getattr(cls, "old_names", {}).items()}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def _read(name: str, instance: object) -> object:

@@ -11,6 +11,9 @@ from dreamjax.config.aliases import renamed
 from dreamjax.config.model import ModelConfig
 from dreamjax.config.validation import require, require_pattern, require_positive, require_seed
 
+MODES = ("joint", "comprehension_only", "creation_only")
+LABELS = ("all", "official")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -55,8 +58,8 @@ class SourceConfig:
     # folder of what the frozen encoders made of its pictures (python -m dreamjax.precompute); empty: they run in every
     # step
     encoded: str = ""
-    mode: str = "joint"  # joint | comprehension_only | creation_only, see data/pipeline/task_view.py
-    labels: str = "all"  # all | official: <dream_start> is not learned in conversations
+    mode: str = "joint"  # one of MODES, see data/pipeline/task_view.py
+    labels: str = "all"  # all | official: <dream_start> is not in the loss of conversations
     # of the documents, by their keys, that are the eval split; 0: all are of either (shapes and storybook have splits
     # of their own)
     eval_share: float = 0.0
@@ -65,11 +68,11 @@ class SourceConfig:
 
     def __post_init__(self):
         require(
-            self.mode in ("joint", "comprehension_only", "creation_only"),
+            self.mode in MODES,
             "mode",
-            f"{self.mode!r} is none of joint, comprehension_only, creation_only",
+            f"{self.mode!r} is none of {', '.join(MODES)}",
         )
-        require(self.labels in ("all", "official"), "labels", f"{self.labels!r} is neither all nor official")
+        require(self.labels in LABELS, "labels", f"{self.labels!r} is neither {' nor '.join(LABELS)}")
         require_positive(self, "size", "weight", or_zero=True)
         require_positive(self, "max_growth", "max_unpacked")
         require(0 <= self.eval_share < 1, "eval_share", "is a share in [0, 1)")
@@ -94,9 +97,9 @@ class DataConfig:
     template: str = "plain"  # chat template for parts with roles, see templates.TEMPLATES
     length: int = 2048  # L, tokens per row
     rows_per_group: int = 1  # R
-    input_slots: int = 6  # N, pictures seen per group
-    target_slots: int = 6  # M, pictures dreamed per group
-    flip: bool = False  # mirror dreamed pictures at random
+    input_slots: int = 6  # N, input images per group
+    target_slots: int = 6  # M, target images per group
+    flip: bool = False  # mirror target images at random
     draft: bool = False  # decode large JPEGs at a part of their size: faster, and pixels differ a little
     max_bad_share: float = 0.01  # share of broken records above which a run stops
     threads: int = 2  # that decode pictures ahead of the step, in each process
@@ -140,7 +143,7 @@ class LossConfig:
     unconditional: str = "queries"
     ce_chunk: int = 256  # positions per row whose logits exist at one time
     image_chunks: int = (
-        1  # parts that a step's dreamed pictures are denoised in, one after the other: more take less memory
+        1  # parts that a step's target images are denoised in, one after the other: more take less memory
     )
 
     def __post_init__(self):
@@ -226,12 +229,12 @@ class InitFrom:
     """Parameters taken from an earlier run or a model folder before the first step: those whose path the pattern finds.
 
     A pattern also finds added tokens by name, as `<dream_` does, and takes their rows of embedding and head. See
-    training/handover.py.
+    training/weight_transfer.py.
     """
 
     path: str
     pattern: str = "."
-    which: str = "last"  # last | best (lowest held-back loss): the checkpoint of a workdir
+    which: str = "last"  # last | best (lowest held-out loss): the checkpoint of a workdir
     new_rows: str = (
         "fresh"  # fresh (drawn like the run's own) | mean (of the old): rows by which the vocabulary has grown
     )
@@ -261,7 +264,7 @@ class RunConfig:
     accumulate: int = 1  # microbatches per step
     log_every: int = 10
     checkpoint_every: int = 500
-    checkpoints_kept: int = 2  # the newest ones; the best by held-back loss is kept besides
+    checkpoints_kept: int = 2  # the newest ones; the best by held-out loss is kept besides
     eval_every: int = 0  # 0: never
     eval_batches: int = 4
     sample_every: int = 0  # 0: never
@@ -315,23 +318,23 @@ class RunConfig:
         require(
             slots % chunks == 0,
             "loss.image_chunks",
-            f"{slots} dreamed slots a step are not a multiple of accumulate x loss.image_chunks = {chunks}",
+            f"{slots} target image slots a step are not a multiple of accumulate x loss.image_chunks = {chunks}",
         )
         require(
             not self.data.input_slots or self.model.clip is not None,
             "data.input_slots",
-            "pictures cannot be seen without model.clip",
+            "input images need model.clip",
         )
         require(
             not self.data.target_slots or self.model.unet is not None,
             "data.target_slots",
-            "pictures cannot be dreamed without model.unet",
+            "target images need model.unet",
         )
         pixels = self.model.unet is not None and self.model.vae is None
         require(
             not (pixels and any(source.encoded for source in (*self.data.train, *self.data.eval))),
             "data.train",
-            "encoded pictures are for models with a VAE",
+            "encoded images are for models with a VAE",
         )
         require(self.eval_every == 0 or self.data.eval, "eval_every", "needs a source under data.eval")
 

@@ -15,7 +15,7 @@ from html import escape
 
 import PIL.Image
 
-from dreamjax.config.aliases import current_names
+from dreamjax.config.aliases import current_names, earlier_names
 from dreamjax.document import image_io
 from dreamjax.document.html import RELOAD, article, html_page
 from dreamjax.document.parts import Image, Part, Text, data_uri, describe, is_image_source
@@ -29,8 +29,8 @@ KINDS = ("", "pair")
 class Document:
     """Interleaved text and images, in reading order.
 
-    A "pair" is an image and its caption, of which either can be learned from the other: training chooses. Of all other
-    documents the marks of their parts say all.
+    A "pair" is an image and its caption, of which either can be predicted from the other: training chooses. Of all
+    other documents the marks of their parts say all.
     """
 
     parts: tuple[Part, ...]
@@ -137,6 +137,12 @@ class Document:
                     }
                 )
         return {"id": self.id, "kind": self.kind, "parts": parts, "notes": list(self.notes)}
+
+    def to_earlier_json(self) -> dict:
+        """`to_json` with the names of version 0.1, over which stored digests of documents are computed."""
+        record = self.to_json()
+        kinds = (Text if isinstance(part, Text) else Image for part in self.parts)
+        return record | {"parts": [earlier_names(k, part) for k, part in zip(kinds, record["parts"], strict=True)]}
 
     @classmethod
     def from_json(cls, record: dict, root: str | os.PathLike | None = None, allow_outside: bool = False) -> "Document":

@@ -22,8 +22,6 @@ from dreamjax.document import Document, Image, Text
 from dreamjax.document.templates import Mark, Turn, open_turns, turns
 from dreamjax.document.tokenizer import Tokenizer
 
-LABELS = ("all", "official")  # official: <dream_start> is not in the loss of conversations
-
 
 @dataclasses.dataclass(frozen=True)
 class Slots:

@@ -124,8 +124,8 @@ class Tokenizer:
     im_patch = property(
         lambda self: self.special.get("<im_patch>", NO_TOKEN), doc="Id that every picture slot carries."
     )
-    im_start = property(lambda self: self.special.get("<im_start>", NO_TOKEN), doc="Id before a seen picture.")
-    im_end = property(lambda self: self.special.get("<im_end>", NO_TOKEN), doc="Id after a seen picture.")
+    im_start = property(lambda self: self.special.get("<im_start>", NO_TOKEN), doc="Id before an input image.")
+    im_end = property(lambda self: self.special.get("<im_end>", NO_TOKEN), doc="Id after an input image.")
     dream_start = property(
         lambda self: self.special.get("<dream_start>", NO_TOKEN),
         doc="Id before the dream queries: an image comes here.",

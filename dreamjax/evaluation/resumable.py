@@ -12,9 +12,6 @@ from dreamjax.api import DreamLLM
 from dreamjax.document import Document
 from dreamjax.evaluation.run_files import append_rows, begin, read_document, read_rows
 
-# The marks of parts in the JSON of documents of version 0.1.0, whose rows are still found by their keys.
-_EARLIER_MARKS = {"supervised": "learned", "is_input": "seen", "is_target": "dreamed"}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResumableModel:
@@ -53,9 +50,5 @@ def open_resumable(model: DreamLLM, out: epath.Path, settings: dict) -> Resumabl
 
 
 def _key(prompt: Document, seed: int, options: Mapping[str, Any]) -> str:
-    record = prompt.to_json()
-    record["parts"] = [
-        {_EARLIER_MARKS.get(name, name): value for name, value in part.items()} for part in record["parts"]
-    ]
-    request = json.dumps([record, int(seed), options], sort_keys=True, default=str)
+    request = json.dumps([prompt.to_earlier_json(), int(seed), options], sort_keys=True, default=str)
     return hashlib.sha256(request.encode()).hexdigest()[:32]

@@ -225,8 +225,8 @@ def unconditional(model: Model, bos: int, dream_start: int, placeholder: int | N
     """The hidden states [Q, D] at the queries of `<s> <dream_start> queries`, which stand for no context.
 
     The same form in training (condition dropout) and in guidance. The official training code does not splice the
-    queries in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with `instead`, a
-    token's id, that token stands in the queries' places.
+    queries in here, so that it trains on Q embeddings of <im_patch>, which its inference never sees: with
+    `placeholder`, a token's id, that token stands in the queries' places.
     """
     embeds = embed_unconditional(model, bos, dream_start, placeholder)
     hidden, _ = model.apply("llm", embeds, jnp.arange(embeds.shape[1])[None])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamjax.config.aliases import renamed
 from dreamjax.document import Document
 from dreamjax.errors import RunStopped
 from dreamjax.models.dreamllm import Model
@@ -20,6 +21,7 @@ from dreamjax.parallel.param_sharding import path_of
 NOTE = "not finite: "  # what the note of such a document begins with
 
 
+@renamed({"made": "results"})
 class NotFinite(RunStopped):
     """The model's numbers are NaN or infinite.
 

@@ -206,7 +206,8 @@ def begin(model: Model, tokenizer: Tokenizer, request: GenerationRequest) -> tup
 
 def run(task: Task, state: State, pace: Pace = Pace()) -> Iterator[Event]:
     """Generate to the end, event by event; the last one is Finished."""
-    options, images = task.options, [[] for _ in task.prompts]  # type: tuple[Options, list[list[np.ndarray]]]
+    options = task.options
+    images: list[list[np.ndarray]] = [[] for _ in task.prompts]
     if options.beams > 1:
         state = beam.write(task.model, state, task.settings, task.special, options.beams, options.length_penalty)
     tokens = np.int32(pace.tokens or (CHECK_EVERY if options.stop else ENDLESS))

@@ -114,7 +114,7 @@ def _next_shares(model: Model, batch: Batch, ends: jax.Array, tokens: jax.Array)
 def _scored(
     model: Model, tokenizer: Tokenizer, prompt: Document, continuation: str, template: str
 ) -> tuple[Document, TokenSequence]:
-    """Prompt and continuation as one document, and its row, of which the continuation's tokens alone are learned."""
+    """Prompt and continuation as one document, and its tokens, of which the continuation's alone are in the loss."""
     if not isinstance(continuation, str) or not continuation:
         raise ConfigError(f"continuation: {continuation!r:.80} has no token of its own")
     before, space, role = list(prompt.parts), "", answering(prompt)

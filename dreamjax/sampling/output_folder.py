@@ -22,28 +22,18 @@ from dreamjax.filesystem import atomic
 from dreamjax.sampling import finite
 from dreamjax.sampling.options import MANY, Options
 
-LARGEST = 2**28  # bytes of a story.json; a picture that pictures are led away from lies in it
+LARGEST = 2**28  # bytes of a story.json; the images of a negative prompt lie in it
 KEYS = ("parts", "id", "notes", "seed", "batch_size", "prompt_parts", "options", "pictures", "fingerprint")
 
 
 def fingerprint(prompt: Document, seed: int, options: Options) -> str:
     """16 hex digits over everything that decides what a model makes of a prompt."""
     settings = dataclasses.asdict(dataclasses.replace(options, negative=None)) | {
-        "negative": options.negative and _as_first_written(options.negative),
+        "negative": options.negative and options.negative.to_earlier_json(),
         "seed": seed,
     }
-    asked = {name: value for name, value in _as_first_written(prompt).items() if name in ("kind", "parts")}
+    asked = {name: value for name, value in prompt.to_earlier_json().items() if name in ("kind", "parts")}
     return hashlib.sha256(json.dumps([asked, settings], sort_keys=True).encode()).hexdigest()[:16]
-
-
-# The names that version 0.1 gave to marks: a fingerprint of then has to be that of now.
-_FIRST_NAMES = {"supervised": "learned", "is_input": "seen", "is_target": "dreamed"}
-
-
-def _as_first_written(document: Document) -> dict:
-    record = document.to_json()
-    parts = [{_FIRST_NAMES.get(name, name): value for name, value in part.items()} for part in record["parts"]]
-    return record | {"parts": parts}
 
 
 def _json(document: Document | None) -> dict | None:

@@ -51,7 +51,7 @@ def batches(model: Model, prompts: Sequence[Document], rows: Sequence[TokenSeque
     """The prompts as Batches of `size` groups of one row each, prompt b in group b of one of them; its other groups are
     empty.
 
-    One batch for each bucket of (tokens, seen pictures, dreamed pictures). So the shapes in which a prompt is computed
+    One batch for each bucket of (tokens, input images, target images). So the shapes in which a prompt is computed
     depend on itself and on `size` alone, and with them every bit of what comes out.
     """
     keys = [

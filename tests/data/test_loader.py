@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamjax.config import SourceConfig
+from dreamjax.config.run import MODES
 from dreamjax.data.pipeline import loader as loader_module
 from dreamjax.data.pipeline import packing
 from dreamjax.data.pipeline import plan as plan_module
 from dreamjax.data.pipeline.loader import Loader
 from dreamjax.data.pipeline.reader import Reader, split_of
-from dreamjax.data.pipeline.task_view import MODES
 from dreamjax.data.sources.shapes import Shapes
 from dreamjax.document import Document, Image, Text
 from dreamjax.document.batch import Batch

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dreamjax.data.pipeline.task_view import MODES, directions, view
+from dreamjax.config.run import MODES
+from dreamjax.data.pipeline.task_view import directions, view
 from dreamjax.document import Document, Image, Text
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)

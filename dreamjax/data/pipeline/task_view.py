@@ -10,7 +10,6 @@ import numpy as np
 
 from dreamjax.document import Document, Image, Text
 
-MODES = ("joint", "comprehension_only", "creation_only")
 SIDES = ("comprehension_only", "creation_only")  # of a pair; a direction of 0.5 or more shows the first
 
 

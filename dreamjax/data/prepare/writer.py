@@ -299,7 +299,7 @@ def _counts(document: Document) -> collections.Counter:
 
 
 def _lengths(document: Document, job: Job) -> tuple[int, int, int]:
-    """Tokens without the slots' own, which depend on the model, seen and dreamed pictures."""
+    """Tokens without the slots' own, which depend on the model, input and target images."""
     if job.tokenizer is None:
         return 0, 0, 0
     row = tokenize_document(document, job.tokenizer, Slots(0, 0), job.template)

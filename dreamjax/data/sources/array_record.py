@@ -147,7 +147,7 @@ class ArrayRecords:
     def lengths(self) -> np.ndarray | None:
         """[n, 3] int32 that `prepare` stored.
 
-        Tokens without the slots' own, seen and dreamed pictures; None where the files are not just those.
+        Tokens without the slots' own, input and target images; None where the files are not just those.
         """
         file = files.join(os.path.dirname(self.names[0]), LENGTHS)
         if not files.exists(file):

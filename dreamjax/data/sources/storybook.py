@@ -138,7 +138,7 @@ def _heading(title: str) -> str:
 class StorybookPages:
     """The illustrated pages of one split, each a Document of its own.
 
-    Its text, then its picture, dreamed but not seen.
+    Its text, then its image, a target and no input.
     """
 
     path: str | os.PathLike
