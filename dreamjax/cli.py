@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dreamjax.config import RunConfig
+from dreamjax.config.aliases import current_path
 from dreamjax.config.arguments import experiment_file
 from dreamjax.errors import ConfigError, UserError, printable
 
@@ -47,7 +49,8 @@ def run(name: str, main: Callable[[], int | None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(with_experiment_files(argv))
+            sys.argv = with_current_names(with_experiment_files(argv))  # where ml_collections looks for overrides
+            rest = flags.FLAGS(sys.argv)
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
                 flags.FLAGS["config"].value.lock()  # raises here if the file did not load
         except SystemExit:  # --help, which absl ends with status 1
@@ -90,6 +93,17 @@ def with_experiment_files(argv: list[str]) -> list[str]:
             argument = experiment_file(argument)
         files.append(argument)
     return files
+
+
+def with_current_names(argv: list[str]) -> list[str]:
+    """Arguments in which `--config.a.b=c` names settings as they are called today."""
+    prefix = "--config."
+    renamed = []
+    for argument in argv:
+        path, equals, value = argument.removeprefix(prefix).partition("=")
+        known = argument.startswith(prefix)
+        renamed.append(f"{prefix}{current_path(RunConfig, path)}{equals}{value}" if known else argument)
+    return renamed
 
 
 def _reason(error: Exception) -> str:

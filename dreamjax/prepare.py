@@ -72,7 +72,8 @@ MAX_ASPECT = flags.DEFINE_float(
     "max_aspect", 0.0, "Most that a picture's longer side may be of its shorter one; 0: any."
 )
 DECODE = flags.DEFINE_bool("decode", True, "Decode every picture, so that none that is broken is kept.")
-MIN_PICTURES = flags.DEFINE_integer("min_images", 0, "Least number of pictures per document.")
+MIN_IMAGES = flags.DEFINE_integer("min_images", 0, "Least number of images per document.")
+flags.DEFINE_alias("min_pictures", "min_images")  # its name before 0.2
 MIN_CHARACTERS = flags.DEFINE_integer("min_characters", 0, "Least length of a caption.")
 MAX_CHARACTERS = flags.DEFINE_integer("max_characters", 0, "Greatest length of a caption; 0: any.")
 URLS = flags.DEFINE_bool("urls", True, "Keep captions with addresses in them.")
@@ -94,7 +95,7 @@ def main() -> int:
             raise ConfigError(f"--{count.name}: must be at least 1, is {count.value}")
     writer.check_out(out, path)
     filters = Filters(
-        MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_PICTURES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
+        MIN_SIDE.value, MAX_ASPECT.value, DECODE.value, MIN_IMAGES.value, MIN_CHARACTERS.value, MAX_CHARACTERS.value,
         URLS.value, NON_ASCII.value, _words(),
     )  # fmt: skip
     source = open_source(

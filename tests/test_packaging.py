@@ -61,8 +61,10 @@ def test_a_wheel_has_version_types_and_experiments(installed, tmp_path):
 
 def test_the_command_finds_an_experiment_anywhere(installed, tmp_path):
     command = str(installed / "bin" / "dreamjax")
-    printed = run(installed, tmp_path, command, "train", "--config=quickstart", "--config.seed=3", "--dry_run")
-    assert json.loads(printed.splitlines()[-1])["parameters"]["llm"]
+    overrides = ("--config.seed=3", "--config.data.seen_slots=12")  # the second by its name before 0.2
+    printed = run(installed, tmp_path, command, "train", "--config=quickstart", *overrides, "--dry_run")
+    facts = json.loads(printed.splitlines()[-1])
+    assert facts["parameters"]["llm"] and facts["input_slots"] == 8 * 12
     assert not list(tmp_path.iterdir())
 
 

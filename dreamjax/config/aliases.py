@@ -1,6 +1,8 @@
 """Names that fields had in earlier versions, which files and experiments written for those still use."""
 
+import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -28,6 +30,17 @@ def renamed(names: Mapping[str, str]) -> Callable[[type[T]], type[T]]:
         return cls
 
     return decorate
+
+
+def current_path(cls: type | None, path: str) -> str:
+    """A dotted path of fields below the dataclass `cls` by today's names; names that are not known stay."""
+    names = []
+    for name in path.split("."):
+        name = getattr(cls, "old_names", {}).get(name, name)
+        names.append(name)
+        field = typing.get_type_hints(cls).get(name) if cls is not None else None
+        cls = field if dataclasses.is_dataclass(field) and isinstance(field, type) else None
+    return ".".join(names)
 
 
 def earlier_names(cls: type, values: Mapping) -> dict:

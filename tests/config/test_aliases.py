@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from dreamjax.cli import with_current_names
 from dreamjax.config import DataConfig, RunConfig, SourceConfig, from_dict, to_dict
-from dreamjax.config.aliases import current_names, earlier_names, renamed
+from dreamjax.config.aliases import current_names, current_path, earlier_names, renamed
 from dreamjax.document import Document, Image, Text
 from dreamjax.errors import ConfigError
 
@@ -53,3 +54,20 @@ def test_documents_by_their_earlier_names():
     stored = {"parts": [earlier, {"type": "image", "image": "data:;base64,", "seen": True, "dreamed": False}]}
     text, image = Document.from_json(stored).parts
     assert text == document.parts[0] and (image.is_input, image.is_target) == (True, False)
+
+
+def test_overrides_on_the_command_line():
+    paths = {"data.seen_slots": "data.input_slots", "loss.picture_chunks": "loss.image_chunks", "whole": "replicated"}
+    same = ("seed", "data.train[0].path", "model.llm.width", "nowhere.seen_slots", "seen_slots")
+    for path, current in {**paths, **dict.fromkeys(same)}.items():
+        assert current_path(RunConfig, path) == (current or path)
+    words = [
+        "train",
+        "--config=x.py:seen_slots",
+        "--config.data.seen_slots=4",
+        "--config.whole",
+        "('.',)",
+        "--seen_slots=1",
+    ]
+    expected = [*words[:2], "--config.data.input_slots=4", "--config.replicated", *words[4:]]
+    assert with_current_names(words) == expected
